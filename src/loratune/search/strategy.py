@@ -1,0 +1,30 @@
+"""The interface of a search strategy: pure functions from the history to the next trials."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from loratune.values import Decision, SearchContext, SearchPlan, Trial, TrialResult
+
+
+class Strategy(Protocol):
+    """Built from a `SearchContext`; holds no state besides it.
+
+    The driver repeats: ask with all results so far, run what comes back, add the results. A strategy
+    recognises its own trials by `result.asked.key`; in a simulated run `result.trial` may be another cell.
+    The order of the history carries no meaning.
+    """
+
+    name: str
+    context: SearchContext
+
+    def plan(self) -> SearchPlan:
+        """What it would run if all goes as expected, fitted to `context.budget`."""
+        ...
+
+    def ask(self, history: Sequence[TrialResult]) -> tuple[Trial, ...]:
+        """Trials to run now, none of them in the history; empty when the search is settled."""
+        ...
+
+    def decide(self, history: Sequence[TrialResult]) -> Decision:
+        """The best answer that the history supports, at any time (a clock may cut the search)."""
+        ...

@@ -1,0 +1,30 @@
+"""Frozen dataclasses that the layers exchange. They know nothing of torch, files or the command line."""
+
+from loratune.values.context import SearchContext
+from loratune.values.evidence import Decision, Evidence, StageSummary
+from loratune.values.hyperparameters import ALL_LINEAR, HyperParameters, default_recipe
+from loratune.values.plan import PlannedStage, SearchPlan
+from loratune.values.profile import DataProfile, ModelProfile, Recommendation, Suggested
+from loratune.values.trial import METRICS, CurvePoint, Stage, Trial, TrialResult, TrialState
+
+__all__ = [
+    "ALL_LINEAR",
+    "METRICS",
+    "CurvePoint",
+    "DataProfile",
+    "Decision",
+    "Evidence",
+    "HyperParameters",
+    "ModelProfile",
+    "PlannedStage",
+    "Recommendation",
+    "SearchContext",
+    "SearchPlan",
+    "Stage",
+    "StageSummary",
+    "Suggested",
+    "Trial",
+    "TrialResult",
+    "TrialState",
+    "default_recipe",
+]

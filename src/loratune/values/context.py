@@ -1,0 +1,74 @@
+"""What a strategy is told before it starts; nothing in here changes during a search."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from loratune.values.hyperparameters import ALL_LINEAR
+from loratune.values.trial import METRICS, Trial
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class SearchContext:
+    """Facts, limits and wishes."""
+
+    # facts of the data
+    rows: int
+    """Training rows."""
+    tokens: int
+    """Tokens of one pass over the training rows."""
+    supervised_tokens: int
+    """Supervised tokens of one pass over the training rows."""
+    validation_tokens: int = 0
+    """Tokens of one evaluation over all validation rows."""
+    validation_weights: npt.NDArray[np.float64] | None = None
+    """[validation rows] supervised tokens of each row; None in a simulated run without per-example values."""
+    validation_labels: npt.NDArray[np.int64] | None = None
+    """[validation rows] index of the true label, for labelled data."""
+    labels: int = 0
+    """Number of classes; 0 where the data is not labelled."""
+    base_nll: float | None = None
+    """Validation NLL of the untouched base model, where it was measured."""
+
+    # facts of the model
+    hidden_size: int = 0
+    family: str = ""
+    """transformers' `model_type`."""
+    parameters_per_rank: int = 0
+    """LoRA parameters at rank 1 over the default targets: Σ (in + out)."""
+    largest_rank: int = 1024
+    """The smallest dimension of a targeted layer."""
+    largest_batch: int = 1024
+    """What fits in memory, by the memory model."""
+
+    # wishes
+    epochs: float = 1.0
+    warmup_ratio: float = 0.05
+    target_modules: tuple[str, ...] = ALL_LINEAR
+    ranks: tuple[int, ...] = ()
+    """Candidates in ascending order; empty: the strategy chooses."""
+    learning_rates: tuple[float, ...] = ()
+    batch_sizes: tuple[int, ...] = ()
+    metric: str = "nll"
+    margin: float = 0.005
+    """Nats per supervised token, or points (hundredths) of the task metric."""
+    seed: int = 0
+    budget: float = 5.0
+    """What the search may cost before the final run, in full-run equivalents."""
+    regularise: bool = False
+    """Search dropout and weight decay even without signs of over-fitting."""
+
+    @property
+    def larger_is_better(self) -> bool:
+        return METRICS[self.metric]
+
+    def cost(self, trial: Trial) -> float:
+        """Cost in full-run equivalents: 1 is a full pass over all rows for `epochs`, with its evaluation.
+
+        A frozen base needs no weight gradients, so a forward pass is half of a training pass
+        (2 against 4 FLOP per parameter and token).
+        """
+        training = trial.fraction * trial.hyper_parameters.epochs * self.tokens
+        full = self.epochs * self.tokens + 0.5 * self.validation_tokens
+        return (training + 0.5 * self.validation_tokens) / full if full else 0.0

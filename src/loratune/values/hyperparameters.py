@@ -1,0 +1,73 @@
+"""The hyper-parameters of one LoRA run, under PEFT's and transformers' own names."""
+
+from dataclasses import asdict, dataclass
+from math import isfinite
+from typing import Any, Self
+
+from loratune.errors import HyperParameterError
+
+ALL_LINEAR = ("all-linear",)
+"""Target every linear layer but the head, as PEFT's `target_modules="all-linear"` does."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HyperParameters:
+    """What a trial is trained with. Raises `HyperParameterError` where a value is outside its range."""
+
+    r: int
+    """LoRA rank, ≥ 1."""
+    lora_alpha: float
+    """Numerator of the scaling lora_alpha / r, > 0."""
+    learning_rate: float
+    """Peak learning rate of AdamW, > 0."""
+    batch_size: int
+    """Rows per optimiser step, ≥ 1."""
+    lora_dropout: float = 0.0
+    """Dropout on the input of lora_A, in [0, 1)."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled decay, ≥ 0."""
+    epochs: float = 1.0
+    """Passes over the training rows, > 0."""
+    warmup_ratio: float = 0.05
+    """Share of the steps in which the learning rate rises linearly from zero, in [0, 1); then linear to zero."""
+    target_modules: tuple[str, ...] = ALL_LINEAR
+    """Names (suffixes) of the adapted modules, or `ALL_LINEAR`."""
+
+    def __post_init__(self) -> None:
+        rules = (
+            ("r", self.r >= 1 and self.r == int(self.r), "a whole number of at least 1"),
+            ("lora_alpha", self.lora_alpha > 0 and isfinite(self.lora_alpha), "above 0"),
+            ("learning_rate", self.learning_rate > 0 and isfinite(self.learning_rate), "above 0"),
+            ("batch_size", self.batch_size >= 1 and self.batch_size == int(self.batch_size), "at least 1"),
+            ("lora_dropout", 0 <= self.lora_dropout < 1, "in [0, 1)"),
+            ("weight_decay", self.weight_decay >= 0 and isfinite(self.weight_decay), "at least 0"),
+            ("epochs", self.epochs > 0 and isfinite(self.epochs), "above 0"),
+            ("warmup_ratio", 0 <= self.warmup_ratio < 1, "in [0, 1)"),
+            ("target_modules", len(self.target_modules) > 0, "at least one name"),
+        )
+        for name, holds, rule in rules:
+            if not holds:
+                raise HyperParameterError(
+                    f"{name} must be {rule}, got {getattr(self, name)!r}; change --{name.replace('_', '-')}."
+                )
+
+    @property
+    def scaling(self) -> float:
+        """PEFT's factor on B·A."""
+        return self.lora_alpha / self.r
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, tuples as lists, for JSON."""
+        return {**asdict(self), "target_modules": list(self.target_modules)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Inverse of `to_dict`."""
+        return cls(**{**values, "target_modules": tuple(values["target_modules"])})
+
+
+def default_recipe(epochs: float = 1.0, warmup_ratio: float = 0.05) -> HyperParameters:
+    """What everybody uses today and every result is compared with: r 16, alpha 32, 2e-4, batch 16."""
+    return HyperParameters(
+        r=16, lora_alpha=32, learning_rate=2e-4, batch_size=16, epochs=epochs, warmup_ratio=warmup_ratio
+    )

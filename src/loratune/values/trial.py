@@ -1,0 +1,137 @@
+"""A trial, and what came of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from hashlib import sha256
+from json import dumps
+from math import inf
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from loratune.errors import HyperParameterError
+from loratune.values.hyperparameters import HyperParameters
+
+METRICS: dict[str, bool] = {
+    "nll": False,
+    "perplexity": False,
+    "exact_match": True,
+    "accuracy": True,
+    "f1": True,
+}
+"""Metric name → whether larger is better. `accuracy` and `f1` (macro) need labelled data."""
+
+
+class Stage(StrEnum):
+    """The questions that a search answers, in order."""
+
+    RANK = "rank and learning rate"
+    BATCH = "learning rate and batch size"
+    ALPHA = "alpha"
+    REGULARISATION = "regularisation"
+    FINAL = "final"
+
+
+class TrialState(StrEnum):
+    COMPLETE = "complete"
+    DIVERGED = "diverged"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """One set of hyper-parameters with one seed, trained on a stated fraction of the budgeted steps.
+
+    The fraction is that of the training rows: a trial at 0.25 sees the first quarter of one seeded
+    shuffle (the same rows for every trial at that fraction) for all its epochs, its schedule annealed to
+    zero at its own end.
+    """
+
+    hyper_parameters: HyperParameters
+    seed: int = 0
+    """Seed of the adapter's initial weights, the order of rows and the dropout masks."""
+    fraction: float = 1.0
+    """Share of the training rows, in (0, 1]."""
+    stage: Stage = Stage.RANK
+    """The question for which it was asked first; not part of its identity."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise HyperParameterError(f"fraction must be in (0, 1], got {self.fraction}.")
+
+    @property
+    def key(self) -> str:
+        """Identity: 16 hex digits of all that changes the result, the same in every process."""
+        facts = [self.hyper_parameters.to_dict(), self.seed, round(self.fraction, 9)]
+        return sha256(dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "hyper_parameters": self.hyper_parameters.to_dict(),
+            "seed": self.seed,
+            "fraction": self.fraction,
+            "stage": str(self.stage),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Inverse of `to_dict`."""
+        return cls(
+            hyper_parameters=HyperParameters.from_dict(values["hyper_parameters"]),
+            seed=values["seed"],
+            fraction=values["fraction"],
+            stage=Stage(values["stage"]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CurvePoint:
+    """One reading during training."""
+
+    step: int
+    """Optimiser steps done."""
+    fraction: float
+    """Share of this trial's own steps done, in (0, 1]."""
+    train_nll: float
+    """Mean training loss since the last reading, nats per supervised token."""
+    validation_nll: float
+    """On the fixed subset of validation rows (the last reading: on all), nats per supervised token."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class TrialResult:
+    """What came of a trial."""
+
+    asked: Trial
+    """The trial that the strategy asked for."""
+    trial: Trial
+    """The trial that was run: the same, but for a simulated run that had to take the nearest cell."""
+    state: TrialState = TrialState.COMPLETE
+    nll: float = inf
+    """Validation NLL over all validation rows at the end; infinite where the trial diverged."""
+    train_nll: float = inf
+    """Mean training loss over the last tenth of the steps, nats per supervised token."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Validation value by metric name, `nll` included."""
+    curve: tuple[CurvePoint, ...] = ()
+    example_nll: npt.NDArray[np.float64] | None = None
+    """[validation rows] sum of the NLL over each row's supervised tokens, nats."""
+    example_scores: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    """[validation rows] by name: `exact_match` and `accuracy` as 0/1, `prediction` as a label's index."""
+    trained_tokens: int = 0
+    """Real (unpadded) tokens of all its steps."""
+    steps: int = 0
+    cost: float = 0.0
+    """Training and evaluation, in full-run equivalents (`SearchContext.cost`)."""
+    seconds: float = 0.0
+    """Its share of its packs' wall-clock time."""
+    message: str = ""
+    """Why it diverged or was stopped; empty otherwise."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether it reached its end with finite numbers."""
+        return self.state is TrialState.COMPLETE

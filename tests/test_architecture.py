@@ -1,0 +1,83 @@
+"""The house rules that a machine can check: import direction, lazy torch, size budget."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+SOURCE = Path(__file__).parent.parent / "src" / "loratune"
+LAYERS = [
+    {"errors"},
+    {"values"},
+    {"maths"},
+    {"data", "model", "lora", "study"},
+    {"engine", "search"},
+    {"run", "report"},
+    {"tune", "cli", "__main__", "__init__"},
+]
+LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
+TORCH_ROOMS = {"model", "lora", "engine", "run", "tune"}
+TORCH_FILES = {"data/batches.py"}
+HEAVY = {"torch", "transformers", "peft"}
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    first = path.relative_to(SOURCE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imported_modules(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module or "")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_imports_point_downwards(path: Path) -> None:
+    room = room_of(path)
+    assert room in LEVEL, f"{room} has no layer"
+    for module in imported_modules(path):
+        parts = module.split(".")
+        if parts[0] != "loratune" or len(parts) == 1:
+            continue
+        target = parts[1]
+        lower = LEVEL[target] < LEVEL[room]
+        top = LEVEL[room] == len(LAYERS) - 1
+        assert lower or target == room or top, f"{path.name} ({room}) imports {module}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_torch_stays_in_its_rooms(path: Path) -> None:
+    relative = str(path.relative_to(SOURCE))
+    if room_of(path) in TORCH_ROOMS or relative in TORCH_FILES:
+        return
+    heavy = {module.split(".")[0] for module in imported_modules(path)} & HEAVY
+    assert not heavy, f"{relative} imports {heavy}"
+
+
+def test_importing_loratune_imports_no_torch() -> None:
+    probe = (
+        "import loratune, sys; print([m for m in ('torch', 'transformers', 'optuna') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_size_budget() -> None:
+    lengths = {path: len(path.read_text().splitlines()) for path in FILES}
+    assert median(lengths.values()) <= 200
+    for path, length in lengths.items():
+        assert length <= 500, f"{path.relative_to(SOURCE)} has {length} lines"
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                size = (node.end_lineno or node.lineno) - node.lineno + 1
+                assert size <= 100, f"{path.relative_to(SOURCE)}:{node.name} has {size} lines"
