@@ -7,12 +7,38 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from loratune.tune import estimate_memory, plan, recommend, selfcheck, train, tune
+    from loratune.app.doctor import doctor
+    from loratune.app.memory import estimate_memory
+    from loratune.app.plan import plan
+    from loratune.app.recommend import recommend
+    from loratune.app.report import report
+    from loratune.app.selfcheck import selfcheck
+    from loratune.app.train import train
+    from loratune.app.tune import tune
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "estimate_memory", "plan", "recommend", "selfcheck", "train", "tune"]
+__all__ = [
+    "__version__",
+    "doctor",
+    "estimate_memory",
+    "plan",
+    "recommend",
+    "report",
+    "selfcheck",
+    "train",
+    "tune",
+]
 
-_HOME = dict.fromkeys(("estimate_memory", "plan", "recommend", "selfcheck", "train", "tune"), "loratune.tune")
+_HOME = {
+    "doctor": "loratune.app.doctor",
+    "estimate_memory": "loratune.app.memory",
+    "plan": "loratune.app.plan",
+    "recommend": "loratune.app.recommend",
+    "report": "loratune.app.report",
+    "selfcheck": "loratune.app.selfcheck",
+    "train": "loratune.app.train",
+    "tune": "loratune.app.tune",
+}
 
 
 def __getattr__(name: str) -> Any:

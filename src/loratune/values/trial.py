@@ -55,7 +55,7 @@ class Trial:
     fraction: float = 1.0
     """Share of the training rows, in (0, 1]."""
     stage: Stage = Stage.RANK
-    """The question for which it was asked first; not part of its identity."""
+    """The question for which it was asked first; part of its identity only if final (early stopping)."""
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
@@ -64,7 +64,7 @@ class Trial:
     @property
     def key(self) -> str:
         """Identity: 16 hex digits of all that changes the result, the same in every process."""
-        facts = [self.hyper_parameters.to_dict(), self.seed, round(self.fraction, 9)]
+        facts = [self.hyper_parameters.to_dict(), self.seed, round(self.fraction, 9), self.stage is Stage.FINAL]
         return sha256(dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:

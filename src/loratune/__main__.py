@@ -1,0 +1,5 @@
+"""`python -m loratune`."""
+
+from loratune.cli.main import main
+
+main()

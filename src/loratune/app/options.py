@@ -1,0 +1,219 @@
+"""The options of every command, each documented once, here; the command line is generated from them.
+
+Full configuration in the library, the same at the command line: `tune(**options)` and `loratune tune --…`
+build the same frozen dataclass, and `loratune.toml` repeats it.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from json import dumps
+from pathlib import Path
+from typing import Any
+
+from loratune.errors import HyperParameterError, InputError
+from loratune.run.budget import Budget
+from loratune.search.make import STRATEGIES
+from loratune.values import ALL_LINEAR, METRICS, HyperParameters
+
+
+def option(default: Any, text: str, panel: str = "Search") -> Any:
+    """A dataclass field with its help text and the panel of `--help` in which it stands."""
+    return field(default=default, metadata={"help": text, "panel": panel})
+
+
+DATA, MODEL, TRAINING = "Data", "Model and device", "Hyper-parameters"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonOptions:
+    """A base model and a dataset."""
+
+    model: str = option(MISSING, "Base model: a folder, a .gguf file, or a hub name.", MODEL)
+    data: str = option(
+        MISSING, "Training data: .jsonl, .csv, .tsv, .parquet, a datasets folder, or a hub name.", DATA
+    )
+    validation: str | None = option(None, "Validation data; default: split off --data.", DATA)
+    test: str | None = option(None, "Test data, used once at the end; default: split off --data.", DATA)
+    prompt_column: str | None = option(None, "Column that holds the prompt.", DATA)
+    completion_column: str | None = option(None, "Column that holds the completion or label.", DATA)
+    template: str | None = option(
+        None, "Prompt template with {column} fields, e.g. 'Message: {text}\\nIntent:'.", DATA
+    )
+    max_length: int | None = option(None, "Longest row in tokens; default: what data and model need.", DATA)
+    train_rows: int | None = option(None, "Use at most this many training rows (seeded choice).", DATA)
+    validation_rows: int | None = option(None, "Use at most this many validation rows.", DATA)
+    test_rows: int | None = option(None, "Use at most this many test rows.", DATA)
+    seed: int = option(0, "Seed of splits, trials and decisions.", DATA)
+    dtype: str = option("auto", "Base weights: auto, float32 or bfloat16.", MODEL)
+    device: str = option("auto", "auto, cpu, cuda or cuda:N.", MODEL)
+    device_memory: str | None = option(None, "Memory to plan with, e.g. 24GiB; default: the device's.", MODEL)
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise InputError(f"--seed must be at least 0, got {self.seed}; choose a whole number.")
+        if self.dtype not in ("auto", "float32", "bfloat16"):
+            raise InputError(
+                f"--dtype must be auto, float32 or bfloat16, got {self.dtype!r}; change --dtype."
+            )
+        for name in ("max_length", "train_rows", "validation_rows", "test_rows"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}; change it.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions(CommonOptions):
+    """What to search, how, and for how much."""
+
+    budget: str = option("auto", "For the search: 30m, 2h, 3x (final runs) or auto (5x).")
+    strategy: str = option("evidence", f"One of {', '.join(STRATEGIES)}.")
+    metric: str = option("nll", f"What is optimised: {', '.join(METRICS)}.")
+    margin: float | None = option(
+        None,
+        "Tolerated loss for a cheaper choice: nats per token (default 0.005) or points of the metric (1.0).",
+    )
+    ranks: tuple[int, ...] = option((), "Candidate ranks, e.g. 4,8,16; default: chosen from the data.")
+    learning_rates: tuple[float, ...] = option((), "Candidate learning rates, e.g. 1e-4,1e-3.")
+    batch_sizes: tuple[int, ...] = option((), "Candidate batch sizes, e.g. 8,16.")
+    target_modules: tuple[str, ...] = option(
+        ALL_LINEAR, "Adapted layers, e.g. q_proj,v_proj; default: every linear layer but the head."
+    )
+    epochs: float = option(1.0, "Passes over the training rows of one full run.")
+    warmup_ratio: float = option(0.05, "Share of the steps with a rising learning rate.")
+    regularise: bool = option(False, "Search dropout and weight decay even without over-fitting.")
+    patience: int = option(3, "Final run: evaluations without improvement before it stops.")
+    pack_size: int | None = option(
+        None, "Trials trained at once; default: what memory and device suit.", MODEL
+    )
+
+    def __post_init__(self) -> None:
+        super(SearchOptions, self).__post_init__()
+        Budget.parse(self.budget)
+        if self.strategy not in STRATEGIES:
+            raise InputError(
+                f"--strategy must be one of {', '.join(STRATEGIES)}, got {self.strategy!r}; change --strategy."
+            )
+        if self.metric not in METRICS:
+            raise InputError(
+                f"--metric must be one of {', '.join(METRICS)}, got {self.metric!r}; change --metric."
+            )
+        if self.margin is not None and not self.margin > 0:
+            raise InputError(f"--margin must be above 0, got {self.margin}; change --margin.")
+        if self.patience < 1:
+            raise InputError(f"--patience must be at least 1, got {self.patience}; change --patience.")
+        if self.pack_size is not None and self.pack_size < 1:
+            raise InputError(f"--pack-size must be at least 1, got {self.pack_size}; change --pack-size.")
+        for name, field_name in (
+            ("ranks", "r"),
+            ("learning_rates", "learning_rate"),
+            ("batch_sizes", "batch_size"),
+        ):
+            for value in getattr(self, name):
+                try:
+                    self.hyper_parameters(**{field_name: value})
+                except HyperParameterError as error:
+                    rule = str(error).split(";")[0]
+                    raise HyperParameterError(f"{rule}; change --{name.replace('_', '-')}.") from None
+        self.hyper_parameters()
+
+    def hyper_parameters(self, **values: Any) -> HyperParameters:
+        """The default recipe at these epochs and targets, with changes."""
+        facts: dict[str, Any] = {
+            "r": 16,
+            "lora_alpha": 32,
+            "learning_rate": 2e-4,
+            "batch_size": 16,
+            "epochs": self.epochs,
+            "warmup_ratio": self.warmup_ratio,
+            "target_modules": self.target_modules,
+        }
+        return HyperParameters(**(facts | values))
+
+    @property
+    def resolved_margin(self) -> float:
+        """In nats for nll and perplexity, in points for the other metrics."""
+        if self.margin is not None:
+            return self.margin
+        return 0.005 if self.metric in ("nll", "perplexity") else 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions(SearchOptions):
+    """`SearchOptions` and where the study lives."""
+
+    out: str = option(
+        "runs/loratune", "Run directory; it receives adapter/, result.json, report.html, study.db.", "Output"
+    )
+    storage: str | None = option(
+        None, "Optuna storage URL; default: study.db in the run directory.", "Output"
+    )
+    resume: bool = option(
+        False, "Go on with the study in --out; finished trials are not trained again.", "Output"
+    )
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(CommonOptions):
+    """One adapter with given hyper-parameters."""
+
+    rank: int = option(16, "LoRA rank.", TRAINING)
+    lora_alpha: float | None = option(None, "LoRA alpha; default 2 x rank.", TRAINING)
+    lora_dropout: float = option(0.0, "Dropout on the adapter's input.", TRAINING)
+    target_modules: tuple[str, ...] = option(
+        ALL_LINEAR, "Adapted layers; default: all linear ones.", TRAINING
+    )
+    learning_rate: float = option(2e-4, "Peak learning rate.", TRAINING)
+    batch_size: int = option(16, "Rows per step.", TRAINING)
+    weight_decay: float = option(0.0, "AdamW's decay.", TRAINING)
+    epochs: float = option(1.0, "Passes over the training rows.", TRAINING)
+    warmup_ratio: float = option(0.05, "Share of the steps with a rising learning rate.", TRAINING)
+    patience: int = option(3, "Evaluations without improvement before it stops.", TRAINING)
+    out: str = option("runs/train", "Run directory; it receives adapter/ and result.json.", "Output")
+
+    def __post_init__(self) -> None:
+        super(TrainOptions, self).__post_init__()
+        if self.patience < 1:
+            raise InputError(f"--patience must be at least 1, got {self.patience}; change --patience.")
+        self.hyper_parameters()
+
+    def hyper_parameters(self) -> HyperParameters:
+        """The values as one object. Raises `HyperParameterError` naming the option."""
+        return HyperParameters(
+            r=self.rank,
+            lora_alpha=2.0 * self.rank if self.lora_alpha is None else self.lora_alpha,
+            lora_dropout=self.lora_dropout,
+            target_modules=self.target_modules,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            weight_decay=self.weight_decay,
+            epochs=self.epochs,
+            warmup_ratio=self.warmup_ratio,
+        )
+
+
+def to_toml(options: TuneOptions) -> str:
+    """`loratune.toml`: the options as top-level keys; unset ones left out (JSON strings are TOML strings)."""
+    lines = [f"{name} = {dumps(value)}" for name, value in asdict(options).items() if value is not None]
+    return (
+        "\n".join(["# Repeats this run: loratune tune --config loratune.toml --out elsewhere", *lines]) + "\n"
+    )
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Options from a file that `to_toml` wrote; unknown keys are errors."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"--config must be a readable TOML file, but {path}: {error}; correct it.") from None
+    known = {each.name for each in fields(TuneOptions)}
+    if unknown := sorted(set(values) - known):
+        raise InputError(
+            f"{path} has options that tune does not know: {', '.join(unknown)}; known are {', '.join(sorted(known))}."
+        )
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

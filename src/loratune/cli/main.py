@@ -1,0 +1,178 @@
+"""The command line: parses, calls `loratune.app`, prints; errors become one sentence and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from loratune.app.options import CommonOptions, SearchOptions, TrainOptions, TuneOptions, read_toml
+from loratune.cli.generate import options_of
+from loratune.errors import LoratuneError
+
+app = typer.Typer(
+    name="loratune",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Finds the LoRA hyper-parameters for your base model and your data, proves the choice, and hands over "
+    "the trained adapter in PEFT's format.\n\nStart with `loratune demo`, then "
+    "`loratune plan --model M --data D` (what would run, how long) and `loratune tune --model M --data D`.",
+)
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", help="Options from a loratune.toml; the command line goes before it."),
+]
+_FROM_FILE = frozenset({"model", "data"})
+
+
+def _merged(cls: type[Any], values: dict[str, Any], config: Path | None) -> Any:
+    """Options from the file, overridden by the command line. `model` and `data` must come from one of them."""
+    merged = (read_toml(config) if config else {}) | values
+    names = {name for name in cls.__dataclass_fields__}
+    for name in _FROM_FILE:
+        if name not in merged:
+            raise typer.BadParameter(f"--{name} is required; give it, or a --config that has it.")
+    return cls(**{name: value for name, value in merged.items() if name in names})
+
+
+@app.command()
+@options_of(TuneOptions, optional=_FROM_FILE)
+def tune(*, values: dict[str, Any], config: Config = None, json: Json = False) -> None:
+    """Search, decide, train the final adapter, and write it with the evidence.
+
+    Prints the plan first, then progress, then the recommendation. The run directory receives `adapter/`
+    (PEFT's format), `result.json`, `report.html`, `study.db` (Optuna) and `loratune.toml`. Interrupt it at
+    any time and go on with `--resume`.
+
+    Example: `loratune tune --model HuggingFaceTB/SmolLM2-135M-Instruct --data train.jsonl --budget 30m`
+    """
+    from loratune.app.tune import tune_command
+
+    raise typer.Exit(tune_command(_merged(TuneOptions, values, config), as_json=json))
+
+
+@app.command()
+@options_of(SearchOptions, optional=_FROM_FILE)
+def plan(*, values: dict[str, Any], config: Config = None, json: Json = False) -> None:
+    """What tune would run: stages, trials, packs, time and memory; trains nothing but a short calibration."""
+    from loratune.app.plan import plan_command
+
+    plan_command(_merged(SearchOptions, values, config), as_json=json)
+
+
+@app.command()
+@options_of(CommonOptions)
+def recommend(*, values: dict[str, Any], json: Json = False) -> None:
+    """The prior in seconds: what data and model suggest before anything is trained, with its uncertainty."""
+    from loratune.app.recommend import recommend_command
+
+    recommend_command(CommonOptions(**values), as_json=json)
+
+
+@app.command()
+@options_of(TrainOptions)
+def train(*, values: dict[str, Any], json: Json = False) -> None:
+    """One adapter with given hyper-parameters and early stopping on the validation NLL."""
+    from loratune.app.train import train_command
+
+    train_command(TrainOptions(**values), as_json=json)
+
+
+@app.command()
+def memory(
+    model: Annotated[str, typer.Option(help="Model folder, config.json, .gguf file or hub name.")],
+    rank: Annotated[int, typer.Option(help="LoRA rank of every trial.")] = 16,
+    batch_size: Annotated[int, typer.Option(help="Rows per step of every trial.")] = 8,
+    max_length: Annotated[int, typer.Option(help="Tokens of the longest row.")] = 512,
+    trials: Annotated[int, typer.Option(help="Trials trained at once.")] = 1,
+    dtype: Annotated[str, typer.Option(help="Base weights: bfloat16 or float32.")] = "bfloat16",
+    device_memory: Annotated[
+        str | None, typer.Option(help="What to fit into, e.g. 24GiB; default: this device's.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """What a pack needs, part by part, and what fits; reads a config alone, no weights."""
+    from loratune.app.memory import memory_command
+
+    memory_command(
+        model=model,
+        rank=rank,
+        batch_size=batch_size,
+        max_length=max_length,
+        trials=trials,
+        dtype=dtype,
+        device_memory=device_memory,
+        as_json=json,
+    )
+
+
+@app.command()
+def report(directory: Annotated[Path, typer.Argument(help="A run directory of tune.")]) -> None:
+    """Write report.html again and print the summary of a finished run."""
+    from loratune.app.report import report_command
+
+    report_command(directory)
+
+
+@app.command()
+def selfcheck(
+    model: Annotated[str, typer.Option(help="Base model: a folder, a .gguf file, or a hub name.")],
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float64.")] = "float32",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    steps: Annotated[int, typer.Option(help="Optimiser steps to compare.")] = 20,
+    json: Json = False,
+) -> None:
+    """Train a mixed pack and plain PEFT side by side on this model, and print how far they differ."""
+    from loratune.app.selfcheck import selfcheck_command
+
+    raise typer.Exit(selfcheck_command(model=model, dtype=dtype, device=device, steps=steps, as_json=json))
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Versions, device, memory and processor features that matter here."""
+    from loratune.app.doctor import doctor_command
+
+    doctor_command(as_json=json)
+
+
+@app.command()
+def demo(
+    out: Annotated[str, typer.Option(help="Run directory.")] = "runs/demo",
+    fresh: Annotated[bool, typer.Option(help="Delete an earlier demo first.")] = True,
+) -> None:
+    """Tune a real 135M model on real news data on this machine: about ten minutes on two cores."""
+    from loratune.app.demo import demo_command
+
+    raise typer.Exit(demo_command(Path(out), fresh=fresh))
+
+
+def main() -> None:
+    """Entry point: no traceback reaches a user unless LORATUNE_DEBUG is set."""
+    try:
+        app()  # typer turns its own usage errors into exit code 2 and Ctrl-C into 130
+    except LoratuneError as error:
+        if os.environ.get("LORATUNE_DEBUG"):
+            raise
+        _fail(str(error), error.exit_code)
+    except Exception as error:
+        if os.environ.get("LORATUNE_DEBUG"):
+            raise
+        _fail(
+            f"Unexpected {type(error).__name__}: {error}; set LORATUNE_DEBUG=1 to see where, and report it.",
+            1,
+        )
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,41 @@
+"""What the search may cost: a duration, a number of final runs, or `auto`."""
+
+import re
+from dataclasses import dataclass
+from math import floor, log10
+from typing import Self
+
+from loratune.errors import BudgetError
+
+AUTO_RUNS = 5.0
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """Either seconds for everything up to `result.json`, or final runs for the search."""
+
+    seconds: float | None = None
+    runs: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """`90s`, `30m`, `2h`, `1d`, `3x` or `auto`. Raises `BudgetError`."""
+        if text == "auto":
+            return cls(runs=AUTO_RUNS)
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdx])", text.strip())
+        if not match or float(match[1]) <= 0:
+            raise BudgetError(
+                f"--budget must be a duration such as 30m or 2h, a multiple of one final run such as 3x, "
+                f"or auto, got {text!r}; change --budget."
+            )
+        amount, unit = float(match[1]), match[2]
+        return cls(runs=amount) if unit == "x" else cls(seconds=amount * _SECONDS[unit])
+
+
+def two_digits(value: float) -> float:
+    """Rounded down to two significant digits, so that a calibration's noise seldom changes a plan."""
+    if value <= 0:
+        return 0.0
+    step = 10.0 ** (floor(log10(value)) - 1)
+    return floor(value / step + 1e-9) * step
