@@ -1,0 +1,84 @@
+"""What this machine offers: versions, device, memory, processor features."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from json import dumps
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import loratune
+from loratune.model.device import device_memory
+
+_PACKAGES = ("torch", "transformers", "peft", "datasets", "optuna", "safetensors", "plotly", "gguf")
+_BF16_FLAGS = ("amx_bf16", "avx512_bf16")
+
+
+def doctor() -> dict[str, Any]:
+    """Facts by name: versions, device, memory in bytes, processor features, engine path."""
+    return {
+        "loratune": loratune.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "devices": _devices(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "processor_bf16": [flag for flag in _BF16_FLAGS if flag in _processor_flags()],
+        "engine_path": "pure PyTorch, right-padded micro-batches: the one path so far, on every device",
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor_flags() -> set[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return set()
+    line = next((line for line in text.splitlines() if line.startswith("flags")), "")
+    return set(line.split())
+
+
+def _devices() -> list[dict[str, Any]]:
+    found = [{"name": "cpu", "memory_bytes": device_memory(torch.device("cpu"))}]
+    for index in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(index)
+        found.append(
+            {
+                "name": f"cuda:{index} {facts.name}",
+                "memory_bytes": facts.total_memory,
+                "capability": f"{facts.major}.{facts.minor}",
+                "bf16": torch.cuda.is_bf16_supported(),
+            }
+        )
+    return found
+
+
+def doctor_command(*, as_json: bool) -> None:
+    """Print `doctor()` as a table or as JSON."""
+    facts = doctor()
+    if as_json:
+        print(dumps(facts))
+        return
+    table = Table(show_header=False, box=None)
+    for name, value in facts.items():
+        if name == "packages":
+            value = ", ".join(f"{k} {v or 'not installed'}" for k, v in value.items())
+        elif name == "devices":
+            value = "\n".join(f"{d['name']}, {d['memory_bytes'] / 2**30:.1f} GiB" for d in value)
+        elif isinstance(value, list):
+            value = ", ".join(value) or "none"
+        table.add_row(name, str(value))
+    Console().print(table)
