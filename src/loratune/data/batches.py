@@ -1,0 +1,123 @@
+"""Which rows a trial trains on, in which order, and how rows of many trials become micro-batches.
+
+Knows numpy and torch tensors; nothing of models, adapters or optimisers.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from loratune.data.table import TokenTable
+
+Rows = npt.NDArray[np.int64]
+
+
+def subset(rows: int, fraction: float, study_seed: int) -> Rows:
+    """The first ceil(fraction · rows) of one shuffle of all rows: smaller subsets lie in larger ones."""
+    shuffled = np.random.default_rng(study_seed).permutation(rows)
+    return np.asarray(shuffled[: ceil(round(fraction * rows, 9))], np.int64)
+
+
+def steps_per_epoch(rows: int, batch_size: int) -> int:
+    """The last, partial batch of an epoch counts."""
+    return ceil(rows / batch_size)
+
+
+def total_steps(rows: int, batch_size: int, epochs: float) -> int:
+    """Optimiser steps of a trial, as transformers' Trainer counts them (a part of an epoch is rounded up)."""
+    return max(1, ceil(round(epochs * steps_per_epoch(rows, batch_size), 9)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialBatches:
+    """The batches of one trial: a new permutation of `rows` in every epoch, the last partial batch kept."""
+
+    rows: Rows
+    """Row numbers of the training table."""
+    batch_size: int
+    epochs: float
+    seed: int
+
+    def __len__(self) -> int:
+        return total_steps(len(self.rows), self.batch_size, self.epochs)
+
+    def __iter__(self) -> Iterator[Rows]:
+        """Row numbers of each step, in order."""
+        per_epoch = steps_per_epoch(len(self.rows), self.batch_size)
+        order = self.rows
+        for step in range(len(self)):
+            epoch, position = divmod(step, per_epoch)
+            if position == 0:
+                order = self.rows[np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))]
+            yield order[position * self.batch_size : (position + 1) * self.batch_size]
+
+
+def cut(lengths: Sequence[int] | Rows, *, launch_tokens: int, max_tokens: int) -> list[Rows]:
+    """Cut rows into micro-batches at the least cost, by dynamic programming over the rows sorted by length.
+
+    The cost of a micro-batch is its padded tokens plus `launch_tokens`, what it costs to launch one
+    expressed in tokens. No micro-batch holds more than `max_tokens` padded tokens unless it is a single
+    row. Returns positions in `lengths`, each micro-batch in ascending order.
+    """
+    order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
+    longest = np.maximum(np.asarray(lengths, np.int64)[order], 1)
+    count = len(order)
+    best = np.zeros(count + 1)
+    start = np.zeros(count + 1, np.int64)
+    for stop in range(1, count + 1):
+        low = max(0, stop - max(1, max_tokens // int(longest[stop - 1])))
+        begins = np.arange(low, stop)
+        padded = (stop - begins) * longest[low:stop]
+        cost = best[low:stop] + padded + launch_tokens
+        cost[(padded > max_tokens) & (begins < stop - 1)] = np.inf
+        choice = int(np.argmin(cost))
+        best[stop], start[stop] = cost[choice], low + choice
+    pieces = []
+    stop = count
+    while stop:
+        pieces.append(np.sort(order[start[stop] : stop]))
+        stop = int(start[stop])
+    return pieces[::-1]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class MicroBatch:
+    """Rows padded on the right into one rectangle, with the positions whose hidden state predicts a token."""
+
+    tokens: torch.Tensor
+    """[rows, T] int64, right-padded with a token that no supervised position sees."""
+    positions: torch.Tensor
+    """[supervised] flat index row · T + t of the state that predicts; ascending, so grouped by row."""
+    targets: torch.Tensor
+    """[supervised] the token to be predicted there."""
+    counts: Rows
+    """[rows] supervised tokens of each row."""
+
+    @property
+    def padded_tokens(self) -> int:
+        return self.tokens.numel()
+
+
+def collate(table: TokenTable, rows: Sequence[int] | Rows, *, device: torch.device) -> MicroBatch:
+    """Rows of a table as one right-padded rectangle.
+
+    A causal model never looks to the right, so the padding needs no attention mask, whatever token it is.
+    """
+    pairs = [table.row(int(i)) for i in rows]
+    width = max(len(tokens) for tokens, _ in pairs)
+    padded = np.zeros((len(pairs), width), np.int64)
+    flags = np.zeros((len(pairs), width), np.bool_)
+    for i, (tokens, supervised) in enumerate(pairs):
+        padded[i, : len(tokens)] = tokens
+        flags[i, 1 : len(tokens)] = supervised[1:]
+    where = np.flatnonzero(flags)
+    return MicroBatch(
+        tokens=torch.from_numpy(padded).to(device),
+        positions=torch.from_numpy(where - 1).to(device),
+        targets=torch.from_numpy(padded.reshape(-1)[where]).to(device),
+        counts=flags.sum(1),
+    )

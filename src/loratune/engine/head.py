@@ -1,0 +1,108 @@
+"""Hidden states at supervised positions → loss per token and its gradient, never the full logits.
+
+Shapes: S supervised positions, D hidden size, V vocabulary. Knows nothing of trials or adapters.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from loratune.errors import ModelError
+
+_CHUNK_ELEMENTS = 2**24
+"""Logits held at a time: 64 MiB in float32."""
+
+
+class Head:
+    """The decoder and the head of a model, called one after the other.
+
+    The head is the model's own `forward` while its decoder returns given hidden states, so that scaling,
+    soft caps and biases are those of the architecture.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.decoder = model.get_decoder()
+        if self.decoder is None or self.decoder is model:
+            raise ModelError(
+                f"the model must have a decoder below its head, {type(model).__name__} has none; "
+                "use a causal language model."
+            )
+        self.vocabulary = int(model.config.get_text_config().vocab_size)
+
+    def hidden(self, tokens: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, Any]:
+        """Last hidden states [rows, T, D] of tokens [rows, T], and the decoder's whole output."""
+        output = self.decoder(input_ids=tokens, use_cache=False, **inputs)
+        return output.last_hidden_state, output
+
+    @contextmanager
+    def _decoder_returns(self, output: Any) -> Iterator[None]:
+        had = self.decoder.__dict__.get("forward")
+        self.decoder.forward = lambda *args, **kwargs: output
+        try:
+            yield
+        finally:
+            if had is None:
+                del self.decoder.forward
+            else:
+                self.decoder.forward = had
+
+    def logits(self, states: torch.Tensor, output: Any) -> torch.Tensor:
+        """Logits [S, V] in the base's type of states [S, D]; `output` is what the decoder returned."""
+        replaced = copy.copy(output)
+        replaced.last_hidden_state = states.unsqueeze(0)
+        with self._decoder_returns(replaced):
+            placeholder = torch.zeros(1, states.shape[0], dtype=torch.int64, device=states.device)
+            logits: torch.Tensor = self.model(input_ids=placeholder, use_cache=False).logits
+        return logits[0]
+
+    def chunks(self, count: int) -> Iterator[slice]:
+        """Cuts of `count` positions whose logits are held at a time."""
+        size = max(16, _CHUNK_ELEMENTS // self.vocabulary)
+        for start in range(0, count, size):
+            yield slice(start, min(count, start + size))
+
+    def loss_and_gradient(
+        self, states: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, output: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """NLL [S] in nats, and the gradient [S, D] of Σ weights · NLL with respect to `states`.
+
+        A position whose loss is not finite gets a gradient of exactly zero before the head's product: some
+        CPUs' matrix units (AMX in half precision) carry a NaN from one row into its neighbour.
+        """
+        losses = torch.empty(len(states), dtype=_loss_type(states), device=states.device)
+        gradient = torch.empty_like(states)
+        for part in self.chunks(len(states)):
+            leaf = states[part].detach().requires_grad_()
+            logits = self.logits(leaf, output)
+            likelihood = torch.log_softmax(logits.detach().to(losses.dtype), -1)
+            chosen = targets[part].unsqueeze(1)
+            loss = -likelihood.gather(1, chosen).squeeze(1)
+            slope = likelihood.exp_()
+            slope.scatter_add_(1, chosen, torch.full_like(loss, -1.0).unsqueeze(1))
+            slope.mul_(weights[part].to(slope.dtype).unsqueeze(1))
+            slope = torch.where(torch.isfinite(loss).unsqueeze(1), slope, torch.zeros((), dtype=slope.dtype))
+            (gradient[part],) = torch.autograd.grad(logits, leaf, slope.to(logits.dtype))
+            losses[part] = loss
+        return losses, gradient
+
+    def score(
+        self, states: torch.Tensor, targets: torch.Tensor, output: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """NLL [S] in nats and whether the target is the most likely token [S], without gradients."""
+        losses = torch.empty(len(states), dtype=_loss_type(states), device=states.device)
+        hits = torch.empty(len(states), dtype=torch.bool, device=states.device)
+        for part in self.chunks(len(states)):
+            logits = self.logits(states[part], output).to(losses.dtype)
+            chosen = logits.gather(1, targets[part].unsqueeze(1)).squeeze(1)
+            losses[part] = torch.logsumexp(logits, -1) - chosen
+            hits[part] = logits.argmax(-1) == targets[part]
+        return losses, hits
+
+
+def _loss_type(states: torch.Tensor) -> torch.dtype:
+    return torch.float64 if states.dtype == torch.float64 else torch.float32

@@ -1,0 +1,106 @@
+"""One trial's place in a pack: its adapter, optimiser, schedule and batches.
+
+Knows nothing of the base model or of the other slots.
+"""
+
+from math import ceil
+
+import numpy as np
+import torch
+
+from loratune.data.batches import Rows, TrialBatches
+from loratune.engine.guards import DivergenceGuard
+from loratune.lora.dropout import row_keys
+from loratune.lora.layout import Adapter
+from loratune.lora.packed import Passenger, Segment
+from loratune.values import HyperParameters, Trial
+
+MAX_GRADIENT_NORM = 1.0
+
+
+def warmup_steps(hyper_parameters: HyperParameters, total: int) -> int:
+    """Steps of the linear rise, as transformers' Trainer rounds the ratio."""
+    return ceil(round(hyper_parameters.warmup_ratio * total, 9))
+
+
+def schedule(step: int, *, warmup: int, total: int) -> float:
+    """Factor on the learning rate at `step` (0-based): transformers' linear schedule with warm-up."""
+    if step < warmup:
+        return step / max(1, warmup)
+    return max(0.0, (total - step) / max(1, total - warmup))
+
+
+def optimiser(weights: torch.Tensor, hyper_parameters: HyperParameters) -> torch.optim.AdamW:
+    """AdamW with transformers' defaults (betas .9 and .999, eps 1e-8) on one flat vector."""
+    return torch.optim.AdamW(
+        [weights],
+        lr=hyper_parameters.learning_rate,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        weight_decay=hyper_parameters.weight_decay,
+        fused=True,
+    )
+
+
+class Slot:
+    """Trains one adapter; `step` counts the optimiser steps taken."""
+
+    def __init__(self, trial: Trial, adapter: Adapter, batches: TrialBatches, *, vocabulary: int) -> None:
+        hyper_parameters = trial.hyper_parameters
+        self.trial = trial
+        self.adapter = adapter
+        self.passenger = Passenger(adapter, trainable=True)
+        self.total_steps = len(batches)
+        self.step = 0
+        self.losses: list[float] = []
+        """Mean NLL of each step's batch, nats per supervised token."""
+        self.trained_tokens = 0
+        self.failure = ""
+        """Why the trial has diverged; empty while it has not."""
+        self._batches = iter(batches)
+        self._warmup = warmup_steps(hyper_parameters, self.total_steps)
+        self._optimiser = optimiser(adapter.weights, hyper_parameters)
+        self._guard = DivergenceGuard(batch_size=hyper_parameters.batch_size, vocabulary=vocabulary)
+
+    @property
+    def done(self) -> bool:
+        """Whether it has taken all its steps or has diverged."""
+        return self.step >= self.total_steps or bool(self.failure)
+
+    def next_rows(self) -> Rows:
+        """Rows of the coming step's batch."""
+        return next(self._batches)
+
+    def segment(self, start: int, rows: Rows) -> Segment:
+        """`rows` (numbers within the coming step's batch) standing at `start` of a micro-batch."""
+        keys = None
+        if self.passenger.dropout > 0:
+            keys = row_keys(self.trial.seed, self.step, rows.tolist(), self.adapter.weights.device)
+        return Segment(passenger=self.passenger, start=start, stop=start + len(rows), row_keys=keys)
+
+    @property
+    def gradient(self) -> torch.Tensor:
+        """[layout.size] the buffer that the backward passes add to."""
+        assert self.passenger.gradient is not None
+        return self.passenger.gradient
+
+    def clip(self, norm: torch.Tensor) -> None:
+        """Scale the gradient so that its norm is at most 1, as `torch.nn.utils.clip_grad_norm_` does."""
+        self.gradient.mul_((MAX_GRADIENT_NORM / (norm + 1e-6)).clamp(max=1.0))
+
+    def update(self, loss: float, gradient_norm: float, tokens: int) -> None:
+        """Take the optimiser step, or none at all where the numbers are not finite; frees the gradient.
+
+        A diverged trial keeps its last weights and moments.
+        """
+        self.failure = self._guard.verdict(loss, gradient_norm)
+        if np.isfinite(loss) and np.isfinite(gradient_norm):
+            factor = schedule(self.step, warmup=self._warmup, total=self.total_steps)
+            self._optimiser.param_groups[0]["lr"] = self.trial.hyper_parameters.learning_rate * factor
+            self.adapter.weights.grad = self.gradient
+            self._optimiser.step()
+            self.adapter.weights.grad = None
+        self.losses.append(loss)
+        self.trained_tokens += tokens
+        self.gradient.zero_()
+        self.step += 1

@@ -1,0 +1,95 @@
+"""Adapters as PEFT folders: `adapter_model.safetensors` and `adapter_config.json`, written and read.
+
+The config goes through `peft.LoraConfig`, so that the folder is what the installed PEFT itself writes.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from loratune.errors import ModelError
+from loratune.lora.layout import Adapter, AdapterLayout, Target
+from loratune.values import HyperParameters
+
+_PREFIX = "base_model.model."
+
+
+def _target_names(model: nn.Module, targets: Sequence[Target]) -> list[str]:
+    """The last parts of the names where they select exactly `targets` in the model, else the full names."""
+    wanted = {target.name for target in targets}
+    suffixes = {name.rsplit(".", 1)[-1] for name in wanted}
+    selected = {name for name, _ in model.named_modules() if name.rsplit(".", 1)[-1] in suffixes}
+    return sorted(suffixes if selected == wanted else wanted)
+
+
+def lora_config(
+    hyper_parameters: HyperParameters, model: nn.Module, targets: Sequence[Target], *, base_name: str = ""
+) -> LoraConfig:
+    """The `peft.LoraConfig` under which PEFT builds the same adapter on `model`."""
+    alpha = hyper_parameters.lora_alpha
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=hyper_parameters.r,
+        lora_alpha=int(alpha) if alpha == int(alpha) else alpha,
+        lora_dropout=hyper_parameters.lora_dropout,
+        target_modules=_target_names(model, targets),
+        fan_in_fan_out=any(isinstance(model.get_submodule(target.name), Conv1D) for target in targets),
+        base_model_name_or_path=base_name or None,
+    )
+
+
+def save_adapter(adapter: Adapter, folder: Path, model: nn.Module, *, base_name: str = "") -> None:
+    """Write `adapter` as a PEFT folder; the folder appears whole or not at all, and replaces an older one."""
+    tensors = {}
+    for name, (a, b) in adapter.views().items():
+        tensors[f"{_PREFIX}{name}.lora_A.weight"] = a.detach().cpu().contiguous().clone()
+        tensors[f"{_PREFIX}{name}.lora_B.weight"] = b.detach().cpu().contiguous().clone()
+    config = lora_config(adapter.hyper_parameters, model, adapter.layout.targets, base_name=base_name)
+    config.inference_mode = True
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh, old = (folder.with_name(f".{folder.name}.{end}") for end in ("new", "old"))
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    fresh.mkdir()
+    save_file(tensors, fresh / "adapter_model.safetensors", metadata={"format": "pt"})
+    config.save_pretrained(str(fresh))
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_adapter(
+    folder: Path, hyper_parameters: HyperParameters, targets: Sequence[Target], *, device: torch.device
+) -> Adapter:
+    """Read what `save_adapter` wrote; `targets` are the modules that the hyper-parameters select.
+
+    Raises `ModelError` where the file is missing, broken, or holds other modules or shapes.
+    """
+    path = folder / "adapter_model.safetensors"
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"an adapter folder must hold a readable {path.name}, {folder} has none.") from error
+    layout = AdapterLayout(r=hyper_parameters.r, targets=tuple(targets))
+    dtype = next(iter(tensors.values())).dtype if tensors else torch.float32
+    weights = torch.zeros(layout.size, dtype=dtype)
+    for name, pair in layout.views(weights).items():
+        for letter, view in zip("AB", pair, strict=True):
+            stored = tensors.pop(f"{_PREFIX}{name}.lora_{letter}.weight", None)
+            if stored is None or stored.shape != view.shape:
+                found = "nothing" if stored is None else f"shape {tuple(stored.shape)}"
+                raise ModelError(
+                    f"{path} must hold lora_{letter} of {name} with shape {tuple(view.shape)}, found {found}."
+                )
+            view.copy_(stored)
+    if tensors:
+        raise ModelError(f"{path} must hold the targeted modules only, found also {min(tensors)}.")
+    return Adapter(hyper_parameters=hyper_parameters, layout=layout, weights=weights.to(device))
