@@ -103,6 +103,19 @@ class Head:
             hits[part] = logits.argmax(-1) == targets[part]
         return losses, hits
 
+    def likelihood(
+        self, states: torch.Tensor, owners: torch.Tensor, tokens: torch.Tensor, output: Any
+    ) -> torch.Tensor:
+        """Log-likelihood [P] of `tokens` [P], each after the state numbered by `owners` [P] (ascending)."""
+        found = torch.empty(len(tokens), dtype=_loss_type(states), device=states.device)
+        for part in self.chunks(len(states)):
+            edges = torch.tensor([part.start, part.stop], device=owners.device)
+            first, last = torch.searchsorted(owners, edges).tolist()
+            logits = self.logits(states[part], output).to(found.dtype)
+            local, chosen = owners[first:last] - part.start, tokens[first:last]
+            found[first:last] = logits[local, chosen] - torch.logsumexp(logits, -1)[local]
+        return found
+
 
 def _loss_type(states: torch.Tensor) -> torch.dtype:
     return torch.float64 if states.dtype == torch.float64 else torch.float32

@@ -6,8 +6,8 @@ from typing import NamedTuple, Self
 
 import torch
 
-from loratune.errors import ModelError
-from loratune.values import ALL_LINEAR, HyperParameters
+from loratune.maths.targets import Shape, select_targets
+from loratune.values import HyperParameters
 
 
 class Target(NamedTuple):
@@ -18,27 +18,9 @@ class Target(NamedTuple):
     out_features: int
 
 
-def select_targets(
-    available: Sequence[tuple[str, int, int]], target_modules: Sequence[str]
-) -> tuple[Target, ...]:
-    """The modules that PEFT would adapt: all, or those whose name is, or ends in, one of `target_modules`.
-
-    Keeps the order of `available`, which is that of `model.named_modules()`. Raises `ModelError` for a
-    name that matches nothing.
-    """
-    if tuple(target_modules) == ALL_LINEAR:
-        return tuple(Target(*entry) for entry in available)
-
-    def matches(name: str, wanted: str) -> bool:
-        return name == wanted or name.endswith(f".{wanted}")
-
-    for wanted in target_modules:
-        if not any(matches(name, wanted) for name, _, _ in available):
-            known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name, _, _ in available}))
-            raise ModelError(
-                f"target_modules must name linear layers of the model, got {wanted!r}; choose from {known}."
-            )
-    return tuple(Target(*e) for e in available if any(matches(e[0], wanted) for wanted in target_modules))
+def find_targets(available: Sequence[Shape], target_modules: Sequence[str]) -> tuple[Target, ...]:
+    """The modules that hyper-parameters target, in the order of `available`; see `select_targets`."""
+    return tuple(Target(*shape) for shape in select_targets(available, target_modules))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

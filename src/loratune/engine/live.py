@@ -1,0 +1,171 @@
+"""A trial while it trains: its slot, its readings, its best weights, and the result it ends with.
+
+Knows how a result is made up; nothing of the base model or of who trains beside it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import exp, inf, isfinite
+
+import numpy as np
+import torch
+from sklearn.metrics import f1_score
+
+from loratune.engine.evaluate import Evaluation
+from loratune.engine.slot import Slot
+from loratune.lora.layout import Adapter
+from loratune.values import CurvePoint, Trial, TrialResult, TrialState
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EarlyStopping:
+    """Evaluate on all validation rows during training and keep the best weights."""
+
+    evaluations: int = 10
+    """Evaluations over a trial's whole length, evenly spaced; the last is at its end."""
+    patience: int = 3
+    """Evaluations in a row without improvement after which the trial ends."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Best:
+    step: int
+    evaluation: Evaluation
+    weights: torch.Tensor
+
+
+class LiveTrial:
+    """A trial in its slot."""
+
+    def __init__(self, slot: Slot, *, readings: int, stopping: EarlyStopping | None) -> None:
+        self.slot = slot
+        self.stopping = stopping
+        self.curve: list[CurvePoint] = []
+        self.seconds = 0.0
+        self.stopped = ""
+        """Why it ended before its last step, other than by diverging; empty otherwise."""
+        count = max(1, stopping.evaluations if stopping else readings)
+        total = slot.total_steps
+        self._reading_steps = {max(1, round(i * total / count)) for i in range(1, count)} | {total}
+        self._read_until = 0
+        self._best: _Best | None = None
+        self._without_improvement = 0
+
+    @property
+    def trial(self) -> Trial:
+        return self.slot.trial
+
+    @property
+    def ended(self) -> bool:
+        return self.slot.done or bool(self.stopped)
+
+    @property
+    def reading_due(self) -> bool:
+        """Whether the step just taken is one after which to evaluate."""
+        return not self.slot.failure and self.slot.step in self._reading_steps
+
+    @property
+    def reads_all_rows(self) -> bool:
+        """Whether the reading now due is on all validation rows and not on the subset."""
+        return self.stopping is not None or self.slot.step >= self.slot.total_steps
+
+    def read(self, evaluation: Evaluation) -> None:
+        """Take a reading: a point of the curve, and with early stopping a candidate for the best."""
+        slot = self.slot
+        if not isfinite(evaluation.nll):
+            slot.failure = f"validation loss {evaluation.nll} at step {slot.step}"
+            return
+        self.curve.append(
+            CurvePoint(
+                step=slot.step,
+                fraction=slot.step / slot.total_steps,
+                train_nll=float(np.mean(slot.losses[self._read_until :])),
+                validation_nll=evaluation.nll,
+            )
+        )
+        self._read_until = slot.step
+        if self.reads_all_rows:
+            self._compare(evaluation)
+
+    def _compare(self, evaluation: Evaluation) -> None:
+        slot = self.slot
+        if self._best is None or evaluation.nll < self._best.evaluation.nll:
+            weights = slot.adapter.weights if slot.done else slot.adapter.weights.clone()
+            self._best = _Best(step=slot.step, evaluation=evaluation, weights=weights)
+            self._without_improvement = 0
+            return
+        self._without_improvement += 1
+        if self.stopping and self._without_improvement >= self.stopping.patience and not slot.done:
+            self.stopped = f"stopped early at step {slot.step} of {slot.total_steps}"
+
+    @property
+    def final(self) -> Evaluation | None:
+        """The evaluation that counts, on all validation rows; None where there is none."""
+        return self._best.evaluation if self._best else None
+
+    def adapter(self) -> Adapter:
+        """The adapter that the trial hands over: the best one with early stopping, else the last."""
+        adapter = self.slot.adapter
+        if self._best is not None:
+            adapter = Adapter(
+                hyper_parameters=adapter.hyper_parameters,
+                layout=adapter.layout,
+                weights=self._best.weights,
+            )
+        return adapter
+
+    def result(
+        self, full_cost: float, labels: np.ndarray | None, predictions: np.ndarray | None
+    ) -> TrialResult:
+        """The trial's end in numbers; `full_cost` is what all its steps and evaluations cost."""
+        slot = self.slot
+        final = self.final
+        if final is not None:
+            state, nll = TrialState.COMPLETE, final.nll
+        elif slot.failure:
+            state, nll = TrialState.DIVERGED, inf
+        else:
+            state, nll = TrialState.STOPPED, self.curve[-1].validation_nll
+        last = slot.losses[-max(1, len(slot.losses) // 10) :]
+        metrics, scores = _metrics(final, labels, predictions) if final else ({}, {})
+        return TrialResult(
+            asked=slot.trial,
+            trial=slot.trial,
+            state=state,
+            nll=nll,
+            train_nll=float(np.mean(last)) if last and state is not TrialState.DIVERGED else inf,
+            metrics=metrics,
+            curve=tuple(self.curve),
+            example_nll=final.example_nll if final else None,
+            example_scores=scores,
+            trained_tokens=slot.trained_tokens,
+            steps=slot.step,
+            cost=full_cost * (slot.step / slot.total_steps),
+            seconds=self.seconds,
+            message=self._message(),
+        )
+
+    def _message(self) -> str:
+        words = self.slot.failure or self.stopped
+        if words and self._best is not None:
+            words += f"; the weights of step {self._best.step} are kept"
+        return words
+
+
+def _metrics(
+    final: Evaluation, labels: np.ndarray | None, predictions: np.ndarray | None
+) -> tuple[Mapping[str, float], Mapping[str, np.ndarray]]:
+    """Metrics by name, and the scores of each row from which they come."""
+    exact = final.exact_match.astype(np.float64)
+    metrics = {
+        "nll": final.nll,
+        "perplexity": exp(min(final.nll, 700.0)),
+        "exact_match": float(exact.mean()),
+    }
+    scores = {"exact_match": exact}
+    if labels is not None and predictions is not None:
+        correct = (predictions == labels).astype(np.float64)
+        metrics["accuracy"] = float(correct.mean())
+        metrics["f1"] = float(f1_score(labels, predictions, average="macro", zero_division=0))
+        scores |= {"accuracy": correct, "prediction": predictions.astype(np.float64)}
+    return metrics, scores

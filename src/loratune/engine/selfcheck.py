@@ -1,0 +1,178 @@
+"""The exactness rule, checked on the user's own model: a mixed pack against plain PEFT, one trial at a time.
+
+Beside every deviation stands the noise floor: how far PEFT is from itself when its rows are padded by a
+few more tokens. Knows nothing of the user's data; random tokens do.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from loratune.data.table import TokenTable
+from loratune.engine.pack import PackEngine
+from loratune.engine.reference import Course, train_alone
+from loratune.engine.slot import Slot
+from loratune.model.base import BaseModel
+from loratune.values import HyperParameters, Trial
+
+_PADS = (5, 11)
+_TOLERATED_NOISE = 3.0
+_ENTRY_STEP = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Deviation:
+    """How far two courses of one trial are apart."""
+
+    loss: float
+    """Largest relative difference of a step's loss."""
+    norm: float
+    """Relative difference of the norm of the whole adapter's change since its start."""
+
+
+# Half precision promises rounding level only: products of other shapes round differently, and Adam's
+# first steps turn the sign of a vanishing gradient into a full step.
+_FLOOR = {torch.float64: Deviation(loss=1e-9, norm=1e-9), torch.float32: Deviation(loss=1e-5, norm=1e-5)}
+_HALF_FLOOR = Deviation(loss=2e-2, norm=2e-1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialCheck:
+    """One trial of the pack against PEFT."""
+
+    trial: Trial
+    pack: Deviation
+    """Packed engine against PEFT."""
+    noise: Deviation
+    """PEFT against itself with other padding, the larger of two paddings."""
+    floor: Deviation
+    """Deviations below this count as rounding whatever the noise was."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the pack deviates by at most three times the noise."""
+        return all(
+            found <= max(floor, _TOLERATED_NOISE * noise)
+            for found, noise, floor in (
+                (self.pack.loss, self.noise.loss, self.floor.loss),
+                (self.pack.norm, self.noise.norm, self.floor.norm),
+            )
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SelfCheck:
+    """The whole comparison."""
+
+    steps: int
+    trials: tuple[TrialCheck, ...]
+
+    @property
+    def holds(self) -> bool:
+        return all(check.holds for check in self.trials)
+
+
+def mixed_trials(base: BaseModel) -> tuple[Trial, ...]:
+    """Six trials that differ in rank, alpha, learning rate, batch, decay, dropout, targets, seed, length."""
+    names = list(dict.fromkeys(name.rpartition(".")[2] for name, _, _ in base.profile.targets))
+    some = tuple(names[: max(1, len(names) // 2)])
+    others = tuple(names[len(names) // 2 :])
+    limit = base.profile.largest_rank
+
+    def trial(seed: int, r: int, alpha: float, **changes: object) -> Trial:
+        facts: dict[str, object] = {"learning_rate": 1e-3, "batch_size": 4, "epochs": 2.0}
+        return Trial(
+            hyper_parameters=HyperParameters(r=min(r, limit), lora_alpha=alpha, **facts | changes),  # type: ignore[arg-type]
+            seed=seed,
+        )
+
+    return (
+        trial(0, 1, 2),
+        trial(1, 4, 8, learning_rate=3e-3, batch_size=2, weight_decay=0.1),
+        trial(2, 8, 8, target_modules=some, warmup_ratio=0.2),
+        trial(3, 16, 32, lora_dropout=0.1, learning_rate=5e-4),
+        trial(4, 32, 48, batch_size=7, epochs=1.5, warmup_ratio=0.0),
+        trial(5, 8, 16, target_modules=others, lora_dropout=0.3, batch_size=1),
+    )
+
+
+def random_table(vocabulary: int, *, rows: int = 48, longest: int = 24, seed: int = 0) -> TokenTable:
+    """Rows of random tokens of mixed lengths, the last third of each supervised."""
+    random = np.random.default_rng(seed)
+    lengths = random.integers(4, longest + 1, rows)
+    return TokenTable.from_rows(
+        [
+            (random.integers(0, vocabulary, n).tolist(), (np.arange(n) >= n - max(1, n // 3)).tolist())
+            for n in lengths
+        ]
+    )
+
+
+def train_pack(engine: PackEngine, trials: Sequence[Trial], steps: int) -> list[tuple[Slot, torch.Tensor]]:
+    """Train `steps` steps of each trial in one pack, the last trial entering late; with initial weights.
+
+    Micro-batches are small, so that trials are mixed and cut.
+    """
+    slots = [engine.slot(trial) for trial in trials]
+    initial = [slot.adapter.weights.clone() for slot in slots]
+    with engine.attached() as step:
+        for now in range(steps + _ENTRY_STEP):
+            present = slots if now >= _ENTRY_STEP else slots[:-1]
+            live = [slot for slot in present if slot.step < steps and not slot.done]
+            if live:
+                step(live)
+    return list(zip(slots, initial, strict=True))
+
+
+def selfcheck(
+    base: BaseModel,
+    table: TokenTable | None = None,
+    *,
+    steps: int = 8,
+    trials: Sequence[Trial] = (),
+) -> SelfCheck:
+    """Compare a pack of mixed trials with plain PEFT on `base`, which is left as it was.
+
+    `table` holds the rows to train on; random ones by default.
+    """
+    chosen = tuple(trials) or mixed_trials(base)
+    rows = random_table(base.profile.vocabulary) if table is None else table
+    engine = PackEngine(
+        base=base,
+        train=rows,
+        validation=rows,
+        study_seed=0,
+        cost=lambda trial: 0.0,
+        max_tokens_per_micro_batch=128,
+        launch_tokens=16,
+    )
+    checks = []
+    for slot, initial in train_pack(engine, chosen, steps):
+        targets = slot.adapter.layout.targets
+        batches = engine.batches(slot.trial)
+
+        def course(pad: int, slot: Slot = slot, targets=targets, batches=batches) -> Course:  # type: ignore[no-untyped-def]
+            return train_alone(base.model, slot.trial, targets, rows, batches, steps=steps, pad=pad)
+
+        reference = course(0)
+        packed = Course(losses=np.array(slot.losses), weights=slot.adapter.weights)
+        noises = [deviation(course(pad), reference, initial) for pad in _PADS]
+        checks.append(
+            TrialCheck(
+                trial=slot.trial,
+                pack=deviation(packed, reference, initial),
+                noise=Deviation(loss=max(n.loss for n in noises), norm=max(n.norm for n in noises)),
+                floor=_FLOOR.get(base.dtype, _HALF_FLOOR),
+            )
+        )
+    return SelfCheck(steps=steps, trials=tuple(checks))
+
+
+def deviation(found: Course, expected: Course, initial: torch.Tensor) -> Deviation:
+    """How far `found` is from `expected`; NaN where the courses differ in being finite."""
+    loss = np.abs(found.losses / expected.losses - 1).max()
+    change = torch.linalg.vector_norm(expected.weights - initial)
+    difference = torch.linalg.vector_norm(found.weights - expected.weights)
+    return Deviation(loss=float(loss), norm=float(difference / change))
