@@ -1,4 +1,4 @@
-"""Tokenised rows as three flat arrays, on disk where they are many. Knows numpy only: no torch, no datasets."""
+"""Tokenised rows as flat arrays, on disk where they are many. Knows numpy only: no torch, no datasets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

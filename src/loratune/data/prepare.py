@@ -1,0 +1,251 @@
+"""From what the user names as data to three tables of tokens and their profile.
+
+Puts the room together: sources → shape → tokens (one pass, a batch of rows at a time) → splits → profile. Of
+each row only its tokens (on disk where they are many), a digest, its length and its label stay.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from loratune.data.chat import Tokenizer
+from loratune.data.encode import Encoder
+from loratune.data.example import Example
+from loratune.data.options import DataOptions
+from loratune.data.profile import Counts, profile_of
+from loratune.data.shapes import Shape, completion_of, examples, recognise
+from loratune.data.sources import Source, find_sources
+from loratune.data.split import FEWEST_ROWS, Rows, draw, split_off, without_duplicates
+from loratune.data.store import StoredRows, StoreWriter
+from loratune.data.table import TokenTable
+from loratune.errors import DataError
+from loratune.values import DataProfile
+
+BATCH = 512
+LONGEST = 2048
+"""Limit of a row's tokens where neither the user nor the model sets a lower one."""
+MOST_CLASSES = 1000
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PreparedData:
+    """Everything that training and evaluation need to know of the data."""
+
+    train: TokenTable
+    validation: TokenTable
+    test: TokenTable
+    profile: DataProfile
+    labels: tuple[str, ...] = ()
+    """The classes' words in ascending order; tables hold indices into it."""
+    label_tokens: tuple[npt.NDArray[np.int32], ...] = ()
+    """[classes] tokens of each label as a completion, the end-of-turn token included."""
+    notes: tuple[str, ...] = ()
+    """What was decided about the data, one sentence each."""
+    fingerprint: str = ""
+    """16 hex digits that change when the rows of a split, the seed or the length limit change."""
+
+
+@dataclass(kw_only=True)
+class _Reading:
+    """The sources turned into stored rows, with what was counted on the way."""
+
+    shape: Shape
+    encoder: Encoder
+    seed: int
+    cache: Path | None
+    classes: dict[str, int] = field(default_factory=dict)
+    counts: Counts = field(default_factory=Counts)
+
+    def read(self, source: Source) -> StoredRows:
+        """Encode one source. Raises `DataError` where no row is left."""
+        writer = StoreWriter(self.cache, self.seed)
+        rows, stored, shortest = 0, 0, 0
+        for batch in _batches(examples(self.shape, source)):
+            documents = []
+            for example, encoded in zip(batch, self.encoder.encode(batch, self.shape.overflow), strict=True):
+                if not encoded.pieces:
+                    self.counts.overlong += 1
+                    shortest = min(shortest or encoded.length, encoded.length)
+                    continue
+                self.counts.cut += encoded.cut
+                self.counts.split += len(encoded.pieces) > 1
+                documents.append((encoded.pieces, self._class_of(example), example.identity))
+            writer.add(documents)
+            rows += len(batch)
+            stored += len(documents)
+        if not stored:
+            raise DataError(
+                f"{source.name} must have rows of at most {self.encoder.max_length} tokens, but all "
+                f"{rows} are "
+                f"longer (the shortest has {shortest}); raise --max-length."
+            )
+        self.counts.read += rows
+        return writer.finish(labelled=bool(self.classes))
+
+    def _class_of(self, example: Example) -> int:
+        if example.label is None:
+            return -1
+        number = self.classes.setdefault(example.label, len(self.classes))
+        if number >= MOST_CLASSES:
+            raise DataError(
+                f"{example.place}: a label must be one of at most {MOST_CLASSES} classes, got one more with "
+                f"{example.label[:40]!r}; for free text name the columns prompt and completion."
+            )
+        return number
+
+
+def prepare(
+    options: DataOptions,
+    tokenizer: Tokenizer,
+    *,
+    end_of_turn: int,
+    model_limit: int | None = None,
+    cache: Path | None = None,
+) -> PreparedData:
+    """Read, tokenise, split. Raises `DataError` for anything wrong with the data.
+
+    `end_of_turn` is the id of the token that ends an answer. `model_limit` is the longest row in tokens that
+    the model takes (its configuration's, not the tokenizer's: that one is often 1e30). `cache` is a folder
+    for the tokens of large data (unnamed files there, gone with the tables); small data stays in memory.
+    """
+    sources = find_sources(options)
+    shape = recognise(sources["train"], options, tokenizer)
+    encoder = Encoder(
+        tokenizer=tokenizer, end_of_turn=end_of_turn, max_length=_limit(options.max_length, model_limit)
+    )
+    reading = _Reading(shape=shape, encoder=encoder, seed=options.seed, cache=cache)
+    stored = {split: reading.read(source) for split, source in sources.items()}
+    labels = tuple(sorted(reading.classes))
+    stored = {split: _numbered(rows, reading.classes, labels) for split, rows in stored.items()}
+    chosen, notes = _choose(stored, options, reading.counts)
+    tables = {split: rows.take(documents) for split, (rows, documents) in chosen.items()}
+    notes += _class_notes(tables["train"], labels)
+    completions = encoder.completion_ids([completion_of(label) for label in labels])
+    longest = max(int(table.lengths.max()) for table in tables.values())
+    return PreparedData(
+        **tables,
+        profile=profile_of(
+            shape=shape.name,
+            max_length=options.max_length or longest,
+            labels=labels,
+            counts=reading.counts,
+            **tables,
+        ),
+        labels=labels,
+        label_tokens=tuple(np.array(ids, np.int32) for ids in completions),
+        notes=(f"Rows are read as {shape.name}: {shape.description}.", *notes, *_length_notes(reading)),
+        fingerprint=_fingerprint(chosen, encoder.max_length),
+    )
+
+
+def _limit(wanted: int | None, model_limit: int | None) -> int:
+    if wanted is None:
+        return min(LONGEST, model_limit or LONGEST)
+    if model_limit is not None and wanted > model_limit:
+        raise DataError(
+            f"max_length must be at most the model's {model_limit} tokens, got {wanted}; lower --max-length."
+        )
+    return wanted
+
+
+def _batches(rows: Iterator[Example]) -> Iterator[list[Example]]:
+    while batch := list(islice(rows, BATCH)):
+        yield batch
+
+
+def _numbered(rows: StoredRows, classes: dict[str, int], labels: tuple[str, ...]) -> StoredRows:
+    """Classes numbered as they stand in `labels` instead of by first appearance."""
+    if rows.table.labels is None:
+        return rows
+    number = np.empty(len(labels), np.int32)
+    number[[classes[label] for label in labels]] = np.arange(len(labels))
+    return replace(rows, table=replace(rows.table, labels=number[rows.table.labels]))
+
+
+def _choose(
+    stored: dict[str, StoredRows], options: DataOptions, counts: Counts
+) -> tuple[dict[str, tuple[StoredRows, Rows]], list[str]]:
+    """Which documents of which source each split gets; notes in words."""
+    source = stored["train"]
+    digests, labels = source.digests, source.table.labels
+    everything = train = np.arange(len(source))
+    limits = {"validation": options.validation_rows, "test": options.test_rows}
+    chosen: dict[str, tuple[StoredRows, Rows]] = {}
+    notes = []
+    for split in ("test", "validation"):  # the test rows do not depend on the limit of validation rows
+        if split in stored:
+            chosen[split] = (stored[split], np.arange(len(stored[split])))
+        else:
+            rows, train = split_off(digests, labels, train, len(everything), limits[split], split)
+            chosen[split] = (source, rows)
+            share = len(rows) / len(everything)
+            notes.append(
+                f"{len(rows)} of {len(everything)} rows ({share:.1%}) are split off as {split} rows."
+            )
+    if options.train_rows is not None:
+        train, _ = draw(digests, labels, train, options.train_rows, leave_one=False)
+    chosen["train"] = (source, train)
+    seen = [digests[train]]
+    for split in ("validation", "test"):
+        rows_of, documents = chosen[split]
+        documents, removed = without_duplicates(rows_of.digests, documents, *seen)
+        counts.duplicates += removed
+        limit = limits[split]
+        if limit is not None:
+            documents, _ = draw(rows_of.digests, rows_of.table.labels, documents, limit, leave_one=False)
+        chosen[split] = (rows_of, documents)
+        seen.append(rows_of.digests[documents])
+        if removed:
+            notes.append(f"{removed} {split} rows that stand in another split too are removed from {split}.")
+    for split, (_, documents) in chosen.items():
+        if len(documents) < FEWEST_ROWS:
+            raise DataError(
+                f"the {split} split must have at least {FEWEST_ROWS} rows, got {len(documents)} after "
+                "removing "
+                "exact duplicates; add rows."
+            )
+    return {split: chosen[split] for split in ("train", "validation", "test")}, notes
+
+
+def _class_notes(train: TokenTable, labels: tuple[str, ...]) -> list[str]:
+    """Raises `DataError` where there is nothing to tell apart."""
+    if not labels:
+        return []
+    present = np.unique(train.row_labels if train.row_labels is not None else [])
+    if len(present) < 2:
+        raise DataError(
+            f"classification must have at least two classes among the training rows, got only "
+            f"{labels[int(present[0])]!r}; add rows of other classes."
+        )
+    absent = [label for number, label in enumerate(labels) if number not in present]
+    if not absent:
+        return []
+    some = ", ".join(absent[:5]) + (" and more" if len(absent) > 5 else "")
+    return [f"{len(absent)} of {len(labels)} classes have no training row: {some}."]
+
+
+def _length_notes(reading: _Reading) -> list[str]:
+    counts, limit = reading.counts, reading.encoder.max_length
+    facts = (
+        (counts.overlong, "left out: they do not fit in"),
+        (counts.cut, "used with the start of their prompt cut to fit in"),
+        (counts.split, "split into several rows of"),
+    )
+    return [
+        f"{count} of {counts.read} rows are {what} {limit} tokens (--max-length)."
+        for count, what in facts
+        if count
+    ]
+
+
+def _fingerprint(chosen: dict[str, tuple[StoredRows, Rows]], max_length: int) -> str:
+    whole = blake2b(str(max_length).encode(), digest_size=8)
+    for rows, documents in chosen.values():
+        whole.update(len(documents).to_bytes(8, "big"))
+        whole.update(rows.digests[documents].tobytes())
+    return whole.hexdigest()

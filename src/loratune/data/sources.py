@@ -1,0 +1,165 @@
+"""Which splits a source has: a file, a folder of files, a saved `datasets` folder or a hub name.
+
+Knows names of files and splits; does not know what the columns mean.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loratune.data.options import DataOptions
+from loratune.data.read import (
+    BATCH_ROWS,
+    READERS,
+    Row,
+    first_line,
+    parquet_class_names,
+    read_file,
+    rows_of_batches,
+)
+from loratune.errors import DataError
+
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "eval": "validation",
+    "test": "test",
+}
+"""Names of files and splits in use → ours."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """Rows that can be read again and again, never held all at once."""
+
+    name: str
+    open: Callable[[], Iterator[Row]]
+    class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Names of numbered classes, by column, where the format carries them."""
+
+    def __iter__(self) -> Iterator[Row]:
+        return self.open()
+
+
+def find_sources(options: DataOptions) -> dict[str, Source]:
+    """`train`, and `validation` and `test` where they are given or come with the training data."""
+    found = splits_of(options.data)
+    if "train" not in found:
+        raise DataError(
+            f"{options.data} must hold a train split, got only {', '.join(found)}; name the file itself "
+            "as data."
+        )
+    for split, given in (("validation", options.validation), ("test", options.test)):
+        if given is not None:
+            splits = splits_of(given)
+            if split not in splits and len(splits) > 1:
+                raise DataError(
+                    f"{given} must hold a {split} split, got {', '.join(splits)}; name one file as {split}."
+                )
+            found[split] = splits.get(split) or next(iter(splits.values()))
+    return found
+
+
+def splits_of(source: str) -> dict[str, Source]:
+    """The splits of one source by our names; a single file is `train`."""
+    path = Path(source)
+    if path.is_dir():
+        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+            return _saved_dataset(path)
+        return _folder_of_files(path)
+    if path.is_file() or path.suffix.lower() in READERS or source.startswith((".", "/", "~")):
+        return {"train": _files([path])}
+    return _hub_dataset(source)
+
+
+def _files(paths: Sequence[Path]) -> Source:
+    def rows() -> Iterator[Row]:
+        for path in paths:
+            yield from read_file(path)
+
+    first = paths[0]
+    names = parquet_class_names(first) if first.suffix.lower() == ".parquet" and first.is_file() else {}
+    return Source(name=first.name, open=rows, class_names=names)
+
+
+def _folder_of_files(folder: Path) -> dict[str, Source]:
+    """`train.jsonl`, `validation.csv`, `test-00000-of-00002.parquet` and the like."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        split = SPLIT_NAMES.get(path.stem.split("-")[0].lower())
+        if split and path.suffix.lower() in READERS and path.is_file():
+            found.setdefault(split, []).append(path)
+    if not found:
+        raise DataError(
+            f"{folder} must hold files named train, validation or test ending in {', '.join(READERS)}, "
+            "or be a folder written by datasets' save_to_disk; name the file itself as data."
+        )
+    for split, paths in found.items():
+        if len(paths) > 1 and any("-" not in path.stem for path in paths):
+            raise DataError(
+                f"{folder} must hold one file (or numbered parts) for {split}, got "
+                f"{', '.join(path.name for path in paths)}; name the file itself as data."
+            )
+    return {split: _files(found[split]) for split in ("train", "validation", "test") if split in found}
+
+
+def _saved_dataset(folder: Path) -> dict[str, Source]:
+    from datasets import load_from_disk
+
+    try:
+        loaded = load_from_disk(str(folder))
+    except Exception as error:  # datasets raises many kinds for a damaged folder
+        raise DataError(
+            f"{folder} is not a readable datasets folder: {first_line(error)}; save it again with "
+            "save_to_disk."
+        ) from None
+    return _splits_of_dataset(loaded, folder.name)
+
+
+def _hub_dataset(source: str) -> dict[str, Source]:
+    from datasets import load_dataset
+
+    name, _, configuration = source.partition(":")
+    try:
+        loaded = load_dataset(name, configuration or None)
+    except Exception as error:  # the hub, the network and the dataset's own files each raise their own kinds
+        raise DataError(
+            f"{source!r} is no file or folder here and could not be loaded from the hub as a dataset "
+            f"({first_line(error)}); check the name, or save the dataset with save_to_disk where there is a "
+            "network and give that folder."
+        ) from None
+    return _splits_of_dataset(loaded, name)
+
+
+def _splits_of_dataset(loaded: Any, name: str) -> dict[str, Source]:
+    """Of a `datasets.Dataset` (one split) or `DatasetDict`."""
+    if not isinstance(loaded, dict):
+        return {"train": _dataset(loaded, name)}
+    found: dict[str, Source] = {}
+    for split, dataset in loaded.items():
+        ours = SPLIT_NAMES.get(split.lower())
+        if ours is not None:
+            found.setdefault(ours, _dataset(dataset, f"{name}/{split}"))
+    if not found:
+        raise DataError(
+            f"{name} must have a split named train, got {', '.join(loaded) or 'none'}; save the wanted "
+            "split alone."
+        )
+    return found
+
+
+def _dataset(dataset: Any, name: str) -> Source:
+    def rows() -> Iterator[Row]:
+        if len(dataset) == 0:
+            raise DataError(f"{name} must hold at least one row, got none; add rows.")
+        yield from rows_of_batches(dataset.with_format("arrow").iter(batch_size=BATCH_ROWS), name)
+
+    classes = {
+        column: tuple(each.names) for column, each in dataset.features.items() if hasattr(each, "names")
+    }
+    return Source(name=name, open=rows, class_names=classes)
