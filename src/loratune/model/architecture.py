@@ -1,0 +1,90 @@
+"""Whether transformers can build a model and loratune can train on it, decided before weights are read."""
+
+from typing import Any
+
+import transformers
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from loratune.errors import ModelError
+from loratune.model.quiet import first_sentence, quiet
+from loratune.model.source import Source, read_json
+
+
+def read_config(source: Source) -> PreTrainedConfig:
+    """The configuration of a causal language model that LoRA can be trained on.
+
+    Raises `ModelError` for code of the model's own, unknown architectures, quantised checkpoints,
+    encoders and sequence-to-sequence models, and models with a recurrent state.
+    """
+    if source.gguf is None:
+        _check_raw(read_json(source.folder / "config.json"), source.name)
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(source.folder, **source.arguments)
+    except Exception as error:
+        raise ModelError(
+            f"the configuration of {source.name} cannot be read: {first_sentence(error)}; "
+            f"check the file or choose another model."
+        ) from None
+    _check_kind(config, source.name)
+    return config
+
+
+def _check_raw(values: dict[str, Any], name: str) -> None:
+    """What can be said from config.json before transformers reads it."""
+    family = values.get("model_type")
+    if not family:
+        raise ModelError(
+            f"config.json of {name} must name a model_type and does not; download the model again."
+        )
+    if family not in CONFIG_MAPPING:
+        if "auto_map" in values:
+            raise ModelError(
+                f"{name} ({family}) needs code of its own (trust_remote_code), which loratune never runs; "
+                f"choose a model that transformers knows."
+            )
+        raise ModelError(
+            f"{name} is of architecture {family}, unknown to transformers {transformers.__version__}; "
+            f"upgrade transformers or choose another model."
+        )
+    quantisation = values.get("quantization_config")
+    if quantisation:
+        method = quantisation.get("quant_method", "unknown") if isinstance(quantisation, dict) else "unknown"
+        raise ModelError(
+            f"the weights of {name} are quantised ({method}), which is not supported yet; "
+            f"give the unquantised checkpoint or a .gguf file."
+        )
+
+
+def _check_kind(config: PreTrainedConfig, name: str) -> None:
+    known = _causal_class(config)
+    claimed = [str(architecture) for architecture in config.architectures or ()]
+    accepted = {known.__name__} if known else set()
+    if config.get_text_config() is not config:  # of an image-and-text model the text part is loaded
+        accepted.update(
+            architecture for architecture in claimed if architecture.endswith("ForConditionalGeneration")
+        )
+    if known is None or config.is_encoder_decoder or (claimed and not accepted & set(claimed)):
+        what = claimed[0] if claimed else type(config).__name__
+        raise ModelError(
+            f"a base model must be a causal language model, {name} is a {what}; choose another model."
+        )
+    if known._is_stateful:
+        raise ModelError(
+            f"{known.__name__} ({name}) keeps a recurrent state between tokens, which is not supported; "
+            f"choose a model made of attention layers."
+        )
+
+
+def _causal_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return None
+    found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    first: type[PreTrainedModel] = found[0] if isinstance(found, list | tuple) else found
+    return first

@@ -1,0 +1,68 @@
+"""The shapes of a base model, read from it or, without weights, from its configuration."""
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from loratune.errors import ModelError
+from loratune.model.architecture import read_config
+from loratune.model.device import pick_device
+from loratune.model.precision import DType, resolve_dtype
+from loratune.model.quiet import first_sentence, quiet
+from loratune.model.source import locate
+from loratune.model.targets import adaptable_layers
+from loratune.values import ModelProfile
+
+
+def profile_of(model: PreTrainedModel, name: str) -> ModelProfile:
+    """Shapes of a model (its weights may be on the meta device) under the name that the user gave."""
+    text = model.config.get_text_config()
+    head = model.get_output_embeddings()
+    tables = [module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    if head is not None:
+        tables.append(head.weight)
+    unique = {id(table): table for table in tables}
+    return ModelProfile(
+        name=name,
+        family=text.model_type,
+        hidden_size=text.hidden_size,
+        layers=text.num_hidden_layers,
+        attention_heads=text.num_attention_heads,
+        vocabulary=model.get_input_embeddings().weight.shape[0],
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        embedding_parameters=sum(table.numel() for table in unique.values()),
+        targets=adaptable_layers(model),
+        intermediate_size=intermediate_size(text),
+        bytes_per_parameter=float(next(model.parameters()).element_size()),
+    )
+
+
+def profile_from_config(name: str, *, dtype: DType = "auto", device: str = "auto") -> ModelProfile:
+    """The same from `config.json` (or a .gguf header) alone, in seconds and without memory for weights.
+
+    `dtype` and `device` say how the weights would be loaded. Raises `ModelError`.
+    """
+    config = read_config(locate(name, weights=False))
+    kind = resolve_dtype(dtype, pick_device(device))
+    try:
+        with quiet(), torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=kind, trust_remote_code=False)
+    except Exception as error:
+        raise ModelError(
+            f"{name} cannot be built from its configuration: {first_sentence(error)}; check config.json."
+        ) from None
+    return profile_of(model, name)
+
+
+def intermediate_size(config: PreTrainedConfig) -> int:
+    """Width of the MLP that one token passes through: of a mixture, all the experts that it is sent to."""
+    expert = getattr(config, "moe_intermediate_size", None)
+    chosen = getattr(config, "num_experts_per_tok", None) or 0
+    for attribute in ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"):
+        width = getattr(config, attribute, None)
+        if isinstance(width, int):
+            break
+    else:
+        width = 4 * config.hidden_size
+    if chosen:
+        return chosen * (expert if isinstance(expert, int) else width)
+    return width

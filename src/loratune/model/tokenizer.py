@@ -1,0 +1,84 @@
+"""A base model's tokenizer, ready for training: right padding, a pad token, the right end of a turn."""
+
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from loratune.errors import ModelError
+from loratune.model.architecture import read_config
+from loratune.model.quiet import first_sentence, quiet
+from loratune.model.source import Source, locate
+from loratune.model.unpacked import find_copy, keep_copy
+
+_REPLY = "loratune"
+
+
+def load_tokenizer(name: str, *, cache: Path | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder, hub name or .gguf file; the model's weights are not touched.
+
+    Its `eos_token` is what ends an assistant's turn (`end_of_turn_id`), whatever the file says:
+    transformers 5.17 reads SmolLM2's from GGUF as `<|im_start|>`. A missing pad token becomes the
+    end-of-turn token, which is harmless as labels come from lengths, never from pad ids.
+    `cache` keeps what was read from a .gguf file. Raises `ModelError`, also for a model that could not
+    be trained (not for .gguf files, whose configuration takes long to read: there only `load_model` does).
+    """
+    source = locate(name, weights=False)
+    if source.gguf is None:
+        read_config(source)
+    return open_tokenizer(source, cache)
+
+
+def open_tokenizer(original: Source, cache: Path | None = None) -> PreTrainedTokenizerBase:
+    """`load_tokenizer` for files already found and checked."""
+    if not original.has_tokenizer:
+        raise ModelError(
+            f"{original.name} holds no tokenizer (tokenizer.json); copy its files there with save_pretrained."
+        )
+    source = find_copy(original, cache, "tokenizer")
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(source.folder, **source.arguments)
+    except Exception as error:
+        raise ModelError(
+            f"the tokenizer of {source.name} cannot be read: {first_sentence(error)}; "
+            f"check that its files belong together."
+        ) from None
+    tokenizer.padding_side = "right"
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end_of_turn_id(tokenizer))
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if source.gguf is not None and cache is not None:
+        keep_copy(source, cache, "tokenizer", tokenizer)
+    return tokenizer
+
+
+def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that a fine-tuned model has to learn to stop with.
+
+    With a chat template it is the first special token that the template writes after an assistant's
+    message (Gemma's `<end_of_turn>` where the eos token is `<eos>`); otherwise, or if the template
+    writes none, the tokenizer's own end-of-sequence token. Raises `ModelError` where there is neither.
+    """
+    special = {str(added) for added in tokenizer.added_tokens_decoder.values() if added.special}
+    special.update(tokenizer.all_special_tokens)
+    for token in tokenizer.tokenize(_after_reply(tokenizer)):
+        if token in special:
+            return int(tokenizer.convert_tokens_to_ids(token))
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            "a tokenizer must have an end-of-sequence token, this one has none; "
+            "set eos_token in tokenizer_config.json."
+        )
+    return int(tokenizer.eos_token_id)
+
+
+def _after_reply(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the chat template writes after an assistant's message; empty without a usable template."""
+    if not tokenizer.chat_template:
+        return ""
+    turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": _REPLY}]
+    try:
+        rendered = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except Exception:  # templates raise whatever they like; the data room reports it where chat data is given
+        return ""
+    return rendered.rpartition(_REPLY)[2] if _REPLY in rendered else ""
