@@ -1,0 +1,161 @@
+"""`report.html`: one file that opens offline, from facts alone. jinja2 escapes everything from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from loratune.errors import ResourceError
+from loratune.report import figures, takeaways, wording
+from loratune.report.facts import RunFacts
+from loratune.report.later_stages import alpha_points, batch_cells, stage_costs
+from loratune.report.rank_curves import gaps, learning_curves, own_rate_curve, single_rate_curve
+from loratune.report.result import write_atomically
+from loratune.report.tables import MARKS, evidence_number, score_table, value_tiles
+from loratune.values import Evidence, Stage
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drawn:
+    """A figure with its sentence, or the sentence that says why there is none."""
+
+    sentence: str
+    html: Markup | None = None
+
+
+def write_html(facts: RunFacts, directory: Path) -> Path:
+    """Write `report.html`. Raises `ResourceError` where plotly is not installed."""
+    if find_spec("plotly") is None:
+        raise ResourceError(
+            "report.html needs plotly, which is not installed; pip install 'loratune[report]'."
+        )
+    return write_atomically(directory / "report.html", render(facts))
+
+
+def render(facts: RunFacts) -> str:
+    """The whole page."""
+    from plotly.offline import get_plotlyjs
+
+    environment = Environment(
+        loader=PackageLoader("loratune.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "rate": wording.rate,
+        "count": wording.count,
+        "duration": wording.duration,
+        "size": wording.size,
+    }
+    own, single = own_rate_curve(facts), single_rate_curve(facts)
+    heads, rows = score_table(facts)
+    return environment.get_template("report.html.j2").render(
+        facts=facts,
+        title=f"{facts.model} on {facts.data}",
+        values=facts.decision.hyper_parameters,
+        tiles=value_tiles(facts),
+        gains=[_sentence(takeaways.gain_sentence(gain)) for gain in facts.gains],
+        table_caption="The test split was read once, after all choices." if facts.recommended.test else "",
+        table_heads=heads,
+        table_rows=rows,
+        evidence=[_evidence(each) for each in facts.decision.evidence],
+        rank_sentence=takeaways.rank_sentence(own, single, facts),
+        figures=_figures(facts),
+        costs=stage_costs(facts),
+        snippet=_snippet(facts),
+        plotly_js=Markup(get_plotlyjs().replace("</script", "<\\/script")),
+    )
+
+
+def _figures(facts: RunFacts) -> dict[str, Drawn]:
+    own, single = own_rate_curve(facts), single_rate_curve(facts)
+    metric = own_rate_curve(facts, facts.shown_metric) if facts.shown_metric else None
+    cells, alphas, curves, gap = batch_cells(facts), alpha_points(facts), learning_curves(facts), gaps(facts)
+    costs = stage_costs(facts)
+    no_rank = takeaways.missing(facts, Stage.RANK)
+    return {
+        "own": _drawn(len(own.points) > 1, lambda: figures.rank_figure(own, facts), "", no_rank),
+        "single": _drawn(
+            bool(single.points),
+            lambda: figures.rank_figure(single, facts, own),
+            "",
+            "No learning rate was tried at three ranks or more.",
+        ),
+        "metric": _drawn(
+            metric is not None and len(metric.points) > 1,
+            lambda: figures.rank_figure(metric, facts),  # type: ignore[arg-type]
+            takeaways.metric_sentence(metric) if metric else "",
+            no_rank if metric else "No task metric was measured beside the NLL.",
+        ),
+        "batch": _drawn(
+            bool(cells),
+            lambda: figures.batch_figure(cells, facts),
+            takeaways.batch_sentence(cells),
+            takeaways.missing(facts, Stage.BATCH),
+        ),
+        "alpha": _drawn(
+            bool(alphas),
+            lambda: figures.alpha_figure(alphas, facts),
+            takeaways.alpha_sentence(alphas, facts),
+            takeaways.missing(facts, Stage.ALPHA),
+        ),
+        "curves": _drawn(
+            bool(curves),
+            lambda: figures.curves_figure(curves),
+            takeaways.curves_sentence(facts),
+            "No trial has a learning curve.",
+        ),
+        "gap": _drawn(bool(gap), lambda: figures.gap_figure(gap), takeaways.gap_sentence(gap), no_rank),
+        "cost": _drawn(
+            bool(costs),
+            lambda: figures.cost_figure(costs),
+            takeaways.cost_sentence(facts),
+            "No trial was run.",
+        ),
+    }
+
+
+def _drawn(there: bool, make: Callable[[], Figure], sentence: str, reason: str) -> Drawn:
+    if not there:
+        return Drawn(sentence=reason)
+    html = make().to_html(
+        full_html=False,
+        include_plotlyjs=False,
+        config={"displaylogo": False, "displayModeBar": False, "responsive": True},
+    )
+    return Drawn(sentence=sentence, html=Markup(html))
+
+
+def _evidence(each: Evidence) -> dict[str, Any]:
+    return {
+        "mark": MARKS[each.holds],
+        "kind": {True: "yes", False: "no", None: "note"}[each.holds],
+        "claim": _sentence(each.claim),
+        "number": evidence_number(each),
+    }
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
+
+
+def _snippet(facts: RunFacts) -> str:
+    return f"""\
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = AutoModelForCausalLM.from_pretrained({facts.model!r})
+tokenizer = AutoTokenizer.from_pretrained({facts.model!r})
+model = PeftModel.from_pretrained(base, {facts.directory + "/adapter"!r})
+model = model.merge_and_unload()  # optional: no LoRA cost at inference"""

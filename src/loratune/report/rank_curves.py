@@ -1,0 +1,241 @@
+"""Rank against quality, as tuples: each rank at its own learning rate, and all at a single one.
+
+A setting is a group of trials that differ in their seed only. Knows results, not plots.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+from scipy import stats
+
+from loratune.maths.elbow import elbow
+from loratune.maths.noninferiority import SeedNoise, compare_nll, pool_seed_noise
+from loratune.report.facts import RunFacts
+from loratune.values import METRICS, CurvePoint, HyperParameters, Stage, TrialResult
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Setting:
+    """Finished trials of the same hyper-parameters and fraction, one per seed."""
+
+    hyper_parameters: HyperParameters
+    fraction: float
+    results: tuple[TrialResult, ...]
+
+    def values(self, metric: str) -> list[float]:
+        """One per seed; `nll` or a name in `metrics`."""
+        return [result.nll if metric == "nll" else result.metrics[metric] for result in self.results]
+
+    def mean(self, metric: str) -> float:
+        return float(np.mean(self.values(metric)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """A mean over seeds with its 95 % interval."""
+
+    value: float
+    interval: tuple[float, float] | None
+    interval_over: str
+    """`seeds`, `rows` (one seed only) or empty."""
+    seeds: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankPoint:
+    rank: int
+    parameters: int
+    learning_rate: float
+    measured: Measured
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankCurve:
+    """Points in ascending order of rank; empty where too little was measured."""
+
+    metric: str
+    points: tuple[RankPoint, ...] = ()
+    fraction: float = 1.0
+    """Share of the training rows that these trials saw."""
+    elbow: int | None = None
+    """Kneedle's elbow; drawn, never decides."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GapPoint:
+    """Validation minus training NLL at a rank's own learning rate, means over seeds."""
+
+    rank: int
+    train: float
+    validation: float
+
+    @property
+    def gap(self) -> float:
+        return self.validation - self.train
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LearningCurve:
+    label: str
+    rank: int
+    final: bool
+    points: tuple[CurvePoint, ...]
+
+
+def settings(results: Sequence[TrialResult], metric: str = "nll") -> list[Setting]:
+    """Finished trials that know the metric, grouped by everything but the seed."""
+    groups: dict[tuple[HyperParameters, float], list[TrialResult]] = defaultdict(list)
+    for result in results:
+        if result.finished and (metric == "nll" or metric in result.metrics):
+            groups[result.trial.hyper_parameters, result.trial.fraction].append(result)
+    return [
+        Setting(hyper_parameters=values, fraction=fraction, results=tuple(members))
+        for (values, fraction), members in groups.items()
+    ]
+
+
+def same_rate(learning_rate: float) -> str:
+    """Learning rates that agree in two digits count as one: brackets from a law differ in the third."""
+    return f"{learning_rate:.1e}"
+
+
+def own_rate_settings(facts: RunFacts) -> list[Setting]:
+    """The setting of each rank that had most seeds (ties: the lowest NLL), at the highest common fidelity."""
+    found = settings([result for result in facts.results if result.asked.stage is Stage.RANK])
+    fidelity = _highest_fraction(found)
+    chosen: dict[int, Setting] = {}
+    for setting in found:
+        if setting.fraction != fidelity:
+            continue
+        rank = setting.hyper_parameters.r
+        present = chosen.get(rank)
+        merit = (len(setting.results), -setting.mean("nll"))
+        if present is None or merit > (len(present.results), -present.mean("nll")):
+            chosen[rank] = setting
+    return [chosen[rank] for rank in sorted(chosen)]
+
+
+def own_rate_curve(facts: RunFacts, metric: str = "nll") -> RankCurve:
+    """Each rank at its own learning rate."""
+    return _curve(facts, [s for s in own_rate_settings(facts) if _knows(s, metric)], metric)
+
+
+def single_rate_curve(facts: RunFacts, metric: str = "nll") -> RankCurve:
+    """All ranks at the learning rate that most of them were tried at; empty below three ranks.
+
+    Ties go to the higher fidelity, then to the rate that more trials had.
+    """
+    groups: dict[tuple[float, str], dict[int, Setting]] = defaultdict(dict)
+    for setting in settings([r for r in facts.results if r.asked.stage is Stage.RANK], metric):
+        group = groups[setting.fraction, same_rate(setting.hyper_parameters.learning_rate)]
+        present = group.get(setting.hyper_parameters.r)
+        if present is None or len(setting.results) > len(present.results):
+            group[setting.hyper_parameters.r] = setting
+    if not groups:
+        return RankCurve(metric=metric)
+
+    def merit(key: tuple[float, str]) -> tuple[int, float, int]:
+        return len(groups[key]), key[0], sum(len(setting.results) for setting in groups[key].values())
+
+    best = groups[max(groups, key=merit)]
+    return _curve(facts, [best[rank] for rank in sorted(best)] if len(best) >= 3 else [], metric)
+
+
+def measure(found: Sequence[Setting], metric: str, facts: RunFacts) -> list[Measured]:
+    """Means with intervals: t over seeds with the seed variance pooled over all settings (two seeds alone
+    would need t = 12.7), over rows where a setting has one seed."""
+    noise = pool_seed_noise([setting.values(metric) for setting in found])
+    return [_measured(setting, metric, noise, facts) for setting in found]
+
+
+def gaps(facts: RunFacts) -> list[GapPoint]:
+    """One point per rank."""
+    return [
+        GapPoint(
+            rank=setting.hyper_parameters.r,
+            train=float(np.mean([result.train_nll for result in setting.results])),
+            validation=setting.mean("nll"),
+        )
+        for setting in own_rate_settings(facts)
+    ]
+
+
+def learning_curves(facts: RunFacts) -> list[LearningCurve]:
+    """The first seed of each rank at its own learning rate, then the final trials."""
+    found = [(f"r {s.hyper_parameters.r}", s.results[0]) for s in own_rate_settings(facts)]
+    for result in facts.results:
+        if result.asked.stage is Stage.FINAL:
+            ours = result.trial.hyper_parameters == facts.decision.hyper_parameters
+            found.append(("recommended" if ours else "default recipe", result))
+    return [
+        LearningCurve(
+            label=label,
+            rank=result.trial.hyper_parameters.r,
+            final=result.asked.stage is Stage.FINAL,
+            points=result.curve,
+        )
+        for label, result in found
+        if result.curve
+    ]
+
+
+def _knows(setting: Setting, metric: str) -> bool:
+    return metric == "nll" or all(metric in result.metrics for result in setting.results)
+
+
+def _highest_fraction(found: Sequence[Setting]) -> float:
+    """The highest fidelity at which two ranks or more were measured, else the highest."""
+    ranks: dict[float, set[int]] = defaultdict(set)
+    for setting in found:
+        ranks[setting.fraction].add(setting.hyper_parameters.r)
+    common = [fraction for fraction, members in ranks.items() if len(members) >= 2]
+    return max(common or ranks, default=1.0)
+
+
+def _curve(facts: RunFacts, found: Sequence[Setting], metric: str) -> RankCurve:
+    points = tuple(
+        RankPoint(
+            rank=setting.hyper_parameters.r,
+            parameters=setting.hyper_parameters.r * facts.parameters_per_rank,
+            learning_rate=setting.hyper_parameters.learning_rate,
+            measured=measured,
+        )
+        for setting, measured in zip(found, measure(found, metric, facts), strict=True)
+    )
+    return RankCurve(
+        metric=metric,
+        points=points,
+        fraction=found[0].fraction if found else 1.0,
+        elbow=elbow(
+            [point.rank for point in points],
+            [point.measured.value for point in points],
+            larger_is_better=METRICS[metric],
+        ),
+    )
+
+
+def _measured(setting: Setting, metric: str, noise: SeedNoise, facts: RunFacts) -> Measured:
+    value, seeds = setting.mean(metric), len(setting.results)
+    if seeds > 1 and noise.known:
+        half = float(stats.t.ppf(0.975, noise.degrees)) * sqrt(noise.variance / seeds)
+        return Measured(
+            value=value, interval=(value - half, value + half), interval_over="seeds", seeds=seeds
+        )
+    interval = _interval_over_rows(setting.results[0], metric, facts)
+    return Measured(value=value, interval=interval, interval_over="rows" if interval else "", seeds=seeds)
+
+
+def _interval_over_rows(result: TrialResult, metric: str, facts: RunFacts) -> tuple[float, float] | None:
+    """Sampling of validation rows; None where there are no per-row values."""
+    rows = result.example_nll if metric == "nll" else result.example_scores.get(metric)
+    if rows is None or len(rows) < 2:
+        return None
+    weights = facts.validation_weights if metric == "nll" else np.ones(len(rows))
+    if weights is None or len(weights) != len(rows):
+        return None
+    none = SeedNoise(variance=0.0, degrees=np.inf)
+    zero = np.zeros((1, len(rows)))
+    return compare_nll(np.asarray(rows, np.float64)[None], zero, weights, none, 0.0).interval

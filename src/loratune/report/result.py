@@ -1,0 +1,165 @@
+"""`result.json`, version 1: written last and atomically, because its presence means a complete run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from json import dumps, loads
+from math import inf, isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loratune.errors import OutputError
+from loratune.report.facts import RunFacts
+from loratune.values import Evidence, HyperParameters, StageSummary
+
+SCHEMA = 1
+_FILE = "result.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecommendedHyperParameters(HyperParameters):
+    """`HyperParameters` and the row length they were found with."""
+
+    max_length: int
+    """Tokens."""
+
+    def lora_config(self) -> Any:
+        """The `peft.LoraConfig` of the recommended adapter."""
+        targets = self.target_modules
+        return import_module("peft").LoraConfig(
+            task_type="CAUSAL_LM",
+            r=self.r,
+            lora_alpha=_whole(self.lora_alpha),
+            lora_dropout=self.lora_dropout,
+            target_modules=targets[0] if targets == ("all-linear",) else list(targets),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TuneResult:
+    """What `tune` returns and `result.json` holds."""
+
+    recommended: RecommendedHyperParameters
+    metrics: Mapping[str, Any]
+    """`validation` and `test` of the recommended adapter; `base_model` and `default_recipe` by split."""
+    evidence: tuple[Evidence, ...]
+    cost: Mapping[str, Any]
+    stages: tuple[StageSummary, ...]
+    directory: Path
+    """Where `adapter/`, `report.html` and `study.db` are."""
+
+
+def result_values(facts: RunFacts) -> dict[str, Any]:
+    """The document, with every key of version 1; numbers that are not finite as None."""
+    cost, values = facts.cost, facts.decision.hyper_parameters.to_dict()
+    document: dict[str, Any] = plain(
+        {
+            "schema": SCHEMA,
+            "recommended": {
+                **values,
+                "lora_alpha": _whole(values["lora_alpha"]),
+                "epochs": _whole(values["epochs"]),
+                "max_length": facts.profile.max_length,
+            },
+            "metrics": {
+                "validation": facts.recommended.validation,
+                "test": facts.recommended.test,
+                "base_model": {"test": facts.base_model.test},
+                "default_recipe": {"test": facts.default_recipe.test},
+            },
+            "evidence": [each.to_dict() for each in facts.decision.evidence],
+            "cost": {
+                "seconds": cost.seconds,
+                "trained_tokens": facts.trained_tokens,
+                "trials": len(facts.results),
+                "predicted_seconds": cost.predicted_seconds,
+                "peak_memory_bytes": {"predicted": cost.predicted_bytes, "measured": cost.measured_bytes},
+            },
+            "stages": [stage.to_dict() for stage in facts.decision.stages],
+        }
+    )
+    return document
+
+
+def write_result(facts: RunFacts, directory: Path) -> Path:
+    """Write `result.json`, whole or not at all; call it after everything else has been written."""
+    return write_atomically(directory / _FILE, dumps(result_values(facts), indent=1, allow_nan=False) + "\n")
+
+
+def load_result(directory: Path) -> TuneResult:
+    """Read `result.json`. Raises `OutputError` where the run is not complete or of another version."""
+    path = directory / _FILE
+    try:
+        values = loads(path.read_text(encoding="utf-8"))
+        if values["schema"] != SCHEMA:
+            raise OutputError(
+                f"{path} must have schema {SCHEMA}, got {values['schema']!r}; read it with its own version."
+            )
+        return _decode(values, directory)
+    except FileNotFoundError:
+        raise OutputError(
+            f"A finished run must hold {_FILE}, but {directory} does not; finish it by tune --resume."
+        ) from None
+    except OutputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OutputError(
+            f"{path} must be what tune wrote, but is not readable as such ({error!r}); run tune again."
+        ) from None
+
+
+def _decode(values: dict[str, Any], directory: Path) -> TuneResult:
+    recommended = values["recommended"]
+    return TuneResult(
+        recommended=RecommendedHyperParameters(
+            **{**recommended, "target_modules": tuple(recommended["target_modules"])}
+        ),
+        metrics=values["metrics"],
+        evidence=tuple(evidence_from_dict(each) for each in values["evidence"]),
+        cost=values["cost"],
+        stages=tuple(StageSummary(**each) for each in values["stages"]),
+        directory=directory,
+    )
+
+
+def evidence_from_dict(values: Mapping[str, Any]) -> Evidence:
+    """Inverse of `Evidence.to_dict` after `plain`: an absent end of an interval is infinite."""
+    bounds = values["interval"]
+    if bounds is None:
+        return Evidence(**values)
+    low, high = bounds
+    return Evidence(**{**values, "interval": (-inf if low is None else low, inf if high is None else high)})
+
+
+def plain(value: Any) -> Any:
+    """JSON values only: mappings and sequences copied, numpy unwrapped, NaN and infinities as None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, float) and not isfinite(value):
+        return None
+    return value
+
+
+def write_atomically(path: Path, text: str) -> Path:
+    """Through a temporary file beside it, synced before it takes the name."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    return path
+
+
+def _whole(value: float) -> float | int:
+    """8.0 as 8: configurations and people expect a whole alpha."""
+    return int(value) if value == int(value) else value

@@ -1,0 +1,61 @@
+"""Facts as rows of text, shared by the terminal and the HTML page. Knows no markup."""
+
+from math import isfinite
+
+from loratune.report.facts import RunFacts
+from loratune.report.wording import METRIC_NAMES, count, interval, metric_value, number, rate
+from loratune.values import ALL_LINEAR, METRICS, Evidence
+
+MARKS = {True: "✓", False: "✗", None: "–"}
+
+
+def value_tiles(facts: RunFacts) -> list[tuple[str, str, bool]]:
+    """(name, value, wide) of every recommended hyper-parameter."""
+    values = facts.decision.hyper_parameters
+    targets = values.target_modules
+    return [
+        ("r", str(values.r), False),
+        ("lora_alpha", f"{values.lora_alpha:g}", False),
+        ("learning_rate", rate(values.learning_rate), False),
+        ("batch_size", str(values.batch_size), False),
+        ("epochs", f"{values.epochs:g}", False),
+        ("lora_dropout", f"{values.lora_dropout:g}", False),
+        ("weight_decay", f"{values.weight_decay:g}", False),
+        ("warmup_ratio", f"{values.warmup_ratio:g}", False),
+        ("max_length", str(facts.profile.max_length), False),
+        ("trainable parameters", count(values.r * facts.parameters_per_rank), False),
+        ("target_modules", "all linear layers" if targets == ALL_LINEAR else ", ".join(targets), True),
+    ]
+
+
+def score_table(facts: RunFacts) -> tuple[list[str], list[tuple[str, list[str], bool]]]:
+    """Heads, then (model, cells, whether it is ours): every metric that was measured, by split."""
+    models = (
+        ("base model", facts.base_model, False),
+        ("default recipe", facts.default_recipe, False),
+        ("recommended", facts.recommended, True),
+    )
+    columns = [
+        (split, name)
+        for split in ("validation", "test")
+        for name in METRICS
+        if any(name in getattr(scores, split) for _, scores, _ in models)
+    ]
+    heads = [f"{split} {METRIC_NAMES[name]}" for split, name in columns]
+    rows = [
+        (title, [metric_value(name, getattr(scores, split).get(name)) for split, name in columns], ours)
+        for title, scores, ours in models
+    ]
+    return heads, rows
+
+
+def evidence_number(evidence: Evidence) -> str:
+    """`0.001 nats, 95 % [-0.002, 0.004], margin 0.005`; empty for a note."""
+    parts = []
+    if evidence.value is not None and isfinite(evidence.value):
+        parts.append(f"{number(evidence.value, 3)} {evidence.unit}".strip())
+    if bounds := interval(evidence.interval):
+        parts.append(f"95 % {bounds}")
+    if evidence.margin is not None:
+        parts.append(f"margin {evidence.margin:g}")
+    return ", ".join(parts)

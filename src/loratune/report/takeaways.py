@@ -1,0 +1,168 @@
+"""One sentence under each figure, computed from the same tuples as the figure; why a figure is missing."""
+
+from collections.abc import Sequence
+
+from loratune.report.facts import Gain, RunFacts
+from loratune.report.later_stages import AlphaPoint, BatchCell
+from loratune.report.rank_curves import GapPoint, RankCurve
+from loratune.report.wording import METRIC_NAMES, count, duration, interval, metric_value, number, rate
+from loratune.values import METRICS, Stage, StageSummary
+
+_WORDS = {
+    Stage.RANK: ("rank",),
+    Stage.BATCH: ("batch",),
+    Stage.ALPHA: ("alpha",),
+    Stage.REGULARISATION: ("regularis", "dropout", "weight decay", "over-fit"),
+    Stage.FINAL: ("final",),
+}
+
+
+def gain_sentence(gain: Gain) -> str:
+    """`test NLL 0.012 nats lower than the default recipe [0.008, 0.016]`."""
+    bounds = interval(gain.interval)
+    better, worse = ("lower", "higher") if gain.metric == "nll" else ("higher", "lower")
+    unit = "nats" if gain.metric == "nll" else "points"
+    name = METRIC_NAMES.get(gain.metric, gain.metric)
+    direction = better if gain.value >= 0 else worse
+    amount = f"{abs(gain.value):.4f}" if gain.metric == "nll" else f"{abs(gain.value):.1f}"
+    if gain.interval is not None and gain.interval[0] <= 0 <= gain.interval[1]:
+        note = "; the interval contains 0, so this may be chance"
+    else:
+        note = ""
+    told = f" (gain {number(gain.value, 3)}, 95 % {bounds}{note})" if bounds else ""
+    return f"{gain.split} {name} {amount} {unit} {direction} than the {gain.over}{told}"
+
+
+def rank_sentence(own: RankCurve, single: RankCurve, facts: RunFacts) -> str:
+    """What the pair of rank curves shows."""
+    if len(own.points) < 2:
+        return ""
+    own_spread = _spread(own)
+    first, last = own.points[0].rank, own.points[-1].rank
+    unit = "nats" if own.metric == "nll" else "points"
+    text = (
+        f"At their own learning rates, ranks {first} to {last} lie within {_amount(own_spread, own.metric)} "
+        f"{unit} of each other"
+    )
+    if single.points:
+        text += (
+            f"; at the single learning rate {rate(single.points[0].learning_rate)} the same comparison spans "
+            f"{_amount(_spread(single), single.metric)} {unit}"
+        )
+    recommended = facts.decision.hyper_parameters.r
+    chosen = next((point for point in own.points if point.rank == recommended), None)
+    if chosen:
+        text += f". Recommended: rank {chosen.rank} with {count(chosen.parameters)} parameters"
+    return text + "."
+
+
+def metric_sentence(curve: RankCurve) -> str:
+    """Best and worst rank by the task metric."""
+    if len(curve.points) < 2:
+        return ""
+    ordered = sorted(curve.points, key=lambda point: point.measured.value, reverse=METRICS[curve.metric])
+    best, worst = ordered[0], ordered[-1]
+    name = METRIC_NAMES[curve.metric]
+    return (
+        f"Best {name}: {metric_value(curve.metric, best.measured.value)} at rank {best.rank}; "
+        f"lowest: {metric_value(curve.metric, worst.measured.value)} at rank {worst.rank}."
+    )
+
+
+def batch_sentence(cells: Sequence[BatchCell]) -> str:
+    """The best cell, and whether it lies inside the grid."""
+    found = [(cell.nll, cell) for cell in cells if cell.nll is not None]
+    if not found:
+        return ""
+    nll, best = min(found, key=lambda pair: pair[0])
+    rates = sorted({cell.learning_rate for cell in cells if cell.batch_size == best.batch_size})
+    inside = rates[0] < best.learning_rate < rates[-1]
+    place = "inside the measured range" if inside else "at the edge of the measured range"
+    return (
+        f"Lowest NLL {nll:.4f} at learning rate {rate(best.learning_rate)} and batch size {best.batch_size}, "
+        f"{place} of learning rates for that batch size."
+    )
+
+
+def alpha_sentence(points: Sequence[AlphaPoint], facts: RunFacts) -> str:
+    """Flat within the margin, or which is best."""
+    if not points:
+        return ""
+    values = [point.measured.value for point in points]
+    best = min(points, key=lambda point: point.measured.value)
+    spread = max(values) - min(values)
+    margin = facts.margin if facts.metric in ("nll", "perplexity") else 0.005
+    if spread <= margin:
+        return f"Flat: all alphas lie within {spread:.4f} nats, below the margin of {margin:g}."
+    return f"Lowest NLL {best.measured.value:.4f} at alpha {best.lora_alpha:g} ({best.multiple:g} r)."
+
+
+def gap_sentence(points: Sequence[GapPoint]) -> str:
+    """Where over-fitting shows."""
+    if not points:
+        return ""
+    worst = max(points, key=lambda point: point.gap)
+    if worst.gap <= 0:
+        return "No rank has a validation NLL above its training NLL: no sign of over-fitting."
+    return (
+        f"Largest gap: {worst.gap:.4f} nats at rank {worst.rank} "
+        f"(training {worst.train:.4f}, validation {worst.validation:.4f})."
+    )
+
+
+def curves_sentence(facts: RunFacts) -> str:
+    """Whether the final run had ended its descent."""
+    ours = facts.decision.hyper_parameters
+    final = [
+        result
+        for result in facts.results
+        if result.asked.stage is Stage.FINAL and result.trial.hyper_parameters == ours and result.curve
+    ]
+    if not final:
+        return ""
+    curve = final[0].curve
+    best = min(curve, key=lambda point: point.validation_nll)
+    where = "at its end" if best is curve[-1] else f"after {best.fraction:.0%} of its steps"
+    return f"The final run had its lowest validation NLL, {best.validation_nll:.4f}, {where}."
+
+
+def cost_sentence(facts: RunFacts) -> str:
+    """Actual against predicted time, and against one trial after another."""
+    cost = facts.cost
+    text = f"{len(facts.results)} trials, {count(facts.trained_tokens)} tokens, {duration(cost.seconds)}"
+    if cost.predicted_seconds > 0:
+        share = cost.seconds / cost.predicted_seconds
+        text += f" ({share:.2f} x the predicted {duration(cost.predicted_seconds)})"
+    if cost.sequential_seconds is not None and cost.seconds > 0:
+        text += f"; one after another they would take about {duration(cost.sequential_seconds)}"
+    return text + "."
+
+
+def missing(facts: RunFacts, stage: Stage) -> str:
+    """Why a stage has nothing to show, in one sentence."""
+    trials = [result for result in facts.results if result.asked.stage is stage]
+    if trials:
+        finished = sum(result.finished for result in trials)
+        return f"Too little to draw: {finished} of {len(trials)} trials of this stage finished."
+    told = _summary(facts.decision.stages, stage)
+    if told:
+        return f"Not run: {told.answer.rstrip('.')}."
+    dropped = [text for text in facts.plan.dropped if any(word in text.lower() for word in _WORDS[stage])]
+    if dropped:
+        return "Not run: " + " ".join(f"{text.rstrip('.')}." for text in dropped)
+    if any(planned.name == stage for planned in facts.plan.stages):
+        return "Planned, but the search ended before it."
+    return f"Not part of this plan of the strategy “{facts.strategy}”."
+
+
+def _summary(stages: Sequence[StageSummary], stage: Stage) -> StageSummary | None:
+    return next((each for each in stages if each.name == stage and each.answer), None)
+
+
+def _spread(curve: RankCurve) -> float:
+    values = [point.measured.value for point in curve.points]
+    return max(values) - min(values)
+
+
+def _amount(spread: float, metric: str) -> str:
+    return f"{spread:.4f}" if metric == "nll" else f"{100 * spread:.1f}"
