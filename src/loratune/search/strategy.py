@@ -14,8 +14,11 @@ class Strategy(Protocol):
     The order of the history carries no meaning.
     """
 
-    name: str
-    context: SearchContext
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def context(self) -> SearchContext: ...
 
     def plan(self) -> SearchPlan:
         """What it would run if all goes as expected, fitted to `context.budget`."""

@@ -42,6 +42,14 @@ class SearchContext:
     largest_batch: int = 1024
     """What fits in memory, by the memory model."""
 
+    # limits of what can be run
+    smallest_fraction: float = 0.0
+    """The smallest share of the training rows that a trial may be asked to use."""
+    seeds: int = 0
+    """How many different seeds can be had; 0: any number."""
+    seed_sd: float | None = None
+    """Assumed sd of a run's NLL from seed to seed, in nats, where the search cannot repeat runs; else None."""
+
     # wishes
     epochs: float = 1.0
     warmup_ratio: float = 0.05
@@ -50,6 +58,10 @@ class SearchContext:
     """Candidates in ascending order; empty: the strategy chooses."""
     learning_rates: tuple[float, ...] = ()
     batch_sizes: tuple[int, ...] = ()
+    lora_alpha: float | None = None
+    """A fixed alpha for all ranks; None: 2r while ranks are compared, then searched."""
+    alpha_ratios: tuple[float, ...] = ()
+    """Candidates of lora_alpha / r, 2 among them; empty: 1, 1.5, 2 and 3."""
     metric: str = "nll"
     margin: float = 0.005
     """Nats per supervised token, or points (hundredths) of the task metric."""

@@ -1,0 +1,205 @@
+"""Paired comparison of two settings: adequate, inferior or undecided, with its bounds.
+
+Variance model: σ_item²/n + σ_seed²/k per side, σ_seed pooled over all repeated trials of the study, t with
+Satterthwaite's degrees of freedom. Seeds are never bootstrapped (two seeds would cover 65 %).
+Knows arrays, not trials.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from math import inf, isfinite, sqrt
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+Floats = npt.NDArray[np.float64]
+ONE_SIDED = 0.95
+BOOTSTRAPS = 1000
+
+
+class Verdict(StrEnum):
+    ADEQUATE = "adequate"
+    INFERIOR = "inferior"
+    UNDECIDED = "undecided"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SeedNoise:
+    """Variance of one run's loss from seed to seed."""
+
+    variance: float
+    degrees: float
+    """Degrees of freedom; infinite for an assumed value, 0 where nothing was repeated."""
+
+    @property
+    def known(self) -> bool:
+        return self.degrees > 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """The loss of a candidate minus that of the reference, and how sure that is."""
+
+    difference: float
+    """Positive: the candidate is worse."""
+    standard_error: float
+    degrees: float
+    margin: float
+    seeds_measured: bool = True
+    """False where seed noise is neither measured nor assumed: nothing can be concluded then."""
+
+    def _bound(self, level: float) -> float:
+        return float(stats.t.ppf(level, self.degrees)) * self.standard_error
+
+    @property
+    def lower(self) -> float:
+        """One-sided 95 % lower bound."""
+        return self.difference - self._bound(ONE_SIDED) if self.seeds_measured else -inf
+
+    @property
+    def upper(self) -> float:
+        """One-sided 95 % upper bound."""
+        return self.difference + self._bound(ONE_SIDED) if self.seeds_measured else inf
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Two-sided 95 %; None where seed noise is unknown."""
+        if not self.seeds_measured:
+            return None
+        half = self._bound(0.975)
+        return self.difference - half, self.difference + half
+
+    @property
+    def verdict(self) -> Verdict:
+        if self.upper <= self.margin:
+            return Verdict.ADEQUATE
+        return Verdict.INFERIOR if self.lower > self.margin else Verdict.UNDECIDED
+
+    def better(self, tests: int = 1) -> bool:
+        """Whether the candidate beats the reference beyond two-sided 95 %, shared by `tests` candidates."""
+        return self.seeds_measured and self.difference + self._bound(1 - 0.025 / max(tests, 1)) < 0
+
+    @property
+    def smallest_detectable(self) -> float | None:
+        """The true difference that this test finds with 80 % power at its one-sided 5 % level."""
+        if not self.seeds_measured:
+            return None
+        return self._bound(ONE_SIDED) + self._bound(0.8)
+
+
+def pool_seed_noise(repeats: Sequence[Sequence[float]]) -> SeedNoise:
+    """Pooled variance of groups of repeated runs (same hyper-parameters, different seeds)."""
+    groups = [np.asarray(group, dtype=np.float64) for group in repeats]
+    groups = [group for group in groups if len(group) > 1 and np.isfinite(group).all()]
+    degrees = sum(len(group) - 1 for group in groups)
+    if degrees == 0:
+        return SeedNoise(variance=0.0, degrees=0.0)
+    squares = sum(float(((group - group.mean()) ** 2).sum()) for group in groups)
+    return SeedNoise(variance=squares / degrees, degrees=float(degrees))
+
+
+def compare_nll(
+    candidate: Floats, reference: Floats, weights: Floats, noise: SeedNoise, margin: float
+) -> Comparison:
+    """Token-weighted paired comparison of NLL.
+
+    Args:
+        candidate, reference: [seeds, rows] sum of the NLL over each row's supervised tokens, nats; the two may
+            have different numbers of seeds.
+        weights: [rows] supervised tokens; NLL = Σ sums / Σ tokens, a ratio, whose variance over rows is
+            linearised.
+        noise: of one run's NLL, nats. margin: nats per supervised token.
+    """
+    deltas = candidate.mean(axis=0) - reference.mean(axis=0)
+    total = float(weights.sum())
+    difference = float(deltas.sum()) / total
+    residuals = deltas - difference * weights
+    rows = len(deltas)
+    item = float((residuals**2).sum()) / total**2 * rows / max(rows - 1, 1)
+    return _combine(difference, item, rows - 1, (len(candidate), len(reference)), noise, margin)
+
+
+def compare_scores(candidate: Floats, reference: Floats, noise: SeedNoise, margin: float) -> Comparison:
+    """Paired comparison of a 0/1 metric in points (hundredths); a positive difference means points lost.
+
+    Args:
+        candidate, reference: [seeds, rows] scores of each row. noise, margin: in points.
+    """
+    deltas = 100 * (reference.mean(axis=0) - candidate.mean(axis=0))
+    rows = len(deltas)
+    item = float(deltas.var(ddof=1)) / rows if rows > 1 else 0.0
+    return _combine(float(deltas.mean()), item, rows - 1, (len(candidate), len(reference)), noise, margin)
+
+
+def compare_f1(
+    candidate: npt.NDArray[np.int64],
+    reference: npt.NDArray[np.int64],
+    labels: npt.NDArray[np.int64],
+    noise: SeedNoise,
+    margin: float,
+) -> Comparison:
+    """Macro-F1 in points lost; the item part by a paired bootstrap over rows (1000 resamples, fixed seed).
+
+    Args:
+        candidate, reference: [seeds, rows] predicted label. labels: [rows] true label. noise, margin: in points.
+    """
+    rows = len(labels)
+    generator = np.random.default_rng(0)
+    draws = generator.multinomial(rows, np.full(rows, 1 / rows), size=BOOTSTRAPS).astype(np.float64)
+    weights = np.vstack([np.ones((1, rows)), draws])
+    classes = np.unique(labels)
+    values = np.mean([macro_f1(p, labels, classes, weights) for p in reference], axis=0)
+    values = 100 * (values - np.mean([macro_f1(p, labels, classes, weights) for p in candidate], axis=0))
+    item = float(values[1:].var(ddof=1))
+    return _combine(float(values[0]), item, rows - 1, (len(candidate), len(reference)), noise, margin)
+
+
+def macro_f1(
+    predictions: npt.NDArray[np.int64],
+    labels: npt.NDArray[np.int64],
+    classes: npt.NDArray[np.int64],
+    weights: Floats,
+) -> Floats:
+    """[resamples] mean over classes of F1, rows weighted by `weights` [resamples, rows]; an empty class gives 0."""
+    scores = np.zeros(len(weights))
+    for label in classes:
+        hit = weights @ ((predictions == label) & (labels == label))
+        size = weights @ (predictions == label).astype(np.float64) + weights @ (labels == label).astype(
+            np.float64
+        )
+        scores += np.divide(2 * hit, size, out=np.zeros_like(hit), where=size > 0)
+    return np.asarray(scores / len(classes))
+
+
+def compare_means(
+    candidate: Sequence[float], reference: Sequence[float], noise: SeedNoise, margin: float
+) -> Comparison:
+    """Comparison of losses without per-row values: seed noise only, the rows taken as given."""
+    difference = float(np.mean(candidate) - np.mean(reference))
+    return _combine(difference, 0.0, inf, (len(candidate), len(reference)), noise, margin)
+
+
+def _combine(
+    difference: float,
+    item_variance: float,
+    item_degrees: float,
+    seeds: tuple[int, int],
+    noise: SeedNoise,
+    margin: float,
+) -> Comparison:
+    """Adds item and seed variance; Satterthwaite's degrees of freedom."""
+    seed_variance = noise.variance * (1 / seeds[0] + 1 / seeds[1])
+    total = item_variance + seed_variance
+    share = 0.0
+    for part, degrees in ((item_variance, item_degrees), (seed_variance, noise.degrees)):
+        if part > 0 and isfinite(degrees) and degrees > 0:
+            share += part**2 / degrees
+    return Comparison(
+        difference=difference,
+        standard_error=sqrt(total),
+        degrees=total**2 / share if share > 0 else inf,
+        margin=margin,
+        seeds_measured=noise.known,
+    )

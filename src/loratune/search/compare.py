@@ -1,0 +1,106 @@
+"""From results to statistics: losses in the metric's unit, seed noise, paired comparisons. Decides nothing."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from math import inf
+
+import numpy as np
+
+from loratune.maths.noninferiority import (
+    Comparison,
+    SeedNoise,
+    compare_f1,
+    compare_means,
+    compare_nll,
+    compare_scores,
+    pool_seed_noise,
+)
+from loratune.values import SearchContext, TrialResult
+
+FULL = 0.999
+"""Fractions above this count as all rows."""
+NLL_METRICS = ("nll", "perplexity")
+
+
+def unit(context: SearchContext) -> str:
+    """Unit of losses, margins and differences."""
+    return "nats" if context.metric in NLL_METRICS else "points"
+
+
+def loss(context: SearchContext, result: TrialResult) -> float:
+    """NLL in nats (perplexity is decided by it), or points of the metric short of 100; infinite if it diverged."""
+    if not result.finished:
+        return inf
+    if context.metric in NLL_METRICS:
+        return result.nll
+    value = result.metrics.get(context.metric)
+    if value is None:
+        return inf
+    return 100 * (1 - value) if context.larger_is_better else 100 * value
+
+
+def mean_loss(context: SearchContext, results: Sequence[TrialResult]) -> float:
+    """Mean over runs; infinite where there is none or one diverged."""
+    return float(np.mean([loss(context, result) for result in results])) if results else inf
+
+
+def finished(context: SearchContext, results: Sequence[TrialResult]) -> tuple[TrialResult, ...]:
+    """Those with a finite loss, one for each cell that was really run."""
+    unique = {result.trial.key: result for result in results if loss(context, result) < inf}
+    return tuple(unique.values())
+
+
+def seed_noise(context: SearchContext, results: Sequence[TrialResult]) -> SeedNoise:
+    """Pooled over all settings run on all rows with several seeds; else the context's assumption, else unknown."""
+    groups: dict[str, list[float]] = defaultdict(list)
+    for result in finished(context, results):
+        if result.trial.fraction >= FULL:
+            setting = str(sorted(result.trial.hyper_parameters.to_dict().items()))
+            groups[setting].append(loss(context, result))
+    noise = pool_seed_noise(list(groups.values()))
+    if not noise.known and context.seed_sd is not None and context.metric in NLL_METRICS:
+        return SeedNoise(variance=context.seed_sd**2, degrees=inf)
+    return noise
+
+
+def compare(
+    context: SearchContext,
+    candidate: Sequence[TrialResult],
+    reference: Sequence[TrialResult],
+    noise: SeedNoise,
+) -> Comparison:
+    """Loss of the candidate's runs minus the reference's, paired by validation row where rows were kept.
+
+    Both need at least one finished run.
+    """
+    margin = context.margin
+    results = (*candidate, *reference)
+    if context.metric in NLL_METRICS:
+        sums = [result.example_nll for result in results]
+        if context.validation_weights is not None and all(values is not None for values in sums):
+            stacked = np.array(sums, dtype=np.float64)
+            split = len(candidate)
+            return compare_nll(stacked[:split], stacked[split:], context.validation_weights, noise, margin)
+    elif context.metric == "f1" and context.validation_labels is not None:
+        if all("prediction" in result.example_scores for result in results):
+            predicted = np.array([result.example_scores["prediction"] for result in results], dtype=np.int64)
+            split = len(candidate)
+            return compare_f1(predicted[:split], predicted[split:], context.validation_labels, noise, margin)
+    elif all(context.metric in result.example_scores for result in results):
+        scores = np.array([result.example_scores[context.metric] for result in results], dtype=np.float64)
+        split = len(candidate)
+        return compare_scores(scores[:split], scores[split:], noise, margin)
+    return compare_means(
+        [loss(context, result) for result in candidate],
+        [loss(context, result) for result in reference],
+        noise,
+        margin,
+    )
+
+
+def rows_are_paired(context: SearchContext, results: Sequence[TrialResult]) -> bool:
+    """Whether comparisons of these results use values of each validation row."""
+    if context.metric in NLL_METRICS:
+        return context.validation_weights is not None and all(r.example_nll is not None for r in results)
+    name = "prediction" if context.metric == "f1" else context.metric
+    return all(name in result.example_scores for result in results)

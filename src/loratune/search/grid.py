@@ -1,0 +1,42 @@
+"""Full factorial of the candidates, thinned evenly to the budget. A baseline; knows no results."""
+
+from itertools import product
+
+from loratune.errors import BudgetError
+from loratune.search.space import base_batch, hyper_parameters, search_seed, trial, unit_cost
+from loratune.search.sweep import Design
+from loratune.values import SearchContext
+
+RANKS = (16,)
+LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+
+
+def grid_design(context: SearchContext) -> Design:
+    """Ranks x learning rates x batch sizes (default: four learning rates at rank 16) on all rows, alpha 2r.
+
+    Raises `BudgetError` where the budget does not pay for one trial.
+    """
+    ranks = context.ranks or tuple(min(r, context.largest_rank) for r in RANKS)
+    sizes = [size for size in context.batch_sizes if size <= context.largest_batch]
+    cells = list(product(ranks, context.learning_rates or LEARNING_RATES, sizes or [base_batch(context)]))
+    affordable = affordable_trials(context)
+    dropped: tuple[str, ...] = ()
+    if affordable < len(cells):
+        dropped = (
+            f"For the budget of {context.budget:.3g} full runs: {affordable} of {len(cells)} cells, evenly spaced.",
+        )
+        cells = [cells[int((i + 0.5) * len(cells) / affordable)] for i in range(affordable)]
+    settings = [hyper_parameters(context, r=r, rate=rate, batch=batch) for r, rate, batch in cells]
+    return Design(trials=tuple(trial(s, search_seed(context)) for s in settings), dropped=dropped)
+
+
+def affordable_trials(context: SearchContext) -> int:
+    """How many trials on all rows the budget pays for, at least one. Raises `BudgetError` where it is none."""
+    cost = unit_cost(context)
+    count = int(context.budget / cost + 1e-9) if cost else 1
+    if count < 1:
+        raise BudgetError(
+            f"The budget of {context.budget:.3g} full runs does not pay for one trial, which costs {cost:.3g}; "
+            "raise --budget."
+        )
+    return count

@@ -1,0 +1,28 @@
+"""Strategies by name."""
+
+from collections.abc import Callable
+
+from loratune.errors import InputError
+from loratune.search.evidence import EvidenceStrategy
+from loratune.search.grid import grid_design
+from loratune.search.guide import GuideStrategy
+from loratune.search.random import random_design
+from loratune.search.strategy import Strategy
+from loratune.search.sweep import SweepStrategy
+from loratune.values import SearchContext
+
+STRATEGIES: dict[str, Callable[[SearchContext], Strategy]] = {
+    "evidence": EvidenceStrategy,
+    "guide": GuideStrategy,
+    "grid": lambda context: SweepStrategy(context, "grid", grid_design),
+    "random": lambda context: SweepStrategy(context, "random", random_design),
+}
+
+
+def make_strategy(name: str, context: SearchContext) -> Strategy:
+    """The strategy of that name. Raises `InputError` for a name that does not exist."""
+    if name not in STRATEGIES:
+        raise InputError(
+            f"--strategy must be one of {', '.join(STRATEGIES)}, got {name!r}; change --strategy."
+        )
+    return STRATEGIES[name](context)

@@ -1,0 +1,46 @@
+"""Space-filling random search: a scrambled Halton sequence over rank, learning rate and batch size."""
+
+from scipy.stats import qmc
+
+from loratune.search.grid import affordable_trials
+from loratune.search.space import (
+    base_batch,
+    candidate_ranks,
+    hyper_parameters,
+    search_seed,
+    trial,
+    two_digits,
+)
+from loratune.search.sweep import Design
+from loratune.values import SearchContext
+
+LOWEST_RATE = 3e-5
+HIGHEST_RATE = 1e-2
+MOST_TRIALS = 256
+
+
+def random_design(context: SearchContext) -> Design:
+    """As many trials on all rows as the budget pays for (at most 256), the same for the same seed.
+
+    Learning rate log-uniform from 3e-5 to 1e-2, or from the user's list; rank and batch size evenly from the
+    candidates; alpha 2r. Raises `BudgetError` where the budget does not pay for one trial.
+    """
+    count = min(affordable_trials(context), MOST_TRIALS)
+    ranks = candidate_ranks(context)
+    sizes = [size for size in context.batch_sizes if size <= context.largest_batch] or [base_batch(context)]
+    points = qmc.Halton(d=3, seed=context.seed).random(count)
+    settings = []
+    for rank_part, rate_part, size_part in points:
+        if context.learning_rates:
+            rate = context.learning_rates[int(rate_part * len(context.learning_rates))]
+        else:
+            rate = two_digits(LOWEST_RATE * (HIGHEST_RATE / LOWEST_RATE) ** float(rate_part))
+        settings.append(
+            hyper_parameters(
+                context,
+                r=ranks[int(rank_part * len(ranks))],
+                rate=rate,
+                batch=sizes[int(size_part * len(sizes))],
+            )
+        )
+    return Design(trials=tuple(trial(s, search_seed(context)) for s in dict.fromkeys(settings)))

@@ -1,0 +1,179 @@
+"""Where to search: candidates of each hyper-parameter, seeds, fidelities. Knows the context, not the results."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import floor, log, log10
+
+from loratune.maths.laws import Prior, batch_size_law, learning_rate_law, rank_law
+from loratune.values import HyperParameters, SearchContext, Stage, Trial
+
+RATE_STEP = 3.0
+"""Ratio of neighbouring learning rates in a bracket."""
+ALPHA_RATIO = 2.0
+ALPHA_RATIOS = (1.0, 1.5, 2.0, 3.0)
+FEWEST_STEPS = 10
+"""A trial on part of the rows has at least this many optimiser steps, or uses more rows."""
+
+
+def nearest(candidates: Sequence[int], value: float) -> int:
+    """The candidate nearest in log space; of two equally near ones the larger."""
+    return min(sorted(candidates, reverse=True), key=lambda candidate: abs(log(candidate / value)))
+
+
+def rank_prior(context: SearchContext) -> Prior:
+    """`rank_law` on the context's facts."""
+    return rank_law(
+        supervised_tokens=context.supervised_tokens,
+        parameters_per_rank=context.parameters_per_rank,
+        family=context.family,
+        labels=context.labels,
+        rows=context.rows,
+        hidden_size=context.hidden_size,
+    )
+
+
+def candidate_ranks(context: SearchContext) -> tuple[int, ...]:
+    """The user's, or the powers of two up to the prior's upper end (at least 32, at most 256)."""
+    if context.ranks:
+        return tuple(sorted(set(context.ranks)))
+    top = min(max(rank_prior(context).high, 32.0), 256.0, float(context.largest_rank))
+    return tuple(2**power for power in range(9) if 2**power <= top) or (1,)
+
+
+def base_batch(context: SearchContext) -> int:
+    """The batch size at which ranks are compared: the law's, or the nearest that the user named and that fits."""
+    law = batch_size_law(rows=context.rows, epochs=context.epochs).value
+    if context.batch_sizes:
+        fitting = [size for size in context.batch_sizes if size <= context.largest_batch]
+        return nearest(fitting or [min(context.batch_sizes)], law)
+    return max(1, min(int(law), context.largest_batch))
+
+
+def other_batches(context: SearchContext, batch: int) -> tuple[int, ...]:
+    """Alternatives to `batch` that fit in memory, nearest first."""
+    if context.batch_sizes:
+        candidates = set(context.batch_sizes)
+    else:
+        candidates = {batch * 2, batch // 2, batch * 4, batch // 4}
+    steps = context.rows * context.epochs
+    fitting = [
+        size
+        for size in candidates
+        if size >= 1 and size != batch and size <= context.largest_batch and steps / size >= FEWEST_STEPS
+    ]
+    return tuple(sorted(fitting, key=lambda size: (abs(log(size / batch)), -size)))
+
+
+def alpha_of(context: SearchContext, r: int, ratio: float = ALPHA_RATIO) -> float:
+    """The fixed alpha, or `ratio` times the rank."""
+    return context.lora_alpha if context.lora_alpha is not None else ratio * r
+
+
+def other_ratios(context: SearchContext) -> tuple[float, ...]:
+    """Alternatives to alpha = 2r as multiples of the rank, the farthest (in log) first; none where alpha is fixed."""
+    if context.lora_alpha is not None:
+        return ()
+    others = {ratio for ratio in context.alpha_ratios or ALPHA_RATIOS if ratio != ALPHA_RATIO}
+    return tuple(sorted(others, key=lambda ratio: -abs(log(ratio / ALPHA_RATIO))))
+
+
+def usual_rate(context: SearchContext, r: int, batch: int, fraction: float = 1.0) -> float:
+    """The law's learning rate for a run on `fraction` of the rows."""
+    return learning_rate_law(
+        r=r,
+        lora_alpha=alpha_of(context, r),
+        batch_size=batch,
+        rows=context.rows * fraction,
+        epochs=context.epochs,
+        hidden_size=context.hidden_size,
+        family=context.family,
+    ).value
+
+
+def hyper_parameters(context: SearchContext, *, r: int, rate: float, batch: int) -> HyperParameters:
+    """The setting at the usual alpha, without dropout and weight decay."""
+    return HyperParameters(
+        r=r,
+        lora_alpha=alpha_of(context, r),
+        learning_rate=rate,
+        batch_size=batch,
+        epochs=context.epochs,
+        warmup_ratio=context.warmup_ratio,
+        target_modules=context.target_modules,
+    )
+
+
+def prior_setting(context: SearchContext) -> HyperParameters:
+    """What the laws say before anything is trained, taken from the candidates."""
+    r = nearest(candidate_ranks(context), rank_prior(context).value)
+    batch = base_batch(context)
+    rate = RateScale.of(context).window(usual_rate(context, r, batch), 1)[0]
+    return hyper_parameters(context, r=r, rate=rate, batch=batch)
+
+
+def search_seed(context: SearchContext) -> int:
+    """The seed of the trials that choose learning rates."""
+    return context.seed
+
+
+def test_seeds(context: SearchContext, count: int) -> tuple[int, ...]:
+    """Seeds of the trials that are compared: others than the one that chose, as far as there are others."""
+    if context.seeds == 1:
+        return (context.seed,)
+    available = count if context.seeds == 0 else min(count, context.seeds - 1)
+    return tuple(context.seed + 1 + index for index in range(available))
+
+
+def screening_fraction(context: SearchContext, batch: int) -> float:
+    """Share of the rows for trials that only discard learning rates; 1 where nothing smaller is of use.
+
+    About 100 steps, between a tenth and a quarter of the rows; never fewer than 10 steps.
+    """
+    steps = context.rows * context.epochs / batch
+    wanted = min(max(100 / steps, 0.1), 0.25)
+    fraction = max(wanted, FEWEST_STEPS / steps, context.smallest_fraction)
+    return 1.0 if fraction > 0.5 else round(fraction, 3)
+
+
+def unit_cost(context: SearchContext, fraction: float = 1.0) -> float:
+    """Cost of one trial on `fraction` of the rows, in full-run equivalents."""
+    return context.cost(Trial(hyper_parameters=prior_setting(context), fraction=fraction))
+
+
+def two_digits(value: float) -> float:
+    """Rounded to two significant digits, as people write learning rates."""
+    return round(value, 1 - floor(log10(value)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RateScale:
+    """The learning rates that may be tried: the user's list, or any multiple of a centre by powers of the step."""
+
+    given: tuple[float, ...]
+
+    @classmethod
+    def of(cls, context: SearchContext) -> "RateScale":
+        return cls(given=tuple(sorted(set(context.learning_rates))))
+
+    def window(self, centre: float, count: int) -> tuple[float, ...]:
+        """`count` neighbouring rates around the centre, ascending."""
+        if not self.given:
+            return tuple(two_digits(centre * RATE_STEP ** (i - (count - 1) / 2)) for i in range(count))
+        count = min(count, len(self.given))
+        start = min(
+            range(len(self.given) - count + 1),
+            key=lambda i: abs(log(self.given[i] * self.given[i + count - 1]) / 2 - log(centre)),
+        )
+        return self.given[start : start + count]
+
+    def beyond(self, rate: float, direction: int) -> float | None:
+        """The next rate below (-1) or above (+1); None at the end of the user's list."""
+        if not self.given:
+            return two_digits(rate * RATE_STEP**direction)
+        others = [other for other in self.given if (other - rate) * direction > 0]
+        return min(others, key=lambda other: abs(other - rate)) if others else None
+
+
+def trial(setting: HyperParameters, seed: int, *, fraction: float = 1.0, stage: Stage = Stage.RANK) -> Trial:
+    """A trial of one setting."""
+    return Trial(hyper_parameters=setting, seed=seed, fraction=fraction, stage=stage)
