@@ -121,6 +121,11 @@ def prepare(
     reading = _Reading(shape=shape, encoder=encoder, seed=options.seed, cache=cache)
     stored = {split: reading.read(source) for split, source in sources.items()}
     labels = tuple(sorted(reading.classes))
+    if len(labels) == 1:
+        raise DataError(
+            f"classification must have at least two classes, got only {labels[0]!r} in column "
+            f"{shape.columns[-1]!r}; add rows of other classes."
+        )
     stored = {split: _numbered(rows, reading.classes, labels) for split, rows in stored.items()}
     chosen, notes = _choose(stored, options, reading.counts)
     tables = {split: rows.take(documents) for split, (rows, documents) in chosen.items()}
@@ -213,14 +218,14 @@ def _choose(
 
 
 def _class_notes(train: TokenTable, labels: tuple[str, ...]) -> list[str]:
-    """Raises `DataError` where there is nothing to tell apart."""
-    if not labels:
+    """Raises `DataError` where the training rows chosen have nothing to tell apart."""
+    if train.row_labels is None:
         return []
-    present = np.unique(train.row_labels if train.row_labels is not None else [])
+    present = np.unique(train.row_labels)
     if len(present) < 2:
         raise DataError(
-            f"classification must have at least two classes among the training rows, got only "
-            f"{labels[int(present[0])]!r}; add rows of other classes."
+            f"the {len(train)} training rows used must have at least two classes, got only "
+            f"{labels[int(present[0])]!r}; raise --train-rows or add rows of other classes."
         )
     absent = [label for number, label in enumerate(labels) if number not in present]
     if not absent:

@@ -173,7 +173,7 @@ def read_file(path: Path) -> Iterator[Row]:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}; check the file.") from None
     if empty:
-        raise DataError(f"{path} must hold at least one row, got none; add rows (a header alone is no row).")
+        raise DataError(f"{path} is empty, but must hold at least one row (a header is no row); add rows.")
 
 
 def first_line(error: BaseException) -> str:

@@ -67,12 +67,12 @@ def find_sources(options: DataOptions) -> dict[str, Source]:
 
 def splits_of(source: str) -> dict[str, Source]:
     """The splits of one source by our names; a single file is `train`."""
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_dir():
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             return _saved_dataset(path)
         return _folder_of_files(path)
-    if path.is_file() or path.suffix.lower() in READERS or source.startswith((".", "/", "~")):
+    if path.is_file() or path.suffix.lower() in READERS or source.startswith((".", "/")):
         return {"train": _files([path])}
     return _hub_dataset(source)
 
@@ -123,15 +123,20 @@ def _saved_dataset(folder: Path) -> dict[str, Source]:
 
 def _hub_dataset(source: str) -> dict[str, Source]:
     from datasets import load_dataset
+    from huggingface_hub import HfApi, constants
 
     name, _, configuration = source.partition(":")
     try:
+        if not constants.HF_HUB_OFFLINE:
+            HfApi().dataset_info(
+                name, timeout=10
+            )  # answers at once where load_dataset retries for half a minute
         loaded = load_dataset(name, configuration or None)
-    except Exception as error:  # the hub, the network and the dataset's own files each raise their own kinds
+    except Exception as error:  # the hub, the network and the files each raise their own kinds
         raise DataError(
-            f"{source!r} is no file or folder here and could not be loaded from the hub as a dataset "
-            f"({first_line(error)}); check the name, or save the dataset with save_to_disk where there is a "
-            "network and give that folder."
+            f"{source!r} is no file or folder here, and the hub did not give a dataset of that name "
+            f"({first_line(error)}); check the name, set HF_HUB_OFFLINE=1 to use a downloaded copy, or give "
+            "a folder written by save_to_disk."
         ) from None
     return _splits_of_dataset(loaded, name)
 
@@ -156,7 +161,7 @@ def _splits_of_dataset(loaded: Any, name: str) -> dict[str, Source]:
 def _dataset(dataset: Any, name: str) -> Source:
     def rows() -> Iterator[Row]:
         if len(dataset) == 0:
-            raise DataError(f"{name} must hold at least one row, got none; add rows.")
+            raise DataError(f"{name} is empty, but must hold at least one row; add rows.")
         yield from rows_of_batches(dataset.with_format("arrow").iter(batch_size=BATCH_ROWS), name)
 
     classes = {
