@@ -14,6 +14,9 @@ from loratune.search.space import (
 )
 from loratune.values import SearchContext
 
+SPARE_RATES = 2
+"""Screening trials kept for brackets whose best turns out to be at an edge."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Effort:
@@ -78,6 +81,8 @@ def price(context: SearchContext, effort: Effort) -> StageCosts:
     """Planned trials and their cost."""
     full, part = unit_cost(context), unit_cost(context, effort.fraction)
     screening = effort.anchor_rates + effort.screened_rates * (effort.ranks - 1)
+    if effort.fraction < 1 and screening > 1:
+        screening += SPARE_RATES
     testing = effort.ranks * effort.seeds
     if context.seeds == 1:  # the runs that chose are the only ones there are
         free = effort.ranks if effort.full_rates else int(effort.fraction == 1)

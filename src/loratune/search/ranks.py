@@ -10,7 +10,7 @@ from math import isfinite, log2, sqrt
 from loratune.maths.noninferiority import Comparison, SeedNoise, Verdict
 from loratune.maths.powerlaw import PowerLaw, fit_power_law
 from loratune.search.bracket import Bracket, bracket
-from loratune.search.compare import compare, finished, mean_loss, seed_noise
+from loratune.search.compare import FULL, compare, finished, mean_loss, seed_noise
 from loratune.search.effort import Effort
 from loratune.search.procedure import Ledger, Procedure, Results, together
 from loratune.search.space import (
@@ -66,17 +66,17 @@ class RankAnswer:
     all_results: Results
 
 
-def spread(candidates: Sequence[int], anchor: int, count: int) -> tuple[int, ...]:
-    """`count` of the candidates: the largest, the anchor, then those farthest (in log) from all taken."""
-    taken = list(dict.fromkeys([max(candidates), anchor]))[:count] if count > 1 else [anchor]
+def spread(candidates: Sequence[int], prior: int, count: int) -> tuple[int, ...]:
+    """`count` of the candidates: the largest, the prior's, then those farthest (in log) from all taken."""
+    taken = list(dict.fromkeys([max(candidates), prior]))[:count] if count > 1 else [prior]
     while len(taken) < min(count, len(candidates)):
         rest = [r for r in candidates if r not in taken]
         taken.append(max(rest, key=lambda r: (min(abs(log2(r / other)) for other in taken), r)))
     return tuple(sorted(taken))
 
 
-def anchor_rank(context: SearchContext) -> int:
-    """The rank at which the law is corrected first: the prior's, but not the reference."""
+def prior_rank(context: SearchContext) -> int:
+    """The candidate nearest to the prior, but not the reference."""
     candidates = candidate_ranks(context)
     return nearest(candidates[:-1] or candidates, rank_prior(context).value)
 
@@ -92,20 +92,24 @@ class RankStage:
         """Full-run equivalents kept for later stages."""
         self.batch = base_batch(context)
         self.scale = RateScale.of(context)
-        self.anchor = anchor_rank(context)
+        self.prior = prior_rank(context)
+        # With one bracket on all rows it belongs to the reference: a badly tuned reference would flatter the others.
+        carried = effort.fraction == 1 and not effort.full_rates
+        self.anchor = max(candidate_ranks(context)) if carried and effort.ranks > 1 else self.prior
         self.correction = 1.0
         self.seen: list[Results] = []
 
     def run(self) -> Procedure[RankAnswer]:
         """Screens, measures, tests; then spends what is left on the ranks and seeds that matter."""
         anchored = yield from self._anchor()
-        ranks = spread(candidate_ranks(self.context), self.anchor, self.effort.ranks)
+        ranks = spread(candidate_ranks(self.context), self.prior, self.effort.ranks)
         if self.effort.ranks > 2:  # the last one is chosen by the power law through the others
-            ranks = spread(candidate_ranks(self.context), self.anchor, self.effort.ranks - 1)
-        order = sorted(ranks, key=lambda r: (r != max(ranks), r != self.anchor, -r))
+            ranks = spread(candidate_ranks(self.context), self.prior, self.effort.ranks - 1)
+        order = sorted(ranks, key=lambda r: (r != max(ranks), r != self.prior, -r))
         measured = list((yield from together([self._measure(r, anchored) for r in order])))
-        yield from self._refine(measured, anchored)
+        yield from self._refine(measured, anchored, planned=self.effort.ranks - len(measured))
         yield from self._more_seeds(measured)
+        yield from self._refine(measured, anchored, planned=0)
         return self._answer(measured)
 
     def _collect(self, procedure: Procedure[Bracket]) -> Procedure[Bracket]:
@@ -174,24 +178,39 @@ class RankStage:
         known = [m for m in measured if m.results]
         if not known:
             return None
+        runs = [self._runs(m) for m in known]
         noise = self._noise()
         errors = None
         if noise.known and noise.variance > 0:
-            errors = [sqrt(noise.variance / len(m.results)) for m in known]
-        losses = [mean_loss(self.context, m.results) for m in known]
+            errors = [sqrt(noise.variance / len(own)) for own in runs]
+        losses = [mean_loss(self.context, own) for own in runs]
         return fit_power_law([m.r for m in known], losses, errors)
 
-    def _refine(self, measured: list[Measured], anchored: Bracket | None) -> Procedure[None]:
-        """Measures the rank that the power law calls the smallest adequate one, while the budget lasts."""
-        planned = max(self.effort.ranks - len(measured), 0)
+    def _runs(self, m: Measured) -> Results:
+        """All runs of a rank on all rows at its learning rate, the one that chose it included.
+
+        Good for a curve through all ranks, which share that bias; the test leaves the choosing runs out.
+        """
+        choosing = m.bracket.at_best_tried() if m.bracket is not None else ()
+        on_all_rows = [result for result in choosing if result.trial.fraction >= FULL]
+        return finished(self.context, (*m.results, *on_all_rows))
+
+    def _refine(self, measured: list[Measured], anchored: Bracket | None, planned: int) -> Procedure[None]:
+        """Measures further ranks: the one that the power law calls the smallest adequate, else its neighbours.
+
+        `planned` ranks in any case; then, while the budget lasts, up to `MOST_EXTRA_RANKS` more if they are the
+        law's choice or the test is still undecided.
+        """
         each = unit_cost(self.context) * max(self.effort.full_rates + self.effort.seeds, 1)
-        for index in range(max(planned, MOST_EXTRA_RANKS)):
+        for index in range(planned + MOST_EXTRA_RANKS):
             law = self._law(measured)
-            if len(measured) < 2 or law is None:
+            if law is None or len(measured) < 2:
                 return
             if index >= planned and self.ledger.left - self.reserve < each:
                 return
-            wanted = self._next_rank(measured, law, fill=index < planned)
+            _, comparisons = self._test(measured)
+            undecided = any(c.verdict is Verdict.UNDECIDED for _, c in comparisons)
+            wanted = self._next_rank(measured, law, fill=index < planned or undecided)
             if wanted is None:
                 return
             measured.append((yield from self._measure(wanted, anchored)))
@@ -200,9 +219,9 @@ class RankStage:
         known = {m.r for m in measured}
         pool = [r for r in candidate_ranks(self.context) if r <= max(known)]
         target = law.smallest_within(pool, self.context.margin)
-        if target not in known:
-            return target
         rest = [r for r in pool if r not in known]
+        if target in rest:
+            return target
         return nearest(rest, target) if fill and rest else None
 
     def _more_seeds(self, measured: list[Measured]) -> Procedure[None]:
@@ -256,7 +275,7 @@ class RankStage:
         adequate = [r for r, c in comparisons if c.verdict is Verdict.ADEQUATE]
         settled = True
         if reference is None:
-            chosen = by_rank.get(self.anchor, measured[0])
+            chosen = by_rank.get(self.prior, measured[0])
         else:
             chosen = by_rank[min(adequate)] if adequate else reference
             if comparisons and comparisons[-1][1].verdict is Verdict.UNDECIDED and law is not None:
