@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from loratune.report.facts import Gain, RunFacts
-from loratune.report.later_stages import AlphaPoint, BatchCell
-from loratune.report.rank_curves import GapPoint, RankCurve
-from loratune.report.wording import METRIC_NAMES, count, duration, interval, metric_value, number, rate
+from loratune.reporting.facts import Gain, RunFacts
+from loratune.reporting.later_stages import AlphaPoint, BatchCell
+from loratune.reporting.rank_curves import GapPoint, RankCurve
+from loratune.reporting.wording import METRIC_NAMES, count, duration, interval, metric_value, rate
 from loratune.values import METRICS, Stage, StageSummary
 
 _WORDS = {
@@ -18,19 +18,20 @@ _WORDS = {
 
 
 def gain_sentence(gain: Gain) -> str:
-    """`test NLL 0.012 nats lower than the default recipe [0.008, 0.016]`."""
-    bounds = interval(gain.interval)
-    better, worse = ("lower", "higher") if gain.metric == "nll" else ("higher", "lower")
-    unit = "nats" if gain.metric == "nll" else "points"
-    name = METRIC_NAMES.get(gain.metric, gain.metric)
-    direction = better if gain.value >= 0 else worse
-    amount = f"{abs(gain.value):.4f}" if gain.metric == "nll" else f"{abs(gain.value):.1f}"
-    if gain.interval is not None and gain.interval[0] <= 0 <= gain.interval[1]:
-        note = "; the interval contains 0, so this may be chance"
+    """`test NLL 0.0120 nats lower than the default recipe (95 % [0.008, 0.016])`."""
+    sign = 1 if gain.value >= 0 else -1
+    if gain.metric == "nll":
+        amount, direction = f"{abs(gain.value):.4f} nats", "lower" if sign > 0 else "higher"
     else:
-        note = ""
-    told = f" (gain {number(gain.value, 3)}, 95 % {bounds}{note})" if bounds else ""
-    return f"{gain.split} {name} {amount} {unit} {direction} than the {gain.over}{told}"
+        amount, direction = f"{abs(gain.value):.1f} points", "higher" if sign > 0 else "lower"
+    text = (
+        f"{gain.split} {METRIC_NAMES.get(gain.metric, gain.metric)} {amount} {direction} than the {gain.over}"
+    )
+    if gain.interval is None:
+        return text
+    low, high = sorted(sign * end for end in gain.interval)
+    chance = "; the interval contains 0, so this may be chance" if low <= 0 <= high else ""
+    return f"{text} (95 % {interval((low, high))}{chance})"
 
 
 def rank_sentence(own: RankCurve, single: RankCurve, facts: RunFacts) -> str:
@@ -112,11 +113,12 @@ def gap_sentence(points: Sequence[GapPoint]) -> str:
 
 def curves_sentence(facts: RunFacts) -> str:
     """Whether the final run had ended its descent."""
-    ours = facts.decision.hyper_parameters
     final = [
         result
         for result in facts.results
-        if result.asked.stage is Stage.FINAL and result.trial.hyper_parameters == ours and result.curve
+        if result.asked.stage is Stage.FINAL
+        and result.curve
+        and facts.is_recommended(result.trial.hyper_parameters)
     ]
     if not final:
         return ""

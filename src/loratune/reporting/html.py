@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from loratune.errors import ResourceError
-from loratune.report import figures, takeaways, wording
-from loratune.report.facts import RunFacts
-from loratune.report.later_stages import alpha_points, batch_cells, stage_costs
-from loratune.report.rank_curves import gaps, learning_curves, own_rate_curve, single_rate_curve
-from loratune.report.result import write_atomically
-from loratune.report.tables import MARKS, evidence_number, score_table, value_tiles
+from loratune.reporting import figures, takeaways, wording
+from loratune.reporting.facts import RunFacts
+from loratune.reporting.later_stages import alpha_points, batch_cells, stage_costs
+from loratune.reporting.rank_curves import gaps, learning_curves, own_rate_curve, single_rate_curve
+from loratune.reporting.result import write_atomically
+from loratune.reporting.tables import MARKS, evidence_number, score_table, value_tiles
 from loratune.values import Evidence, Stage
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def render(facts: RunFacts) -> str:
     from plotly.offline import get_plotlyjs
 
     environment = Environment(
-        loader=PackageLoader("loratune.report"),
+        loader=PackageLoader("loratune.reporting"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -151,11 +150,14 @@ def _sentence(text: str) -> str:
 
 
 def _snippet(facts: RunFacts) -> str:
+    """How to load the adapter; a GGUF file is loaded through its folder."""
+    path = Path(facts.model)
+    base = f"{facts.model!r}" if path.suffix != ".gguf" else f"{str(path.parent)!r}, gguf_file={path.name!r}"
     return f"""\
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-base = AutoModelForCausalLM.from_pretrained({facts.model!r})
-tokenizer = AutoTokenizer.from_pretrained({facts.model!r})
+base = AutoModelForCausalLM.from_pretrained({base})
+tokenizer = AutoTokenizer.from_pretrained({base})
 model = PeftModel.from_pretrained(base, {facts.directory + "/adapter"!r})
 model = model.merge_and_unload()  # optional: no LoRA cost at inference"""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import log10
 from typing import TYPE_CHECKING, Any
 
-from loratune.report.facts import RunFacts
-from loratune.report.later_stages import AlphaPoint, BatchCell, StageCost
-from loratune.report.rank_curves import GapPoint, LearningCurve, Measured, RankCurve, RankPoint
-from loratune.report.wording import METRIC_NAMES, count, rate
+from loratune.reporting.facts import RunFacts
+from loratune.reporting.later_stages import AlphaPoint, BatchCell, StageCost
+from loratune.reporting.rank_curves import GapPoint, LearningCurve, Measured, RankCurve, RankPoint
+from loratune.reporting.wording import METRIC_NAMES, count, rate
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -48,9 +49,12 @@ def rank_figure(curve: RankCurve, facts: RunFacts, beside: RankCurve | None = No
     limit = None
     if beside is None and curve.metric == "nll" and facts.metric in ("nll", "perplexity"):
         limit = curve.points[-1].measured.value + facts.margin
-        _line(figure.add_hline, f"rank {curve.points[-1].rank} + margin", "top left", y=limit, dash="dot")
+        figure.add_hline(y=limit, line={"color": MUTED, "width": 1, "dash": "dot"})
+        _note(figure, f"rank {curve.points[-1].rank} + margin", x=1, y=limit, xref="x domain", yshift=9)
     if curve.elbow is not None:
-        _line(figure.add_vline, "elbow", "top right", x=curve.elbow, dash="dash")
+        figure.add_vline(x=curve.elbow, line={"color": MUTED, "width": 1, "dash": "dash"})
+        # shapes take values on a logarithmic axis, annotations take their logarithms
+        _note(figure, "elbow", x=log10(curve.elbow), y=1, yref="y domain", xanchor="left", xshift=4)
     ranks = [point.rank for point in curve.points]
     _log_axis(figure, ranks, "rank", [str(rank) for rank in ranks])
     name = METRIC_NAMES[curve.metric]
@@ -88,9 +92,9 @@ def batch_figure(cells: Sequence[BatchCell], facts: RunFacts) -> Figure:
     )
     for cell in cells:
         if cell.nll is None:
-            figure.add_annotation(
-                x=rate(cell.learning_rate), y=str(cell.batch_size), text="diverged", showarrow=False
-            )
+            # by position: an annotation would read the category "1e-2" as a number
+            place = columns.index(rate(cell.learning_rate)), rows.index(str(cell.batch_size))
+            figure.add_annotation(x=place[0], y=place[1], text="diverged", showarrow=False)
     figure.update_xaxes(type="category", title="learning rate", showgrid=False)
     figure.update_yaxes(type="category", title="batch size", showgrid=False)
     return figure
@@ -121,7 +125,7 @@ def alpha_figure(points: Sequence[AlphaPoint], facts: RunFacts) -> Figure:
 
 
 def curves_figure(curves: Sequence[LearningCurve]) -> Figure:
-    """Validation NLL during training; training NLL dotted, hidden until its legend entry is clicked."""
+    """Validation NLL during training, and the training NLL of the final trials (dotted)."""
     from plotly.colors import sample_colorscale
 
     figure = _figure(height=380)
@@ -130,21 +134,25 @@ def curves_figure(curves: Sequence[LearningCurve]) -> Figure:
         "Viridis", [0.1 + 0.75 * i / max(1, len(searched) - 1) for i in range(len(searched))]
     )
     colours = dict(zip((curve.label for curve in searched), shades, strict=True))
-    colours |= {"recommended": WARM, "default recipe": MUTED}
+    colours["recommended"] = WARM
     for curve in curves:
-        x = [100 * point.fraction for point in curve.points]
-        for title, dash, shown, y in (
-            ("", "solid", True, [point.validation_nll for point in curve.points]),
-            (" training", "dot", "legendonly", [point.train_nll for point in curve.points]),
-        ):
+        validation = [point.validation_nll for point in curve.points]
+        lines = [(curve.label, "solid", validation)]
+        if curve.final:
+            training = [point.train_nll for point in curve.points]
+            lines = [(f"{curve.label}, final", "solid", validation), ("… its training loss", "dot", training)]
+        for name, dash, values in lines:
             figure.add_scatter(
-                x=x,
-                y=y,
-                name=f"{curve.label}{' (final)' if curve.final else ''}{title}",
-                mode="lines+markers" if not title else "lines",
-                visible=shown,
+                x=[100 * point.fraction for point in curve.points],
+                y=values,
+                name=name,
+                mode="lines+markers" if dash == "solid" else "lines",
                 marker={"size": 5},
-                line={"color": colours[curve.label], "width": 3 if curve.final else 2, "dash": dash},
+                line={
+                    "color": colours.get(curve.label, MUTED),
+                    "width": 3 if curve.final else 2,
+                    "dash": dash,
+                },
                 hovertemplate="%{x:.0f} %: %{y:.4f}",
             )
     figure.update_xaxes(title="share of its own steps, %")
@@ -157,11 +165,20 @@ def gap_figure(points: Sequence[GapPoint]) -> Figure:
     """Training and validation NLL by rank, side by side."""
     figure = _figure(height=300)
     names = [str(point.rank) for point in points]
-    for title, colour, values in (
-        ("training", MUTED, [point.train for point in points]),
-        ("validation", ACCENT, [point.validation for point in points]),
+    for title, colour, values, texts in (
+        ("training", MUTED, [point.train for point in points], None),
+        ("validation", ACCENT, [point.validation for point in points], [f"{p.gap:+.4f}" for p in points]),
     ):
-        figure.add_bar(x=names, y=values, name=title, marker={"color": colour}, hovertemplate="%{y:.4f}")
+        figure.add_bar(
+            x=names,
+            y=values,
+            name=title,
+            text=texts,
+            textposition="outside",
+            cliponaxis=False,
+            marker={"color": colour},
+            hovertemplate="%{y:.4f}",
+        )
     figure.update_xaxes(type="category", title="rank", showgrid=False)
     figure.update_yaxes(title="NLL, nats per token", rangemode="tozero")
     figure.update_layout(barmode="group", bargap=0.35, legend={"orientation": "h", "x": 0, "y": 1.12})
@@ -205,7 +222,13 @@ def _figure(height: int) -> Figure:
         font={"family": "system-ui, sans-serif", "size": 13, "color": _TEXT},
         hoverlabel={"font": {"size": 13}},
     )
-    axis = {"gridcolor": _GRID, "linecolor": _GRID, "zeroline": False, "automargin": True}
+    axis = {
+        "gridcolor": _GRID,
+        "linecolor": _GRID,
+        "zeroline": False,
+        "automargin": True,
+        "title": {"font": {"size": 13}},
+    }
     figure.update_xaxes(**axis)
     figure.update_yaxes(**axis)
     return figure
@@ -240,13 +263,8 @@ def _markers(chosen: Sequence[bool]) -> dict[str, Any]:
     }
 
 
-def _line(add: Any, label: str, position: str, *, dash: str, **place: float) -> None:
-    add(
-        **place,
-        line={"color": MUTED, "width": 1, "dash": dash},
-        annotation={"text": label, "font": {"size": 11}},
-        annotation_position=position,
-    )
+def _note(figure: Figure, text: str, **place: Any) -> None:
+    figure.add_annotation(text=text, showarrow=False, font={"size": 11}, **{"xanchor": "right", **place})
 
 
 def _error_bars(points: Sequence[Measured], scale: float) -> dict[str, Any]:

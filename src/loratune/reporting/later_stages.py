@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from loratune.report.facts import RunFacts
-from loratune.report.rank_curves import Measured, Setting, measure, same_rate, settings
+from loratune.reporting.facts import RunFacts
+from loratune.reporting.rank_curves import Measured, Setting, measure, same_rate, settings
 from loratune.values import HyperParameters, Stage, TrialResult, TrialState
 
 
@@ -122,7 +122,7 @@ def _peers(facts: RunFacts, stage: Stage, fixed: Sequence[str]) -> list[TrialRes
     """
     searched = [result for result in facts.results if result.asked.stage is not Stage.FINAL]
     own = [result for result in searched if result.asked.stage is stage] or [
-        result for result in searched if result.trial.hyper_parameters == facts.decision.hyper_parameters
+        result for result in searched if facts.is_recommended(result.trial.hyper_parameters)
     ]
     counts: dict[tuple[object, ...], int] = defaultdict(int)
     for result in own:

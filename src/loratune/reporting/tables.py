@@ -2,8 +2,8 @@
 
 from math import isfinite
 
-from loratune.report.facts import RunFacts
-from loratune.report.wording import METRIC_NAMES, count, interval, metric_value, number, rate
+from loratune.reporting.facts import RunFacts
+from loratune.reporting.wording import METRIC_NAMES, count, interval, metric_value, number, rate
 from loratune.values import ALL_LINEAR, METRICS, Evidence
 
 MARKS = {True: "✓", False: "✗", None: "–"}

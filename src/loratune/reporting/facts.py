@@ -1,7 +1,7 @@
 """Everything that a renderer may tell about a run, as plain values: no live study, no model, no files."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any, Self
 
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loratune.maths.noninferiority import SeedNoise, compare_nll, compare_scores
-from loratune.values import METRICS, DataProfile, Decision, SearchPlan, TrialResult
+from loratune.values import METRICS, DataProfile, Decision, HyperParameters, SearchPlan, TrialResult
 
 Floats = npt.NDArray[np.float64]
 
@@ -117,6 +117,11 @@ class RunFacts:
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     cut_by_clock: bool = False
+
+    def is_recommended(self, values: HyperParameters) -> bool:
+        """Whether a trial had the recommended values; the modules may be named differently there."""
+        ours = self.decision.hyper_parameters
+        return replace(values, target_modules=ours.target_modules) == ours
 
     @property
     def trained_tokens(self) -> int:

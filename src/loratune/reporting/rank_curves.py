@@ -5,7 +5,7 @@ A setting is a group of trials that differ in their seed only. Knows results, no
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 
 import numpy as np
@@ -13,8 +13,9 @@ from scipy import stats
 
 from loratune.maths.elbow import elbow
 from loratune.maths.noninferiority import SeedNoise, compare_nll, pool_seed_noise
-from loratune.report.facts import RunFacts
-from loratune.values import METRICS, CurvePoint, HyperParameters, Stage, TrialResult
+from loratune.reporting.facts import RunFacts
+from loratune.reporting.wording import rate
+from loratune.values import METRICS, CurvePoint, HyperParameters, Stage, TrialResult, default_recipe
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -145,9 +146,11 @@ def single_rate_curve(facts: RunFacts, metric: str = "nll") -> RankCurve:
 
 
 def measure(found: Sequence[Setting], metric: str, facts: RunFacts) -> list[Measured]:
-    """Means with intervals: t over seeds with the seed variance pooled over all settings (two seeds alone
-    would need t = 12.7), over rows where a setting has one seed."""
-    noise = pool_seed_noise([setting.values(metric) for setting in found])
+    """Means with 95 % intervals: t over seeds, their variance pooled over all repeated settings of the search
+    at this fidelity (two seeds alone would need t = 12.7); over rows where nothing was repeated."""
+    searched = settings([r for r in facts.results if r.asked.stage is not Stage.FINAL], metric)
+    fractions = {setting.fraction for setting in found}
+    noise = pool_seed_noise([s.values(metric) for s in searched if s.fraction in fractions])
     return [_measured(setting, metric, noise, facts) for setting in found]
 
 
@@ -168,8 +171,7 @@ def learning_curves(facts: RunFacts) -> list[LearningCurve]:
     found = [(f"r {s.hyper_parameters.r}", s.results[0]) for s in own_rate_settings(facts)]
     for result in facts.results:
         if result.asked.stage is Stage.FINAL:
-            ours = result.trial.hyper_parameters == facts.decision.hyper_parameters
-            found.append(("recommended" if ours else "default recipe", result))
+            found.append((_final_label(result.trial.hyper_parameters, facts), result))
     return [
         LearningCurve(
             label=label,
@@ -180,6 +182,15 @@ def learning_curves(facts: RunFacts) -> list[LearningCurve]:
         for label, result in found
         if result.curve
     ]
+
+
+def _final_label(values: HyperParameters, facts: RunFacts) -> str:
+    if facts.is_recommended(values):
+        return "recommended"
+    recipe = default_recipe(values.epochs, values.warmup_ratio)
+    if replace(values, target_modules=recipe.target_modules) == recipe:
+        return "default recipe"
+    return f"r {values.r} at {rate(values.learning_rate)}"
 
 
 def _knows(setting: Setting, metric: str) -> bool:
@@ -219,7 +230,7 @@ def _curve(facts: RunFacts, found: Sequence[Setting], metric: str) -> RankCurve:
 
 def _measured(setting: Setting, metric: str, noise: SeedNoise, facts: RunFacts) -> Measured:
     value, seeds = setting.mean(metric), len(setting.results)
-    if seeds > 1 and noise.known:
+    if noise.known:
         half = float(stats.t.ppf(0.975, noise.degrees)) * sqrt(noise.variance / seeds)
         return Measured(
             value=value, interval=(value - half, value + half), interval_over="seeds", seeds=seeds

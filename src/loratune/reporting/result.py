@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from loratune.errors import OutputError
-from loratune.report.facts import RunFacts
+from loratune.reporting.facts import RunFacts
 from loratune.values import Evidence, HyperParameters, StageSummary
 
 SCHEMA = 1
