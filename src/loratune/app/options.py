@@ -89,7 +89,7 @@ class SearchOptions(CommonOptions):
     )
 
     def __post_init__(self) -> None:
-        super(SearchOptions, self).__post_init__()
+        super().__post_init__()
         Budget.parse(self.budget)
         if self.strategy not in STRATEGIES:
             raise InputError(
@@ -177,7 +177,7 @@ class TrainOptions(CommonOptions):
     out: str = option("runs/train", "Run directory; it receives adapter/ and result.json.", "Output")
 
     def __post_init__(self) -> None:
-        super(TrainOptions, self).__post_init__()
+        super().__post_init__()
         if self.patience < 1:
             raise InputError(f"--patience must be at least 1, got {self.patience}; change --patience.")
         self.hyper_parameters()
@@ -198,8 +198,16 @@ class TrainOptions(CommonOptions):
 
 
 def to_toml(options: TuneOptions) -> str:
-    """`loratune.toml`: the options as top-level keys; unset ones left out (JSON strings are TOML strings)."""
-    lines = [f"{name} = {dumps(value)}" for name, value in asdict(options).items() if value is not None]
+    """`loratune.toml`: the options as top-level keys (JSON strings are TOML strings).
+
+    Unset options are left out, and so is a storage URL with credentials in it.
+    """
+    secret = options.storage is not None and "@" in options.storage
+    lines = [
+        f"{name} = {dumps(value)}"
+        for name, value in asdict(options).items()
+        if value is not None and not (secret and name == "storage")
+    ]
     return (
         "\n".join(["# Repeats this run: loratune tune --config loratune.toml --out elsewhere", *lines]) + "\n"
     )
@@ -217,3 +225,11 @@ def read_toml(path: Path) -> dict[str, Any]:
             f"{path} has options that tune does not know: {', '.join(unknown)}; known are {', '.join(sorted(known))}."
         )
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def keyword_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Lists as tuples and paths as text, so that callers may write ranks=[4, 8] and data=Path(…)."""
+    return {
+        name: tuple(value) if isinstance(value, list) else str(value) if isinstance(value, Path) else value
+        for name, value in options.items()
+    }

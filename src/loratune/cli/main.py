@@ -37,7 +37,7 @@ _FROM_FILE = frozenset({"model", "data"})
 def _merged(cls: type[Any], values: dict[str, Any], config: Path | None) -> Any:
     """Options from the file, overridden by the command line. `model` and `data` must come from one of them."""
     merged = (read_toml(config) if config else {}) | values
-    names = {name for name in cls.__dataclass_fields__}
+    names = set(cls.__dataclass_fields__)
     for name in _FROM_FILE:
         if name not in merged:
             raise typer.BadParameter(f"--{name} is required; give it, or a --config that has it.")

@@ -4,7 +4,7 @@ Knows how a result is made up; nothing of the base model or of who trains beside
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp, inf, isfinite
 
 import numpy as np
@@ -127,7 +127,7 @@ class LiveTrial:
         else:
             state, nll = TrialState.STOPPED, self.curve[-1].validation_nll
         last = slot.losses[-max(1, len(slot.losses) // 10) :]
-        metrics, scores = _metrics(final, labels, predictions) if final else ({}, {})
+        metrics, scores = metrics_of(replace(final, predictions=predictions), labels) if final else ({}, {})
         return TrialResult(
             asked=slot.trial,
             trial=slot.trial,
@@ -152,17 +152,21 @@ class LiveTrial:
         return words
 
 
-def _metrics(
-    final: Evaluation, labels: np.ndarray | None, predictions: np.ndarray | None
+def metrics_of(
+    evaluation: Evaluation, labels: np.ndarray | None
 ) -> tuple[Mapping[str, float], Mapping[str, np.ndarray]]:
-    """Metrics by name, and the scores of each row from which they come."""
-    exact = final.exact_match.astype(np.float64)
+    """Metrics by name, and the scores of each row from which they come.
+
+    Accuracy and macro-F1 are there where the evaluation has predictions and `labels` [rows] are known.
+    """
+    exact = evaluation.exact_match.astype(np.float64)
     metrics = {
-        "nll": final.nll,
-        "perplexity": exp(min(final.nll, 700.0)),
+        "nll": evaluation.nll,
+        "perplexity": exp(min(evaluation.nll, 700.0)),
         "exact_match": float(exact.mean()),
     }
     scores = {"exact_match": exact}
+    predictions = evaluation.predictions
     if labels is not None and predictions is not None:
         correct = (predictions == labels).astype(np.float64)
         metrics["accuracy"] = float(correct.mean())

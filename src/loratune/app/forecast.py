@@ -1,0 +1,111 @@
+"""The plan with prices: strategy, calibration, packs, predicted time and memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import ceil
+from time import monotonic
+from typing import Any
+
+from loratune.app.context import search_context
+from loratune.app.options import SearchOptions
+from loratune.app.workbench import Workbench
+from loratune.engine.calibrate import measure
+from loratune.run.budget import Budget
+from loratune.run.calibration import Calibration
+from loratune.search.make import make_strategy
+from loratune.search.strategy import Strategy
+from loratune.values import PlannedStage, SearchContext, SearchPlan, Trial
+
+_CALIBRATION_SECONDS = 4.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Forecast:
+    """What a search would run, and what it would take."""
+
+    strategy: Strategy
+    plan: SearchPlan
+    calibration: Calibration
+    search_seconds: float
+    final_seconds: float
+    peak_bytes: int
+
+    @property
+    def context(self) -> SearchContext:
+        return self.strategy.context
+
+    @property
+    def seconds(self) -> float:
+        """The whole run, loading left out."""
+        return self.search_seconds + self.final_seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for `plan --json`."""
+        return {
+            "strategy": self.strategy.name,
+            "budget": {"full_runs": self.context.budget},
+            "stages": [stage.to_dict() for stage in self.plan.stages],
+            "dropped": list(self.plan.dropped),
+            "trials": self.plan.trials,
+            "cost": {"full_runs": self.plan.cost},
+            "calibration": self.calibration.to_dict(),
+            "predicted_seconds": {
+                "search": self.search_seconds,
+                "final": self.final_seconds,
+                "total": self.seconds,
+            },
+            "predicted_peak_memory_bytes": self.peak_bytes,
+        }
+
+
+def calibrate(bench: Workbench, options: SearchOptions) -> Calibration:
+    """A few measured steps of the default recipe in a pack, alone, and in evaluation."""
+    recipe = options.hyper_parameters()
+    slots = bench.pack_size(recipe, options.pack_size)
+    rank = min(recipe.r, bench.base.profile.largest_rank)
+    recipe = replace(recipe, r=rank, batch_size=min(recipe.batch_size, len(bench.data.train)))
+    trials = [Trial(hyper_parameters=recipe, seed=seed) for seed in range(slots)]
+    speed = measure(bench.engine, trials, seconds=_CALIBRATION_SECONDS)
+    return Calibration(pack=speed.pack, alone=speed.alone, forward=speed.forward, slots=slots)
+
+
+def forecast(
+    bench: Workbench,
+    options: SearchOptions,
+    calibration: Calibration,
+    *,
+    started: float,
+    runs: float | None = None,
+) -> Forecast:
+    """Fit the strategy to the budget and price it. `started` is `time.monotonic()` at the start of the command;
+    `runs` is the budget in full-run equivalents where it is known already.
+
+    Raises `BudgetError` for a budget too small for one trial.
+    """
+    context = search_context(bench, options)
+    test_tokens = int(bench.data.test.lengths.sum())
+    if runs is None:
+        spent = monotonic() - started
+        runs = calibration.runs_within(Budget.parse(options.budget), context, test_tokens, spent)
+    strategy = make_strategy(options.strategy, replace(context, budget=runs))
+    plan = strategy.plan()
+    stages = tuple(_priced(stage, context, calibration) for stage in plan.stages)
+    largest = max((t.hyper_parameters for s in stages for t in s.examples), key=lambda h: h.r, default=None)
+    pack = [largest or options.hyper_parameters()] * calibration.slots
+    return Forecast(
+        strategy=strategy,
+        plan=replace(plan, stages=stages),
+        calibration=calibration,
+        search_seconds=sum(stage.seconds for stage in stages),
+        final_seconds=calibration.final_seconds(context, test_tokens),
+        peak_bytes=bench.memory_of(pack).total,
+    )
+
+
+def _priced(stage: PlannedStage, context: SearchContext, calibration: Calibration) -> PlannedStage:
+    return replace(
+        stage,
+        packs=ceil(stage.trials / calibration.slots),
+        seconds=calibration.search_seconds(context, stage.cost, stage.trials),
+    )

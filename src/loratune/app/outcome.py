@@ -1,0 +1,163 @@
+"""What a run came to: the facts that the report tells, the claims of the final run, the fingerprint of a study."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import loratune
+from loratune.app.forecast import Forecast
+from loratune.app.options import TuneOptions
+from loratune.app.watch import Watch
+from loratune.app.workbench import Workbench
+from loratune.data.table import TokenTable
+from loratune.lora.peft_io import lora_config
+from loratune.reporting.facts import Gain, ModelScores, RunCost, RunFacts
+from loratune.run.final import Final, FinalModel
+from loratune.values import METRICS, Decision, Evidence, HyperParameters, TrialResult
+
+_FREE = ("out", "storage", "resume", "pack_size", "device", "device_memory")
+"""Options that may change between a run and its resumption: they change no trial beyond rounding."""
+_PACKAGES = ("torch", "transformers", "peft", "optuna", "numpy")
+
+
+def fingerprint(options: TuneOptions, data: str) -> dict[str, Any]:
+    """All that a study's trials depend on, as JSON values; `data` is the digest of the prepared rows."""
+    values = {name: value for name, value in asdict(options).items() if name not in _FREE}
+    return {"data_digest": data, **{n: list(v) if isinstance(v, tuple) else v for n, v in values.items()}}
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: what the allocator has held at most on a GPU, what the process has held at most on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def named_targets(chosen: HyperParameters, final: Final, bench: Workbench) -> HyperParameters:
+    """The hyper-parameters of the final adapter with its modules by name, as PEFT's config has them."""
+    trained = final.adapter.hyper_parameters
+    config = lora_config(trained, bench.base.model, final.adapter.layout.targets)
+    return replace(
+        chosen, learning_rate=trained.learning_rate, target_modules=tuple(sorted(config.target_modules))
+    )
+
+
+def run_facts(
+    *,
+    options: TuneOptions,
+    bench: Workbench,
+    priced: Forecast,
+    results: list[TrialResult],
+    decision: Decision,
+    final: Final,
+    cut: bool,
+    cost: RunCost,
+) -> RunFacts:
+    """Everything that the report tells of the run."""
+    context = priced.context
+    gains = _gains(final, bench, context.metric)
+    evidence = (*decision.evidence, *_clock_note(cut), *_final_claims(final, gains))
+    chosen = named_targets(decision.hyper_parameters, final, bench)
+    return RunFacts(
+        model=options.model,
+        data=options.data,
+        directory=options.out,
+        strategy=options.strategy,
+        metric=options.metric,
+        margin=options.resolved_margin,
+        budget=options.budget,
+        seed=options.seed,
+        profile=bench.data.profile,
+        parameters_per_rank=context.parameters_per_rank,
+        plan=priced.plan,
+        results=tuple(results),
+        decision=replace(decision, hyper_parameters=chosen, evidence=evidence),
+        recommended=_scores(final.recommended),
+        default_recipe=_scores(final.default_recipe),
+        base_model=_scores(final.base_model),
+        cost=cost,
+        gains=gains,
+        validation_weights=context.validation_weights,
+        versions={"loratune": loratune.__version__, **{name: version(name) for name in _PACKAGES}},
+        notes=(*bench.data.notes, *final.notes),
+        cut_by_clock=cut,
+    )
+
+
+def _scores(model: FinalModel | None) -> ModelScores:
+    if model is None:
+        return ModelScores()
+    return ModelScores(
+        validation=model.validation.metrics if model.validation else {}, test=model.test.metrics
+    )
+
+
+def _gains(final: Final, bench: Workbench, metric: str) -> tuple[Gain, ...]:
+    """Paired over rows, on both splits, over the base model and the default recipe, in NLL and task metrics."""
+    splits: tuple[tuple[str, TokenTable], ...] = (
+        ("validation", bench.data.validation),
+        ("test", bench.data.test),
+    )
+    found = []
+    for split, table in splits:
+        weights = table.supervised_counts.astype(np.float64)
+        ours = getattr(final.recommended, split)
+        for over, model in (("base model", final.base_model), ("default recipe", final.default_recipe)):
+            theirs = getattr(model, split) if model else None
+            if theirs is None:
+                continue
+            pairs = {"nll": (ours.example_nll, theirs.example_nll)}
+            pairs |= {
+                name: (scores, theirs.example_scores[name])
+                for name, scores in ours.example_scores.items()
+                if METRICS.get(name)
+            }
+            for name, (mine, other) in pairs.items():
+                found.append(
+                    Gain.from_rows(mine, other, over=over, split=split, metric=name, weights=weights)
+                )
+    return tuple(found)
+
+
+def _final_claims(final: Final, gains: tuple[Gain, ...]) -> list[Evidence]:
+    """On the test split only: it was evaluated once, after all choices."""
+    claims = [Evidence(claim=text) for text in final.notes]
+    for gain in gains:
+        if gain.split != "test" or gain.interval is None:
+            continue
+        what = "NLL is lower" if gain.metric == "nll" else f"{gain.metric.replace('_', ' ')} is higher"
+        claims.append(
+            Evidence(
+                claim=f"on the test rows the recommended adapter's {what} than the {gain.over}'s",
+                value=gain.value,
+                unit="nats" if gain.metric == "nll" else "points",
+                interval=gain.interval,
+                margin=0.0,
+                holds=gain.interval[0] > 0,
+            )
+        )
+    return claims
+
+
+def _clock_note(cut: bool) -> list[Evidence]:
+    text = "the clock cut the search before it was settled; a longer --budget would finish it"
+    return [Evidence(claim=text)] if cut else []
+
+
+def write_report(facts: RunFacts, directory: Path, watch: Watch) -> None:
+    """`report.html`, or a note where plotly is not installed."""
+    from loratune.reporting.html import write_html
+
+    try:
+        write_html(facts, directory)
+    except ImportError as error:
+        watch.note(str(error))

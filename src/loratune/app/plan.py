@@ -1,0 +1,37 @@
+"""What `tune` would run, priced by a short measurement; nothing is written."""
+
+from __future__ import annotations
+
+from json import dumps
+from time import monotonic
+from typing import Any
+
+from loratune.app.forecast import Forecast, calibrate, forecast
+from loratune.app.options import SearchOptions, keyword_options
+from loratune.app.watch import Quiet, Terminal, Watch
+from loratune.app.workbench import open_workbench
+
+
+def plan(**options: Any) -> Forecast:
+    """The priced plan; the options are those of `loratune plan`."""
+    return run_plan(SearchOptions(**keyword_options(options)), Quiet())
+
+
+def run_plan(options: SearchOptions, watch: Watch) -> Forecast:
+    """`plan` with something that watches."""
+    started = monotonic()
+    watch.note("Reading data and model.")
+    with open_workbench(
+        options, targets=options.target_modules, ranks=options.ranks, epochs=options.epochs
+    ) as bench:
+        watch.note("Measuring a few steps to price the plan.")
+        priced = forecast(bench, options, calibrate(bench, options), started=started)
+        watch.plan(priced, bench)
+    return priced
+
+
+def plan_command(options: SearchOptions, *, as_json: bool) -> None:
+    """Print the plan, or with `as_json` the document."""
+    priced = run_plan(options, Terminal(as_json=as_json))
+    if as_json:
+        print(dumps(priced.to_dict()))

@@ -1,0 +1,120 @@
+"""One adapter with given hyper-parameters, early stopping on the validation NLL."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from json import dumps
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from loratune.app.options import TrainOptions, keyword_options
+from loratune.app.watch import Quiet, Terminal, Watch
+from loratune.app.workbench import Workbench, check_out, open_workbench
+from loratune.engine.live import EarlyStopping, metrics_of
+from loratune.errors import ResourceError
+from loratune.lora.layout import Adapter
+from loratune.lora.peft_io import save_adapter
+from loratune.reporting.result import plain, write_atomically
+from loratune.values import HyperParameters, Stage, Trial, TrialResult
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trained:
+    """What `train` made."""
+
+    hyper_parameters: HyperParameters
+    metrics: dict[str, dict[str, float]]
+    """`validation`, `test` and `base_model_test`, by metric name."""
+    steps: int
+    """Optimiser steps taken; the best weights may be of an earlier one."""
+    seconds: float
+    directory: Path
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        values: dict[str, Any] = plain(
+            {
+                "schema": 1,
+                "hyper_parameters": self.hyper_parameters.to_dict(),
+                "metrics": self.metrics,
+                "steps": self.steps,
+                "seconds": self.seconds,
+            }
+        )
+        return values
+
+
+def train(**options: Any) -> Trained:
+    """Train one adapter; the options are those of `loratune train`. Writes `adapter/` and `result.json` to `out`."""
+    return run_train(TrainOptions(**keyword_options(options)), Quiet())
+
+
+def run_train(options: TrainOptions, watch: Watch) -> Trained:
+    """`train` with something that watches. Raises `ResourceError` where the trial diverges."""
+    started = monotonic()
+    chosen = options.hyper_parameters()
+    check_out(Path(options.out))
+    watch.note("Reading data and model.")
+    with (
+        open_workbench(
+            options, targets=chosen.target_modules, ranks=(chosen.r,), epochs=chosen.epochs
+        ) as bench,
+        watch,
+    ):
+        watch.stage(str(Stage.FINAL), 1)
+        result, adapter = _train(bench, options, watch)
+        if not result.finished:
+            raise ResourceError(
+                f"The run diverged: {result.message}; lower --learning-rate (it was {chosen.learning_rate:g})."
+            )
+        trained = Trained(
+            hyper_parameters=chosen,
+            metrics={"validation": dict(result.metrics), **_tested(bench, adapter)},
+            steps=result.steps,
+            seconds=monotonic() - started,
+            directory=Path(options.out),
+        )
+        folder = trained.directory / "adapter"
+        save_adapter(adapter, folder, bench.base.model, base_name=options.model)
+        write_atomically(trained.directory / "result.json", dumps(trained.to_dict(), indent=1) + "\n")
+    return trained
+
+
+def _train(bench: Workbench, options: TrainOptions, watch: Watch) -> tuple[TrialResult, Adapter]:
+    waiting = [Trial(hyper_parameters=options.hyper_parameters(), seed=options.seed, stage=Stage.FINAL)]
+    done: list[tuple[TrialResult, Adapter]] = []
+
+    def keep(result: TrialResult, adapter: Adapter) -> None:
+        watch.result(result)
+        done.append((result, adapter))
+
+    bench.engine.run(
+        lambda: waiting.pop() if waiting else None,
+        slots=1,
+        on_result=keep,
+        on_progress=watch.progress,
+        early_stopping=EarlyStopping(patience=options.patience),
+    )
+    return done[0]
+
+
+def _tested(bench: Workbench, adapter: Adapter) -> dict[str, dict[str, float]]:
+    table = bench.data.test
+    ours, base = bench.engine.evaluate([adapter, None], table, labels=bool(bench.data.labels))
+    return {
+        "test": dict(metrics_of(ours, table.row_labels)[0]),
+        "base_model_test": dict(metrics_of(base, table.row_labels)[0]),
+    }
+
+
+def train_command(options: TrainOptions, *, as_json: bool) -> None:
+    """Run with a live view; print where the adapter is, or the document."""
+    trained = run_train(options, Terminal(as_json=as_json))
+    if as_json:
+        print(dumps(trained.to_dict()))
+        return
+    ours, base = trained.metrics["test"], trained.metrics["base_model_test"]
+    print(f"Adapter: {trained.directory / 'adapter'}")
+    for name, value in ours.items():
+        print(f"test {name}: {value:.4f} (base model {base[name]:.4f})")

@@ -1,0 +1,73 @@
+"""From measured tokens per second to predicted seconds, and from a budget to full-run equivalents."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from loratune.errors import BudgetError
+from loratune.run.budget import Budget, two_digits
+from loratune.values import SearchContext
+
+_SAFETY = 0.85
+"""Share of the time left that the plan may fill: packs run half empty at the end of a stage."""
+_FINAL_TRIALS = 2
+"""The recommended trial and the default recipe."""
+_FINAL_EVALUATIONS = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Calibration:
+    """Measured once per study; tokens are real (unpadded) ones."""
+
+    pack: float
+    """Trained tokens per second of a pack of `slots` trials together."""
+    alone: float
+    """Trained tokens per second of one trial alone."""
+    forward: float
+    """Evaluated tokens per second."""
+    slots: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Inverse of `to_dict`."""
+        return cls(**values)
+
+    def search_seconds(self, context: SearchContext, runs: float, trials: int) -> float:
+        """Predicted time of a search that costs `runs` full-run equivalents and ends `trials` trials.
+
+        Each trial's cost holds one whole evaluation at half the price of training; it is timed at the
+        measured forward rate instead.
+        """
+        full = context.epochs * context.tokens + 0.5 * context.validation_tokens
+        trained = max(0.0, runs * full - 0.5 * trials * context.validation_tokens)
+        return trained / self.pack + trials * context.validation_tokens / self.forward
+
+    def final_seconds(self, context: SearchContext, test_tokens: int) -> float:
+        """Predicted time of the final pack, its evaluations and the test split, in full."""
+        trained = (
+            _FINAL_TRIALS * context.epochs * context.tokens / max(self.alone, self.pack / self.slots * 2)
+        )
+        evaluations = _FINAL_TRIALS * _FINAL_EVALUATIONS + 1
+        evaluated = evaluations * context.validation_tokens + (_FINAL_TRIALS + 1) * test_tokens
+        return trained + evaluated / self.forward
+
+    def runs_within(self, budget: Budget, context: SearchContext, test_tokens: int, spent: float) -> float:
+        """The search's allowance in full-run equivalents.
+
+        `spent` are the seconds since the start. Raises `BudgetError` where the final run alone does not fit.
+        """
+        if budget.runs is not None:
+            return budget.runs
+        assert budget.seconds is not None
+        final = self.final_seconds(context, test_tokens)
+        left = budget.seconds - spent - final
+        full = context.epochs * context.tokens + 0.5 * context.validation_tokens
+        if left <= 0:
+            raise BudgetError(
+                f"--budget {budget.seconds:.0f}s leaves no time to search: loading took {spent:.0f} s and the final "
+                f"run needs about {final:.0f} s; raise --budget or lower --train-rows."
+            )
+        return two_digits(_SAFETY * left * self.pack / full)

@@ -1,0 +1,176 @@
+"""The final run: the recommended trial beside the default recipe, early stopping, and the test split, once.
+
+Knows the engine and the study; the recommendation comes from outside.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from loratune.data.table import TokenTable
+from loratune.engine.evaluate import Evaluation
+from loratune.engine.live import EarlyStopping, metrics_of
+from loratune.engine.pack import PackEngine, PackProgress
+from loratune.errors import ResourceError
+from loratune.lora.layout import Adapter, find_targets
+from loratune.lora.peft_io import load_adapter, save_adapter
+from loratune.study import Study
+from loratune.values import HyperParameters, Stage, Trial, TrialResult
+
+_RETRIES = 3
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scored:
+    """A model on a split."""
+
+    metrics: dict[str, float]
+    example_nll: npt.NDArray[np.float64]
+    """[rows] nats, summed over each row's supervised tokens."""
+    example_scores: dict[str, npt.NDArray[np.float64]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FinalModel:
+    """One model of the comparison; the base model has neither adapter nor result."""
+
+    validation: Scored | None
+    test: Scored
+    adapter: Adapter | None = None
+    result: TrialResult | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Final:
+    """The comparison of the final run."""
+
+    recommended: FinalModel
+    default_recipe: FinalModel | None
+    """None where it diverged or was not asked for."""
+    base_model: FinalModel
+    notes: tuple[str, ...] = ()
+
+    @property
+    def adapter(self) -> Adapter:
+        assert self.recommended.adapter is not None
+        return self.recommended.adapter
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FinalRunner:
+    """Trains final trials; a trial whose adapter and result are already kept is not trained again."""
+
+    engine: PackEngine
+    study: Study
+    test: TokenTable
+    patience: int
+    on_progress: Callable[[PackProgress], None]
+    on_result: Callable[[TrialResult], None]
+
+    @property
+    def _folder(self) -> Path:
+        return self.study.directory / "final"
+
+    def run(self, chosen: HyperParameters, default: HyperParameters | None, seed: int) -> Final:
+        """Train, then evaluate everything on the test rows once. Raises `ResourceError` if all of it diverges."""
+        notes: list[str] = []
+        wanted = [chosen] if default is None or default == chosen else [chosen, default]
+        trained = self._train([_trial(each, seed) for each in wanted])
+        ours = trained[0]
+        for _ in range(_RETRIES):
+            if ours[0].finished:
+                break
+            chosen = replace(chosen, learning_rate=chosen.learning_rate / 2)
+            notes.append(
+                f"The final run diverged ({ours[0].message}); it was repeated at half the learning rate, "
+                f"{chosen.learning_rate:.3g}."
+            )
+            ours = self._train([_trial(chosen, seed)])[0]
+        if not ours[0].finished:
+            raise ResourceError(
+                f"The final run diverged at every learning rate tried, the last {chosen.learning_rate:.3g}; "
+                "look at the data (loratune recommend) or give lower --learning-rates."
+            )
+        other = trained[1] if len(wanted) > 1 else (ours if default == chosen else None)
+        if other is not None and not other[0].finished:
+            notes.append(f"The default recipe diverged: {other[0].message}.")
+            other = None
+        return self._compare(ours, other, tuple(notes))
+
+    def _train(self, trials: list[Trial]) -> list[tuple[TrialResult, Adapter]]:
+        kept = {r.asked.key: r for r in self.study.results() if r.asked.stage is Stage.FINAL}
+        done: dict[str, tuple[TrialResult, Adapter]] = {}
+        for trial in trials:
+            if trial.key in kept and (self._folder / trial.key).exists():
+                done[trial.key] = (kept[trial.key], self._load(trial))
+        waiting = [trial for trial in reversed(trials) if trial.key not in done]
+
+        def keep(result: TrialResult, adapter: Adapter) -> None:
+            if result.finished:
+                save_adapter(adapter, self._folder / result.asked.key, self.engine.base.model)
+            self.study.record(result)
+            done[result.asked.key] = (result, adapter)
+            self.on_result(result)
+
+        if waiting:
+            self.engine.run(
+                lambda: waiting.pop() if waiting else None,
+                slots=len(waiting),
+                on_result=keep,
+                on_progress=self.on_progress,
+                early_stopping=EarlyStopping(patience=self.patience),
+            )
+        return [done[trial.key] for trial in trials]
+
+    def _load(self, trial: Trial) -> Adapter:
+        base = self.engine.base
+        targets = find_targets(base.profile.targets, trial.hyper_parameters.target_modules)
+        return load_adapter(self._folder / trial.key, trial.hyper_parameters, targets, device=base.device)
+
+    def _compare(
+        self,
+        ours: tuple[TrialResult, Adapter],
+        other: tuple[TrialResult, Adapter] | None,
+        notes: tuple[str, ...],
+    ) -> Final:
+        labelled = self.engine.label_tokens is not None
+        pairs = [ours] if other is None else [ours, other]
+        models = [*(adapter for _, adapter in pairs), None]
+        tested = self.engine.evaluate(models, self.test, labels=labelled)
+        (base_validation,) = self.engine.evaluate([None], self.engine.validation, labels=labelled)
+        found = [
+            FinalModel(
+                validation=_of_result(result), test=_scored(each, self.test), adapter=adapter, result=result
+            )
+            for (result, adapter), each in zip(pairs, tested, strict=False)
+        ]
+        return Final(
+            recommended=found[0],
+            default_recipe=found[1] if other is not None else None,
+            base_model=FinalModel(
+                validation=_scored(base_validation, self.engine.validation),
+                test=_scored(tested[-1], self.test),
+            ),
+            notes=notes,
+        )
+
+
+def _trial(hyper_parameters: HyperParameters, seed: int) -> Trial:
+    return Trial(hyper_parameters=hyper_parameters, seed=seed, stage=Stage.FINAL)
+
+
+def _scored(evaluation: Evaluation, table: TokenTable) -> Scored:
+    metrics, scores = metrics_of(evaluation, table.row_labels)
+    return Scored(metrics=dict(metrics), example_nll=evaluation.example_nll, example_scores=dict(scores))
+
+
+def _of_result(result: TrialResult) -> Scored:
+    assert result.example_nll is not None
+    return Scored(
+        metrics=dict(result.metrics),
+        example_nll=result.example_nll,
+        example_scores=dict(result.example_scores),
+    )
