@@ -144,7 +144,6 @@ def make_facts(**changes: object) -> RunFacts:
                 PlannedStage(name=str(Stage.RANK), question="?", trials=20, cost=14.0, packs=3, seconds=450),
                 PlannedStage(name=str(Stage.BATCH), question="?", trials=9, cost=9.2, packs=2, seconds=280),
                 PlannedStage(name=str(Stage.ALPHA), question="?", trials=3, cost=3.1, packs=1, seconds=95),
-                PlannedStage(name=str(Stage.FINAL), question="?", trials=2, cost=2.0, packs=1, seconds=60),
             ),
             dropped=(
                 "Ranks 1, 4, 16 and 64 were left out to fit the budget.",

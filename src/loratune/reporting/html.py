@@ -32,11 +32,9 @@ class Drawn:
 
 
 def write_html(facts: RunFacts, directory: Path) -> Path:
-    """Write `report.html`. Raises `ResourceError` where plotly is not installed."""
+    """Write `report.html`. Raises `ImportError` with a sentence to pass on where plotly is not installed."""
     if find_spec("plotly") is None:
-        raise ResourceError(
-            "report.html needs plotly, which is not installed; pip install 'loratune[report]'."
-        )
+        raise ImportError("report.html needs plotly, which is not installed; pip install 'loratune[report]'.")
     return write_atomically(directory / "report.html", render(facts))
 
 
@@ -64,7 +62,7 @@ def render(facts: RunFacts) -> str:
         title=f"{facts.model} on {facts.data}",
         values=facts.decision.hyper_parameters,
         tiles=value_tiles(facts),
-        gains=[_sentence(takeaways.gain_sentence(gain)) for gain in facts.gains],
+        gains=[_sentence(takeaways.gain_sentence(gain)) for gain in takeaways.headline_gains(facts)],
         table_caption="The test split was read once, after all choices." if facts.recommended.test else "",
         table_heads=heads,
         table_rows=rows,

@@ -17,6 +17,13 @@ _WORDS = {
 }
 
 
+def headline_gains(facts: RunFacts) -> list[Gain]:
+    """Those on the test split where there is one, in NLL and the shown metric, over the default recipe first."""
+    split = "test" if any(gain.split == "test" for gain in facts.gains) else "validation"
+    shown = [g for g in facts.gains if g.split == split and g.metric in ("nll", facts.shown_metric)]
+    return sorted(shown, key=lambda gain: gain.over != "default recipe")
+
+
 def gain_sentence(gain: Gain) -> str:
     """`test NLL 0.0120 nats lower than the default recipe (95 % [0.008, 0.016])`."""
     sign = 1 if gain.value >= 0 else -1

@@ -1,0 +1,174 @@
+"""Profile, plan, prior, memory and summary for a terminal. Knows facts and rich, not where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from loratune.reporting.facts import RunFacts
+from loratune.reporting.tables import MARKS, evidence_number, score_table, value_tiles
+from loratune.reporting.takeaways import cost_sentence, gain_sentence, headline_gains
+from loratune.reporting.wording import count, duration, rate, size
+from loratune.values import DataProfile, ModelProfile, Recommendation, SearchPlan
+
+_STYLES = {True: "green", False: "red", None: "dim"}
+
+
+def print_profile(console: Console, data: DataProfile, model: ModelProfile) -> None:
+    """What will be trained on what, in two or three lines."""
+    lines = [
+        f"Model: {model.name} ({model.family}), {count(model.parameters)} parameters, {model.layers} layers; "
+        f"{count(model.parameters_per_rank)} LoRA parameters per unit of rank.",
+        f"Data: {data.rows} training, {data.validation_rows} validation, {data.test_rows} test rows "
+        f"({data.shape}); {count(data.tokens)} tokens, {count(data.supervised_tokens)} supervised; "
+        f"longest row {data.length_max}.",
+    ]
+    if data.labels:
+        lines.append(f"Labels: {len(data.labels)}.")
+    removed = {
+        "duplicates taken out of validation and test": data.duplicates_removed,
+        f"rows over {data.max_length} tokens left out": data.overlong,
+        "prompts shortened": data.cut,
+    }
+    if any(removed.values()):
+        lines.append("; ".join(f"{number} {what}" for what, number in removed.items() if number) + ".")
+    for line in lines:
+        console.print(line, markup=False, highlight=False)
+
+
+def print_plan(
+    console: Console,
+    plan: SearchPlan,
+    *,
+    final_seconds: float,
+    slots: int,
+    peak_bytes: int,
+    memory_bytes: int | None = None,
+) -> None:
+    """The priced plan. `slots`: trials per pack; `memory_bytes`: what the device offers."""
+    table = _table("stage", "question", "trials", "packs", "full runs", "time")
+    for stage in plan.stages:
+        table.add_row(
+            escape(stage.name),
+            escape(stage.question),
+            str(stage.trials),
+            str(stage.packs),
+            f"{stage.cost:.2f}",
+            duration(stage.seconds),
+        )
+    search = sum(stage.seconds for stage in plan.stages)
+    table.add_row("final", "the adapter, beside the default recipe", "2", "1", "", duration(final_seconds))
+    table.add_section()
+    table.add_row(
+        "total",
+        "",
+        str(plan.trials + 2),
+        "",
+        f"{plan.cost:.2f}",
+        duration(search + final_seconds),
+        style="bold",
+    )
+    console.print(table)
+    room = f" of {size(memory_bytes)}" if memory_bytes else ""
+    console.print(
+        f"Packs of up to {slots} trials; predicted peak memory {size(peak_bytes)}{room}.",
+        markup=False,
+        highlight=False,
+    )
+    for note in [stage.note for stage in plan.stages if stage.note]:
+        console.print(f"– {note}", markup=False, highlight=False)
+    for sentence in plan.dropped:
+        console.print(f"– left out for the budget: {sentence}", markup=False, highlight=False)
+
+
+def print_recommendation(console: Console, recommendation: Recommendation) -> None:
+    """The prior: value, range and reason of each hyper-parameter."""
+    table = _table("", "value", "likely range", "because", right=(1, 2))
+    for name in ("r", "lora_alpha", "learning_rate", "batch_size", "epochs"):
+        each = getattr(recommendation, name)
+        told = rate if name == "learning_rate" else lambda value: f"{value:g}"
+        table.add_row(name, told(each.value), f"{told(each.low)} … {told(each.high)}", escape(each.reason))
+    console.print(table)
+    for note in recommendation.notes:
+        console.print(f"– {note}", markup=False, highlight=False)
+
+
+def print_memory(console: Console, parts: Mapping[str, int], available: int | None = None) -> None:
+    """Bytes by part, their sum, and whether they fit."""
+    table = _table("part", "memory")
+    for name, amount in parts.items():
+        table.add_row(escape(name), size(amount))
+    total = sum(parts.values())
+    table.add_section()
+    table.add_row("total", size(total), style="bold")
+    console.print(table)
+    if available is not None:
+        verdict = "fits in" if total <= available else "does not fit in"
+        console.print(f"This {verdict} {size(available)}.", markup=False, highlight=False)
+
+
+def print_summary(console: Console, facts: RunFacts) -> None:
+    """The answer on one screen: fewer claims where the screen is low, at most 40 lines of 100 columns."""
+    values = facts.decision.hyper_parameters
+    console.print(
+        Text(
+            f"Recommended: r {values.r}, alpha {values.lora_alpha:g}, "
+            f"learning rate {rate(values.learning_rate)}, batch size {values.batch_size}",
+            style="bold",
+        )
+    )
+    others = [f"{name} {value}" for name, value, wide in value_tiles(facts)[4:] if not wide]
+    console.print(", ".join(others), markup=False, highlight=False, style="dim")
+    console.print(_scores(facts))
+    for gain in headline_gains(facts):
+        console.print(f"  {gain_sentence(gain)}", markup=False, highlight=False)
+    console.print()
+    _print_evidence(console, facts, lines=min(10, max(3, console.height - 18)))
+    console.print()
+    if facts.cut_by_clock:
+        console.print("The budget's clock cut the search: the answer is the best so far.", style="yellow")
+    console.print(cost_sentence(facts), markup=False, highlight=False)
+    console.print(
+        f"{facts.directory}/: adapter/ (PEFT), report.html, result.json, study.db",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _scores(facts: RunFacts) -> Table:
+    """Base, recipe and ours; the test split where there is one, else validation."""
+    heads, rows = score_table(facts)
+    split = "test" if facts.recommended.test else "validation"
+    shown = [index for index, head in enumerate(heads) if head.startswith(split)]
+    table = _table("", *(heads[index] for index in shown), right=range(1, len(shown) + 1))
+    for name, cells, ours in rows:
+        table.add_row(name, *(cells[index] for index in shown), style="bold" if ours else "")
+    return table
+
+
+def _print_evidence(console: Console, facts: RunFacts, *, lines: int) -> None:
+    """The claims, one line each, the longest cut; what does not fit is counted, what the gains said left out."""
+    told = [gain.interval for gain in headline_gains(facts) if gain.interval]
+    claims = [each for each in facts.decision.evidence if each.interval not in told]
+    claims.sort(key=lambda each: each.holds is None)
+    for each in claims[:lines]:
+        number = evidence_number(each)
+        text = f"{each.claim.rstrip('.')} ({number})" if number else each.claim
+        line = Text.assemble((MARKS[each.holds], _STYLES[each.holds]), f" {text}")
+        console.print(line, no_wrap=True, overflow="ellipsis")
+    if len(claims) > lines:
+        console.print(f"  and {len(claims) - lines} more in report.html", style="dim", highlight=False)
+
+
+def _table(*heads: str, right: range | tuple[int, ...] | None = None) -> Table:
+    """Columns from the third on (or those in `right`) are numbers."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    numbers = range(min(2, len(heads) - 1), len(heads)) if right is None else right
+    for index, head in enumerate(heads):
+        table.add_column(head, justify="right" if index in numbers else "left")
+    return table
