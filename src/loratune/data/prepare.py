@@ -207,14 +207,14 @@ def _choose(
         seen.append(rows_of.digests[documents])
         if removed:
             notes.append(f"{removed} {split} rows that stand in another split too are removed from {split}.")
+    chosen = {split: chosen[split] for split in ("train", "validation", "test")}
     for split, (_, documents) in chosen.items():
         if len(documents) < FEWEST_ROWS:
             raise DataError(
-                f"the {split} split must have at least {FEWEST_ROWS} rows, got {len(documents)} after "
-                "removing "
+                f"the {split} split must have at least {FEWEST_ROWS} rows, got {len(documents)} after removing "
                 "exact duplicates; add rows."
             )
-    return {split: chosen[split] for split in ("train", "validation", "test")}, notes
+    return chosen, notes
 
 
 def _class_notes(train: TokenTable, labels: tuple[str, ...]) -> list[str]:

@@ -118,5 +118,6 @@ class _Column:
         if self._file is None:
             return np.concatenate(self._batches) if self._batches else np.zeros(0, self._dtype)
         self._spill()
-        self._file.flush()
-        return np.memmap(self._file, dtype=self._dtype, mode="r")
+        with self._file as file:  # the map outlives the file object
+            file.flush()
+            return np.memmap(file, dtype=self._dtype, mode="r")

@@ -9,6 +9,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+_BLOCK = 1024
 _FILES = ("tokens", "supervised", "offsets", "labels")
 
 
@@ -45,11 +46,13 @@ class TokenTable:
     @cached_property
     def supervised_counts(self) -> npt.NDArray[np.int64]:
         """[rows] supervised tokens of each row."""
-        counts = (
-            np.add.reduceat(self.supervised, self.offsets[:-1], dtype=np.int64)
-            if len(self.offsets) > 1
-            else np.zeros(0, np.int64)
-        )
+        starts = self.offsets[:-1]
+        counts = np.empty(len(starts), np.int64)
+        for first in range(0, len(starts), _BLOCK):  # in one go numpy would widen all flags to eight bytes
+            block = starts[first : first + _BLOCK]
+            end = self.offsets[min(first + _BLOCK, len(starts))]
+            flags = self.supervised[block[0] : end]
+            counts[first : first + _BLOCK] = np.add.reduceat(flags, block - block[0], dtype=np.int64)
         return counts if self.index is None else counts[self.index]
 
     @property
