@@ -1,4 +1,4 @@
-"""Replays a strategy on a table of measured runs and scores its answer; see `docs/design.md`, "Simulated runs".
+"""Replays a strategy on a table of measured runs and scores its answer (`docs/design.md`, "Simulated runs").
 
 python bench/replay.py --table TABLE.csv --strategy evidence [--task T] [--json]
 """

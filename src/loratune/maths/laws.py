@@ -1,7 +1,7 @@
 """Closed-form priors: learning rate, rank and batch size before anything has been trained.
 
 Each law states its formula, units, source and range of validity. They know nothing of trials:
-measuring replaces them. Sources named §n are sections of the project's survey; their figures are repeated here.
+measuring replaces them. Sources named §n are sections of the project's survey; its figures are repeated here.
 """
 
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ def learning_rate_law(
 ) -> Prior:
     """Peak learning rate of AdamW for LoRA with PEFT's scaling lora_alpha / r, linear decay.
 
-    η = 3.5e-4 · (r/16)^0.18 · (alpha/32)^-0.80 · (B/128)^0.5 · (rows·epochs/1e5)^-0.26 · (3000/H)^0.4 · family
+    η = 3.5e-4 · (r/16)^0.18 · (alpha/32)^-0.80 · (B/128)^0.5 · (rows·epochs/1e5)^-0.26 · (3000/H)^0.4 · k
 
     Level and rank slope at constant alpha: 95 curves of the public Tulu-3 sweep (1B to 671B, r 1…128).
     Batch and examples: Learning Rate Matters (2602.04998) and Adam's square-root rule; on banking77 with
@@ -59,7 +59,7 @@ def learning_rate_law(
     r^-0.37 along alpha = 2r; along that line Gemma measured r^-0.41 (alpha = r), SmolLM2 r^-0.54 to r^-0.70
     (by quadratic or by grid cell), and a one-step argument gives r^-0.82. -0.80 puts the line at r^-0.62.
     Width: muA says 0.5, the sweep (H 2048…8192) 0.25; 0.4 also reaches the optimum at H = 576.
-    Family: Gemma wants 2.7–4 times, Llamas of up to 3B about twice the rate of others.
+    Family (k): Gemma wants 2.7–4 times, Llamas of up to 3B about twice the rate of others.
 
     Args:
         r, lora_alpha, batch_size: as in `HyperParameters`; rows and epochs: of the run (a trial on a tenth
@@ -88,8 +88,8 @@ def learning_rate_law(
         low=value * exp(-1.96 * sd),
         high=value * exp(1.96 * sd),
         reason=(
-            f"law in rank {r}, alpha {lora_alpha:g}, batch {batch_size}, {rows * epochs:.0f} examples, {width}, "
-            f"family {family or 'unknown'} (factor {family_factor:g}); fitted on published sweeps, "
+            f"law in rank {r}, alpha {lora_alpha:g}, batch {batch_size}, {rows * epochs:.0f} examples, "
+            f"{width}, family {family or 'unknown'} (factor {family_factor:g}); fitted on published sweeps, "
             "alpha slope on measured tables"
         ),
     )
@@ -106,8 +106,8 @@ def rank_law(
 ) -> Prior:
     """The rank that leaves about half a per cent of NLL on the table.
 
-    Text: r0 = (T/4.5e7)·(4e7/P1)·(1.7 κ/0.5)^(1/0.7), T unique supervised tokens, P1 LoRA parameters at rank
-    1, κ a family constant (per cent; §10.2, fitted on the Tulu-3 sweep with T assumed linear). On a 135M model
+    Text: r0 = (T/4.5e7)·(4e7/P1)·(1.7 κ/0.5)^(1/0.7), T unique supervised tokens, P1 LoRA parameters at
+    rank 1, κ a family constant (per cent; §10.2, fitted on the Tulu-3 sweep, T assumed linear). On a 135M model
     the raw law was 50 times too low both on banking77 (rank 4 suffices) and on GSM8K (128 beats 16), so it
     is shrunk towards 16: 16·(r0/16)^0.35, with a factor 16 of uncertainty either way. Linear in T is an
     assumption: where the interval is this wide, measure. Without tokens or parameters (0) it says 16.
@@ -125,7 +125,7 @@ def rank_law(
     low, high = RANK_UNCERTAINTY, RANK_UNCERTAINTY
     reason = (
         f"{supervised_tokens} supervised tokens against {parameters_per_rank} parameters per unit of rank "
-        f"(capacity law {capacity:.2g}, shrunk towards 16: it is known to miss by a factor 50 on small models)"
+        f"(capacity law {capacity:.2g}, shrunk towards 16: on small models it missed by a factor 50)"
     )
     if labels > 1 and hidden_size and rows:
         separable = min(max(1.35 * labels * rows / (2 * hidden_size), 1.0), 16.0)

@@ -106,8 +106,8 @@ def compare_nll(
     """Token-weighted paired comparison of NLL.
 
     Args:
-        candidate, reference: [seeds, rows] sum of the NLL over each row's supervised tokens, nats; the two may
-            have different numbers of seeds.
+        candidate, reference: [seeds, rows] sum of the NLL over each row's supervised tokens, nats; the two
+            may have different numbers of seeds.
         weights: [rows] supervised tokens; NLL = Σ sums / Σ tokens, a ratio, whose variance over rows is
             linearised.
         noise: of one run's NLL, nats. margin: nats per supervised token.
@@ -143,7 +143,8 @@ def compare_f1(
     """Macro-F1 in points lost; the item part by a paired bootstrap over rows (1000 resamples, fixed seed).
 
     Args:
-        candidate, reference: [seeds, rows] predicted label. labels: [rows] true label. noise, margin: in points.
+        candidate, reference: [seeds, rows] predicted label. labels: [rows] true label.
+        noise, margin: in points.
     """
     rows = len(labels)
     generator = np.random.default_rng(0)
@@ -162,7 +163,7 @@ def macro_f1(
     classes: npt.NDArray[np.int64],
     weights: Floats,
 ) -> Floats:
-    """[resamples] mean over classes of F1, rows weighted by `weights` [resamples, rows]; an empty class gives 0."""
+    """[resamples] mean over classes of F1, rows weighted by `weights` [resamples, rows]; an empty class: 0."""
     scores = np.zeros(len(weights))
     for label in classes:
         hit = weights @ ((predictions == label) & (labels == label))

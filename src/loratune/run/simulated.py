@@ -1,14 +1,16 @@
 """Plays a strategy against a table of measured results instead of a model, in seconds.
 
-Snapping: ranks never; learning rate, then batch size, then alpha to the nearest cell in log space, seeds in turn,
-the fraction to the nearest. One grid step above a rank's highest learning rate stands a cell that diverged. Rows with
-equal keys are repeats and pooled. A cell that was run before costs nothing, so a dimension with one value is free.
+Snapping: ranks never; learning rate, then batch size, then alpha to the nearest cell in log space, seeds in
+turn, the fraction to the nearest. One grid step above a rank's highest learning rate stands a cell that
+diverged. Rows with equal keys are repeats and pooled. A cell that was run before costs nothing, so a dimension
+with one value is free.
 """
 
 import csv
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import exp, inf, isfinite, log, nan
 from pathlib import Path
 
@@ -54,7 +56,7 @@ class Cell:
 
 
 def read_table(path: Path) -> dict[str, tuple[Cell, ...]]:
-    """The cells of each task. Raises `DataError` where the file or a column is missing or a value is not a number."""
+    """The cells of each task. Raises `DataError` where file or column is missing or a value is not a number."""
     if not path.is_file():
         raise DataError(f"The table {path} does not exist; give the path of a CSV file with --table.")
     pooled: dict[tuple[str, ...], list[Cell]] = defaultdict(list)
@@ -112,7 +114,7 @@ class TableRunner:
         self.examples = _per_example(table.with_name(f"{table.stem}_per_example_nll.npz"), task)
         self.paid: set[str] = set()
         rates = sorted({cell.learning_rate for cell in self.cells})
-        gaps = [log(high / low) for low, high in zip(rates, rates[1:], strict=False)]
+        gaps = [log(high / low) for low, high in pairwise(rates)]
         self.half_step = exp(float(np.median(gaps)) / 2) if gaps else 1.0
 
     @property
@@ -225,7 +227,7 @@ def play(strategy: Strategy, runner: TableRunner) -> tuple[TrialResult, ...]:
 
 
 def _per_example(path: Path, task: str) -> dict[tuple[float, float, float, float], npt.NDArray[np.float64]]:
-    """[rows] NLL of each validation row by (rank, learning rate, batch size, seed); empty where there is no file.
+    """[rows] NLL of each validation row by (rank, learning rate, batch size, seed); empty without the file.
 
     Keys are `rank=…,learning_rate=…,batch_size=…,seed=…`, with `task=…` where a table has several.
     """
@@ -243,7 +245,7 @@ def _per_example(path: Path, task: str) -> dict[tuple[float, float, float, float
 
 
 def _rerun_noise(tasks: Iterable[Sequence[Cell]]) -> float:
-    """Relative sd of repeated rows: the median of the groups' sds, scaled as for a normal; an assumption if none."""
+    """Relative sd of repeated rows: the median of the groups' sds, scaled as for a normal; else assumed."""
     spreads = [
         float(np.std(cell.repeats, ddof=1) / np.mean(cell.repeats))
         for cells in tasks

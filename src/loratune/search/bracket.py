@@ -1,4 +1,4 @@
-"""The learning-rate bracket: widened until the best is inside. Knows one setting apart from its learning rate."""
+"""The learning-rate bracket: widened until the best is inside. Knows nothing of the other hyper-parameters."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -57,9 +57,12 @@ def bracket(
     results = list((yield tuple(make(rate) for rate in rates)))
     stuck: set[int] = set()
     for _ in range(extensions if count > 1 else 0):
-        direction = next((side for side in _open_sides(results) if side not in stuck), None)
-        rate = scale.beyond(rates[0] if direction == -1 else rates[-1], direction) if direction else None
-        if direction is None:
+        direction = next((side for side in _open_sides(results) if side not in stuck), 0)
+        if direction:
+            rate = scale.beyond(rates[0] if direction < 0 else rates[-1], direction)
+        else:
+            rate = None if scale.given or 0 in stuck else _below_cliff(results)
+        if rate is None and direction == 0:
             break
         if rate is None:
             stuck.add(direction)
@@ -110,8 +113,18 @@ def _open_sides(results: Sequence[TrialResult]) -> tuple[int, ...]:
     return tuple(side for side, at_edge in ((-1, index == 0), (1, index == len(tried) - 1)) if at_edge)
 
 
+def _below_cliff(results: Sequence[TrialResult]) -> float | None:
+    """Half-way (in log) to a diverged neighbour above the best: the best rates lie close to the cliff."""
+    tried = curve(results)
+    index = min(range(len(tried)), key=lambda i: tried[i][1], default=-1)
+    if not 0 <= index < len(tried) - 1 or tried[index + 1][1] < inf:
+        return None
+    low, high = tried[index][0], tried[index + 1][0]
+    return two_digits((low * high) ** 0.5) if high > 2 * low else None
+
+
 def _vertex(points: Sequence[tuple[float, float]]) -> float:
-    """Minimum of the parabola through three points (log rate, log NLL), at most half a step from the middle."""
+    """Minimum of the parabola through three points (log rate, log NLL), at most half a step from the best."""
     (low, _), (middle, _), (high, _) = points
     if not all(0 < nll < inf for _, nll in points):
         return middle

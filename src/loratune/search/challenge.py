@@ -146,8 +146,8 @@ def overfits(context: SearchContext, results: Sequence[TrialResult]) -> bool:
 def regularised(setting: HyperParameters, rows: int) -> tuple[HyperParameters, ...]:
     """Dropout .05 and .1, and a weight decay that shrinks by a tenth over the run.
 
-    AdamW shrinks weights by exp(-η·λ·steps) in all; at usual LoRA lengths anything much below λ = 0.1/(η·steps)
-    does nothing.
+    AdamW shrinks weights by exp(-η·λ·steps) in all; at usual LoRA lengths anything far below
+    λ = 0.1/(η·steps) does nothing.
     """
     steps = max(rows * setting.epochs / setting.batch_size, 1.0)
     decay = float(f"{0.1 / (setting.learning_rate * steps):.2g}")

@@ -1,4 +1,4 @@
-"""The words of the evidence: each claim with its number, its interval and whether it holds. Decides nothing."""
+"""The words of the evidence: each claim with number, interval and whether it holds. Decides nothing."""
 
 from math import inf
 
@@ -25,8 +25,9 @@ def rank_claims(context: SearchContext, answer: RankAnswer) -> tuple[Evidence, .
     if last.verdict is Verdict.UNDECIDED:
         claims.append(
             note(
-                f"The runs cannot separate rank {last_rank} from rank {answer.reference.r}; rank {answer.chosen.r} "
-                "is the smallest not shown inferior that the power law expects within the margin."
+                f"The runs cannot separate rank {last_rank} from rank {answer.reference.r}; "
+                f"rank {answer.chosen.r} is the smallest not shown inferior that the power law expects within "
+                "the margin."
             )
         )
     claims.append(_noise_note(context, answer))
@@ -72,7 +73,10 @@ def _noise_note(context: SearchContext, answer: RankAnswer) -> Evidence:
     if answer.noise.degrees == inf:
         source = f"an assumed sd of {answer.noise.variance**0.5:.2g}"
     elif answer.noise.known:
-        source = f"an sd of {answer.noise.variance**0.5:.2g} between seeds ({answer.noise.degrees:.0f} degrees of freedom)"
+        source = (
+            f"an sd of {answer.noise.variance**0.5:.2g} between seeds "
+            f"({answer.noise.degrees:.0f} degrees of freedom)"
+        )
     else:
         source = "an unknown noise between seeds"
     return note(f"Variance model: {paired}, {source} {unit(context)}.")
@@ -91,7 +95,10 @@ def rate_claim(chosen: Measured) -> Evidence:
     where = "all rows" if min(fractions, default=1.0) > 0.999 else f"{min(fractions):.0%} of the rows"
     inside = "worse ones lie on both sides" if found.closed else "no worse one lies on one side of it"
     return Evidence(
-        claim=f"The best learning rate at rank {chosen.r} was bracketed by those tried on {where} ({tried}): {inside}.",
+        claim=(
+            f"The best learning rate at rank {chosen.r} was bracketed by those tried on {where} ({tried}): "
+            f"{inside}."
+        ),
         value=chosen.learning_rate,
         unit="learning rate",
         interval=(found.tried[0][0], found.tried[-1][0]),

@@ -1,4 +1,4 @@
-"""From results to statistics: losses in the metric's unit, seed noise, paired comparisons. Decides nothing."""
+"""From results to statistics: losses in the metric's unit, seed noise, paired tests. Decides nothing."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def unit(context: SearchContext) -> str:
 
 
 def loss(context: SearchContext, result: TrialResult) -> float:
-    """NLL in nats (perplexity is decided by it), or points of the metric short of 100; infinite if it diverged."""
+    """NLL in nats (it decides perplexity too), or points of the metric short of 100; infinite if diverged."""
     if not result.finished:
         return inf
     if context.metric in NLL_METRICS:
@@ -51,7 +51,7 @@ def finished(context: SearchContext, results: Sequence[TrialResult]) -> tuple[Tr
 
 
 def seed_noise(context: SearchContext, results: Sequence[TrialResult]) -> SeedNoise:
-    """Pooled over all settings run on all rows with several seeds; else the context's assumption, else unknown."""
+    """Pooled over the settings run on all rows with several seeds; else the context's assumption; else unknown."""
     groups: dict[str, list[float]] = defaultdict(list)
     for result in finished(context, results):
         if result.trial.fraction >= FULL:

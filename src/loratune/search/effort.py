@@ -1,4 +1,4 @@
-"""How much the evidence strategy tries, and what it leaves out to fit a budget. Knows counts and costs only."""
+"""How much the evidence strategy tries, and what a budget makes it leave out. Knows counts and costs only."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

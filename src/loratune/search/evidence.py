@@ -1,4 +1,4 @@
-"""The default strategy: each rank at its own learning rate, then batch size, alpha and, if needed, regularisation.
+"""The default strategy: each rank at its own learning rate, then batch size, alpha, regularisation if needed.
 
 Every stage is fitted to the budget beforehand (`effort`); the final run belongs to the tune layer.
 """

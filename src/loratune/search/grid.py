@@ -23,7 +23,8 @@ def grid_design(context: SearchContext) -> Design:
     dropped: tuple[str, ...] = ()
     if affordable < len(cells):
         dropped = (
-            f"For the budget of {context.budget:.3g} full runs: {affordable} of {len(cells)} cells, evenly spaced.",
+            f"For the budget of {context.budget:.3g} full runs: {affordable} of {len(cells)} cells, "
+            "evenly spaced.",
         )
         cells = [cells[int((i + 0.5) * len(cells) / affordable)] for i in range(affordable)]
     settings = [hyper_parameters(context, r=r, rate=rate, batch=batch) for r, rate, batch in cells]
@@ -31,12 +32,12 @@ def grid_design(context: SearchContext) -> Design:
 
 
 def affordable_trials(context: SearchContext) -> int:
-    """How many trials on all rows the budget pays for, at least one. Raises `BudgetError` where it is none."""
+    """How many trials on all rows the budget pays for, at least one. Raises `BudgetError` for none."""
     cost = unit_cost(context)
     count = int(context.budget / cost + 1e-9) if cost else 1
     if count < 1:
         raise BudgetError(
-            f"The budget of {context.budget:.3g} full runs does not pay for one trial, which costs {cost:.3g}; "
-            "raise --budget."
+            f"The budget of {context.budget:.3g} full runs does not pay for one trial, "
+            f"which costs {cost:.3g}; raise --budget."
         )
     return count

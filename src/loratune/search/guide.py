@@ -174,7 +174,7 @@ class GuideStrategy:
             answers[stage] = words
             evidence.append(
                 Evidence(
-                    claim=f"Best of {len(results)} runs by {context.metric}, one seed each, untested: {words}.",
+                    claim=f"Best of {len(results)} runs by {context.metric}, one seed, untested: {words}.",
                     value=loss(context, best),
                     unit=unit(context),
                 )
@@ -240,8 +240,8 @@ def fit_recipe(context: SearchContext) -> GuidePlan:
     affordable = int(budget / cost(fraction) + 1e-9)
     if affordable < 1:
         raise BudgetError(
-            f"The budget of {budget:.3g} full runs does not pay for one trial, which costs {cost(fraction):.3g}; "
-            "raise --budget."
+            f"The budget of {budget:.3g} full runs does not pay for one trial, "
+            f"which costs {cost(fraction):.3g}; raise --budget."
         )
     if affordable < len(ranks):
         dropped.append(f"The rank curve has {affordable} of {len(ranks)} ranks.")

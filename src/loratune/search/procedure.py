@@ -1,8 +1,8 @@
 """Searches written as straight-line procedures, replayed from the history.
 
-A procedure is a generator: it yields the trials it wants and is sent the results that it gets. `ask` runs it from
-its start against the history until it wants something that is missing; `decide` runs it to its end with
-what there is. So a strategy is a pure function of the history, whatever the order, and resumes from any part of it.
+A procedure is a generator: it yields the trials it wants and is sent the results that it gets. `ask` runs it
+from its start against the history until it wants something that is missing; `decide` runs it to its end with
+what there is. So a strategy is a pure function of the history, whatever the order, and resumes from any part.
 Knows nothing of hyper-parameters.
 """
 

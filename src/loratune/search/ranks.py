@@ -93,7 +93,7 @@ class RankStage:
         self.batch = base_batch(context)
         self.scale = RateScale.of(context)
         self.prior = prior_rank(context)
-        # With one bracket on all rows it belongs to the reference: a badly tuned reference would flatter the others.
+        # A single bracket on all rows belongs to the reference: badly tuned, it would flatter the others.
         carried = effort.fraction == 1 and not effort.full_rates
         self.anchor = max(candidate_ranks(context)) if carried and effort.ranks > 1 else self.prior
         self.correction = 1.0
@@ -196,10 +196,10 @@ class RankStage:
         return finished(self.context, (*m.results, *on_all_rows))
 
     def _refine(self, measured: list[Measured], anchored: Bracket | None, planned: int) -> Procedure[None]:
-        """Measures further ranks: the one that the power law calls the smallest adequate, else its neighbours.
+        """Measures further ranks: the one the power law calls the smallest adequate, else its neighbours.
 
-        `planned` ranks in any case; then, while the budget lasts, up to `MOST_EXTRA_RANKS` more if they are the
-        law's choice or the test is still undecided.
+        `planned` ranks in any case; then, while the budget lasts, up to `MOST_EXTRA_RANKS` more if they are
+        the law's choice or the test is still undecided.
         """
         each = unit_cost(self.context) * max(self.effort.full_rates + self.effort.seeds, 1)
         for index in range(planned + MOST_EXTRA_RANKS):

@@ -1,4 +1,4 @@
-"""Where to search: candidates of each hyper-parameter, seeds, fidelities. Knows the context, not the results."""
+"""Where to search: candidates of each hyper-parameter, seeds, fidelities. Knows no results."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ def candidate_ranks(context: SearchContext) -> tuple[int, ...]:
 
 
 def base_batch(context: SearchContext) -> int:
-    """The batch size at which ranks are compared: the law's, or the nearest that the user named and that fits."""
+    """The batch size at which ranks are compared: the law's, or the nearest of the user's that fits."""
     law = batch_size_law(rows=context.rows, epochs=context.epochs).value
     if context.batch_sizes:
         fitting = [size for size in context.batch_sizes if size <= context.largest_batch]
@@ -51,10 +51,7 @@ def base_batch(context: SearchContext) -> int:
 
 def other_batches(context: SearchContext, batch: int) -> tuple[int, ...]:
     """Alternatives to `batch` that fit in memory, nearest first."""
-    if context.batch_sizes:
-        candidates = set(context.batch_sizes)
-    else:
-        candidates = {batch * 2, batch // 2, batch * 4, batch // 4}
+    candidates = set(context.batch_sizes or (batch * 2, batch // 2, batch * 4, batch // 4))
     steps = context.rows * context.epochs
     fitting = [
         size
@@ -70,7 +67,7 @@ def alpha_of(context: SearchContext, r: int, ratio: float = ALPHA_RATIO) -> floa
 
 
 def other_ratios(context: SearchContext) -> tuple[float, ...]:
-    """Alternatives to alpha = 2r as multiples of the rank, the farthest (in log) first; none where alpha is fixed."""
+    """Alternatives to alpha = 2r as multiples of the rank, the farthest first; none where alpha is fixed."""
     if context.lora_alpha is not None:
         return ()
     others = {ratio for ratio in context.alpha_ratios or ALPHA_RATIOS if ratio != ALPHA_RATIO}
@@ -147,7 +144,7 @@ def two_digits(value: float) -> float:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RateScale:
-    """The learning rates that may be tried: the user's list, or any multiple of a centre by powers of the step."""
+    """The learning rates that may be tried: the user's list, or steps of a factor 3 from a centre."""
 
     given: tuple[float, ...]
 
