@@ -6,11 +6,18 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
+from rich.console import Console
+
 from loratune.app.forecast import Forecast
 from loratune.app.workbench import Workbench
 from loratune.engine.pack import PackProgress
 from loratune.reporting.facts import RunFacts
+from loratune.reporting.live import LiveView
+from loratune.reporting.terminal import print_plan, print_profile, print_summary
 from loratune.values import TrialResult
+
+_FINAL_TRIALS = 2
+"""The recommended one and the default recipe."""
 
 
 class Watch(Protocol):
@@ -75,3 +82,36 @@ class Quiet:
 
     def summary(self, facts: RunFacts) -> None:
         """Nothing."""
+
+
+class Terminal(LiveView):
+    """Progress on stderr; plan and summary on stdout, unless stdout is for a JSON document."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        super().__init__()
+        self._out = None if as_json else Console()
+
+    def plan(self, priced: Forecast, bench: Workbench) -> None:
+        """Profile and plan; from it the expected number of trials, cost and time."""
+        plan = priced.plan
+        self.expect(trials=plan.trials + _FINAL_TRIALS, cost=plan.cost + _FINAL_TRIALS, seconds=priced.seconds)
+        if self._out is None:
+            return
+        print_profile(self._out, bench.data.profile, bench.base.profile)
+        for note in bench.data.notes:
+            self._out.print(f"– {note}", markup=False, highlight=False)
+        self._out.print()
+        print_plan(
+            self._out,
+            plan,
+            final_seconds=priced.final_seconds,
+            slots=priced.calibration.slots,
+            peak_bytes=priced.peak_bytes,
+            memory_bytes=bench.memory,
+        )
+
+    def summary(self, facts: RunFacts) -> None:
+        """The answer on one screen."""
+        if self._out is not None:
+            self._out.print()
+            print_summary(self._out, facts)
