@@ -180,6 +180,8 @@ class PackedAdapters:
                 return y
             if anchor is None:
                 anchor = torch.zeros(1, device=y.device, requires_grad=True)
+            # autograd replays an in-place change of a view (Conv1D returns one) on its base, in other shapes
+            y = y.clone() if y._is_view() else y
             result: torch.Tensor = _LowRank.apply(x, y, anchor, parts)  # type: ignore[no-untyped-call]
             return result
 

@@ -1,0 +1,35 @@
+"""Initial weights against PEFT's own, bit for bit."""
+
+import pytest
+import torch
+from peft import get_peft_model
+
+from engine_fixture import tiny_family
+from loratune.lora.init import initial_adapter
+from loratune.lora.layout import find_targets
+from loratune.lora.peft_io import lora_config
+from loratune.values import ALL_LINEAR, HyperParameters
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("target_modules", [ALL_LINEAR, ("c_proj",), ("q_proj", "down_proj")])
+def test_equals_peft(family: str, dtype: torch.dtype, target_modules: tuple[str, ...]) -> None:
+    if ("c_proj" in target_modules) != (family == "gpt2") and target_modules != ALL_LINEAR:
+        pytest.skip("names of another family")
+    base = tiny_family(family, dtype)
+    wanted = HyperParameters(
+        r=3, lora_alpha=6, learning_rate=1e-3, batch_size=1, target_modules=target_modules
+    )
+    targets = find_targets(base.profile.targets, target_modules)
+    state = torch.get_rng_state()
+    adapter = initial_adapter(wanted, targets, seed=11, base_dtype=dtype, device=torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), state), "the global random state was touched"
+    torch.manual_seed(11)
+    model = get_peft_model(base.model, lora_config(wanted, base.model, targets))
+    for name, (a, b) in adapter.views().items():
+        layer = model.base_model.model.get_submodule(name)
+        assert torch.equal(a, layer.lora_A["default"].weight)
+        assert torch.equal(b, layer.lora_B["default"].weight)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert trainable == adapter.layout.size == adapter.weights.numel()

@@ -1,0 +1,138 @@
+"""Hooks on a frozen model: they come off, they leave bare rows alone, and a NaN stays in its own rows."""
+
+import pytest
+import torch
+
+from engine_fixture import tiny_llama, trial
+from loratune.errors import ModelError
+from loratune.lora.init import initial_adapter
+from loratune.lora.layout import Adapter, find_targets
+from loratune.lora.packed import PackedAdapters, Passenger, Segment
+
+BASE = tiny_llama(torch.float32)
+NAMES = [name for name, _, _ in BASE.profile.targets]
+TOKENS = torch.arange(6 * 9).view(6, 9) % 97
+
+
+def passenger(seed: int, target_modules: tuple[str, ...] = ("all-linear",), r: int = 4) -> Passenger:
+    hyper_parameters = trial(r=r, target_modules=target_modules).hyper_parameters
+    targets = find_targets(BASE.profile.targets, target_modules)
+    adapter = initial_adapter(
+        hyper_parameters, targets, seed=seed, base_dtype=torch.float32, device=torch.device("cpu")
+    )
+    torch.manual_seed(seed)
+    adapter.weights.copy_(torch.randn_like(adapter.weights) * 0.1)
+    return Passenger(adapter, trainable=True)
+
+
+def forward(segments: list[Segment], backward: bool = True) -> torch.Tensor:
+    packed = PackedAdapters(BASE.model, NAMES)
+    with packed.attached(), packed.route(segments, (6, 9)):
+        logits = BASE.model(input_ids=TOKENS, use_cache=False).logits
+        if backward:
+            logits.square().mean((1, 2)).sum().backward()
+    return logits.detach()
+
+
+def test_hooks_come_off_also_after_an_error() -> None:
+    bare = BASE.model(input_ids=TOKENS).logits
+    packed = PackedAdapters(BASE.model, NAMES)
+    hooks = BASE.model.model.layers[0].mlp.up_proj._forward_hooks
+
+    def interrupted() -> None:
+        with packed.attached():
+            assert hooks
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not any(module._forward_hooks for module in BASE.model.modules())
+    assert torch.equal(BASE.model(input_ids=TOKENS).logits, bare)
+
+
+def test_rows_without_adapter_see_the_bare_base() -> None:
+    bare = BASE.model(input_ids=TOKENS).logits
+    logits = forward([Segment(passenger=passenger(1), start=2, stop=4)])
+    assert torch.equal(logits[:2], bare[:2])
+    assert torch.equal(logits[4:], bare[4:])
+    assert not torch.allclose(logits[2:4], bare[2:4])
+
+
+def test_gradients_equal_autograd_through_merged_weights() -> None:
+    """A and B's gradients against autograd through W + scaling · B A on the same rows."""
+    rider = passenger(1)
+    forward([Segment(passenger=rider, start=0, stop=6)])
+    layer = BASE.model.model.layers[0].self_attn.v_proj
+    name = "model.layers.0.self_attn.v_proj"
+    leaves = {
+        n: (a.clone().requires_grad_(), b.clone().requires_grad_()) for n, (a, b) in views(rider).items()
+    }
+    changed = {
+        f"{n}.weight": BASE.model.get_submodule(n).weight + 2.0 * b @ a for n, (a, b) in leaves.items()
+    }
+    logits = torch.func.functional_call(
+        BASE.model, changed, kwargs={"input_ids": TOKENS, "use_cache": False}
+    ).logits
+    logits.square().mean((1, 2)).sum().backward()
+    assert layer.weight.grad is None
+    for expected, found in zip(leaves[name], rider.matrices[name][2:], strict=True):
+        torch.testing.assert_close(found, expected.grad, rtol=1e-4, atol=1e-6)
+
+
+def views(rider: Passenger) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    return rider.adapter.views()
+
+
+def test_nan_of_a_neighbour_changes_no_bit() -> None:
+    """Same shapes, so the promise is bitwise: outputs and gradients of the others."""
+    results = []
+    for poison in (False, True):
+        first, second, third = passenger(1), passenger(2, ("q_proj", "up_proj")), passenger(3, r=7)
+        if poison:
+            second.adapter.weights.fill_(float("nan"))
+        logits = forward(
+            [
+                Segment(passenger=first, start=0, stop=2),
+                Segment(passenger=second, start=2, stop=4),
+                Segment(passenger=third, start=4, stop=6),
+            ]
+        )
+        results.append((logits, first.gradient, third.gradient))
+        assert bool(torch.isnan(logits[2:4]).all()) == poison
+    (clean, a, b), (poisoned, c, d) = results
+    assert torch.equal(clean[[0, 1, 4, 5]], poisoned[[0, 1, 4, 5]])
+    assert a is not None
+    assert b is not None
+    assert torch.equal(a, c)
+    assert torch.equal(b, d)
+
+
+def test_no_gradient_mode_gives_the_same_output() -> None:
+    segments = [Segment(passenger=passenger(1), start=1, stop=5)]
+    with torch.no_grad():
+        quiet = forward(segments, backward=False)
+    torch.testing.assert_close(quiet, forward(segments), rtol=1e-6, atol=1e-6)
+
+
+def test_gradients_add_up_over_micro_batches() -> None:
+    rider = passenger(1)
+    segment = Segment(passenger=rider, start=0, stop=6)
+    forward([segment])
+    assert rider.gradient is not None
+    once = rider.gradient.clone()
+    forward([segment])
+    torch.testing.assert_close(rider.gradient, 2 * once)
+
+
+def test_a_layer_that_does_not_see_every_token_is_named() -> None:
+    packed = PackedAdapters(BASE.model, NAMES)
+    segments = [Segment(passenger=passenger(1), start=0, stop=6)]
+    with packed.attached(), packed.route(segments, (6, 10)), pytest.raises(ModelError, match="q_proj saw"):
+        BASE.model(input_ids=TOKENS)
+
+
+def test_adapter_copies_are_independent() -> None:
+    adapter: Adapter = passenger(1).adapter
+    copy = adapter.copy()
+    adapter.weights.zero_()
+    assert copy.weights.abs().sum() > 0
