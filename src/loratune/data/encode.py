@@ -139,8 +139,11 @@ class Encoder:
 
 
 def _joined(runs: Sequence[Run]) -> Piece:
-    tokens = [token for ids, _ in runs for token in ids]
-    learned = [flag for ids, flag in runs for _ in ids]
+    tokens: list[int] = []
+    learned: list[bool] = []
+    for ids, flag in runs:
+        tokens.extend(ids)
+        learned.extend([flag] * len(ids))
     if learned:
         learned[0] = False
     return tokens, learned

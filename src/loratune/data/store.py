@@ -6,6 +6,7 @@ Knows arrays and one folder; does not know what rows mean.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
@@ -57,8 +58,8 @@ class StoreWriter:
         """(pieces, label or -1, identity) of each document; call it with hundreds of them at a time."""
         batch = list(documents)
         rows = [piece for pieces, _, _ in batch for piece in pieces]
-        self._tokens.append([token for tokens, _ in rows for token in tokens])
-        self._learned.append([flag for _, flags in rows for flag in flags])
+        self._tokens.append(list(chain.from_iterable(tokens for tokens, _ in rows)))
+        self._learned.append(list(chain.from_iterable(flags for _, flags in rows)))
         self._lengths.append([len(tokens) for tokens, _ in rows])
         self._labels.append([label for pieces, label, _ in batch for _ in pieces])
         self._digests.append([digest(identity, self._key) for _, _, identity in batch])
