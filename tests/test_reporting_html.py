@@ -78,6 +78,7 @@ def test_every_section_and_figure_is_there(text: str) -> None:
         "PeftModel.from_pretrained(base, 'runs/mine/adapter')",
         "loratune tune --config runs/mine/loratune.toml",
         "activate_my_card (700)",
+        "Bars: 95 % intervals over seeds",
     ):
         assert words in page.words
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from math import log10
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from loratune.reporting.facts import RunFacts
 from loratune.reporting.later_stages import AlphaPoint, BatchCell, StageCost
 from loratune.reporting.rank_curves import GapPoint, LearningCurve, Measured, RankCurve, RankPoint
@@ -65,7 +67,7 @@ def rank_figure(curve: RankCurve, facts: RunFacts, beside: RankCurve | None = No
 
 
 def batch_figure(cells: Sequence[BatchCell], facts: RunFacts) -> Figure:
-    """Heat map: learning rate x batch size; darker is better; a cross where every trial diverged."""
+    """Heat map of learning rate x batch size: darker is better, the worst quarter alike (it would hide the rest)."""
     rates = sorted({cell.learning_rate for cell in cells})
     columns = list(dict.fromkeys(rate(value) for value in rates))
     rows = [str(size) for size in sorted({cell.batch_size for cell in cells})]
@@ -85,7 +87,9 @@ def batch_figure(cells: Sequence[BatchCell], facts: RunFacts) -> Figure:
         text=texts,
         texttemplate="%{text}",
         colorscale=[[0.0, "#1f4fa8"], [0.5, "#7ba7e8"], [1.0, "#dfe9f8"]],
-        colorbar={"title": {"text": "NLL"}, "thickness": 12, "outlinewidth": 0},
+        zmax=float(np.quantile([cell.nll for cell in cells if cell.nll is not None] or [0.0], 0.75)),
+        zmin=min((cell.nll for cell in cells if cell.nll is not None), default=0.0),
+        showscale=False,
         xgap=3,
         ygap=3,
         hovertemplate="learning rate %{x}, batch size %{y}: %{z:.4f}<extra></extra>",

@@ -68,6 +68,7 @@ def render(facts: RunFacts) -> str:
         table_rows=rows,
         evidence=[_evidence(each) for each in facts.decision.evidence],
         rank_sentence=takeaways.rank_sentence(own, single, facts),
+        interval_sentence=takeaways.interval_sentence(own),
         figures=_figures(facts),
         costs=stage_costs(facts),
         snippet=_snippet(facts),

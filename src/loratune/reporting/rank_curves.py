@@ -146,11 +146,16 @@ def single_rate_curve(facts: RunFacts, metric: str = "nll") -> RankCurve:
 
 
 def measure(found: Sequence[Setting], metric: str, facts: RunFacts) -> list[Measured]:
-    """Means with 95 % intervals: t over seeds, their variance pooled over all repeated settings of the search
-    at this fidelity (two seeds alone would need t = 12.7); over rows where nothing was repeated."""
-    searched = settings([r for r in facts.results if r.asked.stage is not Stage.FINAL], metric)
+    """Means with 95 % intervals: t over seeds, or over rows where nothing was repeated.
+
+    The seed variance is pooled over these settings and those of each rank at its own learning rate: two
+    seeds alone would need t = 12.7, and settings at the edge of stability vary many times more.
+    """
     fractions = {setting.fraction for setting in found}
-    noise = pool_seed_noise([s.values(metric) for s in searched if s.fraction in fractions])
+    pool = {(each.hyper_parameters, each.fraction): each for each in (*found, *own_rate_settings(facts))}
+    noise = pool_seed_noise(
+        [each.values(metric) for each in pool.values() if each.fraction in fractions and _knows(each, metric)]
+    )
     return [_measured(setting, metric, noise, facts) for setting in found]
 
 

@@ -64,6 +64,14 @@ def rank_sentence(own: RankCurve, single: RankCurve, facts: RunFacts) -> str:
     return text + "."
 
 
+def interval_sentence(curve: RankCurve) -> str:
+    """What the bars of a rank curve are."""
+    return {
+        "seeds": "Bars: 95 % intervals over seeds, their variance pooled over the settings shown.",
+        "rows": "Bars: 95 % intervals over validation rows; no setting was repeated with another seed.",
+    }.get(curve.points[0].measured.interval_over if curve.points else "", "")
+
+
 def metric_sentence(curve: RankCurve) -> str:
     """Best and worst rank by the task metric."""
     if len(curve.points) < 2:
