@@ -1,0 +1,241 @@
+"""The pack loop: entering, reading, ending, stopping early, refilling, and leaving the model clean."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from math import inf, isfinite
+
+import numpy as np
+import pytest
+import torch
+
+from engine_fixture import engine, labelled_table, tiny_llama, trial
+from loratune.engine.calibrate import measure
+from loratune.engine.live import EarlyStopping
+from loratune.engine.pack import PackEngine, PackProgress
+from loratune.engine.selfcheck import random_table
+from loratune.errors import ResourceError
+from loratune.lora.layout import Adapter
+from loratune.values import CurvePoint, Trial, TrialResult, TrialState
+
+TRAIN, VALIDATION = random_table(97, rows=24), random_table(97, rows=10, seed=1)
+LABELS = [[5, 6, 90], [7, 90], [8, 9, 90]]
+
+
+def packs(**changes: object) -> PackEngine:
+    facts: dict[str, object] = {"validation_subset_size": 4, "evaluations_per_trial": 3}
+    return engine(tiny_llama(torch.float32), TRAIN, VALIDATION, **(facts | changes))
+
+
+def supply(trials: list[Trial]) -> Callable[[], Trial | None]:
+    waiting = list(trials)
+    return lambda: waiting.pop(0) if waiting else None
+
+
+def run(
+    subject: PackEngine, trials: list[Trial], slots: int = 2, **options: object
+) -> dict[int, tuple[TrialResult, Adapter]]:
+    """Results by seed."""
+    found: dict[int, tuple[TrialResult, Adapter]] = {}
+
+    def keep(result: TrialResult, adapter: Adapter) -> None:
+        found[result.trial.seed] = (result, adapter)
+
+    subject.run(supply(trials), slots=slots, on_result=keep, **options)  # type: ignore[arg-type]
+    return found
+
+
+def test_slots_are_refilled_at_the_next_step() -> None:
+    seen: list[list[tuple[int, int]]] = []
+
+    def watch(progress: PackProgress) -> None:
+        seen.append([(slot.trial.seed, slot.step) for slot in progress.slots])
+
+    found = run(
+        packs(),
+        [trial(0, batch_size=12), trial(1, batch_size=6), trial(2, batch_size=12), trial(3, batch_size=24)],
+        on_progress=watch,
+    )
+    assert seen == [[(0, 1), (1, 1)], [(0, 2), (1, 2)], [(1, 3), (2, 1)], [(1, 4), (2, 2)], [(3, 1)]]
+    assert sorted(found) == [0, 1, 2, 3]
+    assert all(result.state is TrialState.COMPLETE for result, _ in found.values())
+
+
+def test_a_result_may_bring_new_trials() -> None:
+    waiting = [trial(0, batch_size=24)]
+    ended: list[int] = []
+
+    def more(result: TrialResult, adapter: Adapter) -> None:
+        ended.append(result.trial.seed)
+        if result.trial.seed < 2:
+            waiting.append(trial(result.trial.seed + 1, batch_size=24))
+
+    packs().run(lambda: waiting.pop() if waiting else None, slots=1, on_result=more)
+    assert ended == [0, 1, 2]
+
+
+def test_results_do_not_depend_on_company() -> None:
+    trials = [trial(0), trial(1, r=8, batch_size=7), trial(2, lora_dropout=0.2, epochs=2.0)]
+    together = run(packs(), trials, slots=3)
+    for each in trials:
+        (result, _), (alone, _) = together[each.seed], run(packs(), [each])[each.seed]
+        assert result.nll == pytest.approx(alone.nll, rel=1e-5)
+        assert result.train_nll == pytest.approx(alone.train_nll, rel=1e-5)
+        assert [p.validation_nll for p in result.curve] == pytest.approx(
+            [p.validation_nll for p in alone.curve], rel=1e-5
+        )
+
+
+def test_what_a_result_holds() -> None:
+    subject = packs(cost=lambda _: 2.5)
+    result, adapter = run(subject, [trial(4, fraction=0.5, epochs=2.0)])[4]
+    assert result.steps == 6
+    assert [point.step for point in result.curve] == [2, 4, 6]
+    assert [point.fraction for point in result.curve] == pytest.approx([1 / 3, 2 / 3, 1.0])
+    assert result.trained_tokens == 2 * TRAIN.lengths[subject.batches(trial(fraction=0.5)).rows].sum()
+    assert result.cost == 2.5
+    assert result.seconds > 0
+    assert result.example_nll is not None
+    assert result.example_nll.shape == (10,)
+    (evaluation,) = subject.evaluate([adapter], VALIDATION)
+    np.testing.assert_allclose(result.example_nll, evaluation.example_nll, rtol=1e-5)
+    assert result.nll == pytest.approx(result.example_nll.sum() / VALIDATION.supervised_counts.sum())
+    assert result.curve[-1].validation_nll == result.nll
+    assert result.metrics["perplexity"] == pytest.approx(np.exp(result.nll))
+    assert result.metrics["exact_match"] == result.example_scores["exact_match"].mean()
+    assert set(result.metrics) == {"nll", "perplexity", "exact_match"}
+
+
+def test_training_learns() -> None:
+    """Rows of one repeated completion: the loss of a working trainer falls far below the base's."""
+    table = labelled_table([[5, 6, 90]], 32)
+    subject = engine(tiny_llama(torch.float32), table, table)
+    (base,) = subject.evaluate([None], table)
+    result, _ = run(subject, [trial(0, epochs=6.0, learning_rate=1e-2)])[0]
+    assert result.nll < 0.2 * base.nll
+    assert result.train_nll < 0.5 * base.nll
+
+
+def test_labels_are_scored() -> None:
+    table = labelled_table(LABELS, 30)
+    tokens = tuple(np.array(label, np.int32) for label in LABELS)
+    subject = engine(tiny_llama(torch.float32), table, table, label_tokens=tokens)
+    result, adapter = run(subject, [trial(0, epochs=4.0, learning_rate=1e-2)])[0]
+    (evaluation,) = subject.evaluate([adapter], table, labels=True)
+    assert evaluation.predictions is not None
+    assert result.metrics["accuracy"] == (evaluation.predictions == table.row_labels).mean()
+    assert result.example_scores["prediction"].tolist() == evaluation.predictions.tolist()
+    assert 0 < result.metrics["f1"] <= 1
+
+
+def test_a_diverged_trial_leaves_and_the_others_stay() -> None:
+    bad = trial(1, learning_rate=1e30, warmup_ratio=0.0)
+    found = run(packs(), [trial(0), bad, trial(2)])
+    result, _ = found[1]
+    assert result.state is TrialState.DIVERGED
+    assert result.nll == inf
+    assert result.steps < 6
+    assert result.message
+    assert not result.finished
+    for seed in (0, 2):
+        assert found[seed][0].finished
+        assert found[seed][0].nll == pytest.approx(run(packs(), [trial(seed)])[seed][0].nll, rel=1e-5)
+
+
+def test_the_search_may_stop_a_trial() -> None:
+    asked: list[int] = []
+
+    def stop(which: Trial, curve: tuple[CurvePoint, ...]) -> bool:
+        asked.append(len(curve))
+        return which.seed == 1
+
+    found = run(packs(cost=lambda _: 3.0), [trial(0), trial(1)], should_stop=stop)
+    result, _ = found[1]
+    assert result.state is TrialState.STOPPED
+    assert result.steps == 2
+    assert result.cost == pytest.approx(1.0)
+    assert result.nll == result.curve[-1].validation_nll
+    assert result.example_nll is None
+    assert "stopped by the search at step 2 of 6" in result.message
+    assert found[0][0].finished
+    assert asked == [1, 1, 2], "the last reading asks nobody"
+
+
+def test_early_stopping_hands_over_the_best_weights() -> None:
+    """Trained on random rows for long, validation gets worse: it stops, and the best reading counts."""
+    subject = packs()
+    wanted = trial(0, epochs=20.0, learning_rate=2e-2)
+    stopping = EarlyStopping(evaluations=20, patience=3)
+    result, adapter = run(subject, [wanted], early_stopping=stopping)[0]
+    readings = [point.validation_nll for point in result.curve]
+    assert result.state is TrialState.COMPLETE
+    assert result.nll == min(readings)
+    assert len(readings) == int(np.argmin(readings)) + 1 + 3
+    assert result.steps < 120
+    assert "stopped early" in result.message
+    (evaluation,) = subject.evaluate([adapter], VALIDATION)
+    assert evaluation.nll == pytest.approx(result.nll, rel=1e-6)
+
+
+def test_nan_is_never_the_best() -> None:
+    """The weights become NaN between two readings: the finite reading before counts."""
+    subject = packs()
+    live: list[Adapter] = []
+    start = subject.initial
+
+    def initial(which: Trial) -> Adapter:
+        live.append(start(which))
+        return live[-1]
+
+    object.__setattr__(subject, "initial", initial)
+
+    def poison(progress: PackProgress) -> None:
+        if progress.slots[0].step == 3:
+            live[0].weights.fill_(float("nan"))
+
+    stopping = EarlyStopping(evaluations=3)
+    result, adapter = run(subject, [trial(0)], early_stopping=stopping, on_progress=poison)[0]
+    assert result.state is TrialState.COMPLETE
+    assert isfinite(result.nll)
+    assert len(result.curve) == 1
+    assert adapter.weights.isfinite().all()
+    assert "the weights of step 2 are kept" in result.message
+
+
+def test_interrupt_leaves_the_model_clean() -> None:
+    subject = packs()
+
+    def interrupt(progress: PackProgress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(subject, [trial(0)], on_progress=interrupt)
+    assert not any(module._forward_hooks for module in subject.base.model.modules())
+    assert run(subject, [trial(0)])[0][0].finished
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_out_of_memory_is_said_in_one_sentence(error: Exception) -> None:
+    def fail(progress: PackProgress) -> None:
+        raise error
+
+    with pytest.raises(ResourceError, match=r"memory does not hold the pack; .*slots"):
+        run(packs(), [trial(0)], on_progress=fail)
+
+
+def test_fractions_train_on_the_same_first_rows() -> None:
+    subject = packs()
+    quarter, half = (set(subject.batches(trial(0, fraction=f)).rows.tolist()) for f in (0.25, 0.5))
+    assert len(quarter) == 6
+    assert quarter < half
+
+
+def test_calibration_counts_real_tokens() -> None:
+    subject = packs()
+    speed = measure(subject, [trial(0), replace(trial(1), fraction=0.2)], seconds=0.05)
+    assert min(speed.pack, speed.alone, speed.forward) > 0
