@@ -173,3 +173,13 @@ def test_hub_name_offline_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> No
     ) as caught:
         splits_of("nobody/nothing")
     assert "\n" not in str(caught.value)
+
+
+def test_damaged_parquet_is_named(tmp_path: Path) -> None:
+    path = write_all(tmp_path)["parquet"]
+    content = bytearray(path.read_bytes())
+    content[4:24] = bytes(20)  # the first page's header
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"train\.parquet is not readable Parquet") as caught:
+        list(read_file(path))
+    assert "\n" not in str(caught.value)

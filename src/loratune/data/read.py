@@ -118,7 +118,7 @@ def read_parquet(path: Path) -> Iterator[Row]:
     try:
         with ParquetFile(path, pre_buffer=False) as file:
             yield from rows_of_batches(file.iter_batches(batch_size=BATCH_ROWS), path.name)
-    except (pa.ArrowException, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(
             f"{path} is not readable Parquet: {first_line(error)}; write the file again."
         ) from None
@@ -141,7 +141,7 @@ def parquet_class_names(path: Path) -> dict[str, tuple[str, ...]]:
     try:
         features = json.loads((read_schema(path).metadata or {})[b"huggingface"])["info"]["features"]
         return {column: tuple(each["names"]) for column, each in features.items() if "names" in each}
-    except (pa.ArrowException, KeyError, TypeError, ValueError):
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
         return {}
 
 
