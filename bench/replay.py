@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf, log2
+from math import inf, isfinite, log2
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class Score:
     chosen: Key
     """Rank, learning rate, batch size, alpha of the cell."""
     regret: float
-    """Relative NLL above the best cell of the table."""
+    """Relative NLL above the best cell of the table; infinite (null in JSON) where the choice diverges."""
     cost: float
     """Full-run equivalents."""
     cost_share: float
@@ -49,7 +49,7 @@ class Score:
         return {
             "task": self.task,
             "chosen": dict(zip(names, self.chosen, strict=True)),
-            "regret": self.regret,
+            "regret": self.regret if isfinite(self.regret) else None,
             "cost_share": self.cost_share,
             "rank_inferior": self.inferior,
             "evidence": list(self.evidence),

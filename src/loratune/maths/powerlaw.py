@@ -52,32 +52,20 @@ def fit_power_law(
         sd = np.full_like(y, 1e-3 * max(float(np.abs(y).mean()), 1e-12))
     else:
         sd = np.maximum(np.asarray(standard_errors, dtype=np.float64), 1e-12)
-    best: tuple[float, PowerLaw] | None = None
-    for exponent in np.linspace(0.2, 1.4, 121):
-        limit, scale = _linear_fit(x**-exponent, y, 1 / sd**2)
-        residuals = y - limit - scale * x**-exponent
-        penalty = float(((residuals / sd) ** 2).sum() + ((exponent - EXPONENT_MEAN) / EXPONENT_SD) ** 2)
-        if best is None or penalty < best[0]:
-            law = PowerLaw(
-                limit=limit,
-                scale=scale,
-                exponent=float(exponent),
-                residual=float(np.sqrt((residuals**2).mean())),
-            )
-            best = (penalty, law)
-    assert best is not None
-    return best[1]
-
-
-def _linear_fit(
-    basis: np.ndarray[tuple[int], np.dtype[np.float64]],
-    y: np.ndarray[tuple[int], np.dtype[np.float64]],
-    weights: np.ndarray[tuple[int], np.dtype[np.float64]],
-) -> tuple[float, float]:
-    """Weighted least squares of y = limit + scale·basis with scale ≥ 0."""
-    basis_mean = float(np.average(basis, weights=weights))
-    y_mean = float(np.average(y, weights=weights))
-    spread = float((weights * (basis - basis_mean) ** 2).sum())
-    covariance = float((weights * (basis - basis_mean) * (y - y_mean)).sum())
-    scale = max(covariance / spread, 0.0) if spread > 0 else 0.0
-    return y_mean - scale * basis_mean, scale
+    exponents = np.linspace(0.2, 1.4, 121)
+    basis = x[None, :] ** -exponents[:, None]
+    weights = 1 / sd**2
+    basis_mean, y_mean = np.average(basis, axis=1, weights=weights), np.average(y, weights=weights)
+    spread = (weights * (basis - basis_mean[:, None]) ** 2).sum(axis=1)
+    covariance = (weights * (basis - basis_mean[:, None]) * (y - y_mean)).sum(axis=1)
+    scales = np.maximum(np.divide(covariance, spread, out=np.zeros_like(spread), where=spread > 0), 0.0)
+    limits = y_mean - scales * basis_mean
+    residuals = y - limits[:, None] - scales[:, None] * basis
+    misfit = ((residuals / sd) ** 2).sum(axis=1) + ((exponents - EXPONENT_MEAN) / EXPONENT_SD) ** 2
+    best = int(np.argmin(misfit))
+    return PowerLaw(
+        limit=float(limits[best]),
+        scale=float(scales[best]),
+        exponent=float(exponents[best]),
+        residual=float(np.sqrt((residuals[best] ** 2).mean())),
+    )

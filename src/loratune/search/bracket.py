@@ -2,11 +2,12 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp, inf, log
 
 import numpy as np
 
+from loratune.search.compare import distinct
 from loratune.search.procedure import Procedure, Results
 from loratune.search.space import RateScale, two_digits
 from loratune.values import Trial, TrialResult
@@ -75,7 +76,8 @@ def bracket(
             stuck.add(direction)  # a table had no other cell on that side
         results.extend(more)
         rates = sorted([*rates, rate])
-    return summarise(results, centre, refine=refine and not scale.given)
+    found = summarise(results, centre, refine=refine and not scale.given)
+    return replace(found, best=scale.window(found.best, 1)[0]) if scale.given else found
 
 
 def summarise(results: Sequence[TrialResult], centre: float, *, refine: bool) -> Bracket:
@@ -97,7 +99,7 @@ def summarise(results: Sequence[TrialResult], centre: float, *, refine: bool) ->
 def curve(results: Sequence[TrialResult]) -> tuple[tuple[float, float], ...]:
     """(learning rate that was run, mean NLL over its runs), ascending."""
     values: dict[float, list[float]] = defaultdict(list)
-    for result in {result.trial.key: result for result in results}.values():
+    for result in distinct(results):
         values[result.trial.hyper_parameters.learning_rate].append(result.nll if result.finished else inf)
     return tuple(sorted((rate, float(np.mean(nlls))) for rate, nlls in values.items()))
 

@@ -15,7 +15,7 @@ from loratune.maths.noninferiority import (
     compare_scores,
     pool_seed_noise,
 )
-from loratune.values import SearchContext, TrialResult
+from loratune.values import HyperParameters, SearchContext, TrialResult
 
 FULL = 0.999
 """Fractions above this count as all rows."""
@@ -44,19 +44,23 @@ def mean_loss(context: SearchContext, results: Sequence[TrialResult]) -> float:
     return float(np.mean([loss(context, result) for result in results])) if results else inf
 
 
+def distinct(results: Sequence[TrialResult]) -> tuple[TrialResult, ...]:
+    """One result for each cell that was really run, whatever was asked for."""
+    cells = {(x.trial.hyper_parameters, x.trial.seed, x.trial.fraction): x for x in results}
+    return tuple(cells.values())
+
+
 def finished(context: SearchContext, results: Sequence[TrialResult]) -> tuple[TrialResult, ...]:
     """Those with a finite loss, one for each cell that was really run."""
-    unique = {result.trial.key: result for result in results if loss(context, result) < inf}
-    return tuple(unique.values())
+    return tuple(result for result in distinct(results) if loss(context, result) < inf)
 
 
 def seed_noise(context: SearchContext, results: Sequence[TrialResult]) -> SeedNoise:
     """Pooled over the settings run on all rows with several seeds; else the context's assumption; else unknown."""
-    groups: dict[str, list[float]] = defaultdict(list)
+    groups: dict[HyperParameters, list[float]] = defaultdict(list)
     for result in finished(context, results):
         if result.trial.fraction >= FULL:
-            setting = str(sorted(result.trial.hyper_parameters.to_dict().items()))
-            groups[setting].append(loss(context, result))
+            groups[result.trial.hyper_parameters].append(loss(context, result))
     noise = pool_seed_noise(list(groups.values()))
     if not noise.known and context.seed_sd is not None and context.metric in NLL_METRICS:
         return SeedNoise(variance=context.seed_sd**2, degrees=inf)

@@ -1,0 +1,84 @@
+"""The priors against published and measured figures, within their stated uncertainty."""
+
+from math import log
+
+import pytest
+
+from loratune.maths.laws import batch_size_law, learning_rate_law, rank_law
+
+
+def rate(r: int, alpha: float, batch: int = 16, rows: float = 10_000, **other: object) -> float:
+    return learning_rate_law(
+        r=r, lora_alpha=alpha, batch_size=batch, rows=rows, epochs=1, **{"hidden_size": 4096, **other}
+    ).value  # type: ignore[arg-type]
+
+
+def slope(alpha_per_rank: bool) -> float:
+    low, high = (rate(r, 2 * r if alpha_per_rank else 32) for r in (4, 64))
+    return log(high / low) / log(16)
+
+
+def test_slope_in_rank_at_constant_alpha_is_the_sweeps() -> None:
+    assert slope(alpha_per_rank=False) == pytest.approx(0.18)
+
+
+def test_slope_along_alpha_2r_lies_between_the_measured_ones() -> None:
+    """Gemma-3-1B measured -0.41 (alpha = r), SmolLM2 on banking77 -0.7 by grid cell."""
+    assert -0.70 <= slope(alpha_per_rank=True) <= -0.41
+
+
+@pytest.mark.parametrize(
+    ("used", "arguments"),
+    [
+        (2e-4, {"r": 16, "alpha": 32, "batch": 16, "rows": 10_000, "hidden_size": 4096}),
+        (1e-4, {"r": 256, "alpha": 512, "batch": 192, "rows": 100_000, "hidden_size": 4096}),
+        (2e-4, {"r": 64, "alpha": 16, "batch": 16, "rows": 10_000, "hidden_size": 4096}),
+        (2.6e-4, {"r": 4, "alpha": 32, "batch": 128, "rows": 100_000, "hidden_size": 4096}),
+        (4.1e-4, {"r": 64, "alpha": 32, "batch": 128, "rows": 100_000, "hidden_size": 4096}),
+        (2.2e-3, {"r": 8, "alpha": 16, "rows": 6_000, "hidden_size": 576, "family": "llama"}),
+        (1.4e-3, {"r": 16, "alpha": 32, "rows": 6_000, "hidden_size": 576, "family": "llama"}),
+        (6.6e-4, {"r": 64, "alpha": 128, "rows": 6_000, "hidden_size": 576, "family": "llama"}),
+        (2e-3, {"r": 16, "alpha": 16, "rows": 1e5, "hidden_size": 1152, "family": "gemma3_text"}),
+    ],
+)
+def test_measured_and_published_rates_lie_within_a_bracket(used: float, arguments: dict[str, object]) -> None:
+    """A factor 3 either way is what the first bracket covers."""
+    assert 1 / 3 <= rate(**arguments) / used <= 3  # type: ignore[arg-type]
+
+
+def test_exponents_of_batch_and_examples() -> None:
+    assert rate(16, 32, batch=64) / rate(16, 32, batch=16) == pytest.approx(2.0)
+    assert rate(16, 32, rows=1e5) / rate(16, 32, rows=1e4) == pytest.approx(10**-0.26)
+
+
+def test_interval_widens_without_the_width() -> None:
+    known = learning_rate_law(r=8, lora_alpha=16, batch_size=16, rows=1e4, epochs=1, hidden_size=3000)
+    unknown = learning_rate_law(r=8, lora_alpha=16, batch_size=16, rows=1e4, epochs=1)
+    assert known.value == pytest.approx(unknown.value)
+    assert unknown.high / unknown.low > known.high / known.low > 4
+
+
+def test_not_clipped_where_small_ranks_want_high_rates() -> None:
+    assert rate(1, 2, rows=6_000, hidden_size=576, family="llama") > 2e-3
+
+
+def test_rank_prior_grows_with_tokens_and_covers_both_measured_tasks() -> None:
+    """SmolLM2-135M (305k parameters per rank): banking77 needs 4, a reasoning task at least 128."""
+    shared = {"parameters_per_rank": 305_280, "family": "llama", "hidden_size": 576}
+    banking = rank_law(supervised_tokens=10_000, labels=77, rows=2_000, **shared)  # type: ignore[arg-type]
+    reasoning = rank_law(supervised_tokens=220_000, rows=2_000, **shared)  # type: ignore[arg-type]
+    assert banking.low <= 4 <= banking.high
+    assert reasoning.value > rank_law(supervised_tokens=10_000, rows=2_000, **shared).value  # type: ignore[arg-type]
+    assert reasoning.low <= 128 <= reasoning.high * 1.1
+
+
+def test_rank_prior_without_facts_is_sixteen() -> None:
+    assert rank_law(supervised_tokens=0, parameters_per_rank=0).value == pytest.approx(16)
+
+
+@pytest.mark.parametrize(
+    ("rows", "epochs", "expected"),
+    [(2_000, 3, 16), (200, 1, 8), (50_000, 1, 32), (1_000_000, 1, 64), (30, 1, 2), (1, 1, 1)],
+)
+def test_batch_size(rows: int, epochs: float, expected: int) -> None:
+    assert batch_size_law(rows=rows, epochs=epochs).value == expected

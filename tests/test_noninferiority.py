@@ -1,0 +1,135 @@
+"""The paired tests against scipy, scikit-learn and simulated error rates."""
+
+from math import inf
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import f1_score
+
+from loratune.maths.noninferiority import (
+    Comparison,
+    SeedNoise,
+    Verdict,
+    compare_f1,
+    compare_means,
+    compare_nll,
+    compare_scores,
+    macro_f1,
+    pool_seed_noise,
+)
+
+NO_SEEDS = SeedNoise(variance=0.0, degrees=inf)
+
+
+def test_item_part_is_the_paired_t_test() -> None:
+    """With equal weights and no seed noise it must be scipy's."""
+    generator = np.random.default_rng(1)
+    a, b = generator.normal(1.0, 0.3, (2, 60))
+    comparison = compare_nll(a[None], b[None], np.ones(60), NO_SEEDS, margin=0.1)
+    theirs = stats.ttest_rel(a, b)
+    interval = theirs.confidence_interval(0.95)
+    assert comparison.difference == pytest.approx(a.mean() - b.mean())
+    assert comparison.interval == pytest.approx((interval.low, interval.high))
+    one_sided = stats.ttest_rel(a, b, alternative="less").confidence_interval(0.95)
+    assert comparison.upper == pytest.approx(one_sided.high)
+
+
+def test_nll_is_weighted_by_tokens() -> None:
+    weights = np.array([1.0, 9.0])
+    comparison = compare_nll(np.array([[2.0, 9.0]]), np.array([[1.0, 9.0]]), weights, NO_SEEDS, margin=1)
+    assert comparison.difference == pytest.approx(11 / 10 - 10 / 10)
+
+
+def test_seed_part_is_the_pooled_two_sample_t_test() -> None:
+    a, b = [1.0, 1.2, 1.1], [0.9, 1.0, 0.8]
+    comparison = compare_means(a, b, pool_seed_noise([a, b]), margin=0.0)
+    theirs = stats.ttest_ind(a, b).confidence_interval(0.95)
+    assert comparison.interval == pytest.approx((theirs.low, theirs.high))
+    assert comparison.degrees == pytest.approx(4)
+
+
+def test_pooling_skips_single_and_diverged_runs() -> None:
+    noise = pool_seed_noise([[1.0], [1.0, 3.0], [2.0, inf], [5.0, 5.0, 5.0]])
+    assert noise == SeedNoise(variance=2.0 / 3, degrees=3.0)
+    assert not pool_seed_noise([[1.0], []]).known
+
+
+@pytest.mark.parametrize(
+    ("difference", "verdict"),
+    [(0.0, Verdict.ADEQUATE), (0.005, Verdict.UNDECIDED), (0.01, Verdict.INFERIOR)],
+)
+def test_verdicts(difference: float, verdict: Verdict) -> None:
+    comparison = Comparison(difference=difference, standard_error=0.001, degrees=inf, margin=0.005)
+    assert comparison.verdict is verdict
+
+
+def test_unknown_seed_noise_decides_nothing() -> None:
+    comparison = compare_means([1.0], [2.0], pool_seed_noise([]), margin=0.1)
+    assert comparison.verdict is Verdict.UNDECIDED
+    assert comparison.interval is None
+    assert comparison.smallest_detectable is None
+    assert not comparison.better()
+
+
+def test_smallest_detectable_difference_is_found_with_80_percent_power() -> None:
+    comparison = Comparison(difference=0.0, standard_error=1.0, degrees=inf, margin=0.0)
+    assert comparison.smallest_detectable == pytest.approx(1.6449 + 0.8416, abs=1e-3)
+
+
+def test_scores_in_points_lost() -> None:
+    reference, candidate = np.ones((1, 10)), np.ones((1, 10))
+    candidate[0, 0] = 0
+    comparison = compare_scores(candidate, reference, NO_SEEDS, margin=1.0)
+    assert comparison.difference == pytest.approx(10.0)
+
+
+def test_macro_f1_is_scikit_learns() -> None:
+    generator = np.random.default_rng(2)
+    labels, predictions = generator.integers(0, 4, (2, 200))
+    ours = macro_f1(predictions, labels, np.unique(labels), np.ones((1, 200)))
+    assert ours[0] == pytest.approx(f1_score(labels, predictions, average="macro"))
+
+
+def test_f1_comparison_is_paired() -> None:
+    labels = np.arange(120) % 3
+    wrong = (labels + 1) % 3
+    same = compare_f1(labels[None], labels[None], labels, NO_SEEDS, margin=1.0)
+    assert (same.difference, same.standard_error) == (0.0, 0.0)
+    worse = compare_f1(
+        np.where(np.arange(120) < 12, wrong, labels)[None], labels[None], labels, NO_SEEDS, 1.0
+    )
+    assert worse.difference == pytest.approx(10.0, abs=0.5)
+    assert worse.verdict is Verdict.INFERIOR
+
+
+def simulate(generator: np.random.Generator, excess: float) -> Comparison:
+    """Two settings on the same 200 rows, 2 seeds each, noise of seeds and of rows within a seed."""
+    rows = generator.exponential(0.5, 200)
+
+    def runs(shift: float) -> np.ndarray:
+        seeds = shift + 0.01 * generator.standard_normal((2, 1))
+        return rows + seeds + 0.1 * generator.standard_normal((2, 200))
+
+    candidate, reference = runs(excess), runs(0.0)
+    noise = pool_seed_noise([candidate.mean(axis=1), reference.mean(axis=1)])
+    return compare_nll(candidate, reference, np.ones(200), noise, margin=0.02)
+
+
+def test_same_setting_is_called_different_in_at_most_one_of_twenty() -> None:
+    generator = np.random.default_rng(3)
+    found = [simulate(generator, 0.0) for _ in range(1000)]
+    different = np.mean([c.interval is not None and not c.interval[0] <= 0 <= c.interval[1] for c in found])
+    assert different <= 0.065  # three standard errors above 5 %
+
+
+def test_a_loss_at_the_margin_is_accepted_in_at_most_one_of_twenty() -> None:
+    generator = np.random.default_rng(4)
+    accepted = np.mean([simulate(generator, 0.02).verdict is Verdict.ADEQUATE for _ in range(1000)])
+    assert accepted <= 0.07
+
+
+def test_it_has_power() -> None:
+    generator = np.random.default_rng(5)
+    found = [simulate(generator, 0.2).verdict for _ in range(100)]
+    assert np.mean([verdict is Verdict.INFERIOR for verdict in found]) > 0.9
