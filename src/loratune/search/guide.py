@@ -5,7 +5,7 @@ It knows no noise and makes no test; what it claims is what it read off its curv
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import inf
+from math import inf, log
 
 from loratune.errors import BudgetError
 from loratune.maths.elbow import elbow
@@ -234,7 +234,7 @@ def fit_recipe(context: SearchContext) -> GuidePlan:
     room = max(int((budget - curve) / full + 1e-9), 0)
     if room < len(grid):
         middle = base_batch(context)
-        grid.sort(key=lambda cell: (abs(cell[1] / middle - 1), rates.index(cell[0]) % 2 == 0, cell))
+        grid.sort(key=lambda cell: (abs(log(cell[1] / middle)), abs(log(cell[0] / RATE)), cell))
         dropped.append(f"The grid has {room} of {len(grid)} cells, those nearest to batch size {middle}.")
         grid = grid[:room]
     affordable = int(budget / cost(fraction) + 1e-9)
