@@ -15,9 +15,10 @@ LAYERS = [
     {"maths"},
     {"data", "model", "lora", "study"},
     {"engine", "search"},
-    {"run", "report", "reporting"},
+    {"run", "reporting"},
     {"app"},
-    {"cli", "__main__", "__init__"},
+    {"cli"},
+    {"__main__", "__init__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 TORCH_ROOMS = {"model", "lora", "engine", "run", "app"}

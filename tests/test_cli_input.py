@@ -154,7 +154,7 @@ BAD_MODELS = {
     "no config": (without("config.json"), ("config.json",)),
     "no weights": (without("*.safetensors"), ("safetensors",)),
     "pickle only": (pickled, ("safetensors", "pytorch_model.bin")),
-    "not causal": (encoder, ("bert",)),
+    "not causal": (encoder, ("causal", "BertModel")),
 }
 
 

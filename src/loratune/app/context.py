@@ -8,7 +8,7 @@ from loratune.app.options import SearchOptions
 from loratune.app.workbench import Workbench
 from loratune.errors import InputError
 from loratune.lora.layout import find_targets
-from loratune.values import METRICS, SearchContext
+from loratune.values import METRICS, SearchContext, default_recipe
 
 _TASK_METRICS = ("accuracy", "f1")
 _LARGEST_BATCH = 1024
@@ -37,7 +37,7 @@ def search_context(bench: Workbench, options: SearchOptions) -> SearchContext:
         family=profile.family,
         parameters_per_rank=sum(target.in_features + target.out_features for target in targets),
         largest_rank=min(min(target.in_features, target.out_features) for target in targets),
-        largest_batch=_largest_batch(bench, options),
+        largest_batch=_largest_batch(bench),
         epochs=options.epochs,
         warmup_ratio=options.warmup_ratio,
         target_modules=options.target_modules,
@@ -51,6 +51,7 @@ def search_context(bench: Workbench, options: SearchOptions) -> SearchContext:
     )
 
 
-def _largest_batch(bench: Workbench, options: SearchOptions) -> int:
-    """Rows per step that one trial can have: micro-batches bound its memory, so the number of rows does."""
-    return min(_LARGEST_BATCH, len(bench.data.train))
+def _largest_batch(bench: Workbench) -> int:
+    """Rows per step that fit: any number where one micro-batch does, since batches are cut into those."""
+    fits = bench.memory_of([default_recipe()]).fits(bench.memory)
+    return min(_LARGEST_BATCH, len(bench.data.train)) if fits else 1

@@ -17,7 +17,7 @@ from loratune.search.make import make_strategy
 from loratune.search.strategy import Strategy
 from loratune.values import PlannedStage, SearchContext, SearchPlan, Trial
 
-_CALIBRATION_SECONDS = 4.0
+_CALIBRATION_SECONDS = 2.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

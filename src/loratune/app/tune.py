@@ -203,6 +203,7 @@ class _Job:
                 predicted_seconds=self.study.get_fact("predicted_seconds", self.priced.seconds),
                 predicted_bytes=self.priced.peak_bytes,
                 measured_bytes=peak_memory(self.bench.base.device),
+                sequential_seconds=self._sequential_seconds(),
             ),
         )
         self.study.put_fact("facts", to_stored(facts))
@@ -211,6 +212,12 @@ class _Job:
         shutil.rmtree(directory / "final", ignore_errors=True)
         self.watch.summary(facts)
         return load_result(directory)
+
+    def _sequential_seconds(self) -> float:
+        """The same trials one after another: training at the speed that one alone was measured to have."""
+        trained = sum(result.trained_tokens for result in self.study.results())
+        speed = self.priced.calibration
+        return max(0.0, self.seconds - trained / speed.pack) + trained / speed.alone
 
 
 def tune_command(options: TuneOptions, *, as_json: bool) -> int:

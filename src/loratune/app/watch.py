@@ -94,7 +94,9 @@ class Terminal(LiveView):
     def plan(self, priced: Forecast, bench: Workbench) -> None:
         """Profile and plan; from it the expected number of trials, cost and time."""
         plan = priced.plan
-        self.expect(trials=plan.trials + _FINAL_TRIALS, cost=plan.cost + _FINAL_TRIALS, seconds=priced.seconds)
+        self.expect(
+            trials=plan.trials + _FINAL_TRIALS, cost=plan.cost + _FINAL_TRIALS, seconds=priced.seconds
+        )
         if self._out is None:
             return
         print_profile(self._out, bench.data.profile, bench.base.profile)

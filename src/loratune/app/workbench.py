@@ -26,7 +26,7 @@ from loratune.model.device import device_memory, parse_memory
 from loratune.model.load import load_model
 from loratune.model.source import locate
 from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
-from loratune.values import HyperParameters, SearchContext
+from loratune.values import HyperParameters, SearchContext, default_recipe
 
 MICRO_BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 PACK_SIZE = {"cpu": 8, "cuda": 32}
@@ -87,8 +87,19 @@ def context_length(model: str) -> int | None:
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
-def _data_options(options: CommonOptions) -> DataOptions:
+def data_options(options: CommonOptions) -> DataOptions:
     return DataOptions(**{each.name: getattr(options, each.name) for each in fields(DataOptions)})
+
+
+def _micro_batch_tokens(base: BaseModel, longest: int, memory: int) -> int:
+    """The device's usual micro-batch, halved until one trial fits in memory, but at least the longest row."""
+    recipe = default_recipe()
+    tokens = MICRO_BATCH_TOKENS[base.device.type]
+    while tokens > longest and not estimate_pack(
+        base.profile, [recipe], max_length=longest, micro_batch_tokens=tokens
+    ).fits(memory):
+        tokens //= 2
+    return max(tokens, longest)
 
 
 def device_bytes(options: CommonOptions, base: BaseModel) -> int:
@@ -111,7 +122,7 @@ def open_workbench(
     tokenizer = load_tokenizer(options.model, cache=cache)
     with TemporaryDirectory(prefix="loratune-") as folder:
         data = prepare(
-            _data_options(options),
+            data_options(options),
             tokenizer,
             end_of_turn=end_of_turn_id(tokenizer),
             model_limit=context_length(options.model),
@@ -127,6 +138,8 @@ def open_workbench(
             validation_tokens=int(data.validation.lengths.sum()),
             epochs=epochs,
         )
+        memory = device_bytes(options, base)
+        longest = int(max(data.train.lengths.max(), data.validation.lengths.max()))
         engine = PackEngine(
             base=base,
             train=data.train,
@@ -134,9 +147,6 @@ def open_workbench(
             study_seed=options.seed,
             cost=facts.cost,
             label_tokens=data.label_tokens or None,
-            max_tokens_per_micro_batch=max(
-                MICRO_BATCH_TOKENS[base.device.type], int(data.train.lengths.max())
-            ),
+            max_tokens_per_micro_batch=_micro_batch_tokens(base, longest, memory),
         )
-        memory = device_bytes(options, base)
         yield Workbench(options=options, data=data, base=base, engine=engine, memory=memory)

@@ -28,8 +28,6 @@ def names(text: str) -> tuple[str, ...]:
 
 
 def _numbers(text: str, kind: Callable[[str], Any], what: str) -> tuple[Any, ...]:
-    if not isinstance(text, str):  # typer parses defaults too
-        return tuple(text)
     try:
         return tuple(sorted({kind(part) for part in text.split(",") if part.strip()}))
     except ValueError:
@@ -38,7 +36,11 @@ def _numbers(text: str, kind: Callable[[str], Any], what: str) -> tuple[Any, ...
         ) from None
 
 
-_PARSERS: dict[Any, Callable[[str], Any]] = {
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+_PARSERS: dict[Any, Callable[[Any], Any]] = {
     tuple[int, ...]: whole_numbers,
     tuple[float, ...]: real_numbers,
     tuple[str, ...]: names,
@@ -58,11 +60,11 @@ def options_of(
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         own = [p for p in inspect.signature(function).parameters.values() if p.name != "values"]
         generated = [_parameter(each, hints[each.name], each.name in optional) for each in fields(cls)]
-        given = {each.name for each in fields(cls)}
+        parsers = {each.name: _PARSERS.get(hints[each.name], _as_it_is) for each in fields(cls)}
 
         def command(**arguments: Any) -> Any:
-            values = {k: v for k, v in arguments.items() if k in given and v is not None}
-            rest = {k: v for k, v in arguments.items() if k not in given}
+            values = {k: parsers[k](v) for k, v in arguments.items() if k in parsers and v is not None}
+            rest = {k: v for k, v in arguments.items() if k not in parsers}
             return function(values=values, **rest)
 
         command.__name__, command.__doc__ = function.__name__, function.__doc__
@@ -86,7 +88,7 @@ def _parameter(each: Any, hint: Any, optional: bool) -> inspect.Parameter:
         settings["show_default"] = False
     elif hint in _PARSERS:
         kind = str
-        settings |= {"parser": _PARSERS[hint], "metavar": "A,B,…"}
+        settings["metavar"] = "A,B,…"
     else:
         kind = next(t for t in (int, float, str) if t in getattr(hint, "__args__", (hint,)))
     shown = each.default
