@@ -113,7 +113,10 @@ class _LowRank(torch.autograd.Function):
         x, *inner = ctx.saved_tensors
         flat_x = x.reshape(-1, x.shape[-1])
         flat_y = grad_y.reshape(-1, grad_y.shape[-1])
-        grad_x = torch.zeros_like(flat_x) if ctx.needs_input_grad[0] else None
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            covered = sum(part.stop - part.start for part in ctx.parts) == len(flat_x)
+            grad_x = torch.empty_like(flat_x) if covered else torch.zeros_like(flat_x)
         for part, h in zip(ctx.parts, inner, strict=True):
             a, b, gradient_a, gradient_b = part.matrices
             rows = slice(part.start, part.stop)
