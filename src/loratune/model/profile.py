@@ -32,6 +32,8 @@ def profile_of(model: PreTrainedModel, name: str) -> ModelProfile:
         embedding_parameters=sum(table.numel() for table in unique.values()),
         targets=adaptable_layers(model),
         intermediate_size=intermediate_size(text),
+        experts_per_token=experts_per_token(text),
+        norm_features=norm_features(model),
         bytes_per_parameter=float(next(model.parameters()).element_size()),
     )
 
@@ -55,14 +57,37 @@ def profile_from_config(name: str, *, dtype: DType = "auto", device: str = "auto
 
 def intermediate_size(config: PreTrainedConfig) -> int:
     """Width of the MLP that one token passes through: of a mixture, all the experts that it is sent to."""
-    expert = getattr(config, "moe_intermediate_size", None)
-    chosen = getattr(config, "num_experts_per_tok", None) or 0
     for attribute in ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"):
         width = getattr(config, attribute, None)
         if isinstance(width, int):
             break
     else:
         width = 4 * config.hidden_size
-    if chosen:
-        return chosen * (expert if isinstance(expert, int) else width)
-    return width
+    chosen = experts_per_token(config)
+    if not chosen:
+        return width
+    expert = getattr(config, "moe_intermediate_size", None) or width
+    shared = getattr(config, "shared_expert_intermediate_size", None)
+    if shared is None:
+        shared = expert * (getattr(config, "n_shared_experts", None) or 0)
+    return int(chosen * expert + shared)
+
+
+def experts_per_token(config: PreTrainedConfig) -> int:
+    """How many experts of a mixture a token is sent to; 0 for dense models."""
+    return int(getattr(config, "num_experts_per_tok", None) or 0)
+
+
+def norm_features(model: PreTrainedModel) -> int:
+    """Features per token that the decoder's normalisation layers see; those of single heads count per head."""
+    linears = {name: outputs for name, _, outputs in adaptable_layers(model)}
+    total = 0
+    for name, module in model.get_decoder().named_modules():
+        weight = getattr(module, "weight", None)
+        if "norm" not in type(module).__name__.lower() or not isinstance(weight, torch.Tensor):
+            continue
+        path = name.removesuffix("_norm") + "_proj"
+        total += max(
+            [weight.numel(), *(size for linear, size in linears.items() if linear.endswith("." + path))]
+        )
+    return total

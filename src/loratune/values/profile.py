@@ -52,6 +52,11 @@ class ModelProfile:
     targets: tuple[tuple[str, int, int], ...]
     """(full module name, in features, out features) of every adaptable linear layer."""
     intermediate_size: int = 0
+    """Width of the MLP that one token passes through (of a mixture, of all the experts it is sent to)."""
+    experts_per_token: int = 0
+    """Of a mixture of experts, how many a token is sent to; 0 for dense models."""
+    norm_features: int = 0
+    """Features per token that normalisation layers see, all of them together."""
     bytes_per_parameter: float = 2.0
 
     @property
