@@ -50,13 +50,23 @@ def test_mixed_pack_in_float64() -> None:
 
 
 @pytest.mark.parametrize(
-    "family", ["gpt2", "qwen2", "qwen3", "gemma", "gemma3_text", "phi", "phi3", "mistral"]
+    "family",
+    ["gpt2", "qwen2", "qwen3", "gemma", "gemma3_text", "phi", "phi3", "mistral", "gpt_neox"],
 )
 def test_other_architectures_in_float64(family: str) -> None:
     """Few steps; gemma3_text has a sliding window shorter than the rows."""
     base = tiny_family(family)
     trials = mixed_trials(base)
     assert worst(against_peft(base, (trials[1], trials[3], trials[5]), 3)) < 1e-9
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe"])
+def test_mixtures_of_experts_in_float32(family: str) -> None:
+    """Adapters on the attention only; the experts' grouped products do not exist in float64."""
+    base = tiny_family(family, torch.float32)
+    found = against_peft(base, mixed_trials(base)[1:4], 3)
+    assert max(each.loss for each in found) < 1e-5
+    assert max(each.norm for each in found) < 1e-4
 
 
 def test_float32_within_three_times_the_noise_of_peft() -> None:

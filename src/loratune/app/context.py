@@ -8,17 +8,16 @@ from loratune.app.options import SearchOptions
 from loratune.app.workbench import Workbench
 from loratune.errors import InputError
 from loratune.lora.layout import find_targets
-from loratune.values import METRICS, SearchContext, default_recipe
+from loratune.values import LABEL_METRICS, METRICS, SearchContext, default_recipe
 
-_TASK_METRICS = ("accuracy", "f1")
 _LARGEST_BATCH = 1024
 
 
 def search_context(bench: Workbench, options: SearchOptions) -> SearchContext:
     """Everything but the budget. Raises `InputError` for a metric that the data cannot have."""
     data, profile = bench.data, bench.base.profile
-    if options.metric in _TASK_METRICS and not data.labels:
-        others = ", ".join(name for name in METRICS if name not in _TASK_METRICS)
+    if options.metric in LABEL_METRICS and not data.labels:
+        others = ", ".join(name for name in METRICS if name not in LABEL_METRICS)
         raise InputError(
             f"--metric {options.metric} needs labelled data (text and label columns), and these rows are "
             f"{data.profile.shape}; choose one of {others}."
@@ -53,5 +52,5 @@ def search_context(bench: Workbench, options: SearchOptions) -> SearchContext:
 
 def _largest_batch(bench: Workbench) -> int:
     """Rows per step that fit: any number where one micro-batch does, since batches are cut into those."""
-    fits = bench.memory_of([default_recipe()]).fits(bench.memory)
+    fits = bench.limits.fits([default_recipe()])
     return min(_LARGEST_BATCH, len(bench.data.train)) if fits else 1

@@ -27,6 +27,8 @@ class Forecast:
     strategy: Strategy
     plan: SearchPlan
     calibration: Calibration
+    spent_seconds: float
+    """Loading and calibration, measured."""
     search_seconds: float
     final_seconds: float
     peak_bytes: int
@@ -37,8 +39,8 @@ class Forecast:
 
     @property
     def seconds(self) -> float:
-        """The whole run, loading left out."""
-        return self.search_seconds + self.final_seconds
+        """The whole run, what it took to get here included."""
+        return self.spent_seconds + self.search_seconds + self.final_seconds
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for `plan --json`."""
@@ -85,8 +87,8 @@ def forecast(
     """
     context = search_context(bench, options)
     test_tokens = int(bench.data.test.lengths.sum())
+    spent = monotonic() - started
     if runs is None:
-        spent = monotonic() - started
         runs = calibration.runs_within(Budget.parse(options.budget), context, test_tokens, spent)
     strategy = make_strategy(options.strategy, replace(context, budget=runs))
     plan = strategy.plan()
@@ -97,9 +99,10 @@ def forecast(
         strategy=strategy,
         plan=replace(plan, stages=stages),
         calibration=calibration,
+        spent_seconds=spent,
         search_seconds=sum(stage.seconds for stage in stages),
         final_seconds=calibration.final_seconds(context, test_tokens),
-        peak_bytes=bench.memory_of(pack).total,
+        peak_bytes=bench.limits.estimate(pack).total,
     )
 
 

@@ -10,14 +10,7 @@ from rich.console import Console
 
 from loratune.app.workbench import MICRO_BATCH_TOKENS
 from loratune.errors import InputError
-from loratune.maths.memory import (
-    MemoryEstimate,
-    Verdict,
-    estimate_pack,
-    largest_batch,
-    largest_pack,
-    largest_rank,
-)
+from loratune.maths.memory import Device, Limits, MemoryEstimate, Verdict
 from loratune.maths.targets import check_rank
 from loratune.model.device import device_memory, parse_memory, pick_device
 from loratune.model.precision import DType
@@ -80,18 +73,24 @@ def estimate_memory(
             f"--dtype must be one of {', '.join(get_args(DType))}, got {dtype!r}; change --dtype."
         )
     trial = HyperParameters(r=rank, lora_alpha=2 * rank, learning_rate=1e-3, batch_size=batch_size)
-    limit = _device_bytes(device_memory)
+    available = _device_bytes(device_memory)
     profile = profile_from_config(model, dtype=dtype)  # type: ignore[arg-type]
     check_rank(profile.targets, rank)
-    tokens = max(MICRO_BATCH_TOKENS[pick_device("auto").type], max_length)
-    sizes: dict[str, int] = {"max_length": max_length, "device_bytes": limit}
+    device: Device = "cuda" if pick_device("auto").type == "cuda" else "cpu"
+    limits = Limits(
+        model=profile,
+        max_length=max_length,
+        micro_batch_tokens=max(MICRO_BATCH_TOKENS[device], max_length),
+        device_bytes=available,
+        device=device,
+    )
     return MemoryAnswer(
         model=model,
-        estimate=estimate_pack(profile, [trial] * trials, max_length=max_length, micro_batch_tokens=tokens),
-        device_bytes=limit,
-        largest_batch=largest_batch(profile, trial, **sizes),
-        largest_rank=largest_rank(profile, trial, trials=trials, micro_batch_tokens=tokens, **sizes),
-        largest_pack=largest_pack(profile, trial, micro_batch_tokens=tokens, **sizes),
+        estimate=limits.estimate([trial] * trials),
+        device_bytes=available,
+        largest_batch=limits.largest_batch(trial),
+        largest_rank=limits.largest_rank(trial, trials),
+        largest_pack=limits.largest_pack(trial),
     )
 
 

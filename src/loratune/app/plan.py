@@ -22,7 +22,11 @@ def run_plan(options: SearchOptions, watch: Watch) -> Forecast:
     started = monotonic()
     watch.note("Reading data and model.")
     with open_workbench(
-        options, targets=options.target_modules, ranks=options.ranks, epochs=options.epochs
+        options,
+        targets=options.target_modules,
+        ranks=options.ranks,
+        epochs=options.epochs,
+        metric=options.metric,
     ) as bench:
         watch.note("Measuring a few steps to price the plan.")
         priced = forecast(bench, options, calibrate(bench, options), started=started)

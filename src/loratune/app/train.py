@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from json import dumps
 from pathlib import Path
 from time import monotonic
@@ -89,7 +89,7 @@ def _train(bench: Workbench, options: TrainOptions, watch: Watch) -> tuple[Trial
         watch.result(result)
         done.append((result, adapter))
 
-    bench.engine.run(
+    replace(bench.engine, labels_at_end=bool(bench.data.labels)).run(
         lambda: waiting.pop() if waiting else None,
         slots=1,
         on_result=keep,

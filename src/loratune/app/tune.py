@@ -48,7 +48,11 @@ def run_tune(options: TuneOptions, watch: Watch) -> tuple[TuneResult, int]:
     watch.note("Reading data and model.")
     with (
         open_workbench(
-            options, targets=options.target_modules, ranks=options.ranks, epochs=options.epochs
+            options,
+            targets=options.target_modules,
+            ranks=options.ranks,
+            epochs=options.epochs,
+            metric=options.metric,
         ) as bench,
         watch,
     ):

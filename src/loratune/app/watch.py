@@ -109,7 +109,7 @@ class Terminal(LiveView):
             final_seconds=priced.final_seconds,
             slots=priced.calibration.slots,
             peak_bytes=priced.peak_bytes,
-            memory_bytes=bench.memory,
+            memory_bytes=bench.limits.device_bytes,
         )
 
     def summary(self, facts: RunFacts) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,7 +18,7 @@ from loratune.data.prepare import PreparedData, prepare
 from loratune.engine.pack import PackEngine
 from loratune.errors import OutputError
 from loratune.lora.layout import find_targets
-from loratune.maths.memory import MemoryEstimate, estimate_pack
+from loratune.maths.memory import Device, Limits
 from loratune.maths.targets import check_rank
 from loratune.model.architecture import read_config
 from loratune.model.base import BaseModel
@@ -26,10 +26,10 @@ from loratune.model.device import device_memory, parse_memory
 from loratune.model.load import load_model
 from loratune.model.source import locate
 from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
-from loratune.values import HyperParameters, SearchContext, default_recipe
+from loratune.values import LABEL_METRICS, HyperParameters, SearchContext, default_recipe
 
-MICRO_BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
-PACK_SIZE = {"cpu": 8, "cuda": 32}
+MICRO_BATCH_TOKENS: dict[Device, int] = {"cpu": 2048, "cuda": 16384}
+PACK_SIZE: dict[Device, int] = {"cpu": 8, "cuda": 32}
 """Beyond these a pack gains little: on two cores a pack of 8 has reached the speed of the base's products."""
 
 
@@ -41,24 +41,12 @@ class Workbench:
     data: PreparedData
     base: BaseModel
     engine: PackEngine
-    memory: int
-    """Bytes to plan with."""
+    limits: Limits
+    """What fits in memory."""
 
     def pack_size(self, hyper_parameters: HyperParameters, wanted: int | None = None) -> int:
         """How many such trials fit beside each other in memory, at most `wanted` or what suits the device."""
-        limit = wanted or PACK_SIZE[self.base.device.type]
-        while limit > 1 and not self.memory_of([hyper_parameters] * limit).fits(self.memory):
-            limit -= 1
-        return limit
-
-    def memory_of(self, pack: list[HyperParameters]) -> MemoryEstimate:
-        """Predicted peak of a pack on this data."""
-        return estimate_pack(
-            self.base.profile,
-            pack,
-            max_length=int(self.data.train.lengths.max()),
-            micro_batch_tokens=self.engine.max_tokens_per_micro_batch,
-        )
+        return max(1, self.limits.largest_pack(hyper_parameters, wanted or PACK_SIZE[self.limits.device]))
 
 
 def check_out(directory: Path) -> None:
@@ -91,18 +79,21 @@ def data_options(options: CommonOptions) -> DataOptions:
     return DataOptions(**{each.name: getattr(options, each.name) for each in fields(DataOptions)})
 
 
-def _micro_batch_tokens(base: BaseModel, longest: int, memory: int) -> int:
-    """The device's usual micro-batch, halved until one trial fits in memory, but at least the longest row."""
-    recipe = default_recipe()
-    tokens = MICRO_BATCH_TOKENS[base.device.type]
-    while tokens > longest and not estimate_pack(
-        base.profile, [recipe], max_length=longest, micro_batch_tokens=tokens
-    ).fits(memory):
-        tokens //= 2
-    return max(tokens, longest)
+def _limits(options: CommonOptions, base: BaseModel, longest: int) -> Limits:
+    """The device's usual micro-batch, or what one trial of the default recipe leaves room for; at least a row."""
+    device: Device = "cuda" if base.device.type == "cuda" else "cpu"
+    limits = Limits(
+        model=base.profile,
+        max_length=longest,
+        micro_batch_tokens=longest,
+        device_bytes=_device_bytes(options, base),
+        device=device,
+    )
+    tokens = limits.largest_micro_batch([default_recipe()], MICRO_BATCH_TOKENS[device])
+    return replace(limits, micro_batch_tokens=max(tokens, longest))
 
 
-def device_bytes(options: CommonOptions, base: BaseModel) -> int:
+def _device_bytes(options: CommonOptions, base: BaseModel) -> int:
     """What the user allows, else what the device has free (the loaded weights counted in)."""
     if options.device_memory is not None:
         return parse_memory(options.device_memory)
@@ -112,7 +103,12 @@ def device_bytes(options: CommonOptions, base: BaseModel) -> int:
 
 @contextmanager
 def open_workbench(
-    options: CommonOptions, *, targets: tuple[str, ...], ranks: tuple[int, ...], epochs: float
+    options: CommonOptions,
+    *,
+    targets: tuple[str, ...],
+    ranks: tuple[int, ...],
+    epochs: float,
+    metric: str = "nll",
 ) -> Iterator[Workbench]:
     """Load and check everything; the tokens of large data live in a temporary folder that goes in the end.
 
@@ -138,8 +134,7 @@ def open_workbench(
             validation_tokens=int(data.validation.lengths.sum()),
             epochs=epochs,
         )
-        memory = device_bytes(options, base)
-        longest = int(max(data.train.lengths.max(), data.validation.lengths.max()))
+        limits = _limits(options, base, int(max(data.train.lengths.max(), data.validation.lengths.max())))
         engine = PackEngine(
             base=base,
             train=data.train,
@@ -147,6 +142,7 @@ def open_workbench(
             study_seed=options.seed,
             cost=facts.cost,
             label_tokens=data.label_tokens or None,
-            max_tokens_per_micro_batch=_micro_batch_tokens(base, longest, memory),
+            labels_at_end=metric in LABEL_METRICS,
+            max_tokens_per_micro_batch=limits.micro_batch_tokens,
         )
-        yield Workbench(options=options, data=data, base=base, engine=engine, memory=memory)
+        yield Workbench(options=options, data=data, base=base, engine=engine, limits=limits)

@@ -105,7 +105,7 @@ class Classification:
 
     @property
     def description(self) -> str:
-        return f"prompt {self.prompt.text!r}, label {self.label}"
+        return f"prompt {self.prompt.text!r}, labels from column {self.label!r}"
 
     def example(self, row: Row) -> Example:
         label = label_of(row, self.label, self.class_names)

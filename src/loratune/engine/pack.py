@@ -64,7 +64,9 @@ class PackEngine:
     cost: Callable[[Trial], float]
     """Cost of a whole trial in full-run equivalents."""
     label_tokens: LabelTokens | None = None
-    """Tokens of every label's completion; with it accuracy and macro-F1 are measured at a trial's end."""
+    """Tokens of every label's completion; with it accuracy and macro-F1 can be measured."""
+    labels_at_end: bool = True
+    """Whether they are measured for every trial at its end; that costs more than the NLL of all rows."""
     validation_subset_size: int = 256
     """Rows of the readings during training."""
     evaluations_per_trial: int = 4
@@ -231,10 +233,11 @@ class PackEngine:
     def _results(self, ended: Sequence[LiveTrial]) -> Iterator[tuple[TrialResult, Adapter]]:
         complete = [entry for entry in ended if entry.final is not None]
         started = perf_counter()
-        predictions = self._predict([entry.adapter() for entry in complete], self.validation)
+        asked = complete if self.labels_at_end else []
+        predictions = self._predict([entry.adapter() for entry in asked], self.validation)
         for entry in complete:
             entry.seconds += (perf_counter() - started) / len(complete)
-        by_entry = dict(zip(map(id, complete), predictions, strict=True))
+        by_entry = dict(zip(map(id, asked), predictions, strict=True))
         for entry in ended:
             labels = self.validation.row_labels
             result = entry.result(self.cost(entry.trial), labels, by_entry.get(id(entry)))

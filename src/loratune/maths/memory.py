@@ -205,15 +205,19 @@ class Limits:
     device_bytes: int
     device: Device = "cuda"
 
-    def fits(self, pack: Sequence[HyperParameters]) -> bool:
-        """Whether a pack fits with room to spare."""
+    def estimate(self, pack: Sequence[HyperParameters]) -> MemoryEstimate:
+        """Predicted peak of a pack."""
         return estimate_pack(
             self.model,
             pack,
             max_length=self.max_length,
             micro_batch_tokens=self.micro_batch_tokens,
             device=self.device,
-        ).fits(self.device_bytes)
+        )
+
+    def fits(self, pack: Sequence[HyperParameters]) -> bool:
+        """Whether a pack fits with room to spare."""
+        return self.estimate(pack).fits(self.device_bytes)
 
     def largest_pack(self, trial: HyperParameters, limit: int = 4096) -> int:
         """How many such trials train beside each other."""

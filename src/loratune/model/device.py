@@ -40,5 +40,7 @@ def parse_memory(text: str) -> int:
     """`24GiB`, `80G`, `512MiB` → bytes (powers of 1024). Raises `InputError`."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
     if not match or float(match[1]) <= 0:
-        raise InputError(f"--device-memory must be a size such as 24GiB, got {text!r}; change --device-memory.")
+        raise InputError(
+            f"--device-memory must be a size such as 24GiB, got {text!r}; change --device-memory."
+        )
     return int(float(match[1]) * _UNITS[match[2].upper()])

@@ -50,39 +50,32 @@ def print_plan(
     memory_bytes: int | None = None,
 ) -> None:
     """The priced plan. `slots`: trials per pack; `memory_bytes`: what the device offers."""
-    table = _table("stage", "question", "trials", "packs", "full runs", "time")
+    table = _table("stage", "trials", "packs", "full runs", "time", right=range(1, 5))
     for stage in plan.stages:
         table.add_row(
             escape(stage.name),
-            escape(stage.question),
             str(stage.trials),
             str(stage.packs),
             f"{stage.cost:.2f}",
             duration(stage.seconds),
         )
     search = sum(stage.seconds for stage in plan.stages)
-    table.add_row("final", "the adapter, beside the default recipe", "2", "1", "", duration(final_seconds))
+    table.add_row("final, beside the default recipe", "2", "1", "", duration(final_seconds))
     table.add_section()
-    table.add_row(
-        "total",
-        "",
-        str(plan.trials + 2),
-        "",
-        f"{plan.cost:.2f}",
-        duration(search + final_seconds),
-        style="bold",
-    )
+    trials, seconds = str(plan.trials + 2), duration(search + final_seconds)
+    table.add_row("total", trials, "", f"{plan.cost:.2f}", seconds, style="bold")
     console.print(table)
     room = f" of {size(memory_bytes)}" if memory_bytes else ""
-    console.print(
-        f"Packs of up to {slots} trials; predicted peak memory {size(peak_bytes)}{room}.",
-        markup=False,
-        highlight=False,
-    )
-    for note in [stage.note for stage in plan.stages if stage.note]:
-        console.print(f"– {note}", markup=False, highlight=False)
+    _line(console, f"Packs of up to {slots} trials; predicted peak memory {size(peak_bytes)}{room}.")
+    for stage in plan.stages:
+        if stage.note:
+            _line(console, f"– {stage.name}: {stage.note}")
     for sentence in plan.dropped:
-        console.print(f"– left out for the budget: {sentence}", markup=False, highlight=False)
+        _line(console, f"– {sentence}")
+
+
+def _line(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False)
 
 
 def print_recommendation(console: Console, recommendation: Recommendation) -> None:
@@ -90,7 +83,7 @@ def print_recommendation(console: Console, recommendation: Recommendation) -> No
     table = _table("", "value", "likely range", "because", right=(1, 2))
     for name in ("r", "lora_alpha", "learning_rate", "batch_size", "epochs"):
         each = getattr(recommendation, name)
-        told = rate if name == "learning_rate" else lambda value: f"{value:g}"
+        told = rate if name == "learning_rate" else lambda value: f"{value:.0f}"
         table.add_row(name, told(each.value), f"{told(each.low)} … {told(each.high)}", escape(each.reason))
     console.print(table)
     for note in recommendation.notes:

@@ -5,13 +5,15 @@ from typing import Any, Self
 
 from loratune.errors import BudgetError
 from loratune.run.budget import Budget, two_digits
-from loratune.values import SearchContext
+from loratune.run.final import evaluations
+from loratune.values import LABEL_METRICS, SearchContext
 
 _SAFETY = 0.85
 """Share of the time left that the plan may fill: packs run half empty at the end of a stage."""
 _FINAL_TRIALS = 2
 """The recommended trial and the default recipe."""
-_FINAL_EVALUATIONS = 10
+_PASSES_PER_LABELLING = 2
+"""Tokens of scoring every label, as a multiple of the rows' own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,19 +41,23 @@ class Calibration:
         """Predicted time of a search that costs `runs` full-run equivalents and ends `trials` trials.
 
         Each trial's cost holds one whole evaluation at half the price of training; it is timed at the
-        measured forward rate instead.
+        measured forward rate instead, and again for the labels where the metric needs them.
         """
         full = context.epochs * context.tokens + 0.5 * context.validation_tokens
         trained = max(0.0, runs * full - 0.5 * trials * context.validation_tokens)
-        return trained / self.pack + trials * context.validation_tokens / self.forward
+        passes = 1 + (_PASSES_PER_LABELLING if context.metric in LABEL_METRICS else 0)
+        return trained / self.pack + trials * passes * context.validation_tokens / self.forward
 
     def final_seconds(self, context: SearchContext, test_tokens: int) -> float:
         """Predicted time of the final pack, its evaluations and the test split, in full."""
         trained = (
             _FINAL_TRIALS * context.epochs * context.tokens / max(self.alone, self.pack / self.slots * 2)
         )
-        evaluations = _FINAL_TRIALS * _FINAL_EVALUATIONS + 1
-        evaluated = evaluations * context.validation_tokens + (_FINAL_TRIALS + 1) * test_tokens
+        looks = evaluations(context.epochs * context.tokens, context.validation_tokens)
+        passes = 1 + (_PASSES_PER_LABELLING if context.labels else 0)
+        models = _FINAL_TRIALS + 1
+        evaluated = models * passes * (context.validation_tokens + test_tokens)
+        evaluated += _FINAL_TRIALS * (looks - 1) * context.validation_tokens
         return trained + evaluated / self.forward
 
     def runs_within(self, budget: Budget, context: SearchContext, test_tokens: int, spent: float) -> float:

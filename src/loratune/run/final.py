@@ -21,6 +21,16 @@ from loratune.study import Study
 from loratune.values import HyperParameters, Stage, Trial, TrialResult
 
 _RETRIES = 3
+_FEWEST_EVALUATIONS, _MOST_EVALUATIONS = 3, 10
+
+
+def evaluations(trained_tokens: float, validation_tokens: int) -> int:
+    """How often the final run looks at the validation rows: so that it costs at most half of the training.
+
+    A forward pass costs half of a training pass, token by token; at least 3 times, at most 10.
+    """
+    affordable = int(trained_tokens / max(1, validation_tokens))
+    return min(_MOST_EVALUATIONS, max(_FEWEST_EVALUATIONS, affordable))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -116,14 +126,20 @@ class FinalRunner:
             self.on_result(result)
 
         if waiting:
-            self.engine.run(
+            replace(self.engine, labels_at_end=True).run(
                 lambda: waiting.pop() if waiting else None,
                 slots=len(waiting),
                 on_result=keep,
                 on_progress=self.on_progress,
-                early_stopping=EarlyStopping(patience=self.patience),
+                early_stopping=EarlyStopping(
+                    evaluations=self._evaluations(trials[0]), patience=self.patience
+                ),
             )
         return [done[trial.key] for trial in trials]
+
+    def _evaluations(self, trial: Trial) -> int:
+        trained = trial.hyper_parameters.epochs * int(self.engine.train.lengths.sum())
+        return evaluations(trained, int(self.engine.validation.lengths.sum()))
 
     def _load(self, trial: Trial) -> Adapter:
         base = self.engine.base

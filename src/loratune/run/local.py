@@ -7,6 +7,7 @@ from time import monotonic
 
 from loratune.engine.pack import PackEngine, PackProgress
 from loratune.lora.layout import Adapter
+from loratune.maths.packing import plan_pack
 from loratune.study import Study
 from loratune.values import CurvePoint, Trial, TrialResult, TrialState
 
@@ -29,7 +30,8 @@ class LocalRunner:
 
     def run(self, trials: Sequence[Trial]) -> list[TrialResult]:
         """Results in the order in which they ended; longest trials first, so that packs end together."""
-        waiting = deque(sorted(trials, key=lambda trial: (-self.engine.cost(trial), trial.key)))
+        order = plan_pack([self.engine.cost(trial) for trial in trials], self.slots).order
+        waiting = deque(trials[i] for i in order)
         results: list[TrialResult] = []
 
         def next_trial() -> Trial | None:

@@ -5,10 +5,11 @@ from loratune.values.evidence import Decision, Evidence, StageSummary
 from loratune.values.hyperparameters import ALL_LINEAR, HyperParameters, default_recipe
 from loratune.values.plan import PlannedStage, SearchPlan
 from loratune.values.profile import DataProfile, ModelProfile, Recommendation, Suggested
-from loratune.values.trial import METRICS, CurvePoint, Stage, Trial, TrialResult, TrialState
+from loratune.values.trial import LABEL_METRICS, METRICS, CurvePoint, Stage, Trial, TrialResult, TrialState
 
 __all__ = [
     "ALL_LINEAR",
+    "LABEL_METRICS",
     "METRICS",
     "CurvePoint",
     "DataProfile",

@@ -22,6 +22,7 @@ METRICS: dict[str, bool] = {
     "f1": True,
 }
 """Metric name → whether larger is better. `accuracy` and `f1` (macro) need labelled data."""
+LABEL_METRICS = ("accuracy", "f1")
 
 
 class Stage(StrEnum):
@@ -64,7 +65,12 @@ class Trial:
     @property
     def key(self) -> str:
         """Identity: 16 hex digits of all that changes the result, the same in every process."""
-        facts = [self.hyper_parameters.to_dict(), self.seed, round(self.fraction, 9), self.stage is Stage.FINAL]
+        facts = [
+            self.hyper_parameters.to_dict(),
+            self.seed,
+            round(self.fraction, 9),
+            self.stage is Stage.FINAL,
+        ]
         return sha256(dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
