@@ -237,5 +237,5 @@ def test_fractions_train_on_the_same_first_rows() -> None:
 
 def test_calibration_counts_real_tokens() -> None:
     subject = packs()
-    speed = measure(subject, [trial(0), replace(trial(1), fraction=0.2)], seconds=0.05)
+    speed = measure(subject, [trial(0), replace(trial(1), fraction=0.2)], trial(2), seconds=0.05)
     assert min(speed.pack, speed.alone, speed.forward) > 0

@@ -11,8 +11,8 @@ from loratune.app.plan import run_plan
 from loratune.app.tune import run_tune
 from loratune.app.watch import Terminal
 
-_WORDS = 16
-"""Words of each text that are kept: with the label about 32 tokens."""
+_WORDS = 12
+"""Words of each text that are kept: with the label at most 32 tokens or so."""
 _TEMPLATE = "News: {text}\\nTopic:"
 
 
@@ -27,9 +27,9 @@ def demo_options(out: Path) -> TuneOptions:
         train_rows=200,
         validation_rows=300,
         test_rows=500,
-        max_length=48,
+        max_length=40,
         ranks=(2, 8, 32),
-        budget="16x",
+        budget="15x",
         out=str(out),
     )
 

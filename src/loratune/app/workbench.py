@@ -32,6 +32,11 @@ MICRO_BATCH_TOKENS: dict[Device, int] = {"cpu": 2048, "cuda": 16384}
 PACK_SIZE: dict[Device, int] = {"cpu": 8, "cuda": 32}
 """Beyond these a pack gains little: on two cores a pack of 8 has reached the speed of the base's products."""
 
+_READINGS = 4
+"""Of a trial's validation NLL, the last at its end and on all rows."""
+_READINGS_SHARE = 0.1
+_FEWEST_READ_ROWS, _MOST_READ_ROWS = 16, 256
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Workbench:
@@ -47,6 +52,16 @@ class Workbench:
     def pack_size(self, hyper_parameters: HyperParameters, wanted: int | None = None) -> int:
         """How many such trials fit beside each other in memory, at most `wanted` or what suits the device."""
         return max(1, self.limits.largest_pack(hyper_parameters, wanted or PACK_SIZE[self.limits.device]))
+
+
+def _rows_of_readings(facts: SearchContext, validation_rows: int) -> int:
+    """Validation rows of the readings during a full trial: those before the last cost a tenth of its training.
+
+    A forward pass costs half of a training pass, token by token.
+    """
+    affordable = 2 * _READINGS_SHARE * facts.epochs * facts.tokens / (_READINGS - 1)
+    rows = affordable / max(1.0, facts.validation_tokens / validation_rows)
+    return max(_FEWEST_READ_ROWS, min(_MOST_READ_ROWS, int(rows)))
 
 
 def check_out(directory: Path) -> None:
@@ -143,6 +158,8 @@ def open_workbench(
             cost=facts.cost,
             label_tokens=data.label_tokens or None,
             labels_at_end=metric in LABEL_METRICS,
+            validation_subset_size=_rows_of_readings(facts, len(data.validation)),
+            evaluations_per_trial=_READINGS,
             max_tokens_per_micro_batch=limits.micro_batch_tokens,
         )
         yield Workbench(options=options, data=data, base=base, engine=engine, limits=limits)

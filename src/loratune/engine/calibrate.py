@@ -18,13 +18,15 @@ class Throughput:
     pack: float
     """Trained by all slots of a pack together."""
     alone: float
-    """Trained by the pack's first trial alone."""
+    """Trained by one trial alone."""
     forward: float
     """Evaluated without gradients, all models together."""
 
 
-def measure(engine: PackEngine, trials: Sequence[Trial], *, seconds: float = 10.0) -> Throughput:
-    """Train `trials` as a pack and the first of them alone, evaluate the initial adapters, and time it.
+def measure(
+    engine: PackEngine, trials: Sequence[Trial], alone: Trial, *, seconds: float = 10.0
+) -> Throughput:
+    """Train `trials` as a pack and another one alone, evaluate the initial adapters, and time it.
 
     Each of the three gets a warm-up and then about `seconds`. Raises `ResourceError` where the pack does
     not fit in memory.
@@ -39,7 +41,7 @@ def measure(engine: PackEngine, trials: Sequence[Trial], *, seconds: float = 10.
 
     return Throughput(
         pack=_rate(_training(engine, trials), seconds),
-        alone=_rate(_training(engine, trials[:1]), seconds),
+        alone=_rate(_training(engine, [alone]), seconds),
         forward=_rate(evaluate, seconds),
     )
 

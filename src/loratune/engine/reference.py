@@ -76,7 +76,7 @@ def _replace_dropout(wrapped: PeftModel, targets: Sequence[Target], p: float) ->
 def _batch_loss(
     model: nn.Module, table: TokenTable, rows: np.ndarray, pad: int, device: torch.device
 ) -> torch.Tensor:
-    """Mean NLL over the supervised tokens of plainly padded rows, from the full logits."""
+    """Summed NLL of the supervised tokens of plainly padded rows, from the full logits."""
     pairs = [table.row(int(i)) for i in rows]
     width = max(len(tokens) for tokens, _ in pairs) + pad
     ids = torch.zeros(len(pairs), width, dtype=torch.int64)
@@ -88,7 +88,8 @@ def _batch_loss(
     logits = model(input_ids=ids.to(device), use_cache=False).logits[:, :-1]
     if logits.dtype != torch.float64:
         logits = logits.float()
-    return nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten().to(device))
+    targets = labels[:, 1:].flatten().to(device)
+    return nn.functional.cross_entropy(logits.flatten(0, 1), targets, reduction="sum")
 
 
 def train_alone(
@@ -100,11 +101,12 @@ def train_alone(
     *,
     steps: int | None = None,
     pad: int = 0,
+    rows_at_once: int | None = None,
 ) -> Course:
     """Train one trial by PEFT and AdamW on `batches` (the first `steps` of them) and leave the model clean.
 
-    `pad` adds that many tokens of padding to every batch: the result differs by rounding only, which
-    shows how far PEFT is from itself.
+    `pad` adds that many tokens of padding to every batch, `rows_at_once` cuts it into micro-batches whose
+    gradients add up: the result differs by rounding only, which shows how far PEFT is from itself.
     """
     hyper_parameters = trial.hyper_parameters
     device = next(model.parameters()).device
@@ -126,15 +128,20 @@ def train_alone(
         scheduler = get_linear_schedule_with_warmup(optimiser, warmup_steps(hyper_parameters, total), total)
         losses = []
         for step, rows in enumerate(islice(batches, steps)):
-            for mask in masks:
-                mask.keys = row_keys(trial.seed, step, range(len(rows)), device)
-            loss = _batch_loss(wrapped, table, rows, pad, device)
-            loss.backward()  # type: ignore[no-untyped-call]
+            supervised = int(table.supervised_counts[rows].sum())
+            mean = 0.0
+            for start in range(0, len(rows), rows_at_once or len(rows)):
+                piece = rows[start : start + (rows_at_once or len(rows))]
+                for mask in masks:
+                    mask.keys = row_keys(trial.seed, step, range(start, start + len(piece)), device)
+                loss = _batch_loss(wrapped, table, piece, pad, device) / supervised
+                loss.backward()  # type: ignore[no-untyped-call]
+                mean += loss.item()
             nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
             optimiser.step()
             scheduler.step()
             optimiser.zero_grad()
-            losses.append(loss.item())
+            losses.append(mean)
         return Course(losses=np.array(losses), weights=_flat_weights(wrapped, targets))
 
 

@@ -1,7 +1,7 @@
 """The exactness rule, checked on the user's own model: a mixed pack against plain PEFT, one trial at a time.
 
 Beside every deviation stands the noise floor: how far PEFT is from itself when its rows are padded by a
-few more tokens. Knows nothing of the user's data; random tokens do.
+few more tokens, or its batches cut into single rows. Knows nothing of the user's data; random tokens do.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from loratune.engine.slot import Slot
 from loratune.model.base import BaseModel
 from loratune.values import HyperParameters, Trial
 
-_PAD = 7
+_PADS = (7, 40)
 _TOLERATED_NOISE = 3.0
 _ENTRY_STEP = 2
 
@@ -35,13 +35,13 @@ class Deviation:
     """Norm of the difference between the adapters, relative to the norm of their change.
 
     Adam turns the sign of a vanishing gradient into a full step, so this one is large wherever anything
-    rounds differently; outside float64 only a floor for it is sensible.
+    rounds differently.
     """
 
 
 _FLOOR = {
     torch.float64: Deviation(loss=1e-9, norm=1e-9, weights=1e-9),
-    torch.float32: Deviation(loss=1e-5, norm=1e-5, weights=1e-2),
+    torch.float32: Deviation(loss=1e-5, norm=1e-5, weights=1e-4),
 }
 # Half precision promises rounding level only: products of other shapes round differently.
 _HALF_FLOOR = Deviation(loss=2e-2, norm=2e-2, weights=5e-1)
@@ -55,7 +55,7 @@ class TrialCheck:
     pack: Deviation
     """Packed engine against PEFT."""
     noise: Deviation
-    """PEFT against itself with other padding."""
+    """PEFT against itself: with other padding, and with each batch cut into rows; the largest of them."""
     floor: Deviation
     """Deviations below this count as rounding whatever the noise was."""
 
@@ -162,12 +162,13 @@ def selfcheck(
         batches = engine.batches(slot.trial)
         course = partial(train_alone, base.model, slot.trial, targets, rows, batches, steps=steps)
         reference = course()
+        others = [course(pad=pad) for pad in _PADS] + [course(rows_at_once=1)]
         packed = Course(losses=np.array(slot.losses), weights=slot.adapter.weights)
         checks.append(
             TrialCheck(
                 trial=slot.trial,
                 pack=deviation(packed, reference, initial),
-                noise=deviation(course(pad=_PAD), reference, initial),
+                noise=_largest([deviation(other, reference, initial) for other in others]),
                 floor=_FLOOR.get(base.dtype, _HALF_FLOOR),
             )
         )
@@ -183,3 +184,9 @@ def deviation(found: Course, expected: Course, initial: torch.Tensor) -> Deviati
     return Deviation(
         loss=float(loss), norm=abs(float(other / change) - 1), weights=float(difference / change)
     )
+
+
+def _largest(deviations: Sequence[Deviation]) -> Deviation:
+    """Each figure's largest value."""
+    losses, norms, weights = zip(*(astuple(each) for each in deviations), strict=True)
+    return Deviation(loss=max(losses), norm=max(norms), weights=max(weights))

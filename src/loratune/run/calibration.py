@@ -54,9 +54,9 @@ class Calibration:
             _FINAL_TRIALS * context.epochs * context.tokens / max(self.alone, self.pack / self.slots * 2)
         )
         looks = evaluations(context.epochs * context.tokens, context.validation_tokens)
-        passes = 1 + (_PASSES_PER_LABELLING if context.labels else 0)
-        models = _FINAL_TRIALS + 1
-        evaluated = models * passes * (context.validation_tokens + test_tokens)
+        labelled = 1 + (_PASSES_PER_LABELLING if context.labels else 0)
+        at_end = labelled if context.metric in LABEL_METRICS else 1
+        evaluated = (_FINAL_TRIALS + 1) * (at_end * context.validation_tokens + labelled * test_tokens)
         evaluated += _FINAL_TRIALS * (looks - 1) * context.validation_tokens
         return trained + evaluated / self.forward
 

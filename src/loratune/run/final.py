@@ -126,7 +126,7 @@ class FinalRunner:
             self.on_result(result)
 
         if waiting:
-            replace(self.engine, labels_at_end=True).run(
+            self.engine.run(
                 lambda: waiting.pop() if waiting else None,
                 slots=len(waiting),
                 on_result=keep,
@@ -156,7 +156,8 @@ class FinalRunner:
         pairs = [ours] if other is None else [ours, other]
         models = [*(adapter for _, adapter in pairs), None]
         tested = self.engine.evaluate(models, self.test, labels=labelled)
-        (base_validation,) = self.engine.evaluate([None], self.engine.validation, labels=labelled)
+        validation_labels = labelled and self.engine.labels_at_end
+        (base_validation,) = self.engine.evaluate([None], self.engine.validation, labels=validation_labels)
         found = [
             FinalModel(
                 validation=_of_result(result), test=_scored(each, self.test), adapter=adapter, result=result

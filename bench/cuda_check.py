@@ -1,0 +1,59 @@
+"""Does the engine run correctly on this CUDA device? The exactness rule in three number formats, at a real size.
+
+A model of SmolLM2-135M's shape with random weights; imports neither optuna nor datasets. Prints the deviation
+of every trial of a mixed pack from plain PEFT beside PEFT's own noise, and tokens per second of a pack and alone.
+"""
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from loratune.engine.calibrate import measure
+from loratune.engine.pack import PackEngine
+from loratune.engine.selfcheck import random_table, selfcheck
+from loratune.model.base import BaseModel
+from loratune.model.profile import profile_of
+from loratune.values import HyperParameters, Trial
+
+
+def shape_of_smollm2(dtype: torch.dtype) -> BaseModel:
+    """Random weights, frozen, on the GPU."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+    )
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False).to("cuda")
+    return BaseModel(model=model, tokenizer=None, profile=profile_of(model, "random SmolLM2-135M"))
+
+
+def main() -> None:
+    """Print everything."""
+    print(torch.cuda.get_device_name(), torch.__version__, flush=True)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        base = shape_of_smollm2(dtype)
+        check = selfcheck(base, steps=10)
+        print(dtype, "holds" if check.holds else "DOES NOT HOLD", flush=True)
+        for each in check.trials:
+            print("  ", each.trial.hyper_parameters.r, each.pack, each.noise, each.holds, flush=True)
+    table = random_table(49152, rows=2000, longest=60)
+    engine = PackEngine(
+        base=base,
+        train=table,
+        validation=table.take(range(256)),
+        study_seed=0,
+        cost=lambda trial: 1.0,
+        max_tokens_per_micro_batch=16384,
+    )
+    recipe = HyperParameters(r=16, lora_alpha=32, learning_rate=2e-4, batch_size=4, epochs=2.0)
+    for slots in (8, 32):
+        trials = [Trial(hyper_parameters=recipe, seed=seed) for seed in range(slots)]
+        print(slots, measure(engine, trials, trials[0], seconds=5.0), flush=True)
+
+
+if __name__ == "__main__":
+    main()
