@@ -16,7 +16,7 @@ demo: .venv/installed
 	$(BIN)/loratune demo
 
 test: .venv/installed
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 check: .venv/installed
 	$(BIN)/ruff check .

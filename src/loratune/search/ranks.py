@@ -304,7 +304,7 @@ class RankStage:
             if comparison.verdict is Verdict.INFERIOR:
                 break
             expected = law.excess(m.r, reference.r)
-            if isfinite(expected) and expected <= self.context.margin:
+            if comparison.difference <= 0 or (isfinite(expected) and expected <= self.context.margin):
                 smallest = m.r
         return smallest
 

@@ -144,18 +144,28 @@ def two_digits(value: float) -> float:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RateScale:
-    """The learning rates that may be tried: the user's list, or steps of a factor 3 from a centre."""
+    """The learning rates that may be tried: the user's list, or steps of a factor 3 that all ranks share.
+
+    A common scale lets one learning rate be compared across ranks; a parabola finds what lies between.
+    """
 
     given: tuple[float, ...]
+    origin: float
+    """One of the steps: the law's rate for the largest rank."""
 
     @classmethod
     def of(cls, context: SearchContext) -> "RateScale":
-        return cls(given=tuple(sorted(set(context.learning_rates))))
+        largest = max(candidate_ranks(context))
+        origin = usual_rate(context, largest, base_batch(context))
+        return cls(given=tuple(sorted(set(context.learning_rates))), origin=origin)
 
     def window(self, centre: float, count: int) -> tuple[float, ...]:
-        """`count` neighbouring rates around the centre, ascending."""
+        """`count` neighbouring rates around the centre, ascending; a single free one is the centre itself."""
         if not self.given:
-            return tuple(two_digits(centre * RATE_STEP ** (i - (count - 1) / 2)) for i in range(count))
+            if count == 1:
+                return (two_digits(centre),)
+            first = round(self._place(centre) - (count - 1) / 2)
+            return tuple(self._step(first + i) for i in range(count))
         count = min(count, len(self.given))
         start = min(
             range(len(self.given) - count + 1),
@@ -166,9 +176,16 @@ class RateScale:
     def beyond(self, rate: float, direction: int) -> float | None:
         """The next rate below (-1) or above (+1); None at the end of the user's list."""
         if not self.given:
-            return two_digits(rate * RATE_STEP**direction)
+            return self._step(round(self._place(rate)) + direction)
         others = [other for other in self.given if (other - rate) * direction > 0]
         return min(others, key=lambda other: abs(other - rate)) if others else None
+
+    def _place(self, rate: float) -> float:
+        """Steps from the origin."""
+        return log(rate / self.origin, RATE_STEP)
+
+    def _step(self, place: int) -> float:
+        return two_digits(self.origin * RATE_STEP**place)
 
 
 def trial(setting: HyperParameters, seed: int, *, fraction: float = 1.0, stage: Stage = Stage.RANK) -> Trial:
