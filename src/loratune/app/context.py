@@ -52,5 +52,4 @@ def search_context(bench: Workbench, options: SearchOptions) -> SearchContext:
 
 def _largest_batch(bench: Workbench) -> int:
     """Rows per step that fit: any number where one micro-batch does, since batches are cut into those."""
-    fits = bench.limits.fits([default_recipe()])
-    return min(_LARGEST_BATCH, len(bench.data.train)) if fits else 1
+    return _LARGEST_BATCH if bench.limits.fits([default_recipe()]) else 1

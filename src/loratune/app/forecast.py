@@ -11,11 +11,13 @@ from loratune.app.context import search_context
 from loratune.app.options import SearchOptions
 from loratune.app.workbench import Workbench
 from loratune.engine.calibrate import measure
+from loratune.errors import ResourceError
 from loratune.run.budget import Budget
 from loratune.run.calibration import Calibration
 from loratune.search.make import make_strategy
+from loratune.search.space import candidate_ranks
 from loratune.search.strategy import Strategy
-from loratune.values import PlannedStage, SearchContext, SearchPlan, Trial
+from loratune.values import HyperParameters, PlannedStage, SearchContext, SearchPlan, Trial
 
 _CALIBRATION_SECONDS = 2.0
 _CALIBRATION_SHARE = 0.6
@@ -29,6 +31,8 @@ class Forecast:
     strategy: Strategy
     plan: SearchPlan
     calibration: Calibration
+    slots: int
+    """Trials per pack, so that even the largest rank fits in memory."""
     spent_seconds: float
     """Loading and calibration, measured."""
     search_seconds: float
@@ -54,6 +58,7 @@ class Forecast:
             "trials": self.plan.trials,
             "cost": {"full_runs": self.plan.cost},
             "calibration": self.calibration.to_dict(),
+            "slots": self.slots,
             "predicted_seconds": {
                 "search": self.search_seconds,
                 "final": self.final_seconds,
@@ -101,23 +106,37 @@ def forecast(
         runs = calibration.runs_within(Budget.parse(options.budget), context, test_tokens, spent)
     strategy = make_strategy(options.strategy, replace(context, budget=runs))
     plan = strategy.plan()
-    stages = tuple(_priced(stage, context, calibration) for stage in plan.stages)
-    largest = max((t.hyper_parameters for s in stages for t in s.examples), key=lambda h: h.r, default=None)
-    pack = [largest or options.hyper_parameters()] * calibration.slots
+    largest = _largest(options, context, plan)
+    if bench.limits.estimate([largest]).total > bench.limits.device_bytes:
+        raise ResourceError(
+            f"One trial of rank {largest.r} needs {bench.limits.estimate([largest]).total / 2**30:.1f} GiB and "
+            f"{bench.limits.device_bytes / 2**30:.1f} GiB are there; lower --ranks or --max-length."
+        )
+    slots = min(calibration.slots, bench.pack_size(largest, options.pack_size))
+    stages = tuple(_priced(stage, context, calibration, slots) for stage in plan.stages)
     return Forecast(
         strategy=strategy,
         plan=replace(plan, stages=stages),
         calibration=calibration,
+        slots=slots,
         spent_seconds=spent,
         search_seconds=sum(stage.seconds for stage in stages),
         final_seconds=calibration.final_seconds(context, test_tokens),
-        peak_bytes=bench.limits.estimate(pack).total,
+        peak_bytes=bench.limits.estimate([largest] * slots).total,
     )
 
 
-def _priced(stage: PlannedStage, context: SearchContext, calibration: Calibration) -> PlannedStage:
+def _largest(options: SearchOptions, context: SearchContext, plan: SearchPlan) -> HyperParameters:
+    """The default recipe at the largest rank that the search may train."""
+    planned = [trial.hyper_parameters.r for stage in plan.stages for trial in stage.examples]
+    return replace(options.hyper_parameters(), r=max(*candidate_ranks(context), *planned, 1))
+
+
+def _priced(
+    stage: PlannedStage, context: SearchContext, calibration: Calibration, slots: int
+) -> PlannedStage:
     return replace(
         stage,
-        packs=ceil(stage.trials / calibration.slots),
+        packs=ceil(stage.trials / slots),
         seconds=calibration.search_seconds(context, stage.cost, stage.trials),
     )

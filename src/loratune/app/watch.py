@@ -107,7 +107,7 @@ class Terminal(LiveView):
             self._out,
             plan,
             final_seconds=priced.final_seconds,
-            slots=priced.calibration.slots,
+            slots=priced.slots,
             peak_bytes=priced.peak_bytes,
             memory_bytes=bench.limits.device_bytes,
         )

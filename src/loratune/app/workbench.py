@@ -26,6 +26,7 @@ from loratune.model.device import device_memory, parse_memory
 from loratune.model.load import load_model
 from loratune.model.source import locate
 from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
+from loratune.run.calibration import READINGS_SHARE
 from loratune.values import LABEL_METRICS, HyperParameters, SearchContext, default_recipe
 
 MICRO_BATCH_TOKENS: dict[Device, int] = {"cpu": 2048, "cuda": 16384}
@@ -34,7 +35,6 @@ PACK_SIZE: dict[Device, int] = {"cpu": 8, "cuda": 32}
 
 _READINGS = 4
 """Of a trial's validation NLL, the last at its end and on all rows."""
-_READINGS_SHARE = 0.1
 _FEWEST_READ_ROWS, _MOST_READ_ROWS = 16, 256
 
 
@@ -59,7 +59,7 @@ def _rows_of_readings(facts: SearchContext, validation_rows: int) -> int:
 
     A forward pass costs half of a training pass, token by token.
     """
-    affordable = 2 * _READINGS_SHARE * facts.epochs * facts.tokens / (_READINGS - 1)
+    affordable = 2 * READINGS_SHARE * facts.epochs * facts.tokens / (_READINGS - 1)
     rows = affordable / max(1.0, facts.validation_tokens / validation_rows)
     return max(_FEWEST_READ_ROWS, min(_MOST_READ_ROWS, int(rows)))
 
@@ -148,6 +148,7 @@ def open_workbench(
             supervised_tokens=int(data.train.supervised_counts.sum()),
             validation_tokens=int(data.validation.lengths.sum()),
             epochs=epochs,
+            metric=metric,
         )
         limits = _limits(options, base, int(max(data.train.lengths.max(), data.validation.lengths.max())))
         engine = PackEngine(

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from math import floor, log10
+from math import floor, log2
 from typing import Self
 
 from loratune.errors import BudgetError
@@ -33,9 +33,6 @@ class Budget:
         return cls(runs=amount) if unit == "x" else cls(seconds=amount * _SECONDS[unit])
 
 
-def two_digits(value: float) -> float:
-    """Rounded down to two significant digits, so that a calibration's noise seldom changes a plan."""
-    if value <= 0:
-        return 0.0
-    step = 10.0 ** (floor(log10(value)) - 1)
-    return floor(value / step + 1e-9) * step
+def coarse(value: float) -> float:
+    """Rounded down to one of three steps per doubling, so that a calibration's noise seldom changes a plan."""
+    return 2.0 ** (floor(3 * log2(value)) / 3) if value > 0 else 0.0

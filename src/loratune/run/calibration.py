@@ -4,16 +4,16 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from loratune.errors import BudgetError
-from loratune.run.budget import Budget, two_digits
+from loratune.run.budget import Budget, coarse
 from loratune.run.final import evaluations
-from loratune.values import LABEL_METRICS, SearchContext
+from loratune.values import PASSES_PER_LABELLING, SearchContext
 
 _SAFETY = 0.85
 """Share of the time left that the plan may fill: packs run half empty at the end of a stage."""
 _FINAL_TRIALS = 2
 """The recommended trial and the default recipe."""
-_PASSES_PER_LABELLING = 2
-"""Tokens of scoring every label, as a multiple of the rows' own."""
+READINGS_SHARE = 0.1
+"""What the readings during a trial may cost, as a share of its training."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,23 +40,22 @@ class Calibration:
     def search_seconds(self, context: SearchContext, runs: float, trials: int) -> float:
         """Predicted time of a search that costs `runs` full-run equivalents and ends `trials` trials.
 
-        Each trial's cost holds one whole evaluation at half the price of training; it is timed at the
-        measured forward rate instead, and again for the labels where the metric needs them.
+        The evaluations that each trial's cost holds at half the price of training are timed at the measured
+        forward rate instead; readings during training come on top.
         """
-        full = context.epochs * context.tokens + 0.5 * context.validation_tokens
-        trained = max(0.0, runs * full - 0.5 * trials * context.validation_tokens)
-        passes = 1 + (_PASSES_PER_LABELLING if context.metric in LABEL_METRICS else 0)
-        return trained / self.pack + trials * passes * context.validation_tokens / self.forward
+        evaluated = trials * context.evaluation_passes * context.validation_tokens
+        trained = max(0.0, runs * context.full_run - 0.5 * evaluated)
+        readings = 2 * READINGS_SHARE * trained
+        return trained / self.pack + (evaluated + readings) / self.forward
 
     def final_seconds(self, context: SearchContext, test_tokens: int) -> float:
         """Predicted time of the final pack, its evaluations and the test split, in full."""
-        trained = (
-            _FINAL_TRIALS * context.epochs * context.tokens / max(self.alone, self.pack / self.slots * 2)
-        )
+        speed = max(self.alone, self.pack * _FINAL_TRIALS / self.slots)
+        trained = _FINAL_TRIALS * context.epochs * context.tokens / speed
         looks = evaluations(context.epochs * context.tokens, context.validation_tokens)
-        labelled = 1 + (_PASSES_PER_LABELLING if context.labels else 0)
-        at_end = labelled if context.metric in LABEL_METRICS else 1
-        evaluated = (_FINAL_TRIALS + 1) * (at_end * context.validation_tokens + labelled * test_tokens)
+        labelled = 1 + (PASSES_PER_LABELLING if context.labels else 0)
+        at_end = context.evaluation_passes * context.validation_tokens
+        evaluated = (_FINAL_TRIALS + 1) * (at_end + labelled * test_tokens)
         evaluated += _FINAL_TRIALS * (looks - 1) * context.validation_tokens
         return trained + evaluated / self.forward
 
@@ -70,10 +69,10 @@ class Calibration:
         assert budget.seconds is not None
         final = self.final_seconds(context, test_tokens)
         left = budget.seconds - spent - final
-        full = context.epochs * context.tokens + 0.5 * context.validation_tokens
         if left <= 0:
             raise BudgetError(
                 f"--budget {budget.seconds:.0f}s leaves no time to search: loading took {spent:.0f} s and the final "
                 f"run needs about {final:.0f} s; raise --budget or lower --train-rows."
             )
-        return two_digits(_SAFETY * left * self.pack / full)
+        speed = min(self.pack, self.forward / 2) / (1 + READINGS_SHARE)
+        return coarse(_SAFETY * left * speed / context.full_run)

@@ -1,6 +1,6 @@
 """Frozen dataclasses that the layers exchange. They know nothing of torch, files or the command line."""
 
-from loratune.values.context import SearchContext
+from loratune.values.context import PASSES_PER_LABELLING, SearchContext
 from loratune.values.evidence import Decision, Evidence, StageSummary
 from loratune.values.hyperparameters import ALL_LINEAR, HyperParameters, default_recipe
 from loratune.values.plan import PlannedStage, SearchPlan
@@ -11,6 +11,7 @@ __all__ = [
     "ALL_LINEAR",
     "LABEL_METRICS",
     "METRICS",
+    "PASSES_PER_LABELLING",
     "CurvePoint",
     "DataProfile",
     "Decision",

@@ -6,7 +6,10 @@ import numpy as np
 import numpy.typing as npt
 
 from loratune.values.hyperparameters import ALL_LINEAR
-from loratune.values.trial import METRICS, Trial
+from loratune.values.trial import LABEL_METRICS, METRICS, Trial
+
+PASSES_PER_LABELLING = 2
+"""Tokens of scoring every label, as a multiple of the rows' own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -82,5 +85,19 @@ class SearchContext:
         (2 against 4 FLOP per parameter and token).
         """
         training = trial.fraction * trial.hyper_parameters.epochs * self.tokens
-        full = self.epochs * self.tokens + 0.5 * self.validation_tokens
-        return (training + 0.5 * self.validation_tokens) / full if full else 0.0
+        return (training + self._evaluation) / self.full_run if self.full_run else 0.0
+
+    @property
+    def full_run(self) -> float:
+        """What 1 in cost stands for, in trained tokens."""
+        return self.epochs * self.tokens + self._evaluation
+
+    @property
+    def _evaluation(self) -> float:
+        """One evaluation at a trial's end, in trained tokens; scoring labels takes two more passes."""
+        return 0.5 * self.evaluation_passes * self.validation_tokens
+
+    @property
+    def evaluation_passes(self) -> int:
+        """Passes over the validation rows at a trial's end."""
+        return 1 + (PASSES_PER_LABELLING if self.metric in LABEL_METRICS else 0)

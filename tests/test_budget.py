@@ -1,0 +1,77 @@
+"""Budgets as text, and what a measured speed makes of them."""
+
+from dataclasses import replace
+
+import pytest
+
+from loratune.errors import BudgetError
+from loratune.run.budget import Budget, coarse
+from loratune.run.calibration import Calibration
+from loratune.run.final import evaluations
+from loratune.values import HyperParameters, SearchContext, Trial
+
+SPEED = Calibration(pack=400.0, alone=200.0, forward=1000.0, slots=8)
+FACTS = SearchContext(rows=1000, tokens=30_000, supervised_tokens=2000, validation_tokens=6000, labels=4)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds", "runs"),
+    [("90s", 90, None), ("30m", 1800, None), ("1.5h", 5400, None), ("3x", None, 3), ("auto", None, 5)],
+)
+def test_parse(text: str, seconds: float | None, runs: float | None) -> None:
+    assert Budget.parse(text) == Budget(seconds=seconds, runs=runs)
+
+
+@pytest.mark.parametrize("text", ["", "30", "m", "-3x", "0x", "3 weeks", "1e3x"])
+def test_what_is_no_budget(text: str) -> None:
+    with pytest.raises(BudgetError, match="30m"):
+        Budget.parse(text)
+
+
+def test_coarse_steps() -> None:
+    assert coarse(0) == 0
+    for value in (0.3, 1.0, 7.7, 1234.0):
+        assert value / 2 ** (1 / 3) < coarse(value) <= value * (1 + 1e-12)
+    same = sum(coarse(1.05 * v) == coarse(0.95 * v) for v in (1 + i / 100 for i in range(100)))
+    assert same >= 50, "a calibration that is 5 % off seldom changes the plan"
+
+
+@pytest.mark.parametrize("metric", ["nll", "accuracy"])
+@pytest.mark.parametrize("forward", [500.0, 1000.0, 4000.0])
+def test_a_time_budget_is_kept(metric: str, forward: float) -> None:
+    """Whatever is spent on full trials or on cheap ones, the predicted time stays within the budget."""
+    context, speed = replace(FACTS, metric=metric), replace(SPEED, forward=forward)
+    left = 3600 - 60 - speed.final_seconds(context, 6000)
+    runs = speed.runs_within(Budget(seconds=3600), context, 6000, 60)
+    for fraction in (0.1, 1.0):
+        trial = Trial(
+            hyper_parameters=HyperParameters(r=8, lora_alpha=16, learning_rate=1e-3, batch_size=8),
+            fraction=fraction,
+        )
+        trials = int(runs / context.cost(trial))
+        seconds = speed.search_seconds(context, trials * context.cost(trial), trials)
+        assert 0.3 * left < seconds <= left
+
+
+def test_no_time_to_search() -> None:
+    with pytest.raises(BudgetError, match="raise --budget"):
+        SPEED.runs_within(Budget(seconds=60), FACTS, 6000, 30)
+
+
+def test_runs_need_no_clock() -> None:
+    assert SPEED.runs_within(Budget(runs=3), FACTS, 6000, 1e9) == 3
+
+
+def test_scoring_labels_is_paid_for() -> None:
+    trial = Trial(hyper_parameters=HyperParameters(r=8, lora_alpha=16, learning_rate=1e-3, batch_size=8))
+    labelled = replace(FACTS, metric="accuracy")
+    assert labelled.cost(trial) == FACTS.cost(trial) == 1
+    quarter = replace(trial, fraction=0.25)
+    assert labelled.cost(quarter) > FACTS.cost(quarter)
+    assert labelled.full_run - FACTS.full_run == 2 * 0.5 * FACTS.validation_tokens
+
+
+def test_the_final_run_looks_as_often_as_it_can_afford() -> None:
+    assert evaluations(1000, 10_000) == 3
+    assert evaluations(50_000, 10_000) == 5
+    assert evaluations(10**7, 10_000) == 10
