@@ -31,8 +31,8 @@ KEYS = {
     "metrics": {
         "validation": dict.fromkeys(["nll", "accuracy", "f1"]),
         "test": dict.fromkeys(["nll", "accuracy", "f1"]),
-        "base_model": {"test": dict.fromkeys(["nll", "accuracy", "f1"])},
-        "default_recipe": {"test": dict.fromkeys(["nll", "accuracy", "f1"])},
+        "base_model": dict.fromkeys(["validation", "test"], dict.fromkeys(["nll", "accuracy", "f1"])),
+        "default_recipe": dict.fromkeys(["validation", "test"], dict.fromkeys(["nll", "accuracy", "f1"])),
     },
     "evidence": [dict.fromkeys(["claim", "value", "unit", "interval", "margin", "holds"])],
     "cost": {
@@ -73,7 +73,7 @@ def test_every_key_of_version_1(tmp_path: Path) -> None:
         "warmup_ratio": 0.05,
         "max_length": 64,
     }
-    assert document["metrics"]["default_recipe"] == {"test": {"nll": 0.2239, "accuracy": 0.788, "f1": 0.779}}
+    assert document["metrics"]["default_recipe"]["test"] == {"nll": 0.2239, "accuracy": 0.788, "f1": 0.779}
     assert document["evidence"][0]["interval"] == [None, 0.0043]
     assert document["cost"]["trials"] == 36
     assert document["cost"]["trained_tokens"] == 4_905_000
@@ -83,7 +83,7 @@ def test_every_key_of_version_1(tmp_path: Path) -> None:
 def test_a_run_without_a_test_split_keeps_the_keys() -> None:
     document = result_values(make_facts(recommended=ModelScores(), base_model=ModelScores(), gains=()))
     assert document["metrics"]["test"] == {}
-    assert document["metrics"]["base_model"] == {"test": {}}
+    assert document["metrics"]["base_model"] == {"validation": {}, "test": {}}
 
 
 def test_numbers_that_are_not_finite_are_null(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def render(facts: RunFacts) -> str:
         title=f"{facts.model} on {facts.data}",
         values=facts.decision.hyper_parameters,
         tiles=value_tiles(facts),
-        gains=[_sentence(takeaways.gain_sentence(gain)) for gain in takeaways.headline_gains(facts)],
+        gains=[_sentence(takeaways.gain_sentence(gain)) for gain in takeaways.all_gains(facts)],
         table_caption="The test split was read once, after all choices." if facts.recommended.test else "",
         table_heads=heads,
         table_rows=rows,

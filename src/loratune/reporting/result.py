@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from loratune.errors import OutputError
-from loratune.reporting.facts import RunFacts
+from loratune.reporting.facts import ModelScores, RunFacts
 from loratune.values import Evidence, HyperParameters, StageSummary
 
 SCHEMA = 1
@@ -69,8 +69,8 @@ def result_values(facts: RunFacts) -> dict[str, Any]:
             "metrics": {
                 "validation": facts.recommended.validation,
                 "test": facts.recommended.test,
-                "base_model": {"test": facts.base_model.test},
-                "default_recipe": {"test": facts.default_recipe.test},
+                "base_model": _splits(facts.base_model),
+                "default_recipe": _splits(facts.default_recipe),
             },
             "evidence": [each.to_dict() for each in facts.decision.evidence],
             "cost": {
@@ -84,6 +84,10 @@ def result_values(facts: RunFacts) -> dict[str, Any]:
         }
     )
     return document
+
+
+def _splits(scores: ModelScores) -> dict[str, Mapping[str, float]]:
+    return {"validation": scores.validation, "test": scores.test}
 
 
 def write_result(facts: RunFacts, directory: Path) -> Path:

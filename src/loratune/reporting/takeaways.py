@@ -24,6 +24,13 @@ def headline_gains(facts: RunFacts) -> list[Gain]:
     return sorted(shown, key=lambda gain: gain.over != "default recipe")
 
 
+def all_gains(facts: RunFacts) -> list[Gain]:
+    """The headline's, then those of the validation split in NLL, on which the choices were made."""
+    headline = headline_gains(facts)
+    seen = [g for g in facts.gains if g.split == "validation" and g.metric == "nll" and g not in headline]
+    return [*headline, *sorted(seen, key=lambda gain: gain.over != "default recipe")]
+
+
 def gain_sentence(gain: Gain) -> str:
     """`test NLL 0.0120 nats lower than the default recipe (95 % [0.008, 0.016])`."""
     sign = 1 if gain.value >= 0 else -1

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from loratune.maths.memory import MemoryEstimate, Verdict
 from loratune.reporting.facts import RunFacts
 from loratune.reporting.tables import MARKS, evidence_number, score_table, value_tiles
 from loratune.reporting.takeaways import cost_sentence, gain_sentence, headline_gains
@@ -16,6 +15,11 @@ from loratune.reporting.wording import count, duration, rate, size
 from loratune.values import DataProfile, ModelProfile, Recommendation, SearchPlan
 
 _STYLES = {True: "green", False: "red", None: "dim"}
+_VERDICTS: dict[Verdict, str] = {
+    "fits": "This fits in {}.",
+    "tight": "This is tight in {}: the prediction is too close to the limit to be safe.",
+    "does not fit": "This does not fit in {}.",
+}
 
 
 def print_profile(console: Console, data: DataProfile, model: ModelProfile) -> None:
@@ -90,18 +94,15 @@ def print_recommendation(console: Console, recommendation: Recommendation) -> No
         console.print(f"– {note}", markup=False, highlight=False)
 
 
-def print_memory(console: Console, parts: Mapping[str, int], available: int | None = None) -> None:
-    """Bytes by part, their sum, and whether they fit."""
+def print_memory(console: Console, estimate: MemoryEstimate, available: int) -> None:
+    """Bytes by part, their sum, and the verdict on a device with `available` bytes."""
     table = _table("part", "memory")
-    for name, amount in parts.items():
+    for name, amount in estimate.parts.items():
         table.add_row(escape(name), size(amount))
-    total = sum(parts.values())
     table.add_section()
-    table.add_row("total", size(total), style="bold")
+    table.add_row("total", size(estimate.total), style="bold")
     console.print(table)
-    if available is not None:
-        verdict = "fits in" if total <= available else "does not fit in"
-        console.print(f"This {verdict} {size(available)}.", markup=False, highlight=False)
+    _line(console, _VERDICTS[estimate.verdict(available)].format(size(available)))
 
 
 def print_summary(console: Console, facts: RunFacts) -> None:
