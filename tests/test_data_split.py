@@ -112,15 +112,6 @@ def test_table_selection_of_a_selection() -> None:
     assert part.row_labels.tolist() == [7, 9]
 
 
-def test_table_saved_and_mapped_again(tmp_path: Path) -> None:
-    table().save(tmp_path / "table")
-    loaded = TokenTable.load(tmp_path / "table")
-    assert isinstance(loaded.tokens, np.memmap)
-    assert [loaded.row(i)[0].tolist() for i in range(3)] == [[1, 2, 3], [4], [5, 6]]
-    assert loaded.row_labels is not None
-    assert loaded.row_labels.tolist() == [7, 8, 9]
-
-
 @pytest.mark.parametrize("memory_bytes", [0, 200, 10**6])
 def test_store_gives_the_same_rows_from_memory_and_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory_bytes: int

@@ -86,12 +86,3 @@ def test_mixtures_of_experts_have_no_law() -> None:
     prior = recommend(TEXT, replace(SMOLLM2, experts_per_token=8))
     assert (prior.r.value, prior.r.low, prior.r.high) == (16, 1, 256)
     assert "mixtures of experts" in prior.r.reason
-
-
-def test_the_base_models_loss_bounds_what_there_is_to_learn() -> None:
-    prior = recommend(replace(TEXT, supervised_tokens=10**6), SMOLLM2, base_nll=0.6931471805599453)
-    holds = 2 * prior.r.value * SMOLLM2.parameters_per_rank / 1e6
-    assert (
-        f"at most 1 Mbit for this base model; rank {prior.r.value:.0f} holds about {holds:.2g} Mbit"
-        in prior.notes[-1]
-    )

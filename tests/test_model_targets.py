@@ -6,8 +6,8 @@ from peft.tuners.lora import LoraLayer
 
 from families import EXPERTS, FAMILIES, random_model
 from loratune.errors import HyperParameterError, ModelError
-from loratune.maths.targets import check_rank, short_names
-from loratune.model.targets import adaptable_layers, resolve_targets
+from loratune.maths.targets import check_rank, select_targets, short_names
+from loratune.model.targets import adaptable_layers
 from loratune.values import ALL_LINEAR
 
 
@@ -17,7 +17,7 @@ from loratune.values import ALL_LINEAR
 def test_the_layers_and_shapes_are_those_that_peft_adapts(family: str, wanted: str) -> None:
     model = random_model(family)
     name = short_names(adaptable_layers(model))[0]
-    ours = resolve_targets(model, ALL_LINEAR if wanted == "all-linear" else (name,))
+    ours = select_targets(adaptable_layers(model), ALL_LINEAR if wanted == "all-linear" else (name,))
     adapted = get_peft_model(
         model, LoraConfig(r=2, target_modules=wanted if wanted == "all-linear" else [name])
     )
@@ -39,9 +39,10 @@ def test_of_a_mixture_of_experts_only_attention_is_adapted(family: str) -> None:
 
 def test_full_names_and_suffixes_mean_what_they_mean_to_peft() -> None:
     model = random_model("llama")
-    full = resolve_targets(model, ("model.layers.1.self_attn.q_proj",))
+    full = select_targets(adaptable_layers(model), ("model.layers.1.self_attn.q_proj",))
     assert full == (("model.layers.1.self_attn.q_proj", 32, 32),)
-    assert [name for name, _, _ in resolve_targets(model, ("mlp.up_proj", "k_proj"))] == [
+    some = select_targets(adaptable_layers(model), ("mlp.up_proj", "k_proj"))
+    assert [name for name, _, _ in some] == [
         "model.layers.0.self_attn.k_proj",
         "model.layers.0.mlp.up_proj",
         "model.layers.1.self_attn.k_proj",
@@ -53,9 +54,9 @@ def test_a_name_that_matches_nothing_is_answered_with_the_names_that_exist() -> 
     with pytest.raises(
         ModelError, match=r"query, proj matches none; choose from q_proj, k_proj, .*down_proj\.$"
     ):
-        resolve_targets(random_model("llama"), ("q_proj", "query", "proj"))
+        select_targets(adaptable_layers(random_model("llama")), ("q_proj", "query", "proj"))
     with pytest.raises(ModelError, match="lm_head matches none"):
-        resolve_targets(random_model("qwen2"), ("lm_head",))
+        select_targets(adaptable_layers(random_model("qwen2")), ("lm_head",))
 
 
 def test_a_rank_above_the_smallest_side_names_the_layer() -> None:

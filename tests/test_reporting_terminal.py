@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from loratune.engine.pack import PackProgress, SlotProgress
+from loratune.maths.memory import MemoryEstimate
 from loratune.reporting import live
 from loratune.reporting.live import LiveView
 from loratune.reporting.terminal import (
@@ -129,15 +130,32 @@ def test_profile_prior_and_memory() -> None:
             notes=("measure it",),
         ),
     )
-    print_memory(target, {"weights": 3 * 2**30, "activations": 2**29}, available=2**31)
     text = "\n".join(shown(target))
     assert "1.23M parameters, 2 layers; 224 LoRA parameters per unit of rank" in text
     assert "3 duplicates taken out of validation and test." in text
     assert "3.5e-4" in text
     assert "1e-4 … 1e-3" in text
     assert "– measure it" in text
+
+
+@pytest.mark.parametrize(
+    ("available", "sentence"),
+    [(4, "This fits in 4.0 GiB."), (3.6, "This is tight in 3.6 GiB"), (2, "This does not fit in 2.0 GiB.")],
+)
+def test_memory_and_the_verdict_on_it(available: float, sentence: str) -> None:
+    """Up to 92 % of the device it fits, up to all of it it is tight, as `MemoryEstimate.verdict` has it."""
+    nothing = dict.fromkeys(
+        ("adapters", "gradients", "optimiser", "activations", "temporary", "slack", "runtime"), 0
+    )
+    target = console()
+    print_memory(
+        target,
+        MemoryEstimate(weights=3 * 2**30, **nothing | {"activations": 2**29}),
+        int(available * 2**30),
+    )
+    text = "\n".join(shown(target))
     assert "total        3.5 GiB" in text
-    assert "This does not fit in 2.0 GiB." in text
+    assert sentence in text
 
 
 def test_live_view_on_a_terminal() -> None:

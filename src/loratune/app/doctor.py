@@ -6,7 +6,6 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from json import dumps
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,9 +14,9 @@ from rich.table import Table
 
 import loratune
 from loratune.model.device import device_memory
+from loratune.model.precision import bfloat16_flags, processor_flags
 
 _PACKAGES = ("torch", "transformers", "peft", "datasets", "optuna", "safetensors", "plotly", "gguf")
-_BF16_FLAGS = ("amx_bf16", "avx512_bf16")
 
 
 def doctor() -> dict[str, Any]:
@@ -30,7 +29,7 @@ def doctor() -> dict[str, Any]:
         "devices": _devices(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
-        "processor_bf16": [flag for flag in _BF16_FLAGS if flag in _processor_flags()],
+        "processor_bf16": bfloat16_flags(processor_flags()),
         "engine_path": "pure PyTorch, right-padded micro-batches: the one path so far, on every device",
     }
 
@@ -40,15 +39,6 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _processor_flags() -> set[str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return set()
-    line = next((line for line in text.splitlines() if line.startswith("flags")), "")
-    return set(line.split())
 
 
 def _devices() -> list[dict[str, Any]]:

@@ -105,9 +105,9 @@ def memory_command(*, as_json: bool, **options: Any) -> None:
         print(dumps(answer.to_dict()))
         return
     console = Console()
-    print_memory(console, answer.estimate.parts, answer.device_bytes)
+    print_memory(console, answer.estimate, answer.device_bytes)
     console.print(
-        f"Verdict: {answer.verdict}. At most {answer.largest_batch} rows at once in one trial, rank "
+        f"At most {answer.largest_batch} rows at once in one trial, rank "
         f"{answer.largest_rank}, or {answer.largest_pack} such trials side by side; larger batches are cut "
         "into micro-batches.",
         highlight=False,

@@ -9,6 +9,7 @@ from typing import get_args
 from rich.console import Console
 from rich.table import Table
 
+from loratune.app.workbench import model_cache
 from loratune.engine.selfcheck import SelfCheck
 from loratune.engine.selfcheck import selfcheck as compare
 from loratune.errors import InputError
@@ -27,7 +28,7 @@ def selfcheck(*, model: str, dtype: str = "float32", device: str = "auto", steps
         )
     if steps < 1:
         raise InputError(f"--steps must be at least 1, got {steps}; raise --steps.")
-    base = load_model(model, dtype=dtype, device=device)  # type: ignore[arg-type]
+    base = load_model(model, dtype=dtype, device=device, cache=model_cache())  # type: ignore[arg-type]
     return compare(base, steps=steps)
 
 

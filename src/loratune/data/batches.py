@@ -97,10 +97,6 @@ class MicroBatch:
     counts: Rows
     """[rows] supervised tokens of each row."""
 
-    @property
-    def padded_tokens(self) -> int:
-        return self.tokens.numel()
-
 
 def collate(table: TokenTable, rows: Sequence[int] | Rows, *, device: torch.device) -> MicroBatch:
     """Rows of a table as one right-padded rectangle.

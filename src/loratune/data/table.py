@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
 _BLOCK = 1024
-_FILES = ("tokens", "supervised", "offsets", "labels")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,24 +64,6 @@ class TokenTable:
         """The same arrays seen through a selection of rows; copies no tokens."""
         chosen = np.asarray(rows, dtype=np.int64)
         return replace(self, index=chosen if self.index is None else self.index[chosen])
-
-    def save(self, folder: Path) -> None:
-        """Write the stored arrays as .npy files (the selection is not kept)."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in _FILES:
-            array = getattr(self, name)
-            if array is not None:
-                np.save(folder / f"{name}.npy", array, allow_pickle=False)
-
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Memory-map what `save` wrote."""
-        arrays = {
-            name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-            for name in _FILES
-            if (folder / f"{name}.npy").exists()
-        }
-        return cls(**arrays)
 
     @classmethod
     def from_rows(

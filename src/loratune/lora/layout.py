@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 
@@ -62,9 +62,3 @@ class Adapter:
     def views(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """(A, B) by module name."""
         return self.layout.views(self.weights)
-
-    def copy(self) -> Self:
-        """The same adapter with weights of its own."""
-        return type(self)(
-            hyper_parameters=self.hyper_parameters, layout=self.layout, weights=self.weights.detach().clone()
-        )

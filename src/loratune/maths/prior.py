@@ -3,7 +3,7 @@
 Knows profiles, not rows or weights. Measuring replaces every number here.
 """
 
-from math import ceil, log, log2
+from math import ceil, log2
 
 from loratune.maths.laws import Prior, batch_size_law, learning_rate_law, rank_law
 from loratune.values import DataProfile, ModelProfile, Recommendation, Suggested
@@ -13,14 +13,11 @@ WIDE = 4.0
 _UNMEASURED_RANK = 16
 
 
-def recommend(
-    data: DataProfile, model: ModelProfile, *, epochs: float | None = None, base_nll: float | None = None
-) -> Recommendation:
+def recommend(data: DataProfile, model: ModelProfile, *, epochs: float | None = None) -> Recommendation:
     """The closed-form prior, with alpha = 2r.
 
     Args:
         epochs: passes over the training rows if the user has decided; otherwise from the number of rows.
-        base_nll: the untouched base model's NLL on such rows, nats per supervised token, where it is known.
     """
     passes = _epochs(data.rows, epochs)
     batch = _suggested(batch_size_law(rows=data.rows, epochs=passes.value))
@@ -49,8 +46,6 @@ def recommend(
         "epochs": passes,
     }
     notes = [_measure(name, value) for name, value in suggested.items() if value.high > WIDE * value.low]
-    if base_nll is not None:
-        notes.append(_capacity(data, model, r, base_nll))
     return Recommendation(
         r=rank,
         lora_alpha=alpha,
@@ -106,15 +101,4 @@ def _measure(name: str, value: Suggested) -> str:
     return (
         f"the {name} is known only to within a factor {value.high / value.low:.0f} "
         f"({value.low:.2g} to {value.high:.2g}): measure it"
-    )
-
-
-def _capacity(data: DataProfile, model: ModelProfile, r: int, base_nll: float) -> str:
-    """Description length of the completions under the base model, against about 2 bits per parameter."""
-    bits = data.supervised_tokens * base_nll / log(2)
-    holds = 2 * r * model.parameters_per_rank
-    enough = "more" if holds >= bits else "less"
-    return (
-        f"the completions carry at most {bits / 1e6:.2g} Mbit for this base model; rank {r} holds about "
-        f"{holds / 1e6:.2g} Mbit (2 per parameter), {enough} than that"
     )

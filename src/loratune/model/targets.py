@@ -1,13 +1,11 @@
 """The linear layers of a model that LoRA can adapt. Knows modules, not adapters."""
 
-from collections.abc import Sequence
-
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from loratune.errors import ModelError
-from loratune.maths.targets import Shape, select_targets
+from loratune.maths.targets import Shape
 
 _ATTENTION = ("attn", "attention")
 
@@ -35,11 +33,6 @@ def adaptable_layers(model: PreTrainedModel) -> tuple[Shape, ...]:
             f"choose another model."
         )
     return tuple(linears)
-
-
-def resolve_targets(model: PreTrainedModel, target_modules: Sequence[str]) -> tuple[Shape, ...]:
-    """(full name, in features, out features) of every module that `target_modules` means on this model."""
-    return select_targets(adaptable_layers(model), target_modules)
 
 
 def is_mixture_of_experts(model: PreTrainedModel) -> bool:

@@ -9,6 +9,9 @@ from loratune.errors import HyperParameterError
 ALL_LINEAR = ("all-linear",)
 """Target every linear layer but the head, as PEFT's `target_modules="all-linear"` does."""
 
+_FLAGS = {"r": "--rank"}
+"""Options of the command line that are not called as their field."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HyperParameters:
@@ -47,8 +50,9 @@ class HyperParameters:
         )
         for name, holds, rule in rules:
             if not holds:
+                flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
                 raise HyperParameterError(
-                    f"{name} must be {rule}, got {getattr(self, name)!r}; change --{name.replace('_', '-')}."
+                    f"{name} must be {rule}, got {getattr(self, name)!r}; change {flag}."
                 )
 
     @property
