@@ -128,7 +128,7 @@ def selfcheck(
     model: Annotated[str, typer.Option(help="Base model: a folder, a .gguf file, or a hub name.")],
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float64.")] = "float32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    steps: Annotated[int, typer.Option(help="Optimiser steps to compare.")] = 20,
+    steps: Annotated[int, typer.Option(help="Optimiser steps to compare.")] = 8,
     json: Json = False,
 ) -> None:
     """Train a mixed pack and plain PEFT side by side on this model, and print how far they differ."""
