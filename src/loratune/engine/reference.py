@@ -20,6 +20,7 @@ from loratune.engine.slot import MAX_GRADIENT_NORM, warmup_steps
 from loratune.lora.dropout import keep_mask, row_keys
 from loratune.lora.layout import Target
 from loratune.lora.peft_io import lora_config
+from loratune.model.quiet import quiet
 from loratune.values import Trial
 
 
@@ -52,7 +53,8 @@ def _peft(model: PreTrainedModel, trial: Trial, targets: Sequence[Target]) -> It
     state = torch.get_rng_state()
     try:
         torch.manual_seed(trial.seed)
-        wrapped = get_peft_model(model, lora_config(trial.hyper_parameters, model, targets))
+        with quiet():
+            wrapped = get_peft_model(model, lora_config(trial.hyper_parameters, model, targets))
     finally:
         torch.set_rng_state(state)
     try:
