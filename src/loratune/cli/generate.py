@@ -11,40 +11,36 @@ import typer
 
 from loratune.errors import InputError
 
-
-def whole_numbers(text: str) -> tuple[int, ...]:
-    """`4,8,16` → (4, 8, 16)."""
-    return _numbers(text, int, "whole numbers")
-
-
-def real_numbers(text: str) -> tuple[float, ...]:
-    """`1e-4,3e-4` → (0.0001, 0.0003)."""
-    return _numbers(text, float, "numbers")
-
-
-def names(text: str) -> tuple[str, ...]:
-    """`q_proj,v_proj` → ('q_proj', 'v_proj')."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _numbers(text: str, kind: Callable[[str], Any], what: str) -> tuple[Any, ...]:
-    try:
-        return tuple(sorted({kind(part) for part in text.split(",") if part.strip()}))
-    except ValueError:
-        raise InputError(
-            f"A list option must hold {what} separated by commas, got {text!r}; correct it."
-        ) from None
-
-
-def _as_it_is(value: Any) -> Any:
-    return value
-
-
-_PARSERS: dict[Any, Callable[[Any], Any]] = {
-    tuple[int, ...]: whole_numbers,
-    tuple[float, ...]: real_numbers,
-    tuple[str, ...]: names,
+_LISTS: dict[Any, tuple[Callable[[str], Any], str, str]] = {
+    tuple[int, ...]: (int, "whole numbers", "<int,int,…>"),
+    tuple[float, ...]: (float, "numbers", "<float,float,…>"),
+    tuple[str, ...]: (str, "names", "<name,name,…>"),
 }
+"""By type of a list: what makes one of its entries from text, their name in messages, and in `--help`."""
+
+_PANELS = ("Data", "Model and device", "Hyper-parameters", "Search", "Output")
+"""Their order in `--help`."""
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _parsed(name: str, hint: Any, value: Any) -> Any:
+    """`4,8,16` → (4, 8, 16) where the option is a list (numbers ascending, each once), else the value itself."""
+    if hint not in _LISTS:
+        return value
+    kind, what, _ = _LISTS[hint]
+    parts = [part.strip() for part in value.split(",") if part.strip()]
+    try:
+        entries = tuple(parts) if kind is str else tuple(sorted({kind(part) for part in parts}))
+    except ValueError:
+        entries = ()
+    if not entries:
+        raise InputError(
+            f"{_flag(name)} must hold {what} separated by commas, got {value!r}; change {_flag(name)}."
+        )
+    return entries
 
 
 def options_of(
@@ -59,21 +55,23 @@ def options_of(
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         own = [p for p in inspect.signature(function).parameters.values() if p.name != "values"]
-        generated = [_parameter(each, hints[each.name], each.name in optional) for each in fields(cls)]
-        parsers = {each.name: _PARSERS.get(hints[each.name], _as_it_is) for each in fields(cls)}
+        own_hints = get_type_hints(function, include_extras=True)
+        own = [each.replace(annotation=own_hints[each.name]) for each in own]
+        ordered = sorted(fields(cls), key=lambda each: _PANELS.index(each.metadata["panel"]))
+        generated = [_parameter(each, hints[each.name], each.name in optional) for each in ordered]
+        known = {each.name for each in ordered}
 
         def command(**arguments: Any) -> Any:
-            values = {k: parsers[k](v) for k, v in arguments.items() if k in parsers and v is not None}
-            rest = {k: v for k, v in arguments.items() if k not in parsers}
-            return function(values=values, **rest)
+            given = {name: value for name, value in arguments.items() if name in known and value is not None}
+            rest = {name: value for name, value in arguments.items() if name not in known}
+            return function(
+                values={name: _parsed(name, hints[name], value) for name, value in given.items()}, **rest
+            )
 
         command.__name__, command.__doc__ = function.__name__, function.__doc__
         signature = inspect.Signature([*generated, *own])
-        own_hints = get_type_hints(function, include_extras=True)
         command.__signature__ = signature  # type: ignore[attr-defined]
-        command.__annotations__ = {
-            p.name: own_hints.get(p.name, p.annotation) for p in signature.parameters.values()
-        }
+        command.__annotations__ = {each.name: each.annotation for each in signature.parameters.values()}
         return command
 
     return decorate
@@ -81,23 +79,35 @@ def options_of(
 
 def _parameter(each: Any, hint: Any, optional: bool) -> inspect.Parameter:
     required = each.default is MISSING and not optional
-    flag = f"--{each.name.replace('_', '-')}"
-    settings: dict[str, Any] = {"help": each.metadata["help"], "rich_help_panel": each.metadata["panel"]}
-    if hint is bool:
-        kind: Any = bool
-        settings["show_default"] = False
-    elif hint in _PARSERS:
-        kind = str
-        settings["metavar"] = "A,B,…"
+    settings: dict[str, Any] = {
+        "help": _help(each, hint, optional),
+        "rich_help_panel": each.metadata["panel"],
+        "show_default": False,
+    }
+    if hint in _LISTS:
+        kind: Any = str
+        settings["metavar"] = _LISTS[hint][2]
     else:
-        kind = next(t for t in (int, float, str) if t in getattr(hint, "__args__", (hint,)))
-    shown = each.default
-    if not required and hint is not bool and hint not in _PARSERS and shown not in (None, MISSING):
-        settings["show_default"] = str(shown)
-    annotation = Annotated[kind if required else kind | None, typer.Option(flag, **settings)]  # type: ignore[valid-type]
+        kind = next(t for t in (bool, int, float, str) if t in getattr(hint, "__args__", (hint,)))
+    if kind is bool:
+        settings["metavar"] = ""
+    annotation = Annotated[
+        kind if required else kind | None,  # type: ignore[valid-type]
+        typer.Option(_flag(each.name), **settings),
+    ]
     return inspect.Parameter(
         each.name,
         inspect.Parameter.KEYWORD_ONLY,
         default=inspect.Parameter.empty if required else None,
         annotation=annotation,
     )
+
+
+def _help(each: Any, hint: Any, optional: bool) -> str:
+    """The field's text with its default in the same line; typer would give the default a line of its own."""
+    text = str(each.metadata["help"])
+    if optional:
+        return f"{text} Required, here or in --config."
+    if hint is bool or hint in _LISTS or each.default in (None, MISSING):
+        return text
+    return f"{text} [{each.default}]"

@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from loratune import __version__
 from loratune.app.options import CommonOptions, SearchOptions, TrainOptions, TuneOptions, read_toml
 from loratune.cli.generate import options_of
 from loratune.errors import LoratuneError
@@ -25,12 +26,43 @@ app = typer.Typer(
 )
 
 Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")
+    bool,
+    typer.Option(
+        "--json",
+        help="Print one JSON document on stdout and nothing else there.",
+        metavar="",
+        show_default=False,
+    ),
 ]
 Config = Annotated[
     Path | None,
-    typer.Option("--config", help="Options from a loratune.toml; the command line goes before it."),
+    typer.Option("--config", help="A loratune.toml with options; those of the command line go before it."),
 ]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"loratune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def start(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the version.",
+            metavar="",
+            show_default=False,
+            is_eager=True,
+            callback=_print_version,
+        ),
+    ] = False,
+) -> None:
+    """Options before the command."""
+
+
 _FROM_FILE = frozenset({"model", "data"})
 
 
@@ -63,7 +95,7 @@ def tune(*, values: dict[str, Any], config: Config = None, json: Json = False) -
 @app.command()
 @options_of(SearchOptions, optional=_FROM_FILE)
 def plan(*, values: dict[str, Any], config: Config = None, json: Json = False) -> None:
-    """What tune would run: stages, trials, packs, time and memory; trains nothing but a short calibration."""
+    """What tune would run: stages, trials, packs, time and memory, after a short calibration."""
     from loratune.app.plan import plan_command
 
     plan_command(_merged(SearchOptions, values, config), as_json=json)
@@ -148,7 +180,7 @@ def doctor(json: Json = False) -> None:
 @app.command()
 def demo(
     out: Annotated[str, typer.Option(help="Run directory.")] = "runs/demo",
-    fresh: Annotated[bool, typer.Option(help="Delete an earlier demo first.")] = True,
+    fresh: Annotated[bool, typer.Option(help="Delete an earlier demo first.", metavar="")] = True,
 ) -> None:
     """Tune a real 135M model on real news data on this machine: about ten minutes on two cores."""
     from loratune.app.demo import demo_command
