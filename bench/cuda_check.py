@@ -5,37 +5,19 @@ of every trial of a mixed pack from plain PEFT beside PEFT's own noise, and toke
 """
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
 
 from loratune.engine.calibrate import measure
 from loratune.engine.pack import PackEngine
 from loratune.engine.selfcheck import random_table, selfcheck
-from loratune.model.base import BaseModel
-from loratune.model.profile import profile_of
 from loratune.values import HyperParameters, Trial
-
-
-def shape_of_smollm2(dtype: torch.dtype) -> BaseModel:
-    """Random weights, frozen, on the GPU."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        tie_word_embeddings=True,
-    )
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False).to("cuda")
-    return BaseModel(model=model, tokenizer=None, profile=profile_of(model, "random SmolLM2-135M"))
+from shapes import random_base
 
 
 def main() -> None:
     """Print everything."""
     print(torch.cuda.get_device_name(), torch.__version__, flush=True)
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
-        base = shape_of_smollm2(dtype)
+        base = random_base("smollm2-135m", dtype, "cuda")
         check = selfcheck(base, steps=10)
         print(dtype, "holds" if check.holds else "DOES NOT HOLD", flush=True)
         for each in check.trials:
