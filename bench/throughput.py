@@ -1,8 +1,9 @@
 """Training speed of a pack against plain PEFT alone and our engine with one trial, in one run on one device.
 
 Same rows, batch, rank, targets, dtype and optimiser on both sides; rows of exactly --length tokens of which
---supervised are supervised; PEFT is a plain loop (full logits, padded batch). Tokens per second of forward, backward and step, after a warm-up. Prints one line and appends it to
-bench/results/throughput.csv. Imports neither optuna nor datasets.
+--supervised are supervised; PEFT is a plain loop (full logits, padded batch). Tokens per second of forward, backward
+and step, after a warm-up. Prints one line and appends it to bench/results/throughput.csv. Imports neither optuna nor
+datasets.
 """
 
 import argparse
