@@ -7,6 +7,8 @@ import pytest
 from scipy import stats
 from sklearn.metrics import f1_score
 
+from loratune.engine.evaluate import Evaluation
+from loratune.engine.live import metrics_of
 from loratune.maths.noninferiority import (
     Comparison,
     SeedNoise,
@@ -89,6 +91,21 @@ def test_macro_f1_is_scikit_learns() -> None:
     labels, predictions = generator.integers(0, 4, (2, 200))
     ours = macro_f1(predictions, labels, np.unique(labels), np.ones((1, 200)))
     assert ours[0] == pytest.approx(f1_score(labels, predictions, average="macro"))
+
+
+def test_macro_f1_is_the_same_in_results_and_comparisons() -> None:
+    """Class 2 is predicted once and never true: it is not averaged in, here as in the paired test."""
+    labels, predictions = np.array([0, 0, 1, 1]), np.array([0, 2, 1, 1])
+    evaluation = Evaluation(
+        example_nll=np.ones(4),
+        exact_match=np.zeros(4, dtype=np.bool_),
+        supervised_tokens=4,
+        predictions=predictions,
+    )
+    expected = (2 / 3 + 1) / 2
+    assert metrics_of(evaluation, labels)[0]["f1"] == pytest.approx(expected)
+    lost = compare_f1(predictions[None], labels[None], labels, NO_SEEDS, margin=1.0)
+    assert lost.difference == pytest.approx(100 * (1 - expected))
 
 
 def test_f1_comparison_is_paired() -> None:

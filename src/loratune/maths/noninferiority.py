@@ -140,7 +140,9 @@ def compare_f1(
     noise: SeedNoise,
     margin: float,
 ) -> Comparison:
-    """Macro-F1 in points lost; the item part by a paired bootstrap over rows (1000 resamples, fixed seed).
+    """Macro-F1 over the classes in `labels`, in points lost.
+
+    The item part is by a paired bootstrap over rows (1000 resamples, fixed seed).
 
     Args:
         candidate, reference: [seeds, rows] predicted label. labels: [rows] true label.
