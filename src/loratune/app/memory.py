@@ -106,9 +106,13 @@ def memory_command(*, as_json: bool, **options: Any) -> None:
         return
     console = Console()
     print_memory(console, answer.estimate, answer.device_bytes)
-    console.print(
-        f"At most {answer.largest_batch} rows at once in one trial, rank "
-        f"{answer.largest_rank}, or {answer.largest_pack} such trials side by side; larger batches are cut "
-        "into micro-batches.",
-        highlight=False,
+    console.print(_limits_sentence(answer), highlight=False)
+
+
+def _limits_sentence(answer: MemoryAnswer) -> str:
+    if answer.largest_batch == 0:
+        return "Not even one row of one such trial fits: take a shorter --max-length, a lower --rank or another model."
+    return (
+        f"At most {answer.largest_batch} rows at once in one trial, rank {answer.largest_rank}, or "
+        f"{answer.largest_pack} such trials side by side; larger batches are cut into micro-batches."
     )

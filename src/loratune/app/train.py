@@ -31,6 +31,11 @@ class Trained:
     seconds: float
     directory: Path
 
+    @property
+    def helps(self) -> bool:
+        """Whether the adapter's NLL on the test rows is below the base model's."""
+        return self.metrics["test"]["nll"] < self.metrics["base_model_test"]["nll"]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         values: dict[str, Any] = plain(
@@ -75,6 +80,11 @@ def run_train(options: TrainOptions, watch: Watch) -> Trained:
             seconds=monotonic() - started,
             directory=Path(options.out),
         )
+        if not trained.helps:
+            watch.note(
+                "This adapter is no better than the base model on the test rows: try another --learning-rate "
+                f"(it was {chosen.learning_rate:g}) or more --epochs, or let `loratune tune` find them."
+            )
         folder = trained.directory / "adapter"
         save_adapter(adapter, folder, bench.base.model, base_name=options.model)
         write_atomically(trained.directory / "result.json", dumps(trained.to_dict(), indent=1) + "\n")
