@@ -104,12 +104,13 @@ def test_noise_that_hides_everything_is_told(tmp_path: Path) -> None:
     assert claims
     assert not any(claim.holds for claim in claims)
     assert any("could have detected" in claim.claim for claim in claims)
+    assert any("cannot show" in c.claim or "it is taken because" in c.claim for c in decision.evidence)
 
 
 def test_equal_ranks_are_seldom_called_inferior(tmp_path: Path) -> None:
     """A/A: all ranks are equal and two seeds can be compared; each claim of a difference is false."""
     false = []
-    for seed in range(40):
+    for seed in range(20):
         path = Planted(scale=0.0, noise=2e-3, seeds=3).write(tmp_path / f"{seed}.csv", seed)
         decision, _ = search(path, budget=30)
         false += ["no, it loses" in c.claim for c in decision.evidence if "non-inferior" in c.claim]
@@ -150,6 +151,40 @@ def test_a_better_alpha_is_adopted() -> None:
     setting = decision.hyper_parameters
     assert setting.lora_alpha == 3 * setting.r
     assert [c.holds for c in decision.evidence if c.claim.startswith("Alpha is flat")] == [False]
+    taken = next(
+        c for c in decision.evidence if c.claim.startswith(f"Alpha {setting.lora_alpha:g} (learning")
+    )
+    assert taken.claim.endswith(f"is taken: it is better than alpha {2 * setting.r}.")
+    assert taken.holds
+    assert taken.value == pytest.approx(-0.05, abs=1e-3)
+    others = [c for c in decision.evidence if c.claim.startswith("Alpha ") and "is passed over" in c.claim]
+    assert [c.holds for c in others] == [True, True]
+
+
+def test_alternatives_that_the_budget_left_out_are_counted() -> None:
+    """Three alphas are planned; what went before them cost so much that one can be run."""
+    context = facts(budget=40.0, ranks=(4, 8, 16))
+    strategy, history = EvidenceStrategy(context), list[TrialResult]()
+    while (trials := strategy.ask(history))[0].stage is not Stage.ALPHA:
+        history += [answer(trial, context) for trial in trials]
+    assert len(trials) == 3
+    left = context.budget - sum(result.cost for result in history)
+    dear = history[-1].cost + left - 1.5 * context.cost(trials[0])
+    history[-1] = replace(history[-1], cost=dear)
+    (affordable,) = strategy.ask(history)
+    history.append(answer(affordable, context))
+    assert strategy.ask(history) == ()
+    claims = [claim.claim for claim in strategy.decide(history).evidence]
+    assert "Alpha: 2 of 3 alternatives were not run: the budget was spent." in claims
+
+
+def test_alternatives_that_were_cut_short_are_counted() -> None:
+    context = facts(budget=40.0, ranks=(4, 8, 16))
+    strategy, history = EvidenceStrategy(context), list[TrialResult]()
+    while (trials := strategy.ask(history))[0].stage is not Stage.ALPHA:
+        history += [answer(trial, context) for trial in trials]
+    claims = [claim.claim for claim in strategy.decide(history).evidence]
+    assert "Alpha: 3 of 3 alternatives were not run: the search was cut short." in claims
 
 
 def test_regularisation_only_where_over_fitting_shows() -> None:

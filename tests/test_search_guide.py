@@ -56,6 +56,16 @@ def test_grid_skips_what_does_not_fit_in_memory() -> None:
     assert plan.stages[1].trials == 8
 
 
+def test_grid_skips_batches_of_more_than_all_rows() -> None:
+    plan = GuideStrategy(replace(CONTEXT, rows=20, largest_batch=16)).plan()
+    assert "Batch size 32 is more than the 20 training rows." in plan.dropped
+    assert not any("memory" in sentence for sentence in plan.dropped)
+    assert plan.stages[1].trials == 12
+    few = GuideStrategy(replace(CONTEXT, rows=3))
+    assert {trial.hyper_parameters.batch_size for trial in few.ask([])} <= {1, 2, 3}
+    assert few.plan().stages[1].trials == 4
+
+
 @pytest.mark.parametrize(("budget", "fraction"), [(100.0, 0.5), (22.2, 0.4), (21.0, 0.2)])
 def test_the_rank_curve_gives_up_rows_first(budget: float, fraction: float) -> None:
     trials = GuideStrategy(replace(CONTEXT, budget=budget)).ask([])

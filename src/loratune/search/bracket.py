@@ -7,10 +7,10 @@ from math import exp, inf, log
 
 import numpy as np
 
-from loratune.search.compare import distinct
+from loratune.search.compare import distinct, loss
 from loratune.search.procedure import Procedure, Results
 from loratune.search.space import RateScale, two_digits
-from loratune.values import Trial, TrialResult
+from loratune.values import SearchContext, Trial, TrialResult
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,6 +102,35 @@ def curve(results: Sequence[TrialResult]) -> tuple[tuple[float, float], ...]:
     for result in distinct(results):
         values[result.trial.hyper_parameters.learning_rate].append(result.nll if result.finished else inf)
     return tuple(sorted((rate, float(np.mean(nlls))) for rate, nlls in values.items()))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SharedRate:
+    """One learning rate for several brackets."""
+
+    rate: float
+    losses: tuple[float, ...]
+    """What each bracket loses by it against its best one tried, in the metric's unit; infinite: diverged."""
+
+
+def shared_rate(context: SearchContext, brackets: Sequence[Bracket]) -> SharedRate | None:
+    """The rate that costs the worst-off bracket least; None where no rate was tried in all of them."""
+    curves = []
+    for found in brackets:
+        runs: dict[float, list[float]] = defaultdict(list)
+        for result in distinct(found.results):
+            runs[result.trial.hyper_parameters.learning_rate].append(loss(context, result))
+        curves.append({rate: float(np.mean(values)) for rate, values in runs.items()})
+    common = set.intersection(*(set(found) for found in curves)) if curves else set()
+    options = [
+        SharedRate(rate=rate, losses=tuple(_above_best(found, rate) for found in curves))
+        for rate in sorted(common)
+    ]
+    return min(options, key=lambda option: max(option.losses), default=None)
+
+
+def _above_best(losses: dict[float, float], rate: float) -> float:
+    return losses[rate] - min(losses.values()) if losses[rate] < inf else inf
 
 
 def _open_sides(results: Sequence[TrialResult]) -> tuple[int, ...]:

@@ -25,14 +25,13 @@ class Contender:
 class ChallengeAnswer:
     """How the alternatives did."""
 
+    incumbent: Contender
     winner: Contender
     changed: bool
     compared: tuple[tuple[Contender, Comparison], ...]
     """Alternatives that were really different, each against the incumbent; a positive difference is worse."""
     failed: int
     """Alternatives that diverged."""
-    asked: int
-    """Results received, of any kind."""
     all_results: Results
 
     @property
@@ -80,11 +79,11 @@ def challenge(
     if not incumbent.results and contenders:
         winner = min(contenders, key=lambda c: mean_loss(context, c.results))
     return ChallengeAnswer(
+        incumbent=incumbent,
         winner=winner,
         changed=winner is not incumbent,
         compared=tuple(compared),
         failed=sum(not result.finished for result in results),
-        asked=len(results),
         all_results=tuple(results),
     )
 

@@ -1,12 +1,19 @@
 """The words of the evidence: each claim with number, interval and whether it holds. Decides nothing."""
 
+from collections.abc import Callable, Sequence
 from math import inf
 
 from loratune.maths.noninferiority import Comparison, Verdict
-from loratune.search.challenge import ChallengeAnswer
-from loratune.search.compare import rows_are_paired, unit
-from loratune.search.ranks import Measured, RankAnswer
-from loratune.values import Evidence, SearchContext
+from loratune.search.bracket import Bracket, shared_rate
+from loratune.search.challenge import ChallengeAnswer, Contender
+from loratune.search.compare import FULL, rows_are_paired, unit
+from loratune.search.procedure import Ledger
+from loratune.search.ranks import Measured, RankAnswer, Rule
+from loratune.search.space import RateScale
+from loratune.values import Evidence, HyperParameters, SearchContext, Stage, TrialResult
+
+ONE_STEP = 1.1
+"""Steps of the learning-rate scale up to which two rates count as one apart: rates are rounded to two digits."""
 
 
 def note(text: str) -> Evidence:
@@ -21,15 +28,8 @@ def rank_claims(context: SearchContext, answer: RankAnswer) -> tuple[Evidence, .
     if not answer.comparisons:
         return (note(f"Only rank {answer.chosen.r} was measured: ranks were not compared."),)
     claims = [_rank_claim(context, answer, r, comparison) for r, comparison in answer.comparisons]
-    last_rank, last = answer.comparisons[-1]
-    if last.verdict is Verdict.UNDECIDED:
-        claims.append(
-            note(
-                f"The runs cannot separate rank {last_rank} from rank {answer.reference.r}; "
-                f"rank {answer.chosen.r} is the smallest not shown inferior that the power law expects within "
-                "the margin."
-            )
-        )
+    if answer.comparisons[-1][1].verdict is Verdict.UNDECIDED:
+        claims.append(_undecided_claim(context, answer))
     claims.append(_noise_note(context, answer))
     if answer.law is not None and len(answer.measured) > 2:
         law = answer.law
@@ -50,13 +50,8 @@ def _rank_claim(context: SearchContext, answer: RankAnswer, r: int, comparison: 
         text += f": the one-sided 95 % upper bound of its loss is {comparison.upper:.4g} {unit(context)}."
     elif comparison.verdict is Verdict.INFERIOR:
         text += f": no, it loses at least {comparison.lower:.4g} {unit(context)} (one-sided 95 %)."
-    elif comparison.smallest_detectable is None:
-        text += ": undecided, no setting was repeated and the noise is unknown."
     else:
-        text += (
-            f": undecided, this run could have detected {comparison.smallest_detectable:.4g} "
-            f"{unit(context)} (80 % power)."
-        )
+        text += f": undecided, {_power(context, comparison)}."
     return Evidence(
         claim=text,
         value=comparison.difference,
@@ -64,6 +59,49 @@ def _rank_claim(context: SearchContext, answer: RankAnswer, r: int, comparison: 
         interval=comparison.interval,
         margin=comparison.margin,
         holds=comparison.verdict is Verdict.ADEQUATE,
+    )
+
+
+def _power(context: SearchContext, comparison: Comparison) -> str:
+    """What an undecided comparison could have found."""
+    if comparison.smallest_detectable is None:
+        return "no setting was repeated and the noise is unknown"
+    return f"the runs could have detected {comparison.smallest_detectable:.4g} {unit(context)} (80 % power)"
+
+
+def _undecided_claim(context: SearchContext, answer: RankAnswer) -> Evidence:
+    """Which rank is taken, and by which rule, where the test ended at one that it could not judge."""
+    assert answer.reference is not None
+    chosen, reference = answer.chosen.r, answer.reference.r
+    last_rank, comparison = answer.comparisons[-1]
+    if answer.unproven is not None:
+        comparison = answer.unproven.comparison
+        rule = (
+            "it was measured at least as good"
+            if answer.unproven.rule is Rule.MEASURED
+            else "the power law expects it within the margin"
+        )
+        text = (
+            f"Rank {chosen} is as good as rank {reference}: not shown, {_power(context, comparison)}; "
+            f"it is taken because {rule}."
+        )
+    elif chosen == reference:
+        text = (
+            f"A rank below {reference} is as good: the runs cannot show that a smaller rank is as good, "
+            f"{_power(context, comparison)}; the largest is kept."
+        )
+    else:
+        return note(
+            f"The runs cannot separate rank {last_rank} from rank {reference}, {_power(context, comparison)}; "
+            f"rank {chosen}, the smallest shown as good, is kept."
+        )
+    return Evidence(
+        claim=text,
+        value=comparison.difference,
+        unit=unit(context),
+        interval=comparison.interval,
+        margin=comparison.margin,
+        holds=False,
     )
 
 
@@ -91,8 +129,7 @@ def rate_claim(chosen: Measured) -> Evidence:
         )
     found = chosen.bracket
     tried = ", ".join(f"{rate:g}" for rate, _ in found.tried)
-    fractions = {result.trial.fraction for result in found.results}
-    where = "all rows" if min(fractions, default=1.0) > 0.999 else f"{min(fractions):.0%} of the rows"
+    where = _rows([found])
     inside = "worse ones lie on both sides" if found.closed else "no worse one lies on one side of it"
     return Evidence(
         claim=(
@@ -106,72 +143,122 @@ def rate_claim(chosen: Measured) -> Evidence:
     )
 
 
-def slope_note(answer: RankAnswer) -> Evidence | None:
-    """How the best learning rate moves with the rank."""
-    rates = [(m.r, m.learning_rate) for m in answer.measured if m.bracket is not None and m.results]
-    if len(rates) < 2:
+def _rows(brackets: Sequence[Bracket]) -> str:
+    """On which rows learning rates were compared."""
+    smallest = min((result.trial.fraction for found in brackets for result in found.results), default=1.0)
+    return "all rows" if smallest >= FULL else f"{smallest:.0%} of the rows"
+
+
+def slope_note(context: SearchContext, answer: RankAnswer) -> Evidence | None:
+    """Whether the best learning rate moves with the rank, and what one for all ranks was measured to cost."""
+    known = [(m, m.bracket) for m in answer.measured if m.bracket is not None and m.results]
+    if len(known) < 2:
         return None
-    text = ", ".join(f"{rate:g} at rank {r}" for r, rate in rates)
-    return note(
-        f"The best learning rate depends on the rank: {text}; one for all would have judged ranks wrongly."
+    rates = [m.learning_rate for m, _ in known]
+    words = ", ".join(f"{m.learning_rate:g} at rank {m.r}" for m, _ in known)
+    depends = RateScale.of(context).steps_between(min(rates), max(rates)) > ONE_STEP
+    shared = shared_rate(context, [found for _, found in known])
+    if shared is None:
+        if depends:
+            return note(f"The best learning rate depends on the rank: {words}.")
+        return note(f"One learning rate served all ranks: the best ones lie within a grid step ({words}).")
+    where = f"(one seed, {_rows([found for _, found in known])})"
+    worst, lost = max(zip(known, shared.losses, strict=True), key=lambda pair: pair[1])
+    if lost > context.margin:
+        head = "depends on the rank" if depends else "differs by at most a grid step"
+        cost = f"was {lost:.4g} {unit(context)} worse than at its own" if lost < inf else "did not finish"
+        return note(
+            f"The best learning rate {head}: {words}; with {shared.rate:g} for all, rank {worst[0].r} {cost} "
+            f"{where}."
+        )
+    served = f"with {shared.rate:g} each rank was within the margin of its best {where}"
+    if depends:
+        return note(f"The best learning rate depends on the rank: {words}; yet {served}.")
+    return note(f"One learning rate served all ranks: {served}; the best were {words}.")
+
+
+def refusals(ledger: Ledger, stage: Stage) -> tuple[Evidence, ...]:
+    """How many runs of a stage the budget did not pay for, where there are such."""
+    count = sum(trial.stage is stage for trial in ledger.refused.values())
+    return (
+        (note(f"{_name(stage)}: {count} of the runs asked for were not made: the budget was spent."),)
+        if count
+        else ()
     )
 
 
-def challenge_claims(
-    context: SearchContext, answer: ChallengeAnswer, name: str, field: str
+def alternatives_not_run(
+    stage: Stage, settings: Sequence[HyperParameters], results: Sequence[TrialResult], ledger: Ledger
 ) -> tuple[Evidence, ...]:
-    """One claim for each alternative, and what follows."""
+    """How many of a stage's alternatives have no run at all, and why."""
+    run = {result.asked.hyper_parameters for result in results}
+    unpaid = {trial.hyper_parameters for trial in ledger.refused.values()} - run
+    refused = sum(setting in unpaid for setting in settings)
+    waiting = sum(setting not in run for setting in settings) - refused
+    return tuple(
+        note(f"{_name(stage)}: {count} of {len(settings)} alternatives were not run: {reason}.")
+        for count, reason in ((refused, "the budget was spent"), (waiting, "the search was cut short"))
+        if count
+    )
+
+
+def _name(stage: Stage) -> str:
+    return _sentence(str(stage))
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def challenge_claims(
+    context: SearchContext, answer: ChallengeAnswer, describe: Callable[[HyperParameters], str]
+) -> tuple[Evidence, ...]:
+    """One claim for each alternative, that which the decision relies on, and what follows.
+
+    `describe` names a setting by the hyper-parameter in question, such as `batch size 8`.
+    """
+    kept = describe(answer.winner.setting)
     if not answer.compared:
-        if answer.failed:
-            return (note(f"{name}: every alternative diverged."),)
-        return (note(f"{name}: no alternative could be run; it was not compared."),)
-    kept = getattr(answer.winner.setting, field)
-    claims = []
-    for contender, comparison in answer.compared:
-        value = getattr(contender.setting, field)
-        rate = contender.setting.learning_rate
-        better = comparison.better(len(answer.compared))
-        claims.append(
-            Evidence(
-                claim=f"{name} {value:g} (learning rate {rate:g}) is better than what was used so far.",
-                value=comparison.difference,
-                unit=unit(context),
-                interval=comparison.interval,
-                margin=comparison.margin,
-                holds=better,
-            )
+        if answer.changed:
+            return (note(f"{_sentence(kept)} is taken: what was used so far has no finished run."),)
+        why = "every alternative diverged" if answer.failed else "no alternative was a different run"
+        return (note(f"{_sentence(kept)} is kept: {why}."),)
+    claims = [
+        Evidence(
+            claim=_sentence(_challenge_words(answer, contender, comparison, describe)),
+            value=comparison.difference,
+            unit=unit(context),
+            interval=comparison.interval,
+            margin=comparison.margin,
+            holds=True,
         )
+        for contender, comparison in answer.compared
+    ]
     if not answer.changed and answer.ties:
-        names = ", ".join(f"{getattr(c.setting, field):g}" for c in answer.ties)
-        claims.append(note(f"{name}: tie between {kept:g} and {names} within the noise; {kept:g} is kept."))
-    elif answer.changed:
-        claims.append(note(f"{name}: {kept:g} is taken."))
+        names = ", ".join(dict.fromkeys(describe(c.setting) for c in answer.ties))
+        claims.append(note(f"Tie between {kept} and {names} within the noise: {kept} is kept."))
     return tuple(claims)
 
 
-def regularisation_claims(context: SearchContext, answer: ChallengeAnswer) -> tuple[Evidence, ...]:
-    """One claim for each setting with dropout or weight decay."""
-    if not answer.compared:
-        return (note("Regularisation: every run with dropout or weight decay failed."),)
-    claims = []
-    for contender, comparison in answer.compared:
-        setting = contender.setting
-        claims.append(
-            Evidence(
-                claim=(
-                    f"Dropout {setting.lora_dropout:g} with weight decay {setting.weight_decay:g} "
-                    "is better than neither."
-                ),
-                value=comparison.difference,
-                unit=unit(context),
-                interval=comparison.interval,
-                margin=comparison.margin,
-                holds=comparison.better(len(answer.compared)),
-            )
-        )
-    if not answer.changed:
-        claims.append(note("Regularisation: no evidence that it helps; none is used."))
-    return tuple(claims)
+def _challenge_words(
+    answer: ChallengeAnswer,
+    contender: Contender,
+    comparison: Comparison,
+    describe: Callable[[HyperParameters], str],
+) -> str:
+    """What is true of an alternative against the incumbent."""
+    before = describe(answer.incumbent.setting)
+    name = f"{describe(contender.setting)} (learning rate {contender.setting.learning_rate:g})"
+    better = comparison.better(len(answer.compared))
+    if contender is answer.winner:
+        if better:
+            return f"{name} is taken: it is better than {before}."
+        return f"{name} is taken: it is non-inferior to {before} and takes fewer steps."
+    if better:
+        return f"{name} is better than {before} too, but measured worse than the one taken."
+    if answer.changed:
+        return f"{name} is passed over: it is not shown better than {before}."
+    return f"{before} is kept: {name} is not shown better."
 
 
 def alpha_flatness(context: SearchContext, answer: ChallengeAnswer) -> Evidence | None:

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from loratune.errors import BudgetError
 from loratune.search.space import (
     base_batch,
     candidate_ranks,
     other_batches,
     other_ratios,
     screening_fraction,
+    too_small,
     unit_cost,
 )
 from loratune.values import SearchContext
@@ -148,8 +148,5 @@ def fit_effort(context: SearchContext) -> tuple[Effort, tuple[str, ...]]:
             dropped.append(f"For the budget of {context.budget:.3g} full runs: {sentence}.")
     cost = price(context, effort).total
     if cost > context.budget:
-        raise BudgetError(
-            f"The budget of {context.budget:.3g} full runs does not pay for one trial, "
-            f"which costs {cost:.3g}; raise --budget."
-        )
+        raise too_small(context, cost)
     return effort, tuple(dropped)

@@ -5,20 +5,20 @@ Every stage is fitted to the budget beforehand (`effort`); the final run belongs
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from loratune.search.challenge import ChallengeAnswer, Contender, challenge, overfits, regularised
 from loratune.search.claims import (
     alpha_flatness,
+    alternatives_not_run,
     challenge_claims,
     note,
     rank_claims,
     rate_claim,
-    regularisation_claims,
+    refusals,
     slope_note,
 )
 from loratune.search.effort import Effort, fit_effort, price
-from loratune.search.procedure import Ledger, Procedure, ask, decide
+from loratune.search.procedure import Ledger, Procedure
 from loratune.search.ranks import RankStage
 from loratune.search.space import (
     RateScale,
@@ -27,18 +27,9 @@ from loratune.search.space import (
     other_batches,
     other_ratios,
 )
-from loratune.search.summary import challenge_words, plan_note, rank_details, rank_words, stage_summary
-from loratune.values import (
-    Decision,
-    Evidence,
-    HyperParameters,
-    PlannedStage,
-    SearchContext,
-    SearchPlan,
-    Stage,
-    Trial,
-    TrialResult,
-)
+from loratune.search.staged import Answers, Conclusion, StagedStrategy
+from loratune.search.summary import challenge_words, plan_note, rank_details, rank_words
+from loratune.values import Evidence, HyperParameters, SearchContext, SearchPlan, Stage, Trial
 
 QUESTIONS = {
     Stage.RANK: "Which is the smallest rank that is as good as the largest, each at its own learning rate?",
@@ -50,45 +41,19 @@ BATCH_RATE_EXPONENT = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class EvidenceStrategy:
+class EvidenceStrategy(StagedStrategy):
     """Ranks by paired tests at full length; low fidelity only discards learning rates."""
 
-    context: SearchContext
     name: str = "evidence"
+    questions = QUESTIONS
 
     def plan(self) -> SearchPlan:
         """The stages as the budget allows them. Raises `BudgetError` where it pays for no trial."""
         effort, dropped = fit_effort(self.context)
         costs = price(self.context, effort)
-        stages = tuple(
-            PlannedStage(
-                name=str(stage),
-                question=QUESTIONS[stage],
-                trials=trials,
-                cost=cost,
-                examples=self._first_trials(effort) if stage is Stage.RANK else (),
-                note=plan_note(self.context, effort, stage),
-            )
-            for stage, trials, cost in zip(QUESTIONS, costs.trials, costs.costs, strict=True)
-        )
-        return SearchPlan(stages=stages, dropped=dropped)
-
-    def ask(self, history: Sequence[TrialResult]) -> tuple[Trial, ...]:
-        """The next trials, within the budget; empty when nothing is left to ask."""
-        return ask(self._search, self.context, history)
-
-    def decide(self, history: Sequence[TrialResult]) -> Decision:
-        """The answer that this history supports."""
-        setting, evidence, answers = decide(self._search, self.context, history)
-        return Decision(
-            hyper_parameters=setting,
-            evidence=evidence,
-            stages=tuple(
-                stage_summary(stage, QUESTIONS[stage], answer, history, details)
-                for stage, (answer, details) in answers.items()
-            ),
-            settled=not self.ask(history),
-        )
+        counts = dict(zip(QUESTIONS, zip(costs.trials, costs.costs, strict=True), strict=True))
+        notes = {stage: plan_note(self.context, effort, stage) for stage in QUESTIONS}
+        return SearchPlan(stages=self.planned(counts, self._first_trials(effort), notes), dropped=dropped)
 
     def _first_trials(self, effort: Effort) -> tuple[Trial, ...]:
         """The trials of the first request."""
@@ -96,9 +61,8 @@ class EvidenceStrategy:
         stage = RankStage(context, effort, Ledger(budget=context.budget), 0.0)
         return next(stage.run())
 
-    def _search(
-        self, ledger: Ledger
-    ) -> Procedure[tuple[HyperParameters, tuple[Evidence, ...], dict[Stage, tuple[str, dict[str, Any]]]]]:
+    def search(self, ledger: Ledger) -> Procedure[Conclusion]:
+        """The rank stage, then up to three challenges of what it found."""
         context = self.context
         effort, dropped = fit_effort(context)
         costs = dict(zip(QUESTIONS, price(context, effort).costs, strict=True))
@@ -108,8 +72,9 @@ class EvidenceStrategy:
         )
         best = Contender(setting=setting, results=ranks.chosen.results)
         evidence = [*rank_claims(context, ranks), rate_claim(ranks.chosen)]
-        evidence += [claim for claim in (slope_note(ranks),) if claim is not None]
-        answers = {Stage.RANK: (rank_words(ranks), rank_details(context, ranks))}
+        evidence += [claim for claim in (slope_note(context, ranks),) if claim is not None]
+        evidence += refusals(ledger, Stage.RANK)
+        answers: Answers = {Stage.RANK: (rank_words(ranks), rank_details(context, ranks))}
         seen = ranks.all_results
         for stage, alternatives, prefer in (
             (Stage.BATCH, self._batches, True),
@@ -129,14 +94,14 @@ class EvidenceStrategy:
                 prefer=_fastest(settings, best) if prefer else None,
                 spare=ledger.left - sum(cost for later, cost in costs.items() if _after(later, stage)),
             )
-            if not found.asked:
-                evidence.append(note(f"The stage '{stage}' was left out: the budget was spent."))
+            evidence += alternatives_not_run(stage, settings, found.all_results, ledger)
+            if not found.all_results:
                 continue
             best, seen = found.winner, (*seen, *found.all_results)
             evidence += _stage_claims(context, stage, found)
             answers[stage] = (challenge_words(stage, found), {})
         evidence += [note(sentence) for sentence in dropped]
-        return best.setting, tuple(evidence), answers
+        return Conclusion(hyper_parameters=best.setting, evidence=tuple(evidence), answers=answers)
 
     def _batches(self, effort: Effort, best: Contender) -> tuple[HyperParameters, ...]:
         scale = RateScale.of(self.context)
@@ -175,8 +140,13 @@ def _fastest(settings: Sequence[HyperParameters], best: Contender) -> HyperParam
 
 def _stage_claims(context: SearchContext, stage: Stage, found: ChallengeAnswer) -> tuple[Evidence, ...]:
     if stage is Stage.BATCH:
-        return challenge_claims(context, found, "Batch size", "batch_size")
+        return challenge_claims(context, found, lambda setting: f"batch size {setting.batch_size}")
     if stage is Stage.ALPHA:
         flat = alpha_flatness(context, found)
-        return (*challenge_claims(context, found, "Alpha", "lora_alpha"), *((flat,) if flat else ()))
-    return regularisation_claims(context, found)
+        claims = challenge_claims(context, found, lambda setting: f"alpha {setting.lora_alpha:g}")
+        return (*claims, *((flat,) if flat else ()))
+    return challenge_claims(
+        context,
+        found,
+        lambda setting: f"dropout {setting.lora_dropout:g} with weight decay {setting.weight_decay:g}",
+    )

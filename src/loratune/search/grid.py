@@ -2,8 +2,15 @@
 
 from itertools import product
 
-from loratune.errors import BudgetError
-from loratune.search.space import base_batch, hyper_parameters, search_seed, trial, unit_cost
+from loratune.search.space import (
+    base_batch,
+    fitting_batches,
+    hyper_parameters,
+    search_seed,
+    too_small,
+    trial,
+    unit_cost,
+)
 from loratune.search.sweep import Design
 from loratune.values import SearchContext
 
@@ -17,8 +24,8 @@ def grid_design(context: SearchContext) -> Design:
     Raises `BudgetError` where the budget does not pay for one trial.
     """
     ranks = context.ranks or tuple(min(r, context.largest_rank) for r in RANKS)
-    sizes = [size for size in context.batch_sizes if size <= context.largest_batch]
-    cells = list(product(ranks, context.learning_rates or LEARNING_RATES, sizes or [base_batch(context)]))
+    sizes = fitting_batches(context) or (base_batch(context),)
+    cells = list(product(ranks, context.learning_rates or LEARNING_RATES, sizes))
     affordable = affordable_trials(context)
     dropped: tuple[str, ...] = ()
     if affordable < len(cells):
@@ -36,8 +43,5 @@ def affordable_trials(context: SearchContext) -> int:
     cost = unit_cost(context)
     count = int(context.budget / cost + 1e-9) if cost else 1
     if count < 1:
-        raise BudgetError(
-            f"The budget of {context.budget:.3g} full runs does not pay for one trial, "
-            f"which costs {cost:.3g}; raise --budget."
-        )
+        raise too_small(context, cost)
     return count

@@ -7,19 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf, log
 
-from loratune.errors import BudgetError
 from loratune.maths.elbow import elbow
-from loratune.search.claims import note
+from loratune.search.claims import note, refusals
 from loratune.search.compare import loss, unit
-from loratune.search.procedure import Ledger, Procedure, ask, decide
-from loratune.search.space import ALPHA_RATIO, ALPHA_RATIOS, base_batch
-from loratune.search.summary import stage_summary
+from loratune.search.procedure import Ledger, Procedure
+from loratune.search.space import ALPHA_RATIO, ALPHA_RATIOS, base_batch, largest_batch, too_small
+from loratune.search.staged import Answers, Conclusion, StagedStrategy
 from loratune.values import (
     ALL_LINEAR,
-    Decision,
     Evidence,
     HyperParameters,
-    PlannedStage,
     SearchContext,
     SearchPlan,
     Stage,
@@ -58,11 +55,11 @@ class GuidePlan:
 
 
 @dataclass(frozen=True, slots=True)
-class GuideStrategy:
+class GuideStrategy(StagedStrategy):
     """Ranks 4…64 at 5e-4, Kneedle, a grid of learning rate and batch size, alphas."""
 
-    context: SearchContext
     name: str = "guide"
+    questions = QUESTIONS
 
     def plan(self) -> SearchPlan:
         """The recipe's three stages. Raises `BudgetError` where the budget pays for no trial."""
@@ -74,33 +71,7 @@ class GuideStrategy:
             Stage.BATCH: (len(grid), full * len(grid)),
             Stage.ALPHA: (len(recipe.alphas), full * len(recipe.alphas)),
         }
-        stages = tuple(
-            PlannedStage(
-                name=str(stage),
-                question=QUESTIONS[stage],
-                trials=trials,
-                cost=cost,
-                examples=self._curve(recipe) if stage is Stage.RANK else (),
-            )
-            for stage, (trials, cost) in counts.items()
-        )
-        return SearchPlan(stages=stages, dropped=recipe.dropped)
-
-    def ask(self, history: Sequence[TrialResult]) -> tuple[Trial, ...]:
-        """The next trials, within the budget; empty when nothing is left to ask."""
-        return ask(self._search, self.context, history)
-
-    def decide(self, history: Sequence[TrialResult]) -> Decision:
-        """The recipe's answer so far."""
-        setting, evidence, answers = decide(self._search, self.context, history)
-        return Decision(
-            hyper_parameters=setting,
-            evidence=evidence,
-            stages=tuple(
-                stage_summary(stage, QUESTIONS[stage], answer, history) for stage, answer in answers.items()
-            ),
-            settled=not self.ask(history),
-        )
+        return SearchPlan(stages=self.planned(counts, self._curve(recipe)), dropped=recipe.dropped)
 
     def _cost(self, fraction: float) -> float:
         setting = self._setting(RANKS[0], RATE, BATCH_SIZES[0])
@@ -138,14 +109,13 @@ class GuideStrategy:
             for rate, batch in recipe.grid
         )
 
-    def _search(
-        self, ledger: Ledger
-    ) -> Procedure[tuple[HyperParameters, tuple[Evidence, ...], dict[Stage, str]]]:
+    def search(self, ledger: Ledger) -> Procedure[Conclusion]:
+        """The rank curve, the grid, the alphas; each stage keeps its best run."""
         context, recipe = self.context, fit_recipe(self.context)
         curve = yield self._curve(recipe)
         r, how = choose_rank(context, curve, recipe.ranks)
         evidence = [how]
-        answers = {Stage.RANK: f"rank {r}"}
+        answers: Answers = {Stage.RANK: (f"rank {r}", {})}
         setting = self._setting(r, RATE, base_batch(context))
         for stage in (Stage.BATCH, Stage.ALPHA):
             if stage is Stage.BATCH:
@@ -171,7 +141,7 @@ class GuideStrategy:
                 if stage is Stage.BATCH
                 else f"alpha {setting.lora_alpha:g}"
             )
-            answers[stage] = words
+            answers[stage] = (words, {})
             evidence.append(
                 Evidence(
                     claim=f"Best of {len(results)} runs by {context.metric}, one seed, untested: {words}.",
@@ -179,8 +149,9 @@ class GuideStrategy:
                     unit=unit(context),
                 )
             )
+        evidence += [claim for stage in QUESTIONS for claim in refusals(ledger, stage)]
         evidence += [note(sentence) for sentence in recipe.dropped]
-        return setting, tuple(evidence), answers
+        return Conclusion(hyper_parameters=setting, evidence=tuple(evidence), answers=answers)
 
 
 def choose_rank(
@@ -208,8 +179,14 @@ def fit_recipe(context: SearchContext) -> GuidePlan:
     ranks = tuple(sorted(set(context.ranks))) or tuple(r for r in RANKS if r <= context.largest_rank)
     rates = tuple(sorted(set(context.learning_rates))) or LEARNING_RATES
     sizes = tuple(sorted(set(context.batch_sizes))) or BATCH_SIZES
-    fitting = tuple(size for size in sizes if size <= context.largest_batch) or sizes[:1]
-    dropped = [f"Batch size {size} does not fit in memory." for size in sizes if size not in fitting]
+    fitting = tuple(size for size in sizes if size <= largest_batch(context)) or (base_batch(context),)
+    dropped = [
+        f"Batch size {size} is more than the {context.rows} training rows."
+        if size > context.rows
+        else f"Batch size {size} does not fit in memory."
+        for size in sizes
+        if size not in fitting
+    ]
     grid = [(rate, size) for size in fitting for rate in rates]
     alphas = (context.alpha_ratios or ALPHA_RATIOS) if context.lora_alpha is None else ()
     fractions = [f for f in FRACTIONS if f >= context.smallest_fraction] or [1.0]
@@ -239,10 +216,7 @@ def fit_recipe(context: SearchContext) -> GuidePlan:
         grid = grid[:room]
     affordable = int(budget / cost(fraction) + 1e-9)
     if affordable < 1:
-        raise BudgetError(
-            f"The budget of {budget:.3g} full runs does not pay for one trial, "
-            f"which costs {cost(fraction):.3g}; raise --budget."
-        )
+        raise too_small(context, cost(fraction))
     if affordable < len(ranks):
         dropped.append(f"The rank curve has {affordable} of {len(ranks)} ranks.")
         ranks = ranks[-affordable:]

@@ -7,7 +7,7 @@ Knows nothing of hyper-parameters.
 """
 
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from loratune.values import SearchContext, Trial, TrialResult
@@ -22,10 +22,12 @@ ROUNDING = 1e-9
 
 @dataclass(slots=True)
 class Ledger:
-    """What the procedure has spent so far in this replay, in full-run equivalents."""
+    """What the procedure has spent so far in this replay, in full-run equivalents, and what it could not."""
 
     budget: float
     spent: float = 0.0
+    refused: dict[str, Trial] = field(default_factory=dict)
+    """Trials, by key, that the budget did not pay for."""
 
     @property
     def left(self) -> float:
@@ -71,6 +73,7 @@ def _replay(
             elif cost <= ledger.left + ROUNDING:
                 missing.append(trial)
             else:
+                ledger.refused[key] = trial
                 continue
             paid.add(key)
             ledger.spent += cost

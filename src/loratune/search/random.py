@@ -6,6 +6,7 @@ from loratune.search.grid import affordable_trials
 from loratune.search.space import (
     base_batch,
     candidate_ranks,
+    fitting_batches,
     hyper_parameters,
     search_seed,
     trial,
@@ -27,7 +28,7 @@ def random_design(context: SearchContext) -> Design:
     """
     count = min(affordable_trials(context), MOST_TRIALS)
     ranks = candidate_ranks(context)
-    sizes = [size for size in context.batch_sizes if size <= context.largest_batch] or [base_batch(context)]
+    sizes = fitting_batches(context) or (base_batch(context),)
     points = qmc.Halton(d=3, seed=context.seed).random(count)
     settings = []
     for rank_part, rate_part, size_part in points:

@@ -5,6 +5,7 @@ A low-fidelity result may discard a learning rate, never a rank. Knows nothing o
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from math import isfinite, log2, sqrt
 
 from loratune.maths.noninferiority import Comparison, SeedNoise, Verdict
@@ -46,6 +47,22 @@ class Measured:
     """Finished runs on all rows at that learning rate; empty where there is none."""
 
 
+class Rule(StrEnum):
+    """Why a rank may be taken that the test leaves undecided."""
+
+    MEASURED = "measured at least as good"
+    LAW = "expected within the margin by the power law"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unproven:
+    """A rank taken without having been shown adequate."""
+
+    r: int
+    comparison: Comparison
+    rule: Rule
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankAnswer:
     """What the first question ended with."""
@@ -59,6 +76,8 @@ class RankAnswer:
     """(rank, against the reference), from the largest downwards, as far as the test went."""
     settled: bool
     """Whether the chosen rank was shown adequate (or is the reference itself)."""
+    unproven: Unproven | None
+    """On what the chosen rank rests where it was not shown adequate and is not the reference."""
     law: PowerLaw | None
     noise: SeedNoise
     correction: float
@@ -273,21 +292,21 @@ class RankStage:
         law = self._law(measured)
         by_rank = {m.r: m for m in measured}
         adequate = [r for r, c in comparisons if c.verdict is Verdict.ADEQUATE]
-        settled = True
+        unproven = None
         if reference is None:
             chosen = by_rank.get(self.prior, measured[0])
         else:
             chosen = by_rank[min(adequate)] if adequate else reference
             if comparisons and comparisons[-1][1].verdict is Verdict.UNDECIDED and law is not None:
-                smaller = self._smallest_not_inferior(measured, reference, law, chosen.r)
-                settled = smaller == chosen.r
-                chosen = by_rank[smaller]
+                unproven = self._smallest_not_inferior(measured, reference, law, chosen.r)
+                chosen = by_rank[unproven.r] if unproven else chosen
         return RankAnswer(
             chosen=chosen,
             reference=reference,
             measured=tuple(sorted(measured, key=lambda m: m.r)),
             comparisons=comparisons,
-            settled=settled and bool(comparisons),
+            settled=unproven is None and bool(comparisons),
+            unproven=unproven,
             law=law,
             noise=self._noise(),
             correction=self.correction,
@@ -296,16 +315,18 @@ class RankStage:
 
     def _smallest_not_inferior(
         self, measured: Sequence[Measured], reference: Measured, law: PowerLaw, chosen: int
-    ) -> int:
-        """The smallest rank that is not shown inferior and that the power law expects within the margin."""
-        noise, smallest = self._noise(), chosen
+    ) -> Unproven | None:
+        """The smallest rank below `chosen` that either rule takes, with none shown inferior above it."""
+        noise, smallest = self._noise(), None
         for m in sorted((m for m in measured if m.results and m.r < chosen), key=lambda m: -m.r):
             comparison = compare(self.context, m.results, reference.results, noise)
             if comparison.verdict is Verdict.INFERIOR:
                 break
             expected = law.excess(m.r, reference.r)
-            if comparison.difference <= 0 or (isfinite(expected) and expected <= self.context.margin):
-                smallest = m.r
+            if comparison.difference <= 0:
+                smallest = Unproven(r=m.r, comparison=comparison, rule=Rule.MEASURED)
+            elif isfinite(expected) and expected <= self.context.margin:
+                smallest = Unproven(r=m.r, comparison=comparison, rule=Rule.LAW)
         return smallest
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor, log, log10
 
+from loratune.errors import BudgetError
 from loratune.maths.laws import Prior, batch_size_law, learning_rate_law, rank_law
 from loratune.values import HyperParameters, SearchContext, Stage, Trial
 
@@ -40,23 +41,32 @@ def candidate_ranks(context: SearchContext) -> tuple[int, ...]:
     return tuple(2**power for power in range(9) if 2**power <= top) or (1,)
 
 
+def largest_batch(context: SearchContext) -> int:
+    """The largest batch that can be run: within memory and not more than the training rows."""
+    return min(context.largest_batch, context.rows)
+
+
+def fitting_batches(context: SearchContext) -> tuple[int, ...]:
+    """The user's batch sizes that can be run."""
+    return tuple(size for size in context.batch_sizes if size <= largest_batch(context))
+
+
 def base_batch(context: SearchContext) -> int:
     """The batch size at which ranks are compared: the law's, or the nearest of the user's that fits."""
     law = batch_size_law(rows=context.rows, epochs=context.epochs).value
     if context.batch_sizes:
-        fitting = [size for size in context.batch_sizes if size <= context.largest_batch]
-        return nearest(fitting or [min(context.batch_sizes)], law)
-    return max(1, min(int(law), context.largest_batch))
+        return nearest(fitting_batches(context) or [min(context.batch_sizes)], law)
+    return max(1, min(int(law), largest_batch(context)))
 
 
 def other_batches(context: SearchContext, batch: int) -> tuple[int, ...]:
-    """Alternatives to `batch` that fit in memory, nearest first."""
+    """Alternatives to `batch` that can be run, nearest first."""
     candidates = set(context.batch_sizes or (batch * 2, batch // 2, batch * 4, batch // 4))
     steps = context.rows * context.epochs
     fitting = [
         size
         for size in candidates
-        if size >= 1 and size != batch and size <= context.largest_batch and steps / size >= FEWEST_STEPS
+        if size >= 1 and size != batch and size <= largest_batch(context) and steps / size >= FEWEST_STEPS
     ]
     return tuple(sorted(fitting, key=lambda size: (abs(log(size / batch)), -size)))
 
@@ -180,12 +190,27 @@ class RateScale:
         others = [other for other in self.given if (other - rate) * direction > 0]
         return min(others, key=lambda other: abs(other - rate)) if others else None
 
+    def steps_between(self, low: float, high: float) -> float:
+        """How many steps of the scale lie between two learning rates."""
+        if not self.given:
+            return abs(self._place(high) - self._place(low))
+        low_index, high_index = (self.given.index(self.window(rate, 1)[0]) for rate in (low, high))
+        return float(abs(high_index - low_index))
+
     def _place(self, rate: float) -> float:
         """Steps from the origin."""
         return log(rate / self.origin, RATE_STEP)
 
     def _step(self, place: int) -> float:
         return two_digits(self.origin * RATE_STEP**place)
+
+
+def too_small(context: SearchContext, cost: float) -> BudgetError:
+    """The error for a budget below the `cost` of the cheapest trial."""
+    return BudgetError(
+        f"The budget of {context.budget:.3g} full runs does not pay for one trial, "
+        f"which costs {cost:.3g}; raise --budget."
+    )
 
 
 def trial(setting: HyperParameters, seed: int, *, fraction: float = 1.0, stage: Stage = Stage.RANK) -> Trial:

@@ -3,28 +3,18 @@
 They test nothing; their evidence says so.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 
-from loratune.search.claims import note
+from loratune.search.claims import note, refusals
 from loratune.search.compare import loss, unit
-from loratune.search.procedure import Ledger, Procedure, ask, decide
+from loratune.search.procedure import Ledger, Procedure
 from loratune.search.space import prior_setting
-from loratune.search.summary import stage_summary
-from loratune.values import (
-    Decision,
-    Evidence,
-    HyperParameters,
-    PlannedStage,
-    SearchContext,
-    SearchPlan,
-    Stage,
-    Trial,
-    TrialResult,
-)
+from loratune.search.staged import Conclusion, StagedStrategy
+from loratune.values import Evidence, SearchContext, SearchPlan, Stage, Trial
 
-QUESTION = "Which of these settings has the best value?"
+QUESTIONS = {Stage.RANK: "Which of these settings has the best value?"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,42 +26,23 @@ class Design:
 
 
 @dataclass(frozen=True, slots=True)
-class SweepStrategy:
-    """Runs a design made in advance."""
+class SweepStrategy(StagedStrategy):
+    """Runs a design made in advance; of a history it takes the best finished trial, else the prior."""
 
-    context: SearchContext
-    name: str
+    questions = QUESTIONS
+
     design: Callable[[SearchContext], Design]
     """Raises `BudgetError` where the budget pays for no trial."""
 
     def plan(self) -> SearchPlan:
         """All trials, in one stage."""
         design = self.design(self.context)
-        stage = PlannedStage(
-            name=str(Stage.RANK),
-            question=QUESTION,
-            trials=len(design.trials),
-            cost=sum(self.context.cost(trial) for trial in design.trials),
-            examples=design.trials,
-        )
-        return SearchPlan(stages=(stage,), dropped=design.dropped)
+        cost = sum(self.context.cost(trial) for trial in design.trials)
+        stages = self.planned({Stage.RANK: (len(design.trials), cost)}, design.trials)
+        return SearchPlan(stages=stages, dropped=design.dropped)
 
-    def ask(self, history: Sequence[TrialResult]) -> tuple[Trial, ...]:
-        """Trials of the design that have no result yet."""
-        return ask(self._search, self.context, history)
-
-    def decide(self, history: Sequence[TrialResult]) -> Decision:
-        """The best finished trial; the prior where there is none."""
-        setting, evidence = decide(self._search, self.context, history)
-        answer = f"rank {setting.r}, learning rate {setting.learning_rate:g}, batch size {setting.batch_size}"
-        return Decision(
-            hyper_parameters=setting,
-            evidence=evidence,
-            stages=(stage_summary(Stage.RANK, QUESTION, answer, history),),
-            settled=not self.ask(history),
-        )
-
-    def _search(self, ledger: Ledger) -> Procedure[tuple[HyperParameters, tuple[Evidence, ...]]]:
+    def search(self, ledger: Ledger) -> Procedure[Conclusion]:
+        """One request for the whole design."""
         context, design = self.context, self.design(self.context)
         results = [result for result in (yield design.trials) if loss(context, result) < inf]
         if not results:
@@ -87,4 +58,10 @@ class SweepStrategy:
                     unit=unit(context),
                 )
             ]
-        return setting, (*evidence, *(note(sentence) for sentence in design.dropped))
+        evidence += refusals(ledger, Stage.RANK)
+        answer = f"rank {setting.r}, learning rate {setting.learning_rate:g}, batch size {setting.batch_size}"
+        return Conclusion(
+            hyper_parameters=setting,
+            evidence=(*evidence, *(note(sentence) for sentence in design.dropped)),
+            answers={Stage.RANK: (answer, {})},
+        )
