@@ -91,10 +91,8 @@ def _parameter(each: Any, hint: Any, optional: bool) -> inspect.Parameter:
         kind = next(t for t in (bool, int, float, str) if t in getattr(hint, "__args__", (hint,)))
     if kind is bool:
         settings["metavar"] = ""
-    annotation = Annotated[
-        kind if required else kind | None,  # type: ignore[valid-type]
-        typer.Option(_flag(each.name), **settings),
-    ]
+    option = typer.Option(_flag(each.name), **settings)
+    annotation = Annotated[kind if required else kind | None, option]  # type: ignore[valid-type]
     return inspect.Parameter(
         each.name,
         inspect.Parameter.KEYWORD_ONLY,
