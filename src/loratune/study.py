@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from json import dumps, loads
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import quote, quote_plus
 from zipfile import BadZipFile
 
 import numpy as np
@@ -22,7 +23,8 @@ import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from loratune.errors import OutputError
 from loratune.values import METRICS, CurvePoint, HyperParameters, Trial, TrialResult, TrialState
@@ -34,14 +36,19 @@ _STATES = {
 }
 _SCORE = "score."
 _FINGERPRINT = "fingerprint"
+_FILE = "study.db"
+_HIDDEN = "***"
 
 
 class Study:
     """The trials and facts of one run directory. Open it with `Study.open` or `Study.load`."""
 
-    def __init__(self, directory: Path, study: optuna.Study, metric: str) -> None:
+    def __init__(
+        self, directory: Path, study: optuna.Study, metric: str, *, storage: str | None = None
+    ) -> None:
         self.directory = directory
         self._study = study
+        self._storage = storage
         self._metric = metric
         self._recorded = {result.asked.key for result in self.results()}
 
@@ -62,38 +69,58 @@ class Study:
         """
         if not resume and (directory / "result.json").exists():
             raise _occupied(directory)
-        with _storage_errors(directory):
+        with _storage_errors(directory, storage):
             if storage is None:
                 directory.mkdir(parents=True, exist_ok=True)
-            study = _create(directory, storage, "maximize" if METRICS[metric] else "minimize")
+            place = _storage(directory, storage)
+            directory.mkdir(parents=True, exist_ok=True)
+            study = _create(place, _name(directory, storage), "maximize" if METRICS[metric] else "minimize")
             wanted = loads(dumps(dict(fingerprint)))
             found = study.user_attrs.get(_FINGERPRINT)
             if found is None:
-                study.set_user_attr(_FINGERPRINT, wanted)
                 study.set_user_attr("metric", metric)
+                study.set_user_attr(_FINGERPRINT, wanted)
             elif not resume:
                 raise _occupied(directory)
             elif found != wanted:
-                raise OutputError(
-                    f"--resume needs the options, data and model that {directory} was started with, but "
-                    f"{_difference(found, wanted)}; restore them, or choose another --out."
-                )
-            return cls(directory, study, metric)
+                raise _changed(directory, found, wanted)
+            return cls(directory, study, metric, storage=storage)
 
     @classmethod
-    def load(cls, directory: Path, *, storage: str | None = None) -> Self:
-        """The study that is there, to be read. Raises `OutputError` where there is none."""
-        if storage is None and not (directory / "study.db").exists():
-            raise OutputError(f"A run directory must hold study.db, but {directory} does not; tune first.")
-        with _storage_errors(directory):
+    def find(cls, directory: Path, *, storage: str | None = None) -> Self | None:
+        """The study that is there, or None. Raises `OutputError` where it is in a database that is not named."""
+        if storage is None and not (directory / _FILE).exists():
+            if (directory / "loratune.toml").exists():
+                raise OutputError(
+                    f"The study of {directory} is in a database elsewhere; name it by --storage URL."
+                )
+            return None
+        with _storage_errors(directory, storage):
             place = _storage(directory, storage)
             try:
                 study = optuna.load_study(storage=place, study_name=_name(directory, storage))
             except KeyError:
-                raise OutputError(
-                    f"The storage must hold the study of {directory}, but does not; run tune first."
-                ) from None
-            return cls(directory, study, study.user_attrs.get("metric", "nll"))
+                return None
+            return cls(directory, study, study.user_attrs.get("metric", "nll"), storage=storage)
+
+    @classmethod
+    def load(cls, directory: Path, *, storage: str | None = None) -> Self:
+        """The study that is there, to be read. Raises `OutputError` where there is none."""
+        study = cls.find(directory, storage=storage)
+        if study is None:
+            if storage is None:
+                raise OutputError(f"A run directory must hold {_FILE}, but {directory} does not; tune first.")
+            raise OutputError(
+                f"The database of --storage must hold the study of {directory}, but does not; tune first."
+            )
+        return study
+
+    def check(self, facts: Mapping[str, Any]) -> None:
+        """Raise `OutputError` where the fingerprint has another value for one of these facts."""
+        found = self._study.user_attrs.get(_FINGERPRINT)
+        wanted = loads(dumps(dict(facts)))
+        if found is not None and (kept := {name: found.get(name) for name in wanted}) != wanted:
+            raise _changed(self.directory, kept, wanted)
 
     def record(self, result: TrialResult) -> None:
         """Keep a finished trial for good; a key that is already there is left as it is."""
@@ -113,7 +140,7 @@ class Study:
             user_attrs=_attributes(result, tuple(arrays)),
             intermediate_values={point.step: point.validation_nll for point in result.curve},
         )
-        with _storage_errors(self.directory):
+        with _storage_errors(self.directory, self._storage):
             if arrays:
                 _write_arrays(self._array_file(key), arrays)
             self._study.add_trial(row)
@@ -136,7 +163,8 @@ class Study:
 
     def put_fact(self, name: str, value: Any) -> None:
         """Keep a JSON value under a name, such as the calibration or the plan."""
-        self._study.set_user_attr(name, value)
+        with _storage_errors(self.directory, self._storage):
+            self._study.set_user_attr(name, value)
 
     def get_fact(self, name: str, default: Any = None) -> Any:
         """What `put_fact` kept, or the default."""
@@ -260,7 +288,7 @@ def _storage(directory: Path, storage: str | None) -> optuna.storages.BaseStorag
         if "?" in str(directory):
             raise OutputError(f"--out must not contain '?', got {directory}; choose another --out.")
         # Optuna treats the URL as a format string for its schema's version
-        storage = "sqlite:///" + str(directory / "study.db").replace("{", "{{").replace("}", "}}")
+        storage = "sqlite:///" + str(directory / _FILE).replace("{", "{{").replace("}", "}}")
     return optuna.storages.get_storage(storage)
 
 
@@ -269,16 +297,56 @@ def _name(directory: Path, storage: str | None) -> str:
     return "loratune" if storage is None else f"loratune {directory.resolve().name}"
 
 
+def masked(url: str) -> str:
+    """A storage URL with its password and the values of its query hidden; all of it where it is no URL."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        return _HIDDEN
+    hidden = parsed.set(query=dict.fromkeys(parsed.query, _HIDDEN))
+    return hidden.render_as_string(hide_password=True)
+
+
+def has_secrets(url: str) -> bool:
+    """Whether a storage URL holds what must not be written down: a password or a query."""
+    try:
+        return bool(_secrets(make_url(url)))
+    except ArgumentError:
+        return True
+
+
+def _secrets(url: URL) -> list[str]:
+    values = [url.password] if url.password else []
+    for value in url.query.values():
+        values += [value] if isinstance(value, str) else value
+    return [each for each in values if each]
+
+
+def _without_secrets(text: str, storage: str | None) -> str:
+    """A driver's message without the passwords that it may repeat, plain or percent-encoded."""
+    text = re.sub(r"//[^@\s]*@", f"//{_HIDDEN}@", text)
+    if storage is None:
+        return text
+    text = text.replace(storage, masked(storage))
+    try:
+        secrets = _secrets(make_url(storage))
+    except ArgumentError:
+        return text
+    for secret in secrets:
+        for form in (secret, quote(secret, safe=""), quote_plus(secret)):
+            text = text.replace(form, _HIDDEN)
+    return text
+
+
 @contextmanager
-def _storage_errors(directory: Path) -> Iterator[None]:
-    """One sentence instead of a database's traceback; a URL may hold a password, so it is not repeated."""
+def _storage_errors(directory: Path, storage: str | None) -> Iterator[None]:
+    """One sentence instead of a database's traceback, without the secrets of the URL."""
     try:
         yield
     except OutputError:
         raise
     except (SQLAlchemyError, StorageInternalError, ImportError, OSError, RuntimeError, ValueError) as error:
-        cause = str(error.__cause__ or error).partition("\n")[0]
-        reason = re.sub(r"//[^@\s]*@", "//…@", cause)
+        reason = _without_secrets(str(error.__cause__ or error).partition("\n")[0], storage)
         raise OutputError(
             f"The study of {directory} must be in a storage that can be written, but: {reason}; "
             "check --storage, or choose another --out."
@@ -292,6 +360,13 @@ def _occupied(directory: Path) -> OutputError:
     )
 
 
+def _changed(directory: Path, found: Any, wanted: Any) -> OutputError:
+    return OutputError(
+        f"--resume needs the options, data and model that {directory} was started with, but "
+        f"{_difference(found, wanted)}; restore them, or choose another --out."
+    )
+
+
 def _difference(found: Any, wanted: Any, path: str = "") -> str:
     """The first key at which two JSON values differ, with both values."""
     if isinstance(found, dict) and isinstance(wanted, dict):
@@ -301,16 +376,11 @@ def _difference(found: Any, wanted: Any, path: str = "") -> str:
     return f"{path} was {found!r} and is now {wanted!r}"
 
 
-def _create(directory: Path, storage: str | None, direction: str) -> optuna.Study:
+def _create(place: optuna.storages.BaseStorage, name: str, direction: str) -> optuna.Study:
     """Create or load, without Optuna's message about it and without changing its verbosity for the caller."""
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        return optuna.create_study(
-            storage=_storage(directory, storage),
-            study_name=_name(directory, storage),
-            direction=direction,
-            load_if_exists=True,
-        )
+        return optuna.create_study(storage=place, study_name=name, direction=direction, load_if_exists=True)
     finally:
         optuna.logging.set_verbosity(verbosity)

@@ -7,15 +7,19 @@ build the same frozen dataclass, and `loratune.toml` repeats it.
 from __future__ import annotations
 
 import tomllib
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from json import dumps
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
+from loratune.data.options import DataOptions
 from loratune.errors import HyperParameterError, InputError
 from loratune.run.budget import Budget
 from loratune.search.make import STRATEGIES
-from loratune.values import ALL_LINEAR, METRICS, HyperParameters
+from loratune.values import ALL_LINEAR, METRICS, HyperParameters, default_recipe
+
+_RECIPE = default_recipe()
 
 
 def option(default: Any, text: str, panel: str = "Search") -> Any:
@@ -51,16 +55,17 @@ class CommonOptions:
     device_memory: str | None = option(None, "Memory to plan with, e.g. 24GiB; default: the device's.", MODEL)
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise InputError(f"--seed must be at least 0, got {self.seed}; choose a whole number.")
+        _check_types(self)
+        data_options(self)
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise InputError(
                 f"--dtype must be auto, float32 or bfloat16, got {self.dtype!r}; change --dtype."
             )
-        for name in ("max_length", "train_rows", "validation_rows", "test_rows"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}; change it.")
+
+
+def data_options(options: CommonOptions) -> DataOptions:
+    """Those of the options that say what the data is. Raises `DataError` for limits out of range."""
+    return DataOptions(**{each.name: getattr(options, each.name) for each in fields(DataOptions)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +85,8 @@ class SearchOptions(CommonOptions):
     target_modules: tuple[str, ...] = option(
         ALL_LINEAR, "Adapted layers, e.g. q_proj,v_proj; default: every linear layer but the head."
     )
-    epochs: float = option(1.0, "Passes over the training rows of one full run.")
-    warmup_ratio: float = option(0.05, "Share of the steps with a rising learning rate.")
+    epochs: float = option(_RECIPE.epochs, "Passes over the training rows of one full run.")
+    warmup_ratio: float = option(_RECIPE.warmup_ratio, "Share of the steps with a rising learning rate.")
     regularise: bool = option(False, "Search dropout and weight decay even without over-fitting.")
     patience: int = option(3, "Final run: evaluations without improvement before it stops.")
     pack_size: int | None = option(
@@ -120,16 +125,8 @@ class SearchOptions(CommonOptions):
 
     def hyper_parameters(self, **values: Any) -> HyperParameters:
         """The default recipe at these epochs and targets, with changes."""
-        facts: dict[str, Any] = {
-            "r": 16,
-            "lora_alpha": 32,
-            "learning_rate": 2e-4,
-            "batch_size": 16,
-            "epochs": self.epochs,
-            "warmup_ratio": self.warmup_ratio,
-            "target_modules": self.target_modules,
-        }
-        return HyperParameters(**(facts | values))
+        recipe = default_recipe(self.epochs, self.warmup_ratio)
+        return replace(recipe, **({"target_modules": self.target_modules} | values))
 
     @property
     def resolved_margin(self) -> float:
@@ -162,17 +159,19 @@ class TuneOptions(SearchOptions):
 class TrainOptions(CommonOptions):
     """One adapter with given hyper-parameters."""
 
-    rank: int = option(16, "LoRA rank.", TRAINING)
+    rank: int = option(_RECIPE.r, "LoRA rank.", TRAINING)
     lora_alpha: float | None = option(None, "LoRA alpha; default 2 x rank.", TRAINING)
     lora_dropout: float = option(0.0, "Dropout on the adapter's input.", TRAINING)
     target_modules: tuple[str, ...] = option(
         ALL_LINEAR, "Adapted layers; default: all linear ones.", TRAINING
     )
-    learning_rate: float = option(2e-4, "Peak learning rate.", TRAINING)
-    batch_size: int = option(16, "Rows per step.", TRAINING)
+    learning_rate: float = option(_RECIPE.learning_rate, "Peak learning rate.", TRAINING)
+    batch_size: int = option(_RECIPE.batch_size, "Rows per step.", TRAINING)
     weight_decay: float = option(0.0, "AdamW's decay.", TRAINING)
-    epochs: float = option(1.0, "Passes over the training rows.", TRAINING)
-    warmup_ratio: float = option(0.05, "Share of the steps with a rising learning rate.", TRAINING)
+    epochs: float = option(_RECIPE.epochs, "Passes over the training rows.", TRAINING)
+    warmup_ratio: float = option(
+        _RECIPE.warmup_ratio, "Share of the steps with a rising learning rate.", TRAINING
+    )
     patience: int = option(3, "Evaluations without improvement before it stops.", TRAINING)
     out: str = option("runs/train", "Run directory; it receives adapter/ and result.json.", "Output")
 
@@ -197,12 +196,19 @@ class TrainOptions(CommonOptions):
         )
 
 
+def hides_storage(options: TuneOptions) -> bool:
+    """Whether the storage URL must be given again, as it has a password or a query and is not written down."""
+    from loratune.study import has_secrets  # imports Optuna, which --help need not wait for
+
+    return options.storage is not None and has_secrets(options.storage)
+
+
 def to_toml(options: TuneOptions) -> str:
     """`loratune.toml`: the options as top-level keys (JSON strings are TOML strings).
 
-    Unset options are left out, and so is a storage URL with credentials in it.
+    Unset options are left out, and so is a storage URL with secrets in it.
     """
-    secret = options.storage is not None and "@" in options.storage
+    secret = hides_storage(options)
     lines = [
         f"{name} = {dumps(value)}"
         for name, value in asdict(options).items()
@@ -225,6 +231,37 @@ def read_toml(path: Path) -> dict[str, Any]:
             f"{path} has options that tune does not know: {', '.join(unknown)}; known are {', '.join(sorted(known))}."
         )
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+_TYPES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "unset"}
+_LISTS = {str: "a list of names", int: "a list of whole numbers", float: "a list of numbers"}
+
+
+def _check_types(options: CommonOptions) -> None:
+    """Raise `InputError` for a value of another type, as a file or a caller may give (the command line parses)."""
+    for name, hint in get_type_hints(type(options)).items():
+        value = getattr(options, name)
+        if not _is_of(value, hint):
+            plain = list(value) if isinstance(value, tuple) else value
+            raise InputError(
+                f"--{name.replace('_', '-')} must be {_in_words(hint)}, got {plain!r}; change {name}."
+            )
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    if get_origin(hint) is UnionType:
+        return any(_is_of(value, each) for each in get_args(hint))
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_is_of(each, get_args(hint)[0]) for each in value)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, int | float if hint is float else hint)
+
+
+def _in_words(hint: Any) -> str:
+    if get_origin(hint) is UnionType:
+        return " or ".join(_in_words(each) for each in get_args(hint))
+    return _LISTS[get_args(hint)[0]] if get_origin(hint) is tuple else _TYPES[hint]
 
 
 def keyword_options(options: dict[str, Any]) -> dict[str, Any]:

@@ -1,13 +1,12 @@
-"""What a run came to: the facts that the report tells, the claims of the final run, the fingerprint of a study."""
+"""What a run came to: the facts that the report tells, the claims of the final run."""
 
 from __future__ import annotations
 
 import resource
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,15 +22,7 @@ from loratune.reporting.facts import Gain, ModelScores, RunCost, RunFacts
 from loratune.run.final import Final, FinalModel
 from loratune.values import METRICS, Decision, Evidence, HyperParameters, TrialResult
 
-_FREE = ("out", "storage", "resume", "pack_size", "device", "device_memory")
-"""Options that may change between a run and its resumption: they change no trial beyond rounding."""
 _PACKAGES = ("torch", "transformers", "peft", "optuna", "numpy")
-
-
-def fingerprint(options: TuneOptions, data: str) -> dict[str, Any]:
-    """All that a study's trials depend on, as JSON values; `data` is the digest of the prepared rows."""
-    values = {name: value for name, value in asdict(options).items() if name not in _FREE}
-    return {"data_digest": data, **{n: list(v) if isinstance(v, tuple) else v for n, v in values.items()}}
 
 
 def peak_memory(device: torch.device) -> int:
@@ -149,7 +140,7 @@ def _final_claims(final: Final, gains: tuple[Gain, ...]) -> list[Evidence]:
 
 
 def _clock_note(cut: bool) -> list[Evidence]:
-    text = "the clock cut the search before it was settled; a longer --budget would finish it"
+    text = "the clock cut the search before it was settled; --resume goes on with it, on a new clock"
     return [Evidence(claim=text)] if cut else []
 
 

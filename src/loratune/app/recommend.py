@@ -10,8 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
-from loratune.app.options import CommonOptions, keyword_options
-from loratune.app.workbench import context_length, data_options, model_cache
+from loratune.app.options import CommonOptions, data_options, keyword_options
+from loratune.app.workbench import context_length, model_cache
 from loratune.data.prepare import prepare
 from loratune.maths.prior import recommend as prior
 from loratune.model.profile import profile_from_config

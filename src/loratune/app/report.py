@@ -13,14 +13,19 @@ from loratune.reporting.stored import from_stored
 from loratune.study import Study
 
 
-def report(directory: str | Path) -> Path:
-    """Write `report.html` of a finished run again; returns its path. Raises `OutputError` where there is none."""
-    return _draw(Path(directory), Quiet())
+def report(directory: str | Path, *, storage: str | None = None) -> Path:
+    """Write `report.html` of a finished run again; returns its path. Raises `OutputError` where there is none.
+
+    `storage` is the URL that `tune` was given; needed only where it has secrets, as those are not written down.
+    """
+    return _draw(Path(directory), storage, Quiet())
 
 
-def _facts(directory: Path) -> RunFacts:
+def _facts(directory: Path, storage: str | None) -> RunFacts:
     options = directory / "loratune.toml"
-    study = Study.load(directory, storage=read_toml(options).get("storage") if options.exists() else None)
+    if storage is None and options.exists():
+        storage = read_toml(options).get("storage")
+    study = Study.load(directory, storage=storage)
     values = study.get_fact("facts")
     if values is None:
         raise OutputError(
@@ -29,13 +34,13 @@ def _facts(directory: Path) -> RunFacts:
     return from_stored(values, study.results())
 
 
-def _draw(directory: Path, watch: Watch) -> Path:
-    facts = _facts(directory)
+def _draw(directory: Path, storage: str | None, watch: Watch) -> Path:
+    facts = _facts(directory, storage)
     write_report(facts, directory, watch)
     watch.summary(facts)
     return directory / "report.html"
 
 
-def report_command(directory: Path) -> None:
+def report_command(directory: Path, storage: str | None = None) -> None:
     """Write the page and print the summary."""
-    _draw(directory, Terminal(as_json=False))
+    _draw(directory, storage, Terminal(as_json=False))

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
-from loratune.app.forecast import Forecast, calibrate, forecast
-from loratune.app.options import SearchOptions, TuneOptions, keyword_options, to_toml
-from loratune.app.outcome import fingerprint, peak_memory, run_facts, write_report
+from loratune.app.forecast import Forecast
+from loratune.app.options import TuneOptions, keyword_options
+from loratune.app.outcome import peak_memory, run_facts, write_report
+from loratune.app.resumption import (
+    CLOCK_START,
+    CUT,
+    SECONDS,
+    begin,
+    find_study,
+    is_finished,
+    open_study,
+    predicted_seconds,
+    price,
+    resume_command,
+)
 from loratune.app.watch import Quiet, Watch
-from loratune.app.workbench import Workbench, check_out, open_workbench
+from loratune.app.workbench import Workbench, open_workbench
 from loratune.errors import Interrupted
 from loratune.lora.peft_io import save_adapter
 from loratune.reporting.facts import RunCost
-from loratune.reporting.result import TuneResult, load_result, write_atomically, write_result
+from loratune.reporting.result import TuneResult, load_result, write_result
 from loratune.reporting.stored import to_stored
 from loratune.run.budget import Budget
-from loratune.run.calibration import Calibration
 from loratune.run.final import Final, FinalRunner
 from loratune.run.local import LocalRunner
 from loratune.study import Study
@@ -42,9 +53,10 @@ def tune(**options: Any) -> TuneResult:
 def run_tune(options: TuneOptions, watch: Watch) -> tuple[TuneResult, int]:
     """`tune` with something that watches; also the exit code (3 where the clock cut the search)."""
     started = monotonic()
-    if finished := _finished(options):
+    existing = find_study(options)
+    if existing is not None and is_finished(existing, options):
         watch.note(f"{options.directory} is complete; nothing to do.")
-        return finished, 0
+        return load_result(options.directory), 0
     watch.note("Reading data and model.")
     with (
         open_workbench(
@@ -56,67 +68,20 @@ def run_tune(options: TuneOptions, watch: Watch) -> tuple[TuneResult, int]:
         ) as bench,
         watch,
     ):
-        study = _open_existing(options, bench)
-        priced = _forecast(bench, options, study, started, watch)
+        study = open_study(options, bench) if existing is not None else None
+        priced = price(options, bench, study, started, watch)
         watch.plan(priced, bench)
-        if study is None:
-            study = _open_new(options, bench, priced)
+        study = study or open_study(options, bench)
+        begin(study, options, priced)
         job = _Job(options=options, bench=bench, priced=priced, study=study, watch=watch, started=started)
         try:
             return job.run()
         except KeyboardInterrupt:
             raise Interrupted(
-                f"Interrupted; nothing finished is lost: go on with loratune tune --config "
-                f"{options.directory / 'loratune.toml'} --resume."
+                f"Interrupted; nothing finished is lost: go on with {resume_command(options)}."
             ) from None
         finally:
-            study.put_fact("seconds", job.seconds)
-
-
-def _finished(options: TuneOptions) -> TuneResult | None:
-    """The result of a complete run that is resumed. Raises `OutputError` where `--out` is taken."""
-    directory = options.directory
-    if options.resume:
-        return load_result(directory) if (directory / "result.json").exists() else None
-    check_out(directory)
-    return None
-
-
-def _open_existing(options: TuneOptions, bench: Workbench) -> Study | None:
-    if not options.resume or not (options.storage or (options.directory / "study.db").exists()):
-        return None
-    return _study(options, bench)
-
-
-def _study(options: TuneOptions, bench: Workbench) -> Study:
-    return Study.open(
-        options.directory,
-        storage=options.storage,
-        resume=options.resume,
-        fingerprint=fingerprint(options, bench.data.fingerprint),
-        metric=options.metric,
-    )
-
-
-def _open_new(options: TuneOptions, bench: Workbench, priced: Forecast) -> Study:
-    study = _study(options, bench)
-    study.put_fact("calibration", priced.calibration.to_dict())
-    study.put_fact("budget", priced.context.budget)
-    study.put_fact("predicted_seconds", priced.seconds)
-    write_atomically(options.directory / "loratune.toml", to_toml(replace(options, resume=False)))
-    return study
-
-
-def _forecast(
-    bench: Workbench, options: SearchOptions, study: Study | None, started: float, watch: Watch
-) -> Forecast:
-    """Calibration and budget are measured once per study, so that a resumed search decides alike."""
-    kept = study.get_fact("calibration") if study else None
-    if study is None or kept is None:
-        watch.note("Measuring a few steps to price the plan.")
-        return forecast(bench, options, calibrate(bench, options), started=started)
-    runs = study.get_fact("budget")
-    return forecast(bench, options, Calibration.from_dict(kept), started=started, runs=runs)
+            study.put_fact(SECONDS, job.seconds)
 
 
 @dataclass(kw_only=True)
@@ -131,7 +96,8 @@ class _Job:
     started: float
 
     def __post_init__(self) -> None:
-        self.earlier = float(self.study.get_fact("seconds", 0.0))
+        self.earlier = float(self.study.get_fact(SECONDS, 0.0))
+        self.clock_start = float(self.study.get_fact(CLOCK_START, 0.0))
 
     @property
     def seconds(self) -> float:
@@ -154,7 +120,7 @@ class _Job:
         runner = LocalRunner(
             engine=self.bench.engine,
             study=self.study,
-            slots=self.priced.calibration.slots,
+            slots=self.priced.slots,
             on_progress=self.watch.progress,
             on_result=self.watch.result,
             deadline=self._deadline(),
@@ -166,7 +132,7 @@ class _Job:
                 return True
             self.watch.stage(str(trials[0].stage), len(trials))
             history += runner.run(trials)
-            self.study.put_fact("seconds", self.seconds)
+            self.study.put_fact(SECONDS, self.seconds)
         return False
 
     def _deadline(self) -> float | None:
@@ -174,7 +140,8 @@ class _Job:
         budget = Budget.parse(self.options.budget)
         if budget.seconds is None:
             return None
-        left = budget.seconds - self.earlier - _FINAL_RESERVE * self.priced.final_seconds
+        used = self.earlier - self.clock_start
+        left = budget.seconds - used - _FINAL_RESERVE * self.priced.final_seconds
         return self.started + left
 
     def _final(self, decision: Decision) -> Final:
@@ -204,13 +171,14 @@ class _Job:
             cut=cut,
             cost=RunCost(
                 seconds=self.seconds,
-                predicted_seconds=self.study.get_fact("predicted_seconds", self.priced.seconds),
+                predicted_seconds=predicted_seconds(self.study, self.options, self.priced),
                 predicted_bytes=self.priced.peak_bytes,
                 measured_bytes=peak_memory(self.bench.base.device),
                 sequential_seconds=self._sequential_seconds(),
             ),
         )
         self.study.put_fact("facts", to_stored(facts))
+        self.study.put_fact(CUT, cut)
         write_report(facts, directory, self.watch)
         write_result(facts, directory)
         shutil.rmtree(directory / "final", ignore_errors=True)

@@ -8,12 +8,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from loratune.app.options import CommonOptions
-from loratune.data.options import DataOptions
+from loratune.app.options import CommonOptions, data_options
 from loratune.data.prepare import PreparedData, prepare
 from loratune.engine.pack import PackEngine
 from loratune.errors import OutputError
@@ -88,10 +87,6 @@ def context_length(model: str) -> int | None:
         return None
     limit = getattr(read_config(source).get_text_config(), "max_position_embeddings", None)
     return limit if isinstance(limit, int) and limit > 0 else None
-
-
-def data_options(options: CommonOptions) -> DataOptions:
-    return DataOptions(**{each.name: getattr(options, each.name) for each in fields(DataOptions)})
 
 
 def _limits(options: CommonOptions, base: BaseModel, longest: int) -> Limits:

@@ -148,11 +148,16 @@ def memory(
 
 
 @app.command()
-def report(directory: Annotated[Path, typer.Argument(help="A run directory of tune.")]) -> None:
+def report(
+    directory: Annotated[Path, typer.Argument(help="A run directory of tune.")],
+    storage: Annotated[
+        str | None, typer.Option(help="Storage URL of the run; default: study.db or that of loratune.toml.")
+    ] = None,
+) -> None:
     """Write report.html again and print the summary of a finished run."""
     from loratune.app.report import report_command
 
-    report_command(directory)
+    report_command(directory, storage)
 
 
 @app.command()
