@@ -19,6 +19,7 @@ import loratune
 from loratune.app import forecast
 from loratune.app.fingerprint import model_digest
 from loratune.app.options import TuneOptions, keyword_options, read_toml
+from loratune.app.resumption import resume_command
 from loratune.app.tune import CLOCK_CUT, run_tune
 from loratune.app.watch import Quiet
 from loratune.errors import OutputError
@@ -292,7 +293,8 @@ def test_killed_in_the_final_run(place: Place, here: TuneResult, tmp_path: Path)
         process.kill()
         process.communicate()
     assert not (out / "result.json").exists()
-    files = {path: path.stat().st_mtime_ns for path in (out / "trials").glob("*.npz")}
+    recorded = [out / "trials" / f"{result.asked.key}.npz" for result in Study.load(out).results()]
+    files = {path: path.stat().st_mtime_ns for path in recorded}
     kept = searched(out)
     again = place.tune(out, resume=True)
     assert searched(out) == kept
@@ -300,3 +302,10 @@ def test_killed_in_the_final_run(place: Place, here: TuneResult, tmp_path: Path)
     assert again.recommended == here.recommended
     assert (out / "adapter" / "adapter_model.safetensors").exists()
     assert not (out / "final").exists()
+
+
+def test_the_resume_command_masks_secrets() -> None:
+    options = TuneOptions(model="m", data="d", out="run", storage="postgresql://ann:s3cret@host/db")
+    assert resume_command(options) == (
+        "loratune tune --config run/loratune.toml --resume --storage 'postgresql://ann:***@host/db'"
+    )

@@ -14,7 +14,7 @@ import optuna
 import pytest
 
 from loratune.errors import OutputError
-from loratune.study import Study
+from loratune.study import Study, has_secrets, masked
 from loratune.values import CurvePoint, HyperParameters, Stage, Trial, TrialResult, TrialState
 
 FINGERPRINT = {"options": {"ranks": (4, 8), "margin": 0.005}, "model": "tiny", "data": "abc"}
@@ -183,6 +183,44 @@ def test_a_bad_storage_is_one_sentence_without_password(tmp_path: Path, url: str
     assert not (tmp_path / "new").exists()
 
 
+SECRET_URLS = {
+    "postgresql://ann:s3cret@host/db": "postgresql://ann:***@host/db",
+    "postgresql://ann:s3cr%40t@host/db": "postgresql://ann:***@host/db",
+    "postgresql://host/db?user=ann&password=s3cret": "postgresql://host/db?password=***&user=***",
+    "mysql+pymysql://host/db?ssl_key=s3cret": "mysql+pymysql://host/db?ssl_key=***",
+}
+
+
+@pytest.mark.parametrize("url", SECRET_URLS)
+def test_secrets_of_a_url_are_masked(tmp_path: Path, url: str) -> None:
+    assert has_secrets(url)
+    assert masked(url) == SECRET_URLS[url]
+    with pytest.raises(OutputError) as caught:
+        Study.open(tmp_path / "new", fingerprint={}, storage=url)
+    assert "s3cr" not in str(caught.value)
+
+
+def test_urls_without_secrets(tmp_path: Path) -> None:
+    for url in ("sqlite:////tmp/x@y/study.db", "postgresql://ann@host/db"):
+        assert not has_secrets(url)
+        assert masked(url) == url
+
+
+def test_a_secret_that_the_driver_repeats_is_masked(tmp_path: Path) -> None:
+    """SQLite names the file that it cannot open; here the name is what must not be told."""
+    url = f"sqlite:///file:{tmp_path}/none/x.db?uri=true&vfs=hunter2"
+    with pytest.raises(OutputError) as caught:
+        Study.open(tmp_path / "new", fingerprint={}, storage=url)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_some_facts_are_checked(tmp_path: Path) -> None:
+    study = Study.open(tmp_path, fingerprint=FINGERPRINT)
+    study.check({"model": "tiny", "options": {"ranks": (4, 8), "margin": 0.005}})
+    with pytest.raises(OutputError, match="model was 'tiny' and is now 'other'"):
+        study.check({"model": "other"})
+
+
 def test_unusable_directories(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="--out"):
@@ -228,7 +266,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_study import make_result
-from loratune.study import Study
+from loratune.study import Study, has_secrets, masked
 study = Study.open(Path(sys.argv[1]), fingerprint={{}}, resume=True)
 done = {{result.asked.key for result in study.results()}}
 print("ready", flush=True)

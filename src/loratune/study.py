@@ -303,8 +303,10 @@ def masked(url: str) -> str:
         parsed = make_url(url)
     except ArgumentError:
         return _HIDDEN
+    if not _secrets(parsed):
+        return url
     hidden = parsed.set(query=dict.fromkeys(parsed.query, _HIDDEN))
-    return hidden.render_as_string(hide_password=True)
+    return hidden.render_as_string(hide_password=True).replace(quote(_HIDDEN), _HIDDEN)
 
 
 def has_secrets(url: str) -> bool:

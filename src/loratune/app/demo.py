@@ -13,7 +13,7 @@ from loratune.app.watch import Terminal
 from loratune.app.workbench import check_out
 
 _WORDS = 10
-"""Words of each text that are kept: with template and label 19 tokens on average, seldom more than 32."""
+"""Words of each text that are kept: with template and label 21 tokens on average, more than 32 in 2 of 7,674 rows."""
 _TEMPLATE = "News: {text}\\nTopic:"
 
 

@@ -13,7 +13,7 @@ from loratune.app.workbench import Workbench, check_out
 from loratune.errors import OutputError
 from loratune.reporting.result import write_atomically
 from loratune.run.calibration import Calibration
-from loratune.study import Study
+from loratune.study import Study, masked
 
 _TOML, _RESULT = "loratune.toml", "result.json"
 CUT, SECONDS, CLOCK_START = "cut", "seconds", "clock_start"
@@ -101,6 +101,8 @@ def predicted_seconds(study: Study, options: TuneOptions, priced: Forecast) -> f
 
 
 def resume_command(options: TuneOptions) -> str:
-    """What the user types to go on; a storage URL with secrets is not repeated."""
-    storage = " --storage URL" if hides_storage(options) else ""
-    return f"loratune tune --config {quote(str(options.directory / _TOML))} --resume{storage}"
+    """What the user types to go on; a storage URL that the file does not hold is added, its secrets masked."""
+    command = f"loratune tune --config {quote(str(options.directory / _TOML))} --resume"
+    if options.storage is None or not hides_storage(options):
+        return command
+    return f"{command} --storage {quote(masked(options.storage))}"
