@@ -106,47 +106,54 @@ def _screen_only(effort: Effort) -> Effort:
 
 
 Cut = Callable[[Effort], Effort]
-REDUCTIONS: tuple[tuple[str, Cut], ...] = (
-    ("one learning rate for each batch size instead of two", lambda e: replace(e, rates_per_batch=1)),
-    ("at most two other batch sizes", lambda e: replace(e, batches=min(e.batches, 2))),
-    ("two seeds for each comparison instead of three", lambda e: replace(e, seeds=min(e.seeds, 2))),
-    ("four ranks", lambda e: replace(e, ranks=min(e.ranks, 4))),
-    ("three ranks", lambda e: replace(e, ranks=min(e.ranks, 3))),
-    ("at most two other alphas", lambda e: replace(e, alphas=min(e.alphas, 2))),
-    ("learning rates are compared on part of the rows, or at one rank only", _screen_only),
-    ("alpha is not searched, it stays at 2r", lambda e: replace(e, alphas=0)),
-    ("dropout and weight decay are not searched", lambda e: replace(e, regularisers=0)),
-    ("at most one other batch size", lambda e: replace(e, batches=min(e.batches, 1))),
-    ("the batch size is not searched", lambda e: replace(e, batches=0)),
-    ("two ranks", lambda e: replace(e, ranks=min(e.ranks, 2))),
+REDUCTIONS: tuple[tuple[str, str, Cut], ...] = (
     (
+        "batch rates",
+        "one learning rate for each batch size, not two",
+        lambda e: replace(e, rates_per_batch=1),
+    ),
+    ("batches", "at most two other batch sizes", lambda e: replace(e, batches=min(e.batches, 2))),
+    ("seeds", "two seeds for each comparison instead of three", lambda e: replace(e, seeds=min(e.seeds, 2))),
+    ("ranks", "four ranks", lambda e: replace(e, ranks=min(e.ranks, 4))),
+    ("ranks", "three ranks", lambda e: replace(e, ranks=min(e.ranks, 3))),
+    ("alphas", "at most two other alphas", lambda e: replace(e, alphas=min(e.alphas, 2))),
+    ("rates", "learning rates are compared on part of the rows, or at one rank only", _screen_only),
+    ("alphas", "alpha is not searched, it stays at 2r", lambda e: replace(e, alphas=0)),
+    ("regularisers", "dropout and weight decay are not searched", lambda e: replace(e, regularisers=0)),
+    ("batches", "at most one other batch size", lambda e: replace(e, batches=min(e.batches, 1))),
+    ("batches", "the batch size is not searched", lambda e: replace(e, batches=0)),
+    ("ranks", "two ranks", lambda e: replace(e, ranks=min(e.ranks, 2))),
+    (
+        "rates",
         "learning rates are screened at one rank, the law carries them to the other",
         lambda e: replace(e, screened_rates=0),
     ),
-    ("three learning rates are screened instead of five", lambda e: replace(e, anchor_rates=3)),
-    ("one seed: ranks are compared without knowing the noise", lambda e: replace(e, seeds=1)),
-    ("one rank, the prior's: ranks are not compared", lambda e: replace(e, ranks=1)),
-    ("nothing is trained on all rows before the final run", lambda e: replace(e, seeds=0)),
-    ("one learning rate, the law's", lambda e: replace(e, anchor_rates=1)),
+    ("screened", "three learning rates are screened instead of five", lambda e: replace(e, anchor_rates=3)),
+    ("seeds", "one seed: ranks are compared without knowing the noise", lambda e: replace(e, seeds=1)),
+    ("ranks", "one rank, the prior's: ranks are not compared", lambda e: replace(e, ranks=1)),
+    ("seeds", "nothing is trained on all rows before the final run", lambda e: replace(e, seeds=0)),
+    ("screened", "one learning rate, the law's", lambda e: replace(e, anchor_rates=1)),
 )
-"""What is given up, in this order, until the plan fits the budget."""
+"""(topic, sentence, change): what is given up, in this order, until the plan fits the budget."""
 
 
 def fit_effort(context: SearchContext) -> tuple[Effort, tuple[str, ...]]:
-    """The richest effort that the budget allows, and one sentence for each reduction.
+    """The richest effort that the budget allows, and one sentence for each topic that was reduced.
 
     Raises `BudgetError` where the budget does not pay for one trial.
     """
     effort = full_effort(context)
-    dropped: list[str] = []
-    for sentence, cut in REDUCTIONS:
+    dropped: dict[str, str] = {}
+    for topic, sentence, cut in REDUCTIONS:
         if price(context, effort).total <= context.budget:
             break
         smaller = cut(effort)
         if price(context, smaller).total < price(context, effort).total:
             effort = smaller
-            dropped.append(f"For the budget of {context.budget:.3g} full runs: {sentence}.")
+            dropped[topic] = f"For the budget of {context.budget:.3g} full runs: {sentence}."
+    if effort.batches == 0:
+        dropped.pop("batch rates", None)
     cost = price(context, effort).total
     if cost > context.budget:
         raise too_small(context, cost)
-    return effort, tuple(dropped)
+    return effort, tuple(dropped.values())

@@ -37,22 +37,26 @@ def stage_summary(
 def plan_note(context: SearchContext, effort: Effort, stage: Stage) -> str:
     """What the plan tries in this stage."""
     if stage is Stage.RANK:
-        parts = [f"{effort.ranks} ranks"]
+        parts = [_number(effort.ranks, "rank")]
         if effort.anchor_rates:
             where = "all rows" if effort.fraction == 1 else f"{effort.fraction:.0%} of the rows"
-            parts.append(f"{effort.anchor_rates} learning rates screened at one rank on {where}")
+            parts.append(f"{_number(effort.anchor_rates, 'learning rate')} screened at one rank on {where}")
         if effort.screened_rates:
             parts.append(f"{effort.screened_rates} at each other rank")
         if effort.full_rates:
-            parts.append(f"{effort.full_rates} learning rates compared at each rank on all rows")
-        parts.append(f"{effort.seeds} runs of each rank at its best one")
+            parts.append(f"{_number(effort.full_rates, 'learning rate')} compared at each rank on all rows")
+        parts.append(f"{_number(effort.seeds, 'run')} of each rank at its best one")
         return ", ".join(parts)
     if stage is Stage.BATCH:
-        return f"{effort.batches} other batch sizes" if effort.batches else "left out"
+        return _number(effort.batches, "other batch size") if effort.batches else "left out"
     if stage is Stage.ALPHA:
         given = f"fixed at {context.lora_alpha:g}" if context.lora_alpha is not None else "left out"
-        return f"{effort.alphas} other alphas" if effort.alphas else given
+        return _number(effort.alphas, "other alpha") if effort.alphas else given
     return "asked for" if effort.regularisers else "only if validation NLL rises while training NLL falls"
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def rank_words(answer: RankAnswer) -> str:

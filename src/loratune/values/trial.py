@@ -65,12 +65,10 @@ class Trial:
     @property
     def key(self) -> str:
         """Identity: 16 hex digits of all that changes the result, the same in every process."""
-        facts = [
-            self.hyper_parameters.to_dict(),
-            self.seed,
-            round(self.fraction, 9),
-            self.stage is Stage.FINAL,
-        ]
+        values = self.hyper_parameters.to_dict()
+        names = values.pop("target_modules")
+        numbers = {name: float(value) for name, value in values.items()}  # 8 and 8.0 are the same alpha
+        facts = [numbers, names, self.seed, round(self.fraction, 9), self.stage is Stage.FINAL]
         return sha256(dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:

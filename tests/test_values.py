@@ -1,0 +1,39 @@
+"""What the frozen dataclasses promise."""
+
+from dataclasses import replace
+
+import pytest
+
+from loratune.errors import HyperParameterError
+from loratune.values import HyperParameters, Stage, Trial, default_recipe
+
+
+def test_a_trial_is_known_by_what_changes_its_result() -> None:
+    trial = Trial(hyper_parameters=default_recipe(), seed=3, fraction=0.5, stage=Stage.RANK)
+    whole = replace(trial, hyper_parameters=replace(trial.hyper_parameters, lora_alpha=32.0, epochs=1))
+    assert trial.key == whole.key == replace(trial, stage=Stage.ALPHA).key
+    others = [
+        replace(trial, seed=4),
+        replace(trial, fraction=0.25),
+        replace(trial, stage=Stage.FINAL),
+        replace(trial, hyper_parameters=replace(trial.hyper_parameters, lora_dropout=0.1)),
+        replace(trial, hyper_parameters=replace(trial.hyper_parameters, target_modules=("q_proj",))),
+    ]
+    assert len({trial.key, *(other.key for other in others)}) == 6
+    assert Trial.from_dict(trial.to_dict()) == trial
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"r": 0}, {"r": 2.5}, {"lora_alpha": 0}, {"learning_rate": float("nan")}, {"batch_size": 0},
+        {"lora_dropout": 1.0}, {"weight_decay": -1}, {"epochs": 0}, {"warmup_ratio": 1}, {"target_modules": ()},
+    ],
+)  # fmt: skip
+def test_values_out_of_range_are_refused(change: dict[str, object]) -> None:
+    with pytest.raises(HyperParameterError):
+        replace(default_recipe(), **change)
+
+
+def test_scaling_is_peft_s() -> None:
+    assert HyperParameters(r=8, lora_alpha=16, learning_rate=1, batch_size=1).scaling == 2
