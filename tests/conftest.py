@@ -13,7 +13,8 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A missing GPU skips locally and fails where a GPU run was asked for."""
+    """The longest tests first, so that no worker is left with them; a missing GPU skips unless it was asked for."""
+    items.sort(key=lambda item: item.get_closest_marker("real") is None)
     if torch.cuda.is_available() or os.environ.get("LORATUNE_REQUIRE_GPU"):
         return
     for item in items:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 
+from loratune.app import forecast
 from loratune.app.demo_data import smollm2, write_reuters
 from loratune.app.workbench import model_cache
 from loratune.cli.main import main
@@ -19,12 +20,13 @@ pytestmark = pytest.mark.real
 def test_tune_smollm2_on_reuters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(forecast, "_CALIBRATION_SECONDS", 0.05)
     train, test = write_reuters(tmp_path / "data", 8)
     out = tmp_path / "run"
     arguments = {
         "model": str(smollm2()), "data": str(train), "test": str(test), "out": str(out), "dtype": "float32",
-        "template": r"News: {text}\nTopic:", "ranks": "2,8", "budget": "5x", "max-length": "32",
-        "train-rows": "64", "validation-rows": "40", "test-rows": "40",
+        "template": r"News: {text}\nTopic:", "ranks": "2,8", "budget": "3x", "max-length": "32",
+        "train-rows": "64", "validation-rows": "24", "test-rows": "24", "pack-size": "4",
     }  # fmt: skip
     command = [word for name, value in arguments.items() for word in (f"--{name}", value)]
     monkeypatch.setattr(sys, "argv", ["loratune", "tune", *command, "--json"])
