@@ -14,7 +14,7 @@ from loratune.app.workbench import model_cache
 from loratune.cli.main import main
 from loratune.model.load import load_model
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]
 
 
 def test_tune_smollm2_on_reuters(
