@@ -1,6 +1,7 @@
 """The study: round trips, crash safety by real SIGKILLs, refusals, and Optuna's own tools reading it."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -341,3 +342,20 @@ def _get(app: object, path: str) -> dict[str, object]:
     body = b"".join(app(environ, lambda status, headers, *_: seen.append(status)))  # type: ignore[operator]
     assert seen == ["200 OK"], body
     return json.loads(body)
+
+
+def test_an_interrupt_waits_for_the_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the middle of writing a trial: it is written, then the interrupt comes, and nothing is locked."""
+    study = Study.open(tmp_path / "run", fingerprint={})
+    inner = study._study.add_trial
+
+    def interrupted(row: optuna.trial.FrozenTrial) -> None:
+        signal.raise_signal(signal.SIGINT)
+        inner(row)
+
+    monkeypatch.setattr(study._study, "add_trial", interrupted)
+    result = make_result()
+    with pytest.raises(KeyboardInterrupt):
+        study.record(result)
+    study.put_fact("seconds", 1.0)
+    assert [each.asked.key for each in Study.load(tmp_path / "run").results()] == [result.asked.key]

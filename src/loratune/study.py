@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from json import dumps, loads
 from pathlib import Path
+from types import FrameType
 from typing import Any, Self
 from urllib.parse import quote, quote_plus
 from zipfile import BadZipFile
@@ -69,7 +72,7 @@ class Study:
         """
         if not resume and (directory / "result.json").exists():
             raise _occupied(directory)
-        with _storage_errors(directory, storage):
+        with _storage_errors(directory, storage), _uninterrupted():
             if storage is None:
                 directory.mkdir(parents=True, exist_ok=True)
             place = _storage(directory, storage)
@@ -95,7 +98,7 @@ class Study:
                     f"The study of {directory} is in a database elsewhere; name it by --storage URL."
                 )
             return None
-        with _storage_errors(directory, storage):
+        with _storage_errors(directory, storage), _uninterrupted():
             place = _storage(directory, storage)
             try:
                 study = optuna.load_study(storage=place, study_name=_name(directory, storage))
@@ -140,7 +143,7 @@ class Study:
             user_attrs=_attributes(result, tuple(arrays)),
             intermediate_values={point.step: point.validation_nll for point in result.curve},
         )
-        with _storage_errors(self.directory, self._storage):
+        with _storage_errors(self.directory, self._storage), _uninterrupted():
             if arrays:
                 _write_arrays(self._array_file(key), arrays)
             self._study.add_trial(row)
@@ -152,7 +155,9 @@ class Study:
         A trial whose array file is missing or unreadable is left out, so that it is trained again.
         """
         found: dict[str, TrialResult] = {}
-        for row in self._study.get_trials(deepcopy=False):
+        with _uninterrupted():
+            rows = self._study.get_trials(deepcopy=False)
+        for row in rows:
             if "asked" not in row.user_attrs:
                 continue  # put there by somebody else, through Optuna
             arrays = self._read_arrays(row)
@@ -163,7 +168,7 @@ class Study:
 
     def put_fact(self, name: str, value: Any) -> None:
         """Keep a JSON value under a name, such as the calibration or the plan."""
-        with _storage_errors(self.directory, self._storage):
+        with _storage_errors(self.directory, self._storage), _uninterrupted():
             self._study.set_user_attr(name, value)
 
     def get_fact(self, name: str, default: Any = None) -> Any:
@@ -338,6 +343,22 @@ def _without_secrets(text: str, storage: str | None) -> str:
         for form in (secret, quote(secret, safe=""), quote_plus(secret)):
             text = text.replace(form, _HIDDEN)
     return text
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back for the moment of a transaction: one left open would lock the database for the rest."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are handled in the main thread only
+        return
+    held: list[tuple[int, FrameType | None]] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: held.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if held and callable(before):
+            before(*held[0])
 
 
 @contextmanager
