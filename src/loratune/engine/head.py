@@ -56,8 +56,8 @@ class Head:
         replaced = copy.copy(output)
         replaced.last_hidden_state = states.unsqueeze(0)
         with self._decoder_returns(replaced):
-            placeholder = torch.zeros(1, states.shape[0], dtype=torch.int64, device=states.device)
-            logits: torch.Tensor = self.model(input_ids=placeholder, use_cache=False).logits
+            unread = torch.zeros(1, states.shape[0], dtype=torch.int64, device=states.device)
+            logits: torch.Tensor = self.model(input_ids=unread, use_cache=False).logits
         return logits[0]
 
     def chunks(self, count: int) -> Iterator[slice]:
