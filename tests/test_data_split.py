@@ -67,12 +67,12 @@ def test_draw_depends_on_content_and_seed_alone() -> None:
 
 
 def test_split_off_is_15_percent_within_limits() -> None:
-    digests = digests_of([str(i) for i in range(20_000)])
+    digests = digests_of([str(i) for i in range(30_000)])
 
     def size(rows: int, limit: int | None = None) -> int:
         return len(split_off(digests, None, np.arange(rows), rows, limit, "test")[0])
 
-    assert [size(rows) for rows in (10, 11, 13, 100, 1000, 20_000)] == [2, 2, 2, 15, 150, 2000]
+    assert [size(rows) for rows in (10, 11, 13, 100, 1000, 16_000, 30_000)] == [2, 2, 2, 15, 150, 2000, 3000]
     assert size(1000, limit=30) == 30
     assert size(20_000, limit=2500) == 2500
     for rows in range(10, 300):

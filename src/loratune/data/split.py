@@ -4,6 +4,8 @@ Rows are drawn in the order of their digests (a keyed hash of the content): the 
 on another platform, are split alike, and a new row moves few others. Knows arrays; neither files nor tokens.
 """
 
+from math import ceil
+
 import numpy as np
 import numpy.typing as npt
 
@@ -14,8 +16,9 @@ Labels = npt.NDArray[np.int32] | None
 
 SHARE = 0.15
 """Of the rows, for a split that has to be made."""
-MOST_ROWS = 2000
-"""Rows of a split that has to be made, unless another limit is given."""
+PLENTY = 2000
+"""Rows beyond which such a split takes the smallest share only."""
+SMALLEST_SHARE = 0.1
 FEWEST_TO_SPLIT = 10
 """Below, a share of 15 % is not a row or two."""
 FEWEST_ROWS = 2
@@ -57,7 +60,9 @@ def draw(
 def split_off(
     digests: npt.NDArray[np.bytes_], labels: Labels, rows: Rows, share_of: int, limit: int | None, name: str
 ) -> tuple[Rows, Rows]:
-    """A new split and what is left of `rows`: 15 % of `share_of` rows, at most `limit` (default 2,000).
+    """A new split and what is left of `rows`: 15 % of `share_of` rows, in large data down to 10 %.
+
+    Beyond `PLENTY` rows no more than 10 % are taken; `limit` is the user's own bound on the count.
 
     Raises `DataError` where there are too few rows.
     """
@@ -67,7 +72,8 @@ def split_off(
             f"{share_of}; "
             f"add rows or give the {name} rows with --{name}."
         )
-    count = min(int(SHARE * share_of + 0.5), MOST_ROWS if limit is None else limit)
+    most = max(PLENTY, ceil(SMALLEST_SHARE * share_of)) if limit is None else limit
+    count = min(int(SHARE * share_of + 0.5), most)
     return draw(digests, labels, rows, count)
 
 

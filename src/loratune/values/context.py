@@ -31,8 +31,6 @@ class SearchContext:
     """[validation rows] index of the true label, for labelled data."""
     labels: int = 0
     """Number of classes; 0 where the data is not labelled."""
-    base_nll: float | None = None
-    """Validation NLL of the untouched base model, where it was measured."""
 
     # facts of the model
     hidden_size: int = 0
