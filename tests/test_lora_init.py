@@ -1,4 +1,4 @@
-"""Initial weights against PEFT's own, bit for bit."""
+"""Initial weights against PEFT's own, bit for bit, with one rank and with a rank for each module."""
 
 import pytest
 import torch
@@ -16,12 +16,20 @@ from loratune.values import ALL_LINEAR, HyperParameters
     ("family", "target_modules"),
     [("llama", ALL_LINEAR), ("llama", ("q_proj", "down_proj")), ("gpt2", ALL_LINEAR), ("gpt2", ("c_proj",))],
 )
-def test_equals_peft(family: str, target_modules: tuple[str, ...], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("patterned", [False, True])
+def test_equals_peft(
+    family: str, target_modules: tuple[str, ...], dtype: torch.dtype, patterned: bool
+) -> None:
     base = tiny_family(family, dtype)
-    wanted = HyperParameters(
-        r=3, lora_alpha=6, learning_rate=1e-3, batch_size=1, target_modules=target_modules
-    )
     targets = find_targets(base.profile.targets, target_modules)
+    wanted = HyperParameters(
+        r=3,
+        lora_alpha=6,
+        learning_rate=1e-3,
+        batch_size=1,
+        target_modules=target_modules,
+        rank_pattern=tuple((t.name, 1 + i % 5) for i, t in enumerate(targets)) if patterned else (),
+    )
     state = torch.get_rng_state()
     adapter = initial_adapter(wanted, targets, seed=11, base_dtype=dtype, device=torch.device("cpu"))
     assert torch.equal(torch.get_rng_state(), state), "the global random state was touched"

@@ -20,10 +20,12 @@ from loratune.values import ALL_LINEAR
 CPU = torch.device("cpu")
 
 
-def trained(base: BaseModel, target_modules: tuple[str, ...]) -> Adapter:
+def trained(base: BaseModel, target_modules: tuple[str, ...], patterned: bool = False) -> Adapter:
     """An adapter after two steps, so that B is not zero."""
+    names = [target.name for target in find_targets(base.profile.targets, target_modules)]
+    pattern = tuple((name, 1 + i % 5) for i, name in enumerate(names) if i % 5 != 3) if patterned else ()
     slot = engine(base, random_table(base.profile.vocabulary)).slot(
-        trial(target_modules=target_modules, warmup_ratio=0.0, lora_alpha=6)
+        trial(target_modules=target_modules, warmup_ratio=0.0, lora_alpha=6, rank_pattern=pattern)
     )
     with engine(base, random_table(base.profile.vocabulary)).attached() as step:
         step([slot])
@@ -41,9 +43,12 @@ def trained(base: BaseModel, target_modules: tuple[str, ...]) -> Adapter:
         ("gpt2", ("attn.c_proj",)),
     ],
 )
-def test_peft_gives_our_logits(family: str, target_modules: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize("patterned", [False, True])
+def test_peft_gives_our_logits(
+    family: str, target_modules: tuple[str, ...], patterned: bool, tmp_path: Path
+) -> None:
     base = tiny_family(family, torch.float32)
-    adapter = trained(base, target_modules)
+    adapter = trained(base, target_modules, patterned)
     save_adapter(adapter, tmp_path / "adapter", base.model, base_name="tiny")
     tokens = torch.arange(40).view(4, 10)
     packed = PackedAdapters(base.model, [name for name, _, _ in base.profile.targets])
@@ -64,13 +69,16 @@ def test_peft_gives_our_logits(family: str, target_modules: tuple[str, ...], tmp
     assert config["fan_in_fan_out"] is (family == "gpt2")
     assert config["r"] == 4
     assert config["lora_alpha"] == 6
+    pattern = config["rank_pattern"]
+    assert bool(pattern) is patterned
+    assert config["alpha_pattern"] == {name: 1.5 * r for name, r in pattern.items()}
 
 
 def test_what_was_saved_is_read_back_and_replaces_an_older_one(tmp_path: Path) -> None:
     base = tiny_family("llama", torch.float32)
     folder = tmp_path / "adapter"
-    for names in (ALL_LINEAR, ("o_proj",)):
-        adapter = trained(base, names)
+    for names, patterned in ((ALL_LINEAR, False), (ALL_LINEAR, True), (("o_proj",), False)):
+        adapter = trained(base, names, patterned)
         save_adapter(adapter, folder, base.model)
         targets = find_targets(base.profile.targets, names)
         again = load_adapter(folder, adapter.hyper_parameters, targets, device=CPU)

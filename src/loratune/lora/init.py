@@ -22,15 +22,16 @@ def initial_adapter(
 
     PEFT draws on the CPU, for each target in `named_modules` order: `nn.Linear(in, r)`'s own
     initialisation, `nn.Linear(r, out)`'s (thrown away, B is zero), then Kaiming uniform with a = √5 on A
-    again. It moves the result to the base's type, hence A is rounded to bfloat16 under such a base, and
-    then keeps adapters of half-precision bases in float32.
+    again, r being the module's own where a rank pattern names it. It moves the result to the base's type,
+    hence A is rounded to bfloat16 under such a base, and then keeps adapters of half-precision bases in
+    float32.
     """
     generator = torch.Generator().manual_seed(seed)
-    layout = AdapterLayout(r=hyper_parameters.r, targets=tuple(targets))
+    layout = AdapterLayout.of(hyper_parameters, targets)
     flat = torch.zeros(layout.size)
-    for (a, b), target in zip(layout.views(flat).values(), targets, strict=True):
+    for a, b in layout.views(flat).values():
         nn.init.kaiming_uniform_(a, a=sqrt(5), generator=generator)
-        nn.init.kaiming_uniform_(torch.empty(target.out_features, layout.r), a=sqrt(5), generator=generator)
+        nn.init.kaiming_uniform_(torch.empty_like(b), a=sqrt(5), generator=generator)
         nn.init.kaiming_uniform_(a, a=sqrt(5), generator=generator)
         b.zero_()
     rounded = flat.to(base_dtype)

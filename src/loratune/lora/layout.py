@@ -1,8 +1,11 @@
-"""Where the matrices of an adapter lie in one flat vector. Knows shapes only, not how they are used."""
+"""Where the matrices of an adapter lie in one flat vector. Knows shapes only, not how they are used.
+
+Each module may have a rank of its own: R below is the module's.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 
@@ -25,26 +28,39 @@ def find_targets(available: Sequence[Shape], target_modules: Sequence[str]) -> t
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdapterLayout:
-    """Shapes and offsets of every A [r, in] and B [out, r], in the order of the modules, A before B."""
+    """Shapes and offsets of every A [R, in] and B [out, R], in the order of the modules, A before B."""
 
-    r: int
     targets: tuple[Target, ...]
+    ranks: tuple[int, ...]
+    """Of each target."""
+
+    @classmethod
+    def of(cls, hyper_parameters: HyperParameters, targets: Sequence[Target]) -> Self:
+        """The layout of an adapter on `targets`."""
+        ranks = hyper_parameters.ranks_of(target.name for target in targets)
+        return cls(targets=tuple(targets), ranks=ranks)
+
+    @property
+    def r(self) -> int:
+        """The largest rank of a module; every module's where the ranks do not differ."""
+        return max(self.ranks)
 
     @property
     def size(self) -> int:
         """Numbers in the flat vector."""
-        return self.r * sum(target.in_features + target.out_features for target in self.targets)
+        sides = (target.in_features + target.out_features for target in self.targets)
+        return sum(rank * side for rank, side in zip(self.ranks, sides, strict=True))
 
     def views(self, flat: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """(A [r, in], B [out, r]) by module name, as views of a flat vector [size]."""
+        """(A [R, in], B [out, R]) by module name, as views of a flat vector [size]."""
         found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         offset = 0
-        for name, in_features, out_features in self.targets:
-            middle = offset + self.r * in_features
-            end = middle + self.r * out_features
+        for (name, in_features, out_features), rank in zip(self.targets, self.ranks, strict=True):
+            middle = offset + rank * in_features
+            end = middle + rank * out_features
             found[name] = (
-                flat[offset:middle].view(self.r, in_features),
-                flat[middle:end].view(out_features, self.r),
+                flat[offset:middle].view(rank, in_features),
+                flat[middle:end].view(out_features, rank),
             )
             offset = end
         return found

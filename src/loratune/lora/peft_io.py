@@ -33,16 +33,22 @@ def lora_config(
     hyper_parameters: HyperParameters, model: nn.Module, targets: Sequence[Target], *, base_name: str = ""
 ) -> LoraConfig:
     """The `peft.LoraConfig` under which PEFT builds the same adapter on `model`."""
-    alpha = hyper_parameters.lora_alpha
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=hyper_parameters.r,
-        lora_alpha=int(alpha) if alpha == int(alpha) else alpha,
+        lora_alpha=_whole(hyper_parameters.lora_alpha),
+        rank_pattern=dict(hyper_parameters.rank_pattern),
+        alpha_pattern={name: _whole(alpha) for name, alpha in hyper_parameters.alpha_pattern.items()},
         lora_dropout=hyper_parameters.lora_dropout,
         target_modules=_target_names(model, targets),
         fan_in_fan_out=any(isinstance(model.get_submodule(target.name), Conv1D) for target in targets),
         base_model_name_or_path=base_name or None,
     )
+
+
+def _whole(alpha: float) -> float | int:
+    """8.0 as 8: PEFT declares a whole alpha, and takes any."""
+    return int(alpha) if alpha == int(alpha) else alpha
 
 
 def save_adapter(adapter: Adapter, folder: Path, model: nn.Module, *, base_name: str = "") -> None:
@@ -78,7 +84,7 @@ def load_adapter(
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"an adapter folder must hold a readable {path.name}, {folder} has none.") from error
-    layout = AdapterLayout(r=hyper_parameters.r, targets=tuple(targets))
+    layout = AdapterLayout.of(hyper_parameters, targets)
     dtype = next(iter(tensors.values())).dtype if tensors else torch.float32
     weights = torch.zeros(layout.size, dtype=dtype)
     for name, pair in layout.views(weights).items():

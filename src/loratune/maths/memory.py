@@ -112,9 +112,10 @@ def tokens_in_flight(pack: Sequence[HyperParameters], max_length: int, micro_bat
 
 
 def adapter_parameters(model: ModelProfile, hyper_parameters: HyperParameters) -> int:
-    """LoRA parameters: r · Σ (in + out)."""
+    """LoRA parameters: Σ r · (in + out)."""
     targets = select_targets(model.targets, hyper_parameters.target_modules)
-    return hyper_parameters.r * sum(inputs + outputs for _, inputs, outputs in targets)
+    ranks = hyper_parameters.ranks_of(name for name, _, _ in targets)
+    return sum(r * (inputs + outputs) for r, (_, inputs, outputs) in zip(ranks, targets, strict=True))
 
 
 def adapted(model: ModelProfile, pack: Sequence[HyperParameters]) -> frozenset[str]:
@@ -168,7 +169,8 @@ def inner_bytes(model: ModelProfile, pack: Sequence[HyperParameters], tokens: in
     total, left = 0, tokens
     for hp in sorted(pack, key=lambda hp: -hp.r):
         share = min(left, hp.batch_size * max_length)
-        total += share * hp.r * len(select_targets(model.targets, hp.target_modules))
+        targets = select_targets(model.targets, hp.target_modules)
+        total += share * sum(hp.ranks_of(name for name, _, _ in targets))
         left -= share
     return FLOAT32 * total
 

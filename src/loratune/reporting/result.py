@@ -35,6 +35,8 @@ class RecommendedHyperParameters(HyperParameters):
             task_type="CAUSAL_LM",
             r=self.r,
             lora_alpha=_whole(self.lora_alpha),
+            rank_pattern=dict(self.rank_pattern),
+            alpha_pattern={name: _whole(alpha) for name, alpha in self.alpha_pattern.items()},
             lora_dropout=self.lora_dropout,
             target_modules=targets[0] if targets == ("all-linear",) else list(targets),
         )
@@ -120,9 +122,7 @@ def load_result(directory: Path) -> TuneResult:
 def _decode(values: dict[str, Any], directory: Path) -> TuneResult:
     recommended = values["recommended"]
     return TuneResult(
-        recommended=RecommendedHyperParameters(
-            **{**recommended, "target_modules": tuple(recommended["target_modules"])}
-        ),
+        recommended=RecommendedHyperParameters.from_dict(recommended),
         metrics=values["metrics"],
         evidence=tuple(evidence_from_dict(each) for each in values["evidence"]),
         cost=values["cost"],

@@ -1,5 +1,6 @@
 """The hyper-parameters of one LoRA run, under PEFT's and transformers' own names."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any, Self
@@ -35,6 +36,8 @@ class HyperParameters:
     """Share of the steps in which the learning rate rises linearly from zero, in [0, 1); then linear to zero."""
     target_modules: tuple[str, ...] = ALL_LINEAR
     """Names (suffixes) of the adapted modules, or `ALL_LINEAR`."""
+    rank_pattern: tuple[tuple[str, int], ...] = ()
+    """(full module name, rank ≥ 1) of the modules whose rank is not `r`; their alpha is in proportion."""
 
     def __post_init__(self) -> None:
         rules = (
@@ -47,6 +50,11 @@ class HyperParameters:
             ("epochs", self.epochs > 0 and isfinite(self.epochs), "above 0"),
             ("warmup_ratio", 0 <= self.warmup_ratio < 1, "in [0, 1)"),
             ("target_modules", len(self.target_modules) > 0, "at least one name"),
+            (
+                "rank_pattern",
+                all(r >= 1 and r == int(r) for _, r in self.rank_pattern),
+                "ranks of at least 1",
+            ),
         )
         for name, holds, rule in rules:
             if not holds:
@@ -57,17 +65,30 @@ class HyperParameters:
 
     @property
     def scaling(self) -> float:
-        """PEFT's factor on B·A."""
+        """PEFT's factor on B·A, the same for every module."""
         return self.lora_alpha / self.r
 
+    @property
+    def alpha_pattern(self) -> dict[str, float]:
+        """Alpha by full module name where the rank is not `r`: alpha grows with the rank, as PEFT's EVA does."""
+        return {name: self.scaling * rank for name, rank in self.rank_pattern}
+
+    def ranks_of(self, modules: Iterable[str]) -> tuple[int, ...]:
+        """The rank of each module, by full name."""
+        pattern = dict(self.rank_pattern)
+        return tuple(pattern.get(module, self.r) for module in modules)
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, tuples as lists, for JSON."""
-        return {**asdict(self), "target_modules": list(self.target_modules)}
+        """Plain values, tuples as lists, for JSON; `rank_pattern` as a mapping, absent where it is empty."""
+        values = {**asdict(self), "target_modules": list(self.target_modules)}
+        pattern = dict(values.pop("rank_pattern"))
+        return {**values, "rank_pattern": pattern} if pattern else values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Inverse of `to_dict`."""
-        return cls(**{**values, "target_modules": tuple(values["target_modules"])})
+        pattern = tuple(values.get("rank_pattern", {}).items())
+        return cls(**{**values, "target_modules": tuple(values["target_modules"]), "rank_pattern": pattern})
 
 
 def default_recipe(epochs: float = 1.0, warmup_ratio: float = 0.05) -> HyperParameters:

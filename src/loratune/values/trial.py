@@ -67,8 +67,10 @@ class Trial:
         """Identity: 16 hex digits of all that changes the result, the same in every process."""
         values = self.hyper_parameters.to_dict()
         names = values.pop("target_modules")
+        pattern = sorted(values.pop("rank_pattern", {}).items())
         numbers = {name: float(value) for name, value in values.items()}  # 8 and 8.0 are the same alpha
         facts = [numbers, names, self.seed, round(self.fraction, 9), self.stage is Stage.FINAL]
+        facts += [pattern] if pattern else []
         return sha256(dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
