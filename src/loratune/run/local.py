@@ -8,6 +8,7 @@ from time import monotonic
 from loratune.engine.pack import PackEngine, PackProgress
 from loratune.lora.layout import Adapter
 from loratune.maths.packing import plan_pack
+from loratune.run.kept import LargestAdapter
 from loratune.study import Study
 from loratune.values import CurvePoint, Trial, TrialResult, TrialState
 
@@ -21,6 +22,8 @@ class LocalRunner:
     slots: int
     on_progress: Callable[[PackProgress], None]
     on_result: Callable[[TrialResult], None]
+    largest: LargestAdapter | None = None
+    """Where the best adapter of the largest rank is kept; None: nowhere."""
     deadline: float | None = None
     """`time.monotonic()` after which no trial is begun and running ones stop at their next reading."""
 
@@ -40,6 +43,8 @@ class LocalRunner:
         def keep(result: TrialResult, adapter: Adapter) -> None:
             if result.state is TrialState.STOPPED:
                 return  # only the clock stops trials here: --resume is to train it
+            if self.largest is not None:
+                self.largest.offer(result, adapter)
             self.study.record(result)
             results.append(result)
             self.on_result(result)

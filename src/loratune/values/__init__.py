@@ -6,6 +6,7 @@ from loratune.values.hyperparameters import ALL_LINEAR, HyperParameters, default
 from loratune.values.plan import PlannedStage, SearchPlan
 from loratune.values.profile import DataProfile, ModelProfile, Recommendation, Suggested
 from loratune.values.trial import LABEL_METRICS, METRICS, CurvePoint, Stage, Trial, TrialResult, TrialState
+from loratune.values.truncation import Cut, CutPoint, LayerSpectrum, Truncation
 
 __all__ = [
     "ALL_LINEAR",
@@ -13,10 +14,13 @@ __all__ = [
     "METRICS",
     "PASSES_PER_LABELLING",
     "CurvePoint",
+    "Cut",
+    "CutPoint",
     "DataProfile",
     "Decision",
     "Evidence",
     "HyperParameters",
+    "LayerSpectrum",
     "ModelProfile",
     "PlannedStage",
     "Recommendation",
@@ -28,5 +32,6 @@ __all__ = [
     "Trial",
     "TrialResult",
     "TrialState",
+    "Truncation",
     "default_recipe",
 ]
