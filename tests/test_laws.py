@@ -4,7 +4,21 @@ from math import log
 
 import pytest
 
-from loratune.maths.laws import batch_size_law, learning_rate_law, rank_law
+from loratune.maths.laws import (
+    alpha_law,
+    batch_size_law,
+    capacity_law,
+    epochs_law,
+    learning_rate_law,
+    rank_law,
+    rate_by_alpha,
+    rate_by_batch,
+    rate_by_examples,
+    rate_by_family,
+    rate_by_rank,
+    rate_by_width,
+    separable_rank,
+)
 
 
 def rate(r: int, alpha: float, batch: int = 16, rows: float = 10_000, **other: object) -> float:
@@ -82,3 +96,59 @@ def test_rank_prior_without_facts_is_sixteen() -> None:
 )
 def test_batch_size(rows: int, epochs: float, expected: int) -> None:
     assert batch_size_law(rows=rows, epochs=epochs).value == expected
+
+
+def test_factors_of_the_learning_rate_against_the_survey() -> None:
+    """`science.md`: §0 2.4 times from r 1 to 128 at constant alpha; §6 a tenth of the rows, 1/.55; §8 Gemma, Llama."""
+    assert rate_by_rank(128) / rate_by_rank(1) == pytest.approx(2.4, rel=0.01)
+    assert rate_by_rank(512) / rate_by_rank(4) < 2.5  # "less than 2" by LoRA Without Regret
+    assert rate_by_examples(1e4) / rate_by_examples(1e5) == pytest.approx(1 / 0.55, rel=0.01)
+    assert rate_by_examples(5e3) / rate_by_examples(395e3) == pytest.approx(1.1e-3 / 3.6e-4, rel=0.02)
+    assert rate_by_batch(64) / rate_by_batch(4) == pytest.approx(0.0048 / 0.00108, rel=0.15)  # banking77
+    assert rate_by_alpha(16) / rate_by_alpha(256) == pytest.approx(16**0.8)
+    assert rate_by_width(3000) == rate_by_width(0) == 1.0
+    assert rate_by_width(576) > 1 > rate_by_width(8192)
+    assert (rate_by_family("llama", 2048), rate_by_family("llama", 4096)) == (1.8, 1.0)
+    assert 2 <= rate_by_family("gemma3_text", 1152) <= 4
+
+
+def test_the_law_is_the_product_of_its_factors() -> None:
+    factors = (
+        rate_by_rank(64), rate_by_alpha(128), rate_by_batch(32), rate_by_examples(20_000),
+        rate_by_width(2048), rate_by_family("llama", 2048),
+    )  # fmt: skip
+    law = learning_rate_law(
+        r=64, lora_alpha=128, batch_size=32, rows=10_000, epochs=2, hidden_size=2048, family="llama"
+    )
+    product = 3.5e-4
+    for factor in factors:
+        product *= factor
+    assert law.value == pytest.approx(product)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "parameters", "family", "rank"),
+    [(2e6, 2.62e6, "llama", 2), (2e7, 2.62e6, "llama", 20), (1e8, 2.62e6, "llama", 98),
+     (2e7, 2.73e6, "qwen3", 5.3), (5e6, 0.70e6, "llama", 18)],
+)  # fmt: skip
+def test_capacity_law_gives_the_surveys_examples(
+    tokens: float, parameters: float, family: str, rank: float
+) -> None:
+    found = capacity_law(supervised_tokens=tokens, parameters_per_rank=parameters, family=family)
+    assert found == pytest.approx(rank, rel=0.06)
+
+
+def test_separable_rank_is_clipped() -> None:
+    assert separable_rank(labels=77, rows=2000, hidden_size=576) == 16
+    assert separable_rank(labels=2, rows=100, hidden_size=4096) == 1
+    assert separable_rank(labels=4, rows=1000, hidden_size=576) == pytest.approx(1.35 * 4000 / 1152)
+
+
+def test_alpha_and_epochs() -> None:
+    assert (alpha_law(8).low, alpha_law(8).value, alpha_law(8).high) == (8, 16, 24)
+    assert [epochs_law(rows).value for rows in (2000, 5000, 20_000)] == [3, 2, 1]
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(16, 8), (100, 16), (256, 64), (1e9, 128)])
+def test_batch_size_from_a_noise_scale_is_a_quarter_of_it_within_limits(scale: float, expected: int) -> None:
+    assert batch_size_law(rows=100_000, epochs=1, noise_scale=scale).value == expected

@@ -1,104 +1,215 @@
-"""What to expect before anything is trained: the laws of `maths.laws` put together for a dataset and a model.
+"""What to expect before anything is trained: laws and measured tasks put together for a dataset and a model.
 
-Knows profiles, not rows or weights. Measuring replaces every number here.
+Knows profiles, tasks and what a probe measured, not rows or weights. A search replaces every number here.
 """
 
-from math import ceil, log2
+from collections.abc import Sequence
+from math import ceil, log, log2
+from typing import TypedDict
 
-from loratune.maths.laws import Prior, batch_size_law, learning_rate_law, rank_law
-from loratune.values import DataProfile, ModelProfile, Recommendation, Suggested
+from loratune.maths.laws import Prior, alpha_law, batch_size_law, epochs_law, learning_rate_law
+from loratune.maths.learned import Learned, law_rank, learn_rank, learn_rate
+from loratune.maths.measured import measured_tasks
+from loratune.values import (
+    DataProfile,
+    ModelProfile,
+    NoiseScale,
+    Probe,
+    RateTest,
+    Recommendation,
+    StudiedTask,
+    Suggested,
+)
 
 WIDE = 4.0
 """An interval whose ends differ by more than this factor is no basis for a decision."""
+BITS_PER_PARAMETER = 2.0
+"""What a trained parameter can hold (Allen-Zhu; §1 of the survey)."""
 _UNMEASURED_RANK = 16
+_TEST_SD, _EDGE_SD = 0.3, 0.7
+"""Of the logarithm of a rate test's best learning rate, with the minimum inside or not."""
+_EXAMPLES_EXPONENT_SD = 0.1
+"""Of the law's -0.26, by which a short run's learning rate is carried over to a full one."""
 
 
-def recommend(data: DataProfile, model: ModelProfile, *, epochs: float | None = None) -> Recommendation:
-    """The closed-form prior, with alpha = 2r.
+class _Basis(TypedDict):
+    basis: str
+    tasks: int
+
+
+def task_of(
+    data: DataProfile, model: ModelProfile, *, epochs: float | None = None, dataset: str = ""
+) -> StudiedTask:
+    """The facts of a task that is to be tuned; `dataset` is the digest of its rows where it is known."""
+    return StudiedTask(
+        dataset=dataset,
+        model=model.name,
+        family=model.family,
+        kind=data.survey.kind if data.survey else "",
+        hidden_size=model.hidden_size,
+        parameters_per_rank=0 if model.experts_per_token else model.parameters_per_rank,
+        rows=float(data.rows),
+        epochs=epochs if epochs is not None else epochs_law(data.rows).value,
+        supervised_tokens=data.supervised_tokens,
+        labels=len(data.labels),
+    )
+
+
+def recommend(
+    data: DataProfile,
+    model: ModelProfile,
+    *,
+    epochs: float | None = None,
+    dataset: str = "",
+    tasks: Sequence[StudiedTask] | None = None,
+    probe: Probe | None = None,
+) -> Recommendation:
+    """The prior, with alpha = 2r.
 
     Args:
         epochs: passes over the training rows if the user has decided; otherwise from the number of rows.
+        tasks: measured tasks that correct the laws; those of the package by default.
+        probe: what was measured on this task.
     """
+    known = measured_tasks() if tasks is None else tasks
+    task = task_of(data, model, epochs=epochs, dataset=dataset)
     passes = _epochs(data.rows, epochs)
-    batch = _suggested(batch_size_law(rows=data.rows, epochs=passes.value))
-    rank = _rank(data, model)
+    batch = _batch_size(task, probe.noise if probe else None)
+    rank = _rank(task, model, known, probe)
     r = round(rank.value)
-    rate = learning_rate_law(
-        r=r,
-        lora_alpha=2 * r,
-        batch_size=round(batch.value),
-        rows=data.rows,
-        epochs=passes.value,
-        hidden_size=model.hidden_size,
-        family=model.family,
-    )
-    alpha = Suggested(
-        value=2 * r,
-        low=r,
-        high=3 * r,
-        reason="2r by convention; alpha acts through the learning rate, and is flat where that is tuned",
-    )
+    rate = _learning_rate(task, known, r, round(batch.value), probe.rate if probe else None)
     suggested = {
         "rank": rank,
-        "alpha": alpha,
-        "learning rate": _suggested(rate),
+        "alpha": _suggested(alpha_law(r)),
+        "learning rate": rate,
         "batch size": batch,
         "epochs": passes,
     }
-    notes = [_measure(name, value) for name, value in suggested.items() if value.high > WIDE * value.low]
+    notes = [_measure(name, value) for name, value in suggested.items() if value.spread > WIDE]
     return Recommendation(
         r=rank,
-        lora_alpha=alpha,
-        learning_rate=suggested["learning rate"],
+        lora_alpha=suggested["alpha"],
+        learning_rate=rate,
         batch_size=batch,
         epochs=passes,
         notes=tuple(notes),
     )
 
 
-def _rank(data: DataProfile, model: ModelProfile) -> Suggested:
-    """The law's rank rounded up to a power of two, within what the layers allow."""
+def _rank(
+    task: StudiedTask, model: ModelProfile, tasks: Sequence[StudiedTask], probe: Probe | None
+) -> Suggested:
+    """The corrected law's rank rounded up to a power of two, within what the layers allow."""
     largest = model.largest_rank
     if model.experts_per_token:
         value = min(_UNMEASURED_RANK, largest)
         reason = "no law holds for mixtures of experts: the usual rank, to be measured"
         return Suggested(value=value, low=1, high=min(256, largest), reason=reason)
-    law = rank_law(
-        supervised_tokens=data.supervised_tokens,
-        parameters_per_rank=model.parameters_per_rank,
-        family=model.family,
-        labels=len(data.labels),
-        rows=data.rows,
-        hidden_size=model.hidden_size,
+    learned = learn_rank(task, tasks)
+    middle, low, high = learned.interval(law_rank(task))
+    reason = (
+        f"{task.kind or 'a task of unknown kind'}, {task.supervised_tokens} supervised tokens, "
+        f"{task.parameters_per_rank} parameters per unit of rank, family {task.family or 'unknown'}"
+        + (f", {task.labels} labels x {task.rows:.0f} rows" if task.labels else "")
+        + f": law {law_rank(task):.2g}, times {learned.factor:.2g} from measured tasks"
     )
-    value = min(2 ** ceil(round(log2(max(1.0, law.value)), 9)), largest)
+    if probe is not None and probe.absorbed is not None:
+        floor = rank_floor(probe.absorbed.bits, task.parameters_per_rank)
+        middle, low, high = max(middle, floor), max(low, floor), max(high, floor)
+        reason += f"; {probe.absorbed.bits:.0f} bits absorbed need at least rank {max(1, ceil(floor))}"
+    value = min(2 ** ceil(round(log2(max(1.0, middle)), 9)), largest)
     return Suggested(
         value=value,
-        low=min(max(1.0, law.low), value),
-        high=max(min(law.high, largest), value),
-        reason=law.reason,
+        low=min(max(1.0, low), value),
+        high=max(min(high, 512.0, largest), value),
+        reason=reason,
+        **_basis(learned),
+    )
+
+
+def rank_floor(bits: float, parameters_per_rank: int) -> float:
+    """The rank whose parameters can hold so many bits at 2 bits each: D/(2·P1), P1 LoRA parameters at rank 1.
+
+    A floor and no more: measured tasks needed up to a hundred times as much (§11 of the survey).
+    """
+    return max(bits, 0.0) / (BITS_PER_PARAMETER * parameters_per_rank) if parameters_per_rank else 0.0
+
+
+def _learning_rate(
+    task: StudiedTask, tasks: Sequence[StudiedTask], r: int, batch_size: int, test: RateTest | None
+) -> Suggested:
+    """The corrected law's learning rate; a test's own residual is one more measurement of the correction."""
+    law = learning_rate_law(
+        r=r,
+        lora_alpha=alpha_law(r).value,
+        batch_size=batch_size,
+        rows=task.rows,
+        epochs=task.epochs,
+        hidden_size=task.hidden_size,
+        family=task.family,
+    )
+    learned = learn_rate(task, tasks)
+    reason = f"{law.reason}; times {learned.factor:.2g} from measured tasks"
+    if test is not None:
+        value, sd = rate_test_residual(task, test)
+        learned = Learned(belief=learned.belief.updated(value, sd), calibration=learned.calibration)
+        reason += f", {learned.factor:.2g} with the rate test ({test.best:.2g} was best on {test.rows} rows)"
+    middle, low, high = learned.interval(law.value)
+    return Suggested(value=middle, low=low, high=high, reason=reason, **_basis(learned))
+
+
+def rate_test_residual(task: StudiedTask, test: RateTest) -> tuple[float, float]:
+    """(ln(best / law), its sd) of a short run, the law taken for as many examples as it saw.
+
+    Its sd grows with the distance over which the law's exponent in examples carries it.
+    """
+    law = learning_rate_law(
+        r=test.r,
+        lora_alpha=test.lora_alpha,
+        batch_size=test.batch_size,
+        rows=test.rows,
+        epochs=1,
+        hidden_size=task.hidden_size,
+        family=task.family,
+    ).value
+    carried = _EXAMPLES_EXPONENT_SD * log(max(task.rows * task.epochs / test.rows, 1.0))
+    own = _TEST_SD if test.inside else _EDGE_SD
+    return log(test.best / law), (own**2 + carried**2) ** 0.5
+
+
+def _batch_size(task: StudiedTask, noise: NoiseScale | None) -> Suggested:
+    """The law's; with a measured noise scale its interval is what the scale's own interval comes to."""
+    if noise is None:
+        return _suggested(batch_size_law(rows=task.rows, epochs=task.epochs))
+    value, low, high = (
+        batch_size_law(rows=task.rows, epochs=task.epochs, noise_scale=scale)
+        for scale in (noise.rows, noise.low, noise.high)
+    )
+    return Suggested(
+        value=value.value,
+        low=low.value,
+        high=high.value,
+        reason=value.reason,
+        basis=f"90 % of the measured noise scale ({noise.low:.0f} to {noise.high:.0f} rows), n = {noise.steps} steps",
     )
 
 
 def _epochs(rows: int, wanted: float | None) -> Suggested:
-    """One to three passes: small data needs the steps, large data does not (§9 of the survey)."""
     if wanted is not None:
         return Suggested(value=wanted, low=wanted, high=wanted, reason="as asked")
-    value = 3 if rows < 5_000 else 2 if rows < 20_000 else 1
-    return Suggested(
-        value=value,
-        low=1,
-        high=max(3, value),
-        reason=f"{rows} rows; published recipes train 1 to 3 epochs and keep the best checkpoint",
-    )
+    return _suggested(epochs_law(rows))
 
 
 def _suggested(prior: Prior) -> Suggested:
     return Suggested(value=prior.value, low=prior.low, high=prior.high, reason=prior.reason)
 
 
+def _basis(learned: Learned) -> _Basis:
+    return {"basis": learned.calibration.told, "tasks": learned.calibration.tasks}
+
+
 def _measure(name: str, value: Suggested) -> str:
     return (
-        f"the {name} is known only to within a factor {value.high / value.low:.0f} "
+        f"the {name} is known only to within a factor {value.spread:.0f} "
         f"({value.low:.2g} to {value.high:.2g}): measure it"
     )

@@ -4,7 +4,18 @@ from loratune.values.context import PASSES_PER_LABELLING, SearchContext
 from loratune.values.evidence import Decision, Evidence, StageSummary
 from loratune.values.hyperparameters import ALL_LINEAR, HyperParameters, default_recipe
 from loratune.values.plan import PlannedStage, SearchPlan
-from loratune.values.profile import DataProfile, ModelProfile, Recommendation, Suggested
+from loratune.values.probe import Absorbed, NoiseScale, Probe, RateTest
+from loratune.values.profile import (
+    BaseLoss,
+    DataProfile,
+    ModelProfile,
+    NearDuplicates,
+    Recommendation,
+    Suggested,
+    Survey,
+    TaskKind,
+)
+from loratune.values.studied import Optimum, StudiedTask
 from loratune.values.trial import LABEL_METRICS, METRICS, CurvePoint, Stage, Trial, TrialResult, TrialState
 from loratune.values.truncation import Cut, CutPoint, LayerSpectrum, Truncation
 
@@ -13,6 +24,8 @@ __all__ = [
     "LABEL_METRICS",
     "METRICS",
     "PASSES_PER_LABELLING",
+    "Absorbed",
+    "BaseLoss",
     "CurvePoint",
     "Cut",
     "CutPoint",
@@ -22,13 +35,21 @@ __all__ = [
     "HyperParameters",
     "LayerSpectrum",
     "ModelProfile",
+    "NearDuplicates",
+    "NoiseScale",
+    "Optimum",
     "PlannedStage",
+    "Probe",
+    "RateTest",
     "Recommendation",
     "SearchContext",
     "SearchPlan",
     "Stage",
     "StageSummary",
+    "StudiedTask",
     "Suggested",
+    "Survey",
+    "TaskKind",
     "Trial",
     "TrialResult",
     "TrialState",

@@ -1,7 +1,70 @@
 """Facts about a dataset and a model, and the prior that follows from them."""
 
 from dataclasses import asdict, dataclass
+from enum import StrEnum
+from math import log, log2
 from typing import Any
+
+
+class TaskKind(StrEnum):
+    """What a dataset teaches, as far as its rows show."""
+
+    CLASSIFICATION = "classification"
+    EXTRACTION = "extraction"
+    INSTRUCTION = "instruction"
+    DOMAIN_TEXT = "domain text"
+    REASONING = "reasoning"
+    TRANSLATION = "translation"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NearDuplicates:
+    """Rows that share most of their tokens, by MinHash and then by their exact Jaccard similarity."""
+
+    threshold: float
+    """Smallest Jaccard similarity of the rows' shingles."""
+    rows: int
+    """Training rows that were compared."""
+    training: int
+    """Of them, those that an earlier one almost repeats (exact repetitions included)."""
+    leaks: tuple[tuple[str, int, int], ...] = ()
+    """(split, rows compared, rows that almost stand in training), for validation and test."""
+    examples: tuple[tuple[str, str], ...] = ()
+    """A few leaked rows with the training row they repeat, as text, cut."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BaseLoss:
+    """The base model's NLL on a sample of training rows, before anything is trained."""
+
+    nll: float
+    """Nats per supervised token."""
+    low: float
+    high: float
+    """Ends of a 95 % interval over rows."""
+    rows: int
+    supervised_tokens: int
+    total: float
+    """Nats over all supervised tokens of the training rows, extrapolated: an upper bound of what can be learnt."""
+
+    @property
+    def bits(self) -> float:
+        """`total` in bits."""
+        return self.total / log(2)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Survey:
+    """What a closer look at the rows found; costs seconds, so only some commands take it."""
+
+    kind: TaskKind
+    kind_reason: str
+    compression_ratio: float
+    """Bytes of text over their compressed bytes, on a sample."""
+    near_duplicates: NearDuplicates | None = None
+    base_loss: BaseLoss | None = None
+    warnings: tuple[str, ...] = ()
+    """What looks like a mistake in template, mask or splits; a sentence each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,10 +92,32 @@ class DataProfile:
     """Rows left out because prompt and completion do not fit in max_length."""
     cut: int = 0
     """Rows whose prompt was shortened to fit; completions are never cut."""
+    unique_tokens: int = 0
+    """Different token ids in the training rows."""
+    length_quantiles: tuple[tuple[float, int], ...] = ()
+    """(share of training rows, tokens that they do not exceed)."""
+    length_histogram: tuple[tuple[int, int, int], ...] = ()
+    """(first length, last length, rows) of bins that double."""
+    supervised_p50: int = 0
+    """Supervised tokens of the median row."""
+    survey: Survey | None = None
+
+    @property
+    def label_entropy(self) -> float:
+        """Bits per label; 0 without labels."""
+        total = sum(self.label_counts)
+        return -sum(n / total * log2(n / total) for n in self.label_counts if n)
+
+    @property
+    def label_imbalance(self) -> float:
+        """Rows of the most frequent label over those of the least frequent one that occurs; 1 without labels."""
+        present = [n for n in self.label_counts if n]
+        return max(present) / min(present) if present else 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return asdict(self)
+        derived = {"label_entropy": self.label_entropy, "label_imbalance": self.label_imbalance}
+        return {**asdict(self), **(derived if self.label_counts else {})}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +163,15 @@ class Suggested:
     high: float
     reason: str
     """The facts that set it, and where the formula comes from."""
+    basis: str = ""
+    """What the interval rests on, with its n; empty where it is the law's own range."""
+    tasks: int = 0
+    """Measured tasks on which the interval was calibrated."""
+
+    @property
+    def spread(self) -> float:
+        """Upper over lower end."""
+        return self.high / self.low
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

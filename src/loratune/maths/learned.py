@@ -1,0 +1,130 @@
+"""The laws corrected by measured tasks: by how much the learning rate and the rank of a new task deviate.
+
+Knows laws, tasks and the Gaussian model that joins them; where tasks come from (package, ledger, an old study) is
+not its concern.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp, log
+
+import numpy as np
+
+from loratune.maths.laws import learning_rate_law, rank_law
+from loratune.maths.optimum import needed_rank
+from loratune.maths.transfer import Belief, Calibration, Residual, Spread, believe, calibrate
+from loratune.values import StudiedTask
+
+RATE_SPREAD = Spread(level=0.2, dataset=0.5, family=0.4, own=0.15)
+"""Of ln(measured / law); dataset and family as in §8 of the survey."""
+RANK_SPREAD = Spread(level=0.7, dataset=0.7, family=0.4, kind=0.9, slopes=(0.3, 0.2), own=0.4)
+"""Slopes per ln(parameters per rank) and ln(supervised tokens)."""
+
+_INSIDE_SD, _EDGE_SD = 0.2, 0.6
+"""A learning rate read off a curve with a minimum; one at the edge of what was tried."""
+_CURVE_SD, _STATED_SD = 0.35, 0.7
+"""A rank read off a curve; one that was stated, or bounded from one side."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Learned:
+    """What measured tasks say about one number of a new task."""
+
+    belief: Belief
+    """ln(truth / law)."""
+    calibration: Calibration
+
+    @property
+    def factor(self) -> float:
+        """On the law's value."""
+        return exp(self.belief.mean)
+
+    def interval(self, law: float) -> tuple[float, float, float]:
+        """(value, low, high) for the law's value; the width is the calibrated one."""
+        half = self.calibration.factor * self.belief.sd
+        return law * self.factor, law * exp(self.belief.mean - half), law * exp(self.belief.mean + half)
+
+
+def law_rate(task: StudiedTask, *, r: float, lora_alpha: float, batch_size: float) -> float:
+    """The law's learning rate for a full run of this task."""
+    return learning_rate_law(
+        r=r,
+        lora_alpha=lora_alpha,
+        batch_size=batch_size,
+        rows=task.rows,
+        epochs=task.epochs,
+        hidden_size=task.hidden_size,
+        family=task.family,
+    ).value
+
+
+def law_rank(task: StudiedTask) -> float:
+    """The law's rank for this task."""
+    return rank_law(
+        supervised_tokens=task.supervised_tokens,
+        parameters_per_rank=task.parameters_per_rank,
+        family=task.family,
+        labels=task.labels,
+        rows=task.rows,
+        hidden_size=task.hidden_size,
+    ).value
+
+
+def learn_rate(target: StudiedTask, tasks: Sequence[StudiedTask]) -> Learned:
+    """For the learning rate: one number for all ranks and batch sizes, whose slopes are the law's."""
+    return _learn(target, tasks, rate_residuals(tasks), RATE_SPREAD)
+
+
+def learn_rank(target: StudiedTask, tasks: Sequence[StudiedTask]) -> Learned:
+    """For the smallest rank within the default margin of a large one."""
+    return _learn(target, tasks, rank_residuals(tasks), RANK_SPREAD)
+
+
+def _learn(
+    target: StudiedTask, tasks: Sequence[StudiedTask], residuals: Sequence[Residual], spread: Spread
+) -> Learned:
+    wanted = _residual(target)
+    return Learned(
+        belief=believe(residuals, wanted, spread), calibration=calibrate(residuals, wanted, spread)
+    )
+
+
+def rate_residuals(tasks: Sequence[StudiedTask]) -> list[Residual]:
+    """One per task with optima: the mean over its ranks and batch sizes, those inside their curve if there are any."""
+    found = []
+    for task in tasks:
+        inside = [each for each in task.optima if each.inside]
+        logs = [
+            log(
+                each.learning_rate
+                / law_rate(task, r=each.r, lora_alpha=each.lora_alpha, batch_size=each.batch_size)
+            )
+            for each in inside or task.optima
+        ]
+        if logs and task.rows:
+            found.append(_residual(task, float(np.mean(logs)), _INSIDE_SD if inside else _EDGE_SD))
+    return found
+
+
+def rank_residuals(tasks: Sequence[StudiedTask]) -> list[Residual]:
+    """One per dense task whose needed rank was stated or can be read off its curve."""
+    found = []
+    for task in tasks:
+        rank = task.needed_rank or needed_rank(task.optima)
+        if rank and task.parameters_per_rank:
+            sd = _STATED_SD if task.needed_rank else _CURVE_SD
+            found.append(_residual(task, log(rank / law_rank(task)), sd))
+    return found
+
+
+def _residual(task: StudiedTask, value: float = 0.0, sd: float = 0.0) -> Residual:
+    """Features are centred on what the laws were fitted on; an unknown one is at the centre."""
+    parameters, tokens = task.parameters_per_rank or 1e6, task.supervised_tokens or 1e6
+    return Residual(
+        value=value,
+        dataset=task.dataset,
+        family=task.family,
+        kind=task.kind,
+        features=(log(parameters / 1e6), log(tokens / 1e6)),
+        sd=sd,
+    )
