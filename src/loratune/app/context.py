@@ -37,6 +37,7 @@ def search_context(bench: Workbench, options: SearchOptions) -> SearchContext:
         parameters_per_rank=sum(target.in_features + target.out_features for target in targets),
         largest_rank=min(min(target.in_features, target.out_features) for target in targets),
         largest_batch=_largest_batch(bench),
+        targets=profile.targets,
         epochs=options.epochs,
         warmup_ratio=options.warmup_ratio,
         target_modules=options.target_modules,
@@ -47,6 +48,7 @@ def search_context(bench: Workbench, options: SearchOptions) -> SearchContext:
         margin=options.resolved_margin,
         seed=options.seed,
         regularise=options.regularise,
+        tune_targets=options.tune_targets,
     )
 
 

@@ -14,12 +14,14 @@ from loratune.engine.calibrate import measure
 from loratune.errors import ResourceError
 from loratune.run.budget import Budget
 from loratune.run.calibration import Calibration
+from loratune.search.layer_ranks import QUESTION
 from loratune.search.make import make_strategy
 from loratune.search.space import candidate_ranks
 from loratune.search.strategy import Strategy
-from loratune.values import HyperParameters, PlannedStage, SearchContext, SearchPlan, Trial
+from loratune.values import HyperParameters, PlannedStage, SearchContext, SearchPlan, Stage, Trial
 
 _CALIBRATION_SECONDS = 2.0
+_LAYER_RANK_RUNS = 3
 _CALIBRATION_SHARE = 0.6
 """Of a micro-batch's tokens: enough to be as fast as a full one, and quick."""
 
@@ -37,6 +39,7 @@ class Forecast:
     """Loading and calibration, measured."""
     search_seconds: float
     final_seconds: float
+    """The final run, and what is done with the largest adapter of the search before it."""
     peak_bytes: int
 
     @property
@@ -103,8 +106,10 @@ def forecast(
     test_tokens = int(bench.data.test.lengths.sum())
     spent = monotonic() - started
     if runs is None:
-        runs = calibration.runs_within(Budget.parse(options.budget), context, test_tokens, spent)
-    strategy = make_strategy(options.strategy, replace(context, budget=runs))
+        further = _LAYER_RANK_RUNS if options.layer_ranks else 0
+        runs = calibration.runs_within(Budget.parse(options.budget), context, test_tokens, spent, further)
+    context = replace(context, budget=runs)
+    strategy = make_strategy(options.strategy, context)
     plan = strategy.plan()
     largest = _largest(options, context, plan)
     if bench.limits.estimate([largest]).total > bench.limits.device_bytes:
@@ -114,15 +119,33 @@ def forecast(
         )
     slots = min(calibration.slots, bench.pack_size(largest, options.pack_size))
     stages = tuple(_priced(stage, context, calibration, slots) for stage in plan.stages)
+    after = tuple(_priced(stage, context, calibration, slots) for stage in _after_search(options))
+    final = calibration.final_seconds(context, test_tokens) + sum(stage.seconds for stage in after)
+    final += calibration.truncation_seconds(context, largest.r, len(bench.data.validation))
     return Forecast(
         strategy=strategy,
-        plan=replace(plan, stages=stages),
+        plan=replace(plan, stages=(*stages, *after)),
         calibration=calibration,
         slots=slots,
         spent_seconds=spent,
         search_seconds=sum(stage.seconds for stage in stages),
-        final_seconds=calibration.final_seconds(context, test_tokens),
+        final_seconds=final,
         peak_bytes=bench.limits.estimate([largest] * slots).total,
+    )
+
+
+def _after_search(options: SearchOptions) -> tuple[PlannedStage, ...]:
+    """Trials between search and final run, beyond the search's budget."""
+    if not options.layer_ranks:
+        return ()
+    return (
+        PlannedStage(
+            name=str(Stage.LAYER_RANKS),
+            question=QUESTION,
+            trials=_LAYER_RANK_RUNS,
+            cost=float(_LAYER_RANK_RUNS),
+            note="beyond the search's budget; a single run where it looks no better",
+        ),
     )
 
 

@@ -88,6 +88,16 @@ class SearchOptions(CommonOptions):
     epochs: float = option(_RECIPE.epochs, "Passes over the training rows of one full run.")
     warmup_ratio: float = option(_RECIPE.warmup_ratio, "Share of the steps with a rising learning rate.")
     regularise: bool = option(False, "Search dropout and weight decay even without over-fitting.")
+    tune_targets: bool = option(
+        False, "Compare which layers to adapt (all, MLP, attention, queries and values) at equal parameters."
+    )
+    layer_ranks: bool = option(
+        False,
+        "Try a rank for each layer, from the singular values of the largest adapter (up to 3 more runs).",
+    )
+    heal: bool = option(
+        False, "Truncation curve: also train the cuts near the chosen rank on for 5 % of the steps."
+    )
     patience: int = option(3, "Final run: evaluations without improvement before it stops.")
     pack_size: int | None = option(
         None, "Trials trained at once; default: what memory and device suit.", MODEL

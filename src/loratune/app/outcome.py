@@ -20,7 +20,7 @@ from loratune.data.table import TokenTable
 from loratune.lora.peft_io import lora_config
 from loratune.reporting.facts import Gain, ModelScores, RunCost, RunFacts
 from loratune.run.final import Final, FinalModel
-from loratune.values import METRICS, Decision, Evidence, HyperParameters, TrialResult
+from loratune.values import METRICS, Decision, Evidence, HyperParameters, TrialResult, Truncation
 
 _PACKAGES = ("torch", "transformers", "peft", "optuna", "numpy")
 
@@ -49,6 +49,7 @@ def run_facts(
     priced: Forecast,
     results: list[TrialResult],
     decision: Decision,
+    truncation: Truncation | None,
     final: Final,
     cut: bool,
     cost: RunCost,
@@ -78,6 +79,7 @@ def run_facts(
         cost=cost,
         gains=gains,
         validation_weights=context.validation_weights,
+        truncation=truncation,
         versions={"loratune": loratune.__version__, **{name: version(name) for name in _PACKAGES}},
         notes=(*bench.data.notes, *final.notes),
         cut_by_clock=cut,

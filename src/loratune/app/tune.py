@@ -22,6 +22,7 @@ from loratune.app.resumption import (
     price,
     resume_command,
 )
+from loratune.app.truncation import AfterSearch
 from loratune.app.watch import Quiet, Watch
 from loratune.app.workbench import Workbench, open_workbench
 from loratune.errors import Interrupted
@@ -31,9 +32,10 @@ from loratune.reporting.result import TuneResult, load_result, write_result
 from loratune.reporting.stored import to_stored
 from loratune.run.budget import Budget
 from loratune.run.final import Final, FinalRunner
+from loratune.run.kept import LargestAdapter
 from loratune.run.local import LocalRunner
 from loratune.study import Study
-from loratune.values import Decision, Stage, TrialResult
+from loratune.values import Decision, Stage, TrialResult, Truncation
 
 CLOCK_CUT = 3
 _FINAL_RESERVE = 1.15
@@ -105,26 +107,38 @@ class _Job:
         return self.earlier + monotonic() - self.started
 
     def run(self) -> tuple[TuneResult, int]:
-        cut = self._search()
-        decision = self.priced.strategy.decide(self._history())
+        runner = self._runner()
+        cut = self._search(runner)
+        after = AfterSearch(
+            options=self.options,
+            bench=self.bench,
+            priced=self.priced,
+            study=self.study,
+            watch=self.watch,
+            runner=runner,
+        )
+        decision = after.examine(self.priced.strategy.decide(self._history()), self._history())
         self.watch.stage(str(Stage.FINAL))
         final = self._final(decision)
-        result = self._write(decision, final, cut)
+        result = self._write(decision, after.truncation, final, cut)
         return result, CLOCK_CUT if cut else 0
 
     def _history(self) -> list[TrialResult]:
         return [result for result in self.study.results() if result.asked.stage is not Stage.FINAL]
 
-    def _search(self) -> bool:
-        """Ask and run until the strategy is settled; returns whether the clock cut it."""
-        runner = LocalRunner(
+    def _runner(self) -> LocalRunner:
+        return LocalRunner(
             engine=self.bench.engine,
             study=self.study,
             slots=self.priced.slots,
             on_progress=self.watch.progress,
             on_result=self.watch.result,
+            largest=LargestAdapter(self.study, self.bench.base),
             deadline=self._deadline(),
         )
+
+    def _search(self, runner: LocalRunner) -> bool:
+        """Ask and run until the strategy is settled; returns whether the clock cut it."""
         history = self._history()
         self.watch.resumed(history)
         while trials := self.priced.strategy.ask(history):
@@ -156,7 +170,9 @@ class _Job:
             on_result=self.watch.result,
         ).run(decision.hyper_parameters, recipe if fits else None, self.options.seed)
 
-    def _write(self, decision: Decision, final: Final, cut: bool) -> TuneResult:
+    def _write(
+        self, decision: Decision, truncation: Truncation | None, final: Final, cut: bool
+    ) -> TuneResult:
         """Adapter, report, and `result.json` last."""
         directory = self.options.directory
         model = self.bench.base.model
@@ -167,6 +183,7 @@ class _Job:
             priced=self.priced,
             results=self.study.results(),
             decision=decision,
+            truncation=truncation,
             final=final,
             cut=cut,
             cost=RunCost(

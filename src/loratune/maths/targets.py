@@ -7,6 +7,8 @@ from loratune.values import ALL_LINEAR
 
 Shape = tuple[str, int, int]
 """(full module name, in features, out features)"""
+_ATTENTION = ("attn", "attention")
+_QUERY_VALUE = (("q_proj", "v_proj"), ("query", "value"), ("q_lin", "v_lin"))
 
 
 def select_targets(available: Sequence[Shape], target_modules: Sequence[str]) -> tuple[Shape, ...]:
@@ -42,3 +44,36 @@ def check_rank(targets: Sequence[Shape], r: int) -> None:
             f"r must be at most {min(inputs, outputs)}, the smaller side of {name} ({inputs} to {outputs}), "
             f"got {r}; lower --rank or leave that layer out."
         )
+
+
+def target_groups(available: Sequence[Shape]) -> dict[str, tuple[str, ...]]:
+    """The usual choices of layers by what they are called, each as target names that select exactly those.
+
+    Attention and MLP are told apart by the modules' names. Groups that the model does not have (a fused
+    projection of queries, keys and values; a mixture whose experts are not adapted) are left out.
+    """
+    attention = [shape for shape in available if any(word in shape[0].lower() for word in _ATTENTION)]
+    last = {name.rpartition(".")[2] for name, _, _ in attention}
+    pair = next((names for names in _QUERY_VALUE if last.issuperset(names)), ())
+    chosen = {
+        "every linear layer": list(available),
+        "the MLP only": [shape for shape in available if shape not in attention],
+        "the attention only": attention,
+        "queries and values": [s for s in attention if s[0].rpartition(".")[2] in pair],
+    }
+    groups: dict[str, tuple[str, ...]] = {}
+    for words, group in chosen.items():
+        names = ALL_LINEAR if len(group) == len(available) else shortest_names(available, group)
+        if group and names not in groups.values():
+            groups[words] = names
+    return groups
+
+
+def shortest_names(available: Sequence[Shape], group: Sequence[Shape]) -> tuple[str, ...]:
+    """The shortest endings of the group's names that select exactly the group among `available`."""
+    parts = [name.split(".") for name, _, _ in group]
+    for depth in range(1, max((len(each) for each in parts), default=0)):
+        names = tuple(dict.fromkeys(".".join(each[-depth:]) for each in parts))
+        if select_targets(available, names) == tuple(group):
+            return names
+    return tuple(name for name, _, _ in group)

@@ -9,7 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from loratune.maths.noninferiority import SeedNoise, compare_nll, compare_scores
-from loratune.values import METRICS, DataProfile, Decision, HyperParameters, SearchPlan, TrialResult
+from loratune.values import (
+    METRICS,
+    DataProfile,
+    Decision,
+    HyperParameters,
+    SearchPlan,
+    TrialResult,
+    Truncation,
+)
 
 Floats = npt.NDArray[np.float64]
 
@@ -114,6 +122,8 @@ class RunFacts:
     gains: tuple[Gain, ...] = ()
     validation_weights: Floats | None = None
     """[validation rows] supervised tokens; for intervals over rows where a setting has one seed."""
+    truncation: Truncation | None = None
+    """How the largest adapter of the search does when it is cut to lower ranks."""
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     cut_by_clock: bool = False

@@ -24,7 +24,7 @@ _TEXT = "#7b828d"
 
 def rank_figure(curve: RankCurve, facts: RunFacts, beside: RankCurve | None = None) -> Figure:
     """Quality against rank with intervals; `beside` is a second curve, drawn thin for comparison."""
-    figure = _figure(height=340)
+    figure = blank_figure(height=340)
     scale = 1.0 if curve.metric == "nll" else 100.0
     if beside is not None:
         figure.add_scatter(
@@ -58,7 +58,7 @@ def rank_figure(curve: RankCurve, facts: RunFacts, beside: RankCurve | None = No
         # shapes take values on a logarithmic axis, annotations take their logarithms
         _note(figure, "elbow", x=log10(curve.elbow), y=1, yref="y domain", xanchor="left", xshift=4)
     ranks = [point.rank for point in curve.points]
-    _log_axis(figure, ranks, "rank", [str(rank) for rank in ranks])
+    log_axis(figure, ranks, "rank", [str(rank) for rank in ranks])
     name = METRIC_NAMES[curve.metric]
     title = "validation NLL, nats per token" if scale == 1 else f"validation {name}, %"
     figure.update_yaxes(title=title, range=_range(curve, beside, limit, scale))
@@ -79,7 +79,7 @@ def batch_figure(cells: Sequence[BatchCell], facts: RunFacts) -> Figure:
         line = [found.get((row, column)) for column in columns]
         values.append([cell.nll if cell else None for cell in line])
         texts.append([_cell_text(cell, (row, c) == chosen) for cell, c in zip(line, columns, strict=True)])
-    figure = _figure(height=130 + 56 * len(rows))
+    figure = blank_figure(height=130 + 56 * len(rows))
     figure.add_heatmap(
         x=columns,
         y=rows,
@@ -106,7 +106,7 @@ def batch_figure(cells: Sequence[BatchCell], facts: RunFacts) -> Figure:
 
 def alpha_figure(points: Sequence[AlphaPoint], facts: RunFacts) -> Figure:
     """NLL against alpha."""
-    figure = _figure(height=300)
+    figure = blank_figure(height=300)
     ours = facts.decision.hyper_parameters.lora_alpha
     figure.add_scatter(
         x=[point.lora_alpha for point in points],
@@ -118,7 +118,7 @@ def alpha_figure(points: Sequence[AlphaPoint], facts: RunFacts) -> Figure:
         hovertemplate="alpha %{x}: %{y:.4f}<extra></extra>",
         showlegend=False,
     )
-    _log_axis(
+    log_axis(
         figure,
         [point.lora_alpha for point in points],
         "alpha",
@@ -132,7 +132,7 @@ def curves_figure(curves: Sequence[LearningCurve]) -> Figure:
     """Validation NLL during training, and the training NLL of the final trials (dotted)."""
     from plotly.colors import sample_colorscale
 
-    figure = _figure(height=380)
+    figure = blank_figure(height=380)
     searched = [curve for curve in curves if not curve.final]
     shades = sample_colorscale(
         "Viridis", [0.1 + 0.75 * i / max(1, len(searched) - 1) for i in range(len(searched))]
@@ -167,7 +167,7 @@ def curves_figure(curves: Sequence[LearningCurve]) -> Figure:
 
 def gap_figure(points: Sequence[GapPoint]) -> Figure:
     """Training and validation NLL by rank, side by side."""
-    figure = _figure(height=300)
+    figure = blank_figure(height=300)
     names = [str(point.rank) for point in points]
     for title, colour, values, texts in (
         ("training", MUTED, [point.train for point in points], None),
@@ -191,7 +191,7 @@ def gap_figure(points: Sequence[GapPoint]) -> Figure:
 
 def cost_figure(costs: Sequence[StageCost]) -> Figure:
     """Seconds by stage, planned and actual."""
-    figure = _figure(height=120 + 44 * len(costs))
+    figure = blank_figure(height=120 + 44 * len(costs))
     names = [cost.name for cost in reversed(costs)]
     for title, colour, values in (
         ("planned", MUTED, [cost.planned_seconds for cost in reversed(costs)]),
@@ -213,7 +213,7 @@ def cost_figure(costs: Sequence[StageCost]) -> Figure:
     return figure
 
 
-def _figure(height: int) -> Figure:
+def blank_figure(height: int) -> Figure:
     from plotly.graph_objects import Figure
 
     figure = Figure()
@@ -238,7 +238,7 @@ def _figure(height: int) -> Figure:
     return figure
 
 
-def _log_axis(figure: Figure, values: Sequence[float], title: str, labels: Sequence[str]) -> None:
+def log_axis(figure: Figure, values: Sequence[float], title: str, labels: Sequence[str]) -> None:
     """A logarithmic x axis with a tick at each value that was measured, and nowhere else."""
     figure.update_xaxes(
         type="log", tickmode="array", tickvals=list(values), ticktext=list(labels), title=title

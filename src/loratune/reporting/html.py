@@ -17,6 +17,7 @@ from loratune.reporting.later_stages import alpha_points, batch_cells, stage_cos
 from loratune.reporting.rank_curves import gaps, learning_curves, own_rate_curve, single_rate_curve
 from loratune.reporting.result import write_atomically
 from loratune.reporting.tables import MARKS, evidence_number, score_table, value_tiles
+from loratune.reporting.truncation import truncation_figure, truncation_sentence
 from loratune.values import Evidence, Stage
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def _figures(facts: RunFacts) -> dict[str, Drawn]:
     own, single = own_rate_curve(facts), single_rate_curve(facts)
     metric = own_rate_curve(facts, facts.shown_metric) if facts.shown_metric else None
     cells, alphas, curves, gap = batch_cells(facts), alpha_points(facts), learning_curves(facts), gaps(facts)
-    costs = stage_costs(facts)
+    costs, cut = stage_costs(facts), facts.truncation
     no_rank = takeaways.missing(facts, Stage.RANK)
     return {
         "own": _drawn(len(own.points) > 1, lambda: figures.rank_figure(own, facts), "", no_rank),
@@ -95,6 +96,12 @@ def _figures(facts: RunFacts) -> dict[str, Drawn]:
             lambda: figures.rank_figure(metric, facts),  # type: ignore[arg-type]
             takeaways.metric_sentence(metric) if metric else "",
             no_rank if metric else "No task metric was measured beside the NLL.",
+        ),
+        "truncation": _drawn(
+            cut is not None,
+            lambda: truncation_figure(cut, own),  # type: ignore[arg-type]
+            truncation_sentence(cut) if cut else "",
+            "The search kept no adapter to cut: no rank was trained on all rows.",
         ),
         "batch": _drawn(
             bool(cells),

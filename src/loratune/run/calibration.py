@@ -6,6 +6,7 @@ from typing import Any, Self
 from loratune.errors import BudgetError
 from loratune.run.budget import Budget, coarse
 from loratune.run.final import evaluations
+from loratune.run.truncation import TRUNCATION_SHARE, affordable_rows, cut_ranks
 from loratune.values import PASSES_PER_LABELLING, SearchContext
 
 _SAFETY = 0.85
@@ -59,20 +60,34 @@ class Calibration:
         evaluated += _FINAL_TRIALS * (looks - 1) * context.validation_tokens
         return trained + evaluated / self.forward
 
-    def runs_within(self, budget: Budget, context: SearchContext, test_tokens: int, spent: float) -> float:
+    def truncation_seconds(self, context: SearchContext, rank: int, validation_rows: int) -> float:
+        """Predicted time of the truncation curve of an adapter of that rank, once the budget is known."""
+        models = 2 * len(cut_ranks(rank))
+        share = affordable_rows(context, models, validation_rows) / validation_rows
+        return models * context.evaluation_passes * share * context.validation_tokens / self.forward
+
+    def runs_within(
+        self,
+        budget: Budget,
+        context: SearchContext,
+        test_tokens: int,
+        spent: float,
+        further_runs: float = 0.0,
+    ) -> float:
         """The search's allowance in full-run equivalents.
 
-        `spent` are the seconds since the start. Raises `BudgetError` where the final run alone does not fit.
+        `spent` are the seconds since the start, `further_runs` the full-run equivalents of what comes between
+        search and final run. Raises `BudgetError` where the final run alone does not fit.
         """
         if budget.runs is not None:
             return budget.runs
         assert budget.seconds is not None
-        final = self.final_seconds(context, test_tokens)
+        final = self.final_seconds(context, test_tokens) + further_runs * context.full_run / self.pack
         left = budget.seconds - spent - final
         if left <= 0:
             raise BudgetError(
                 f"--budget {budget.seconds:.0f}s leaves no time to search: loading took {spent:.0f} s and the final "
                 f"run needs about {final:.0f} s; raise --budget or lower --train-rows."
             )
-        speed = min(self.pack, self.forward / 2) / (1 + READINGS_SHARE)
+        speed = min(self.pack, self.forward / 2) / (1 + READINGS_SHARE + TRUNCATION_SHARE)
         return coarse(_SAFETY * left * speed / context.full_run)

@@ -15,7 +15,7 @@ from loratune.data.table import TokenTable
 from loratune.engine.evaluate import Evaluation
 from loratune.engine.live import metrics_of
 from loratune.engine.pack import PackEngine
-from loratune.lora.layout import Adapter
+from loratune.lora.layout import Adapter, Target
 from loratune.lora.truncate import Decomposition, decompose
 from loratune.maths.noninferiority import SeedNoise, Verdict
 from loratune.maths.spectrum import energy_rank, entropy_rank, stable_rank, threshold_ranks
@@ -25,6 +25,7 @@ from loratune.values import (
     LABEL_METRICS,
     Cut,
     CutPoint,
+    HyperParameters,
     LayerSpectrum,
     SearchContext,
     Stage,
@@ -163,6 +164,25 @@ class TruncationRun:
             _Candidate(way=Cut.HEALED, rank=rank, adapter=slot.adapter)
             for rank, slot in zip(ranks, slots, strict=True)
         ]
+
+
+def patterned(
+    setting: HyperParameters, adapter: Adapter, targets: Sequence[Target]
+) -> HyperParameters | None:
+    """`setting` with a rank for each of its `targets`, from the singular values of a trained adapter.
+
+    One threshold for all layers, the lowest that keeps the parameters of the uniform rank; each layer keeps at
+    least one rank. None where the adapter has no more ranks than the setting, or not all of its layers.
+    """
+    parts = decompose(adapter)
+    known = dict(zip(adapter.layout.targets, parts.spectra, strict=True))
+    if setting.r >= adapter.layout.r or not set(targets) <= known.keys():
+        return None
+    costs = [target.in_features + target.out_features for target in targets]
+    spectra = [known[target] for target in targets]
+    ranks = threshold_ranks(spectra, costs, setting.r * sum(costs), fewest=1)
+    pattern = tuple((t.name, k) for t, k in zip(targets, ranks, strict=True) if k != setting.r)
+    return replace(setting, rank_pattern=pattern)
 
 
 def _under_threshold(parts: Decomposition, rank: int) -> Adapter:

@@ -42,6 +42,8 @@ class SearchContext:
     """The smallest dimension of a targeted layer."""
     largest_batch: int = 1024
     """What fits in memory, by the memory model."""
+    targets: tuple[tuple[str, int, int], ...] = ()
+    """(full name, in, out) of every layer that can be adapted; empty where the search cannot choose layers."""
 
     # limits of what can be run
     smallest_fraction: float = 0.0
@@ -71,6 +73,8 @@ class SearchContext:
     """What the search may cost before the final run, in full-run equivalents."""
     regularise: bool = False
     """Search dropout and weight decay even without signs of over-fitting."""
+    tune_targets: bool = False
+    """Compare which layers are adapted, at equal adapter parameters."""
 
     @property
     def larger_is_better(self) -> bool:

@@ -32,6 +32,8 @@ class Stage(StrEnum):
     BATCH = "learning rate and batch size"
     ALPHA = "alpha"
     REGULARISATION = "regularisation"
+    TARGETS = "which layers"
+    LAYER_RANKS = "layer ranks"
     FINAL = "final"
 
 
