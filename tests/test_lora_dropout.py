@@ -1,16 +1,21 @@
 """Masks from a hash: rate, independence, and the same in any company."""
 
+import numpy as np
 import pytest
 import torch
 
 from loratune.lora.dropout import keep_mask, row_keys
 
-CPU = torch.device("cpu")
+
+def mask_of(keys: np.ndarray, module: str, tokens: int, p: float) -> torch.Tensor:
+    """[rows, tokens, 64] of rows with `keys`, each of `tokens` tokens."""
+    places = torch.arange(tokens, dtype=torch.int32).repeat(len(keys))
+    spread = torch.from_numpy(keys).repeat_interleave(tokens)
+    return keep_mask(spread, places, module, features=64, p=p).view(len(keys), tokens, 64)
 
 
 def mask(rows: list[int], *, seed: int = 1, step: int = 0, tokens: int = 16, p: float = 0.1) -> torch.Tensor:
-    keys = row_keys(seed, step, rows, CPU)
-    return keep_mask(keys, "layer.q_proj", tokens=tokens, features=64, p=p).view(len(rows), tokens, 64)
+    return mask_of(row_keys(seed, step, rows), "layer.q_proj", tokens, p)
 
 
 @pytest.mark.parametrize("p", [0.01, 0.1, 0.5, 0.9])
@@ -39,9 +44,9 @@ def test_the_same_in_any_company_order_and_padding() -> None:
 
 
 def test_differs_by_seed_step_and_module() -> None:
-    keys = row_keys(1, 0, [0], CPU)
+    keys = row_keys(1, 0, [0])
     masks = [mask([0]), mask([0], seed=2), mask([0], step=1), mask([1])]
-    masks.append(keep_mask(keys, "layer.k_proj", tokens=16, features=64, p=0.1).view(1, 16, 64))
+    masks.append(mask_of(keys, "layer.k_proj", 16, 0.1))
     for i, first in enumerate(masks):
         for second in masks[i + 1 :]:
             assert 0.12 < (first != second).float().mean() < 0.24  # 2 p (1 - p) = 0.18

@@ -7,7 +7,8 @@ from engine_fixture import tiny_llama, trial
 from loratune.errors import ModelError
 from loratune.lora.init import initial_adapter
 from loratune.lora.layout import find_targets
-from loratune.lora.packed import PackedAdapters, Passenger, Segment
+from loratune.lora.packed import PackedAdapters
+from loratune.lora.segments import Passenger, Segment
 
 BASE = tiny_llama(torch.float32)
 NAMES = [name for name, _, _ in BASE.profile.targets]
@@ -27,7 +28,7 @@ def passenger(seed: int, target_modules: tuple[str, ...] = ("all-linear",), r: i
 
 def forward(segments: list[Segment], backward: bool = True) -> torch.Tensor:
     packed = PackedAdapters(BASE.model, NAMES)
-    with packed.attached(), packed.route(segments, (6, 9)):
+    with packed.attached(), packed.route(segments, 6 * 9):
         logits = BASE.model(input_ids=TOKENS, use_cache=False).logits
         if backward:
             logits.square().mean((1, 2)).sum().backward()
@@ -52,7 +53,7 @@ def test_hooks_come_off_also_after_an_error() -> None:
 
 def test_rows_without_adapter_see_the_bare_base() -> None:
     bare = BASE.model(input_ids=TOKENS).logits
-    logits = forward([Segment(passenger=passenger(1), start=2, stop=4)])
+    logits = forward([Segment(passenger=passenger(1), start=2 * 9, stop=4 * 9)])
     assert torch.equal(logits[:2], bare[:2])
     assert torch.equal(logits[4:], bare[4:])
     assert not torch.allclose(logits[2:4], bare[2:4])
@@ -61,7 +62,7 @@ def test_rows_without_adapter_see_the_bare_base() -> None:
 def test_gradients_equal_autograd_through_merged_weights() -> None:
     """A and B's gradients against autograd through W + scaling · B A on the same rows."""
     rider = passenger(1)
-    forward([Segment(passenger=rider, start=0, stop=6)])
+    forward([Segment(passenger=rider, start=0, stop=6 * 9)])
     layer = BASE.model.model.layers[0].self_attn.v_proj
     name = "model.layers.0.self_attn.v_proj"
     leaves = {
@@ -92,9 +93,9 @@ def test_nan_of_a_neighbour_changes_no_bit() -> None:
             second.adapter.weights.fill_(float("nan"))
         logits = forward(
             [
-                Segment(passenger=first, start=0, stop=2),
-                Segment(passenger=second, start=2, stop=4),
-                Segment(passenger=third, start=4, stop=6),
+                Segment(passenger=first, start=0, stop=2 * 9),
+                Segment(passenger=second, start=2 * 9, stop=4 * 9),
+                Segment(passenger=third, start=4 * 9, stop=6 * 9),
             ]
         )
         results.append((logits, first.gradient, third.gradient))
@@ -108,7 +109,7 @@ def test_nan_of_a_neighbour_changes_no_bit() -> None:
 
 
 def test_no_gradient_mode_gives_the_same_output() -> None:
-    segments = [Segment(passenger=passenger(1), start=1, stop=5)]
+    segments = [Segment(passenger=passenger(1), start=1 * 9, stop=5 * 9)]
     with torch.no_grad():
         quiet = forward(segments, backward=False)
     torch.testing.assert_close(quiet, forward(segments), rtol=1e-6, atol=1e-6)
@@ -116,7 +117,7 @@ def test_no_gradient_mode_gives_the_same_output() -> None:
 
 def test_gradients_add_up_over_micro_batches() -> None:
     rider = passenger(1)
-    segment = Segment(passenger=rider, start=0, stop=6)
+    segment = Segment(passenger=rider, start=0, stop=6 * 9)
     forward([segment])
     assert rider.gradient is not None
     once = rider.gradient.clone()
@@ -126,6 +127,6 @@ def test_gradients_add_up_over_micro_batches() -> None:
 
 def test_a_layer_that_does_not_see_every_token_is_named() -> None:
     packed = PackedAdapters(BASE.model, NAMES)
-    segments = [Segment(passenger=passenger(1), start=0, stop=6)]
-    with packed.attached(), packed.route(segments, (6, 10)), pytest.raises(ModelError, match="q_proj saw"):
+    segments = [Segment(passenger=passenger(1), start=0, stop=6 * 9)]
+    with packed.attached(), packed.route(segments, 6 * 10), pytest.raises(ModelError, match="q_proj saw"):
         BASE.model(input_ids=TOKENS)

@@ -12,7 +12,8 @@ from engine_fixture import engine, tiny_family, trial
 from loratune.engine.selfcheck import random_table
 from loratune.errors import ModelError
 from loratune.lora.layout import Adapter, find_targets
-from loratune.lora.packed import PackedAdapters, Passenger, Segment
+from loratune.lora.packed import PackedAdapters
+from loratune.lora.segments import Passenger, Segment
 from loratune.lora.peft_io import load_adapter, save_adapter
 from loratune.model.base import BaseModel
 from loratune.values import ALL_LINEAR
@@ -52,10 +53,10 @@ def test_peft_gives_our_logits(
     save_adapter(adapter, tmp_path / "adapter", base.model, base_name="tiny")
     tokens = torch.arange(40).view(4, 10)
     packed = PackedAdapters(base.model, [name for name, _, _ in base.profile.targets])
-    segment = Segment(passenger=Passenger(adapter, trainable=False), start=0, stop=4)
+    segment = Segment(passenger=Passenger(adapter, trainable=False), start=0, stop=4 * 10)
     with torch.no_grad():
         bare = base.model(input_ids=tokens).logits
-        with packed.attached(), packed.route([segment], (4, 10)):
+        with packed.attached(), packed.route([segment], 4 * 10):
             ours = base.model(input_ids=tokens, use_cache=False).logits
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*missing adapter keys.*")

@@ -9,7 +9,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from families import EXPERTS, FAMILIES, random_model
 from loratune.lora.init import initial_adapter
 from loratune.lora.layout import find_targets
-from loratune.lora.packed import PackedAdapters, Passenger, Segment
+from loratune.lora.packed import PackedAdapters
+from loratune.lora.segments import Passenger, Segment
 from loratune.maths.memory import RUNTIME_BYTES, Limits, MemoryEstimate, estimate_pack, tokens_in_flight
 from loratune.model.profile import profile_of
 from loratune.values import ALL_LINEAR, HyperParameters, ModelProfile
@@ -63,7 +64,7 @@ def saved_bytes(model: PreTrainedModel, profile: ModelProfile, pack: list[HyperP
     passengers = passengers_of(model, profile, pack)
     bounds = [sum(hp.batch_size for hp in pack[:i]) for i in range(len(pack) + 1)]
     segments = [
-        Segment(passenger=passenger, start=start, stop=stop)
+        Segment(passenger=passenger, start=start * LENGTH, stop=stop * LENGTH)
         for passenger, start, stop in zip(passengers, bounds, bounds[1:], strict=False)
     ]
     weights = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
@@ -81,7 +82,7 @@ def saved_bytes(model: PreTrainedModel, profile: ModelProfile, pack: list[HyperP
     packed = PackedAdapters(model, [name for name, _, _ in profile.targets])
     with (
         packed.attached(),
-        packed.route(segments, (bounds[-1], LENGTH)),
+        packed.route(segments, bounds[-1] * LENGTH),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
     ):
         hidden = model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state

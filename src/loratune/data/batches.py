@@ -84,18 +84,62 @@ def cut(lengths: Sequence[int] | Rows, *, launch_tokens: int, max_tokens: int) -
     return pieces[::-1]
 
 
+def fill(lengths: Sequence[int] | Rows, *, max_tokens: int) -> list[Rows]:
+    """Cut rows, in their order, into as few flat micro-batches as `max_tokens` allows, of equal size.
+
+    No micro-batch holds more tokens unless it is a single row. Returns positions in `lengths`.
+    """
+    ends = np.cumsum(np.asarray(lengths, np.int64))
+    pieces = []
+    start, before = 0, 0
+    while start < len(ends):
+        rest = int(ends[-1]) - before
+        share = rest / max(1, ceil(rest / max_tokens))
+        # the row that reaches the share belongs to this piece if it still fits
+        stop = int(np.searchsorted(ends, before + share, side="left")) + 1
+        if stop <= len(ends) and ends[stop - 1] - before > max_tokens:
+            stop -= 1
+        stop = min(len(ends), max(stop, start + 1))
+        pieces.append(np.arange(start, stop))
+        start, before = stop, int(ends[stop - 1])
+    return pieces
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class MicroBatch:
-    """Rows padded on the right into one rectangle, with the positions whose hidden state predicts a token."""
+    """Rows as tokens, and the positions whose hidden state predicts a token.
+
+    Either padded on the right into one rectangle, or flat: one line without padding.
+    """
 
     tokens: torch.Tensor
-    """[rows, T] int64, right-padded with a token that no supervised position sees."""
+    """[rows, T] int64, right-padded with a token that no supervised position sees; flat [1, N]."""
     positions: torch.Tensor
-    """[supervised] flat index row · T + t of the state that predicts; ascending, so grouped by row."""
+    """[supervised] flat index of the state that predicts; ascending, so grouped by row."""
     targets: torch.Tensor
     """[supervised] the token to be predicted there."""
     counts: Rows
     """[rows] supervised tokens of each row."""
+    starts: Rows
+    """[rows + 1] flat index at which each row begins."""
+    longest: int
+    """Tokens of the longest row."""
+    flat: bool
+
+    @property
+    def places(self) -> Rows:
+        """[tokens] place of every token in its row; the rest of a flat line counts as a row."""
+        width = self.tokens.numel()
+        if not self.flat:
+            return np.tile(np.arange(self.tokens.shape[1]), len(self.tokens))
+        starts = np.append(self.starts, width) if self.starts[-1] < width else self.starts
+        return np.arange(width) - np.repeat(starts[:-1], np.diff(starts))
+
+
+def to_device(values: npt.NDArray[np.generic], device: torch.device) -> torch.Tensor:
+    """A copy on the device; the host does not wait for it."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def collate(table: TokenTable, rows: Sequence[int] | Rows, *, device: torch.device) -> MicroBatch:
@@ -112,8 +156,34 @@ def collate(table: TokenTable, rows: Sequence[int] | Rows, *, device: torch.devi
         flags[i, 1 : len(tokens)] = supervised[1:]
     where = np.flatnonzero(flags)
     return MicroBatch(
-        tokens=torch.from_numpy(padded).to(device),
-        positions=torch.from_numpy(where - 1).to(device),
-        targets=torch.from_numpy(padded.reshape(-1)[where]).to(device),
+        tokens=to_device(padded, device),
+        positions=to_device(where - 1, device),
+        targets=to_device(padded.reshape(-1)[where], device),
         counts=flags.sum(1),
+        starts=np.arange(len(pairs) + 1) * width,
+        longest=width,
+        flat=False,
+    )
+
+
+def collate_flat(
+    table: TokenTable, rows: Sequence[int] | Rows, *, device: torch.device, multiple: int
+) -> MicroBatch:
+    """Rows of a table as one line of tokens, filled up to a multiple of `multiple` with tokens of nobody."""
+    pairs = [table.row(int(i)) for i in rows]
+    starts = np.cumsum([0, *(len(tokens) for tokens, _ in pairs)])
+    line = np.zeros(-(-int(starts[-1]) // multiple) * multiple, np.int64)
+    flags = np.zeros(len(line), np.bool_)
+    line[: starts[-1]] = np.concatenate([tokens for tokens, _ in pairs])
+    flags[: starts[-1]] = np.concatenate([supervised for _, supervised in pairs])
+    flags[starts[:-1]] = False
+    where = np.flatnonzero(flags)
+    return MicroBatch(
+        tokens=to_device(line[None], device),
+        positions=to_device(where - 1, device),
+        targets=to_device(line[where], device),
+        counts=np.add.reduceat(flags, starts[:-1], dtype=np.int64),
+        starts=starts,
+        longest=int(np.diff(starts).max()),
+        flat=True,
     )

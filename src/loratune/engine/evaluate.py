@@ -4,19 +4,20 @@ Knows no trials, no metrics and no labels.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from loratune.data.batches import MicroBatch, collate, cut
+from loratune.data.batches import MicroBatch, Rows
 from loratune.data.table import TokenTable
+from loratune.engine.cuts import Cuts
 from loratune.engine.head import Head
-from loratune.engine.step import Cuts
 from loratune.lora.layout import Adapter
-from loratune.lora.packed import PackedAdapters, Passenger, Segment
+from loratune.lora.packed import CAPACITY, PackedAdapters
+from loratune.lora.segments import Passenger, Segment
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -54,14 +55,14 @@ class Evaluator:
         """One `Evaluation` per model; None is the bare base."""
         nll = np.zeros((len(models), len(table)))
         misses = np.zeros((len(models), len(table)))
-        for chosen, rows, passengers in self.work(models, table.lengths):
-            batch = collate(table, rows, device=self.device)
-            states, output = self.states(batch, passengers)
-            targets = batch.targets.repeat(len(passengers))
-            losses, hits = self.head.score(states, targets, output)
-            losses_of = losses.double().cpu().numpy().reshape(len(passengers), -1)
-            misses_of = (~hits).cpu().numpy().reshape(len(passengers), -1)
-            owner = np.repeat(np.arange(len(rows)), batch.counts)
+        work = self.work(models, table.lengths, self.cuts)
+        scored = [(chosen, rows, *self._score(table, rows, passengers)) for chosen, rows, passengers in work]
+        # read at the end, so that the device never waits for the host
+        for chosen, rows, counts, losses, hits in scored:
+            shape = (len(chosen), -1)
+            owner = np.repeat(np.arange(len(rows)), counts)
+            losses_of = losses.double().cpu().numpy().reshape(shape)
+            misses_of = (~hits).cpu().numpy().reshape(shape)
             for model, row_losses, row_misses in zip(chosen, losses_of, misses_of, strict=True):
                 nll[model, rows] = np.bincount(owner, row_losses, minlength=len(rows))
                 misses[model, rows] = np.bincount(owner, row_misses, minlength=len(rows))
@@ -71,36 +72,55 @@ class Evaluator:
             for i in range(len(models))
         ]
 
+    def _score(
+        self, table: TokenTable, rows: Rows, passengers: Sequence[Passenger | None]
+    ) -> tuple[Rows, torch.Tensor, torch.Tensor]:
+        """Supervised tokens of each row, and loss and hit of each model's supervised tokens."""
+        batch = self.cuts.collate(table, np.tile(rows, len(passengers)), self.device)
+        states, output = self.states(batch, passengers)
+        losses, hits = self.head.score(states, batch.targets, output)
+        return batch.counts[: len(rows)], losses, hits
+
+    @staticmethod
     def work(
-        self, models: Sequence[Adapter | None], lengths: npt.NDArray[np.int64]
-    ) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], list[Passenger | None]]]:
+        models: Sequence[Adapter | None], lengths: Rows, cuts: Cuts
+    ) -> list[tuple[Rows, Rows, list[Passenger | None]]]:
         """Micro-batches as (model numbers, rows, passengers): every model sees every row once."""
-        at_once = max(1, self.cuts.max_tokens // max(1, int(lengths.max(initial=1))))
+        at_once = min(CAPACITY, max(1, cuts.max_tokens // max(1, int(lengths.max(initial=1)))))
         passengers = [None if m is None else Passenger(m, trainable=False) for m in models]
         pieces = []
         for start in range(0, len(models), at_once):
             chosen = np.arange(start, min(len(models), start + at_once))
-            share = max(1, self.cuts.max_tokens // len(chosen))
-            launch = max(1, self.cuts.launch_tokens // len(chosen))
-            pieces += [
-                (chosen, rows, [passengers[i] for i in chosen])
-                for rows in cut(lengths, launch_tokens=launch, max_tokens=share)
-            ]
+            share = replace(
+                cuts,
+                max_tokens=max(1, cuts.max_tokens // len(chosen)),
+                launch_tokens=max(1, cuts.launch_tokens // len(chosen)),
+            )
+            pieces += [(chosen, rows, [passengers[i] for i in chosen]) for rows in share.pieces(lengths)]
         return pieces
 
     def states(
         self, batch: MicroBatch, passengers: Sequence[Passenger | None], **inputs: Any
     ) -> tuple[torch.Tensor, Any]:
-        """States [models · positions, D] at the batch's positions, model by model; the decoder's output."""
-        rows, width = batch.tokens.shape
+        """States [positions, D] at the batch's positions, and the decoder's output.
+
+        The batch holds the same rows once for each passenger, one passenger after the other.
+        """
+        rows = len(batch.counts) // len(passengers)
         segments = [
-            Segment(passenger=passenger, start=i * rows, stop=(i + 1) * rows)
+            Segment(
+                passenger=passenger,
+                start=int(batch.starts[i * rows]),
+                stop=int(batch.starts[(i + 1) * rows]),
+                dropout=False,
+            )
             for i, passenger in enumerate(passengers)
             if passenger is not None
         ]
-        count = len(passengers)
-        repeated = {name: value.repeat(count, *[1] * (value.ndim - 1)) for name, value in inputs.items()}
-        with self.packed.route(segments, (count * rows, width)):
-            hidden, output = self.head.hidden(batch.tokens.repeat(count, 1), **repeated)
-        flat = hidden.reshape(count, rows * width, -1)
-        return flat[:, batch.positions].flatten(0, 1), output
+        self.packed.board([passenger for passenger in passengers if passenger is not None])
+        with (
+            self.head.running(batch) as places,
+            self.packed.route(segments, batch.tokens.numel()),
+        ):
+            hidden, output = self.head.hidden(batch.tokens, **places, **inputs)
+        return hidden.reshape(-1, hidden.shape[-1])[batch.positions], output

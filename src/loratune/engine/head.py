@@ -5,16 +5,20 @@ Shapes: S supervised positions, D hidden size, V vocabulary. Knows nothing of tr
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from loratune.data.batches import MicroBatch, to_device
+from loratune.engine.compiled import CompiledLayers
 from loratune.errors import ModelError
+from loratune.model.rows import Bounds, flat
 
-_CHUNK_ELEMENTS = 2**24
-"""Logits held at a time: 64 MiB in float32."""
+_CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}
+"""Logits held at a time: 64 MiB in float32 on a CPU; on a GPU 512 MiB, to launch less."""
 
 
 class Head:
@@ -24,8 +28,9 @@ class Head:
     soft caps and biases are those of the architecture.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, compiled: CompiledLayers | None = None) -> None:
         self.model = model
+        self._compiled = compiled
         self.decoder = model.get_decoder()
         if self.decoder is None or self.decoder is model:
             raise ModelError(
@@ -33,6 +38,23 @@ class Head:
                 "use a causal language model."
             )
         self.vocabulary = int(model.config.get_text_config().vocab_size)
+
+    @contextmanager
+    def running(self, batch: MicroBatch) -> Iterator[dict[str, torch.Tensor]]:
+        """For forward and backward passes of one micro-batch; gives the decoder's inputs beside the tokens.
+
+        Only flat micro-batches run compiled.
+        """
+        if not batch.flat:
+            yield {}
+            return
+        tokens, device = batch.tokens.numel(), batch.tokens.device
+        ends = batch.starts if batch.starts[-1] == tokens else np.append(batch.starts, tokens)
+        longest = max(64, 1 << (batch.longest - 1).bit_length())  # few values: compiled code is kept
+        places = to_device(batch.places[None], device)
+        bounds = Bounds.of(ends, device, longest=longest)
+        with flat(self.model, bounds), self._compiled.active() if self._compiled else nullcontext():
+            yield {"position_ids": places}
 
     def hidden(self, tokens: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, Any]:
         """Last hidden states [rows, T, D] of tokens [rows, T], and the decoder's whole output."""
@@ -62,7 +84,7 @@ class Head:
 
     def chunks(self, count: int) -> Iterator[slice]:
         """Cuts of `count` positions whose logits are held at a time."""
-        size = max(16, _CHUNK_ELEMENTS // self.vocabulary)
+        size = max(16, _CHUNK_ELEMENTS[self.model.device.type] // self.vocabulary)
         for start in range(0, count, size):
             yield slice(start, min(count, start + size))
 

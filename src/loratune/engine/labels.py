@@ -6,7 +6,7 @@ a comparison on a few rows and get one plain row per label instead.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from loratune.data.batches import MicroBatch
 from loratune.data.table import TokenTable
 from loratune.engine.evaluate import Evaluator
 from loratune.lora.layout import Adapter
-from loratune.lora.packed import Passenger
+from loratune.lora.segments import Passenger
 
 LabelTokens = tuple[npt.NDArray[np.int32], ...]
 Floats = npt.NDArray[np.float64]
@@ -124,7 +124,8 @@ class LabelScorer:
         for tree in self._trees:
             found = np.zeros((len(models), len(table), len(tree.paths)))
             lengths = np.array([len(prompt) + len(tree.fed) for prompt in prompts])
-            for chosen, rows, passengers in self._evaluator.work(models, lengths):
+            cuts = replace(self._evaluator.cuts, flat=False)  # a tree needs a mask
+            for chosen, rows, passengers in self._evaluator.work(models, lengths, cuts):
                 found[np.ix_(chosen, rows)] = self._score(tree, [prompts[i] for i in rows], passengers)
             columns.append(found)
         return list(np.concatenate(columns, axis=2))
@@ -136,7 +137,7 @@ class LabelScorer:
         passengers: Sequence[Passenger | None],
     ) -> Floats:
         """[models, prompts, labels of the tree] of one micro-batch."""
-        batch, mask, positions = self._arrange(tree, prompts)
+        batch, mask, positions = self._arrange(tree, [*prompts] * len(passengers))
         states, output = self._evaluator.states(
             batch, passengers, attention_mask=mask, position_ids=positions
         )
@@ -181,6 +182,9 @@ class LabelScorer:
             positions=torch.from_numpy(states.reshape(-1)).to(evaluator.device),
             targets=torch.zeros(0, dtype=torch.int64, device=evaluator.device),
             counts=np.full(len(prompts), fed + 1),
+            starts=np.arange(len(prompts) + 1) * width,
+            longest=width,
+            flat=False,
         )
         return batch, mask.unsqueeze(1), torch.from_numpy(positions).to(evaluator.device)
 

@@ -14,13 +14,16 @@ import numpy.typing as npt
 
 from loratune.data.batches import TrialBatches, subset
 from loratune.data.table import TokenTable
+from loratune.engine.compiled import CompiledLayers
+from loratune.engine.cuts import Cuts
 from loratune.engine.evaluate import Evaluation, Evaluator
 from loratune.engine.head import Head
 from loratune.engine.labels import LabelScorer, LabelTokens
 from loratune.engine.live import EarlyStopping, LiveTrial
+from loratune.engine.paths import Paths, choose_paths
 from loratune.engine.resources import memory_errors
 from loratune.engine.slot import Slot
-from loratune.engine.step import Cuts, TrainingStep
+from loratune.engine.step import TrainingStep
 from loratune.lora.init import initial_adapter
 from loratune.lora.layout import Adapter, find_targets
 from loratune.lora.packed import PackedAdapters
@@ -74,6 +77,8 @@ class PackEngine:
     max_tokens_per_micro_batch: int = 2048
     launch_tokens: int | None = None
     """Cost of one more micro-batch in tokens; None: 64 on a CPU, 1,024 on a GPU."""
+    paths: Paths | None = None
+    """Which paths to take; None chooses the fastest that are right here."""
 
     @cached_property
     def _cuts(self) -> Cuts:
@@ -81,15 +86,23 @@ class PackEngine:
         return Cuts(
             max_tokens=self.max_tokens_per_micro_batch,
             launch_tokens=default if self.launch_tokens is None else self.launch_tokens,
+            flat=self.chosen_paths.rows.flat,
         )
 
     @cached_property
+    def chosen_paths(self) -> Paths:
+        """Which paths the engine takes here, and why."""
+        return choose_paths(self.base) if self.paths is None else self.paths
+
+    @cached_property
     def _head(self) -> Head:
-        return Head(self.base.model)
+        compiled = CompiledLayers(self.base.model) if self.chosen_paths.compiled else None
+        return Head(self.base.model, compiled)
 
     @cached_property
     def _packed(self) -> PackedAdapters:
-        return PackedAdapters(self.base.model, [name for name, _, _ in self.base.profile.targets])
+        names = [name for name, _, _ in self.base.profile.targets]
+        return PackedAdapters(self.base.model, names, triton=self.chosen_paths.low_rank.triton)
 
     @cached_property
     def _evaluator(self) -> Evaluator:

@@ -42,8 +42,10 @@ class _StatelessDropout(nn.Module):
         self.keys = torch.zeros(0, dtype=torch.int32)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        _, tokens, features = x.shape
-        mask = keep_mask(self.keys, self.module, tokens=tokens, features=features, p=self.p)
+        rows, tokens, features = x.shape
+        places = torch.arange(tokens, dtype=torch.int32, device=x.device).repeat(rows)
+        keys = self.keys.repeat_interleave(tokens)
+        mask = keep_mask(keys, places, self.module, features=features, p=self.p)
         return x * (mask.view(x.shape).to(x.dtype) / (1 - self.p))
 
 
@@ -135,7 +137,8 @@ def train_alone(
             for start in range(0, len(rows), rows_at_once or len(rows)):
                 piece = rows[start : start + (rows_at_once or len(rows))]
                 for mask in masks:
-                    mask.keys = row_keys(trial.seed, step, range(start, start + len(piece)), device)
+                    keys = row_keys(trial.seed, step, range(start, start + len(piece)))
+                    mask.keys = torch.from_numpy(keys).to(device)
                 loss = _batch_loss(wrapped, table, piece, pad, device) / supervised
                 loss.backward()  # type: ignore[no-untyped-call]
                 mean += loss.item()

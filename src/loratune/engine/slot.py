@@ -6,13 +6,14 @@ Knows nothing of the base model or of the other slots.
 from math import ceil
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from loratune.data.batches import Rows, TrialBatches
 from loratune.engine.guards import DivergenceGuard
 from loratune.lora.dropout import row_keys
 from loratune.lora.layout import Adapter
-from loratune.lora.packed import Passenger, Segment
+from loratune.lora.segments import Passenger, Segment
 from loratune.values import HyperParameters, Trial
 
 MAX_GRADIENT_NORM = 1.0
@@ -71,12 +72,13 @@ class Slot:
         """Rows of the coming step's batch."""
         return next(self._batches)
 
-    def segment(self, start: int, rows: Rows) -> Segment:
-        """`rows` (numbers within the coming step's batch) standing at `start` of a micro-batch."""
-        keys = None
-        if self.passenger.dropout > 0:
-            keys = row_keys(self.trial.seed, self.step, rows.tolist(), self.adapter.weights.device)
-        return Segment(passenger=self.passenger, start=start, stop=start + len(rows), row_keys=keys)
+    def segment(self, start: int, stop: int) -> Segment:
+        """Its tokens [start, stop) of a micro-batch."""
+        return Segment(passenger=self.passenger, start=start, stop=stop, dropout=self.passenger.dropout > 0)
+
+    def row_keys(self, rows: Rows) -> npt.NDArray[np.int32]:
+        """[rows] dropout keys of `rows`, numbers within the coming step's batch."""
+        return row_keys(self.trial.seed, self.step, rows.tolist())
 
     @property
     def gradient(self) -> torch.Tensor:
@@ -84,17 +86,15 @@ class Slot:
         assert self.passenger.gradient is not None
         return self.passenger.gradient
 
-    def clip(self, norm: torch.Tensor) -> None:
-        """Scale the gradient so that its norm is at most 1, as `torch.nn.utils.clip_grad_norm_` does."""
-        self.gradient.mul_((MAX_GRADIENT_NORM / (norm + 1e-6)).clamp(max=1.0))
-
     def update(self, loss: float, gradient_norm: float, tokens: int) -> None:
-        """Take the optimiser step, or none at all where the numbers are not finite; frees the gradient.
+        """Clip the gradient to a norm of 1, take the optimiser step and empty the gradient.
 
-        A diverged trial keeps its last weights and moments.
+        Clips as `torch.nn.utils.clip_grad_norm_` does. There is no step where the numbers are not finite: a
+        diverged trial keeps its last weights and moments.
         """
         self.failure = self._guard.verdict(loss, gradient_norm)
         if np.isfinite(loss) and np.isfinite(gradient_norm):
+            self.gradient.mul_(min(1.0, MAX_GRADIENT_NORM / (gradient_norm + 1e-6)))
             factor = schedule(self.step, warmup=self._warmup, total=self.total_steps)
             self._optimiser.param_groups[0]["lr"] = self.trial.hyper_parameters.learning_rate * factor
             self.adapter.weights.grad = self.gradient

@@ -5,25 +5,18 @@ Knows the base model and the slots; nothing of evaluation, results or who enters
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 
-from loratune.data.batches import MicroBatch, Rows, collate, cut
+from loratune.data.batches import MicroBatch, Rows, to_device
 from loratune.data.table import TokenTable
+from loratune.engine.cuts import Cuts
 from loratune.engine.head import Head
 from loratune.engine.slot import Slot
-from loratune.lora.packed import PackedAdapters, Segment
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Cuts:
-    """How micro-batches are cut."""
-
-    max_tokens: int
-    """Padded tokens of a micro-batch, at most."""
-    launch_tokens: int
-    """Cost of one more micro-batch, in tokens."""
+from loratune.lora.packed import PackedAdapters
+from loratune.lora.segments import Places, Segment
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -63,17 +56,15 @@ class TrainingStep:
         lengths = self._table.lengths[gathered.row]
         supervised = self._table.supervised_counts[gathered.row]
         per_slot = np.bincount(gathered.slot, supervised, minlength=len(slots))
-        totals = torch.zeros(2, len(slots), dtype=torch.float64, device=self._device)
-        for piece in cut(lengths, launch_tokens=self._cuts.launch_tokens, max_tokens=self._cuts.max_tokens):
-            batch = collate(self._table, gathered.row[piece], device=self._device)
-            self._train(batch, gathered, piece, slots, per_slot, totals[0])
-        for i, slot in enumerate(slots):
-            norm = torch.linalg.vector_norm(slot.gradient)
-            slot.clip(norm)
-            totals[1, i] = norm
-        losses, norms = totals.tolist()
+        totals = torch.zeros(len(slots), dtype=torch.float64, device=self._device)
+        self._packed.board([slot.passenger for slot in slots])
+        for piece in self._cuts.pieces(lengths):
+            batch = self._cuts.collate(self._table, gathered.row[piece], self._device)
+            totals += self._train(batch, gathered, piece, slots, per_slot)
+        norms = torch.stack(torch._foreach_norm([slot.gradient for slot in slots]))
+        losses, norms_ = torch.stack([totals, norms.double()]).tolist()
         tokens = np.bincount(gathered.slot, lengths, minlength=len(slots)).astype(np.int64)
-        for slot, loss, norm, count in zip(slots, losses, norms, tokens, strict=True):
+        for slot, loss, norm, count in zip(slots, losses, norms_, tokens, strict=True):
             slot.update(loss, norm, int(count))
         return int(tokens.sum())
 
@@ -84,34 +75,46 @@ class TrainingStep:
         piece: Rows,
         slots: Sequence[Slot],
         per_slot: np.ndarray,
-        losses: torch.Tensor,
-    ) -> None:
-        """Forward and backward of one micro-batch; adds each slot's share of its mean loss to `losses`."""
+    ) -> torch.Tensor:
+        """Forward and backward of one micro-batch; returns each slot's share [slots] of its mean loss."""
         owners = gathered.slot[piece]
-        segments, bounds = self._segments(owners, gathered.place[piece], slots)
+        segments = _segments(owners, batch.starts, slots)
         weights = np.repeat(1.0 / np.maximum(per_slot[owners], 1.0), batch.counts)
-        token_weights = torch.from_numpy(weights).to(self._device)
-        rows, width = batch.tokens.shape
-        with self._packed.route(segments, (rows, width)):
-            hidden, output = self._head.hidden(batch.tokens)
-            states = hidden.reshape(rows * width, -1)[batch.positions]
+        token_weights = to_device(weights, self._device)
+        shares = np.bincount(owners, batch.counts, minlength=len(slots)).astype(np.int64)
+        places = self._places(owners, gathered.place[piece], batch, slots)
+        with (
+            self._head.running(batch) as inputs,
+            self._packed.route(segments, batch.tokens.numel(), places),
+        ):
+            hidden, output = self._head.hidden(batch.tokens, **inputs)
+            states = hidden.reshape(-1, hidden.shape[-1])[batch.positions]
             nll, gradient = self._head.loss_and_gradient(states, batch.targets, token_weights, output)
             states.backward(gradient)  # type: ignore[no-untyped-call]
         weighted = nll.double() * token_weights
-        ends = np.concatenate([[0], np.cumsum(batch.counts)])
-        for slot_index, start, stop in bounds:
-            losses[slot_index] += weighted[int(ends[start]) : int(ends[stop])].sum()
+        return torch.segment_reduce(weighted, "sum", lengths=to_device(shares, self._device), initial=0.0)
 
-    def _segments(
-        self, owners: Rows, places: Rows, slots: Sequence[Slot]
-    ) -> tuple[list[Segment], list[tuple[int, int, int]]]:
-        """Runs of rows with the same owner, as segments and as (slot, first row, end row)."""
-        changes = np.flatnonzero(np.diff(owners)) + 1
-        starts = np.concatenate([[0], changes])
-        stops = np.concatenate([changes, [len(owners)]])
-        segments, bounds = [], []
-        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
-            owner = int(owners[start])
-            segments.append(slots[owner].segment(start, places[start:stop]))
-            bounds.append((owner, start, stop))
-        return segments, bounds
+    def _places(
+        self, owners: Rows, places: Rows, batch: MicroBatch, slots: Sequence[Slot]
+    ) -> Places | None:
+        """Who and where every token is, if any slot drops inputs."""
+        if not any(slots[owner].passenger.dropout > 0 for owner in np.unique(owners)):
+            return None
+        keys = np.zeros(batch.tokens.numel(), np.int32)
+        of_rows = np.concatenate(
+            [slots[owner].row_keys(places[owners == owner]) for owner in np.unique(owners)]
+        )
+        keys[: batch.starts[-1]] = np.repeat(of_rows, np.diff(batch.starts))
+        return Places(
+            keys=to_device(keys, self._device),
+            places=to_device(batch.places.astype(np.int32), self._device),
+        )
+
+
+def _segments(owners: Rows, starts: Rows, slots: Sequence[Slot]) -> list[Segment]:
+    """Runs of rows with the same owner, as segments of tokens; owners are in ascending order."""
+    edges = np.flatnonzero(np.diff(owners, prepend=-1, append=len(slots)))
+    return [
+        slots[owners[start]].segment(int(starts[start]), int(starts[stop]))
+        for start, stop in pairwise(edges.tolist())
+    ]

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from zlib import crc32
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 # The multipliers of the "lowbias32" integer hash (two rounds), as signed 32-bit numbers.
@@ -37,19 +39,30 @@ def _signed(value: int) -> int:
     return value - (1 << 32) if value >= 1 << 31 else value
 
 
-def row_keys(seed: int, step: int, rows: Sequence[int], device: torch.device) -> torch.Tensor:
-    """[rows] int32 keys of rows of one trial's batch at one step; `rows` are numbers within that batch."""
+def module_salt(module: str) -> int:
+    """What a module's name adds to the hash, as a signed 32-bit number."""
+    return _signed(crc32(module.encode()))
+
+
+def threshold(p: float) -> int:
+    """An input is dropped where its hash, a signed 32-bit number, lies below this one."""
+    return round(p * 2**32) - 2**31
+
+
+def row_keys(seed: int, step: int, rows: Sequence[int]) -> npt.NDArray[np.int32]:
+    """[rows] keys of rows of one trial's batch at one step; `rows` are numbers within that batch."""
     salt = crc32(f"{seed}/{step}".encode())
-    return _mix(torch.tensor([_signed(salt + row * 0x9E3779B9) for row in rows], dtype=torch.int32)).to(
-        device
-    )
+    keys = torch.tensor([_signed(salt + row * 0x9E3779B9) for row in rows], dtype=torch.int32)
+    return np.asarray(_mix(keys).numpy(), np.int32)
 
 
-def keep_mask(keys: torch.Tensor, module: str, *, tokens: int, features: int, p: float) -> torch.Tensor:
-    """[rows · tokens, features] True where an input is kept, with probability 1 - p."""
-    device = keys.device
-    row = _mix(keys ^ _signed(crc32(module.encode())))
-    token = torch.arange(tokens, dtype=torch.int32, device=device) * _GOLDEN
-    place = _mix(row[:, None] + token).reshape(-1, 1)
-    threshold = round(p * 2**32) - 2**31
-    return _mix(place ^ _feature_hashes(features, device)) >= threshold
+def keep_mask(
+    keys: torch.Tensor, places: torch.Tensor, module: str, *, features: int, p: float
+) -> torch.Tensor:
+    """[tokens, features] True where an input is kept, with probability 1 - p.
+
+    `keys` [tokens] int32 is each token's `row_keys`, `places` [tokens] int32 its place in its row.
+    """
+    row = _mix(keys ^ module_salt(module))
+    place = _mix(row + places * _GOLDEN)
+    return _mix(place[:, None] ^ _feature_hashes(features, keys.device)) >= threshold(p)

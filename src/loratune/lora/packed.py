@@ -1,135 +1,45 @@
-"""Many adapters on one frozen model, each on its own rows, by forward hooks.
+"""Many adapters on one frozen model, each on its own tokens, by forward hooks.
 
-Shapes: N tokens of the micro-batch, n tokens of one segment, D in, O out, R rank.
-Isolation is by slicing: no segment is ever multiplied with another's numbers, so a NaN stays where it is.
-Knows nothing of losses, optimisers or schedules.
+Two paths give the same numbers up to rounding: loops over segments in plain PyTorch (`segments`), and
+Triton kernels (`fused`) where `kernel_path` finds them. Knows nothing of losses, optimisers or schedules.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
 from loratune.errors import ModelError
-from loratune.lora.dropout import keep_mask
-from loratune.lora.layout import Adapter
+from loratune.lora.segments import LowRank, Passenger, Places, Segment, add_low_rank, parts_of
+
+CAPACITY = 256
+"""Adapters on board at most."""
 
 
-class _Matrices(NamedTuple):
-    a: torch.Tensor
-    """[R, D]"""
-    b: torch.Tensor
-    """[O, R]"""
-    gradient_a: torch.Tensor | None
-    gradient_b: torch.Tensor | None
+class KernelPath(NamedTuple):
+    """Which implementation of the low-rank products a device uses, and why."""
+
+    triton: bool
+    reason: str
 
 
-class Passenger:
-    """An adapter on board: its matrices by module, and the flat buffer that collects their gradients."""
-
-    def __init__(self, adapter: Adapter, *, trainable: bool) -> None:
-        self.adapter = adapter
-        self.scaling = adapter.hyper_parameters.scaling
-        self.dropout = adapter.hyper_parameters.lora_dropout
-        self.gradient = torch.zeros_like(adapter.weights) if trainable else None
-        gradients = adapter.layout.views(self.gradient) if self.gradient is not None else {}
-        self.matrices = {
-            name: _Matrices(a, b, *gradients.get(name, (None, None)))
-            for name, (a, b) in adapter.views().items()
-        }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Segment:
-    """Rows [start, stop) of a micro-batch that belong to one adapter."""
-
-    passenger: Passenger
-    start: int
-    stop: int
-    row_keys: torch.Tensor | None = None
-    """[stop - start] for dropout (`dropout.row_keys`); None in evaluation."""
-
-
-class _Part(NamedTuple):
-    """A segment as one module sees it: token range, matrices, scaling, mask of the kept inputs."""
-
-    start: int
-    stop: int
-    matrices: _Matrices
-    scaling: float
-    mask: Callable[[], torch.Tensor] | None
-    keep: float
-
-
-def _input_of(part: _Part, x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Input of A [n, D] in the adapter's type, after dropout, and the multiplier that dropout applied."""
-    piece = x[part.start : part.stop].to(dtype)
-    if part.mask is None:
-        return piece, None
-    multiplier = part.mask().to(dtype).div_(part.keep)
-    return piece * multiplier, multiplier
-
-
-def _add_low_rank(x: torch.Tensor, y: torch.Tensor, parts: Sequence[_Part]) -> list[torch.Tensor]:
-    """y [N, O] += scaling · (dropout(x) Aᵀ) Bᵀ on each part's rows; returns the inner products [n, R].
-
-    The sum is made in the adapter's type and rounded once to the base's, as PEFT does.
-    """
-    inner = []
-    for part in parts:
-        a, b = part.matrices.a, part.matrices.b
-        h = _input_of(part, x, a.dtype)[0] @ a.T
-        target = y[part.start : part.stop]
-        if target.dtype == h.dtype:
-            target.addmm_(h, b.T, alpha=part.scaling)
-        else:
-            target.add_(h @ b.T, alpha=part.scaling)
-        inner.append(h)
-    return inner
-
-
-class _LowRank(torch.autograd.Function):
-    """Adds the low-rank products to a module's output; backward fills the adapters' gradient buffers.
-
-    `anchor` is a tensor that requires a gradient, so that the graph starts at the first adapted module
-    although neither the embeddings nor the base do.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, y: torch.Tensor, anchor: torch.Tensor, parts: Sequence[_Part]
-    ) -> torch.Tensor:
-        inner = _add_low_rank(x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1]), parts)
-        ctx.parts = parts
-        ctx.save_for_backward(x, *inner)
-        ctx.mark_dirty(y)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, grad_y: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor, None, None]:
-        x, *inner = ctx.saved_tensors
-        flat_x = x.reshape(-1, x.shape[-1])
-        flat_y = grad_y.reshape(-1, grad_y.shape[-1])
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            covered = sum(part.stop - part.start for part in ctx.parts) == len(flat_x)
-            grad_x = torch.empty_like(flat_x) if covered else torch.zeros_like(flat_x)
-        for part, h in zip(ctx.parts, inner, strict=True):
-            a, b, gradient_a, gradient_b = part.matrices
-            rows = slice(part.start, part.stop)
-            g = flat_y[rows].to(a.dtype)
-            grad_h = (g @ b).mul_(part.scaling)
-            piece, multiplier = _input_of(part, flat_x, a.dtype)
-            gradient_b.addmm_(g.T, h, alpha=part.scaling)
-            gradient_a.addmm_(grad_h.T, piece)
-            if grad_x is None:
-                continue
-            through = grad_h @ a
-            grad_x[rows] = through if multiplier is None else through.mul_(multiplier)
-        return (None if grad_x is None else grad_x.view_as(x)), grad_y, None, None
+def kernel_path(device: torch.device, dtype: torch.dtype) -> KernelPath:
+    """Triton on CUDA devices from compute capability 8.0 on, in every type but float64; else PyTorch."""
+    if device.type != "cuda":
+        return KernelPath(False, f"a {device.type} device")
+    if find_spec("triton") is None:
+        return KernelPath(False, "the package triton is not installed")
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        return KernelPath(False, f"compute capability {major}.{minor} is below 8.0")
+    if dtype == torch.float64:
+        return KernelPath(False, "float64")
+    return KernelPath(True, f"compute capability {major}.{minor}")
 
 
 @dataclass(eq=False)
@@ -142,30 +52,79 @@ class PackedAdapters:
     model: nn.Module
     names: Sequence[str]
     """Full names of the modules that any adapter may target."""
+    triton: bool = False
+    """Whether the Triton kernels do the work."""
     _segments: Sequence[Segment] = field(default=(), init=False)
-    _shape: tuple[int, int] = field(default=(0, 0), init=False)
+    _places: Places | None = field(default=None, init=False)
+    _tokens: int = field(default=0, init=False)
+    _slots: dict[int, int] = field(default_factory=dict, init=False)
+    _aboard: list[Passenger] = field(default_factory=list, init=False)
+
+    @property
+    def _parameter(self) -> torch.Tensor:
+        return next(self.model.parameters())
 
     @contextmanager
     def attached(self) -> Iterator["PackedAdapters"]:
         """Place the hooks; the model is as before when the block is left, however it is left."""
         handles = []
+        modules = [self.model.get_submodule(name) for name in self.names]
         try:
-            for name in self.names:
-                module = self.model.get_submodule(name)
-                handles.append(module.register_forward_hook(self._hook(name)))
+            if self.triton:
+                handles += self._attach_kernels(modules)
+            else:
+                for module, name in zip(modules, self.names, strict=True):
+                    handles.append(module.register_forward_hook(self._hook(name)))
             yield self
         finally:
             for handle in handles:
                 handle.remove()
+            for module in modules:
+                module.__dict__.pop("loratune_table", None)
+            self._slots, self._aboard = {}, []
+
+    def _attach_kernels(self, modules: Sequence[nn.Module]) -> list[Any]:
+        from loratune.lora import fused, kernels
+
+        shape = (len(modules), CAPACITY, kernels.COLUMNS)
+        self._tables = torch.zeros(shape, dtype=torch.int64, device=self._parameter.device)
+        for module, table in zip(modules, self._tables, strict=True):
+            module.__dict__["loratune_table"] = table
+        return [module.register_forward_hook(fused.hook) for module in modules]
+
+    def board(self, passengers: Sequence[Passenger]) -> None:
+        """Say which adapters the coming routes may name. Does nothing where they are aboard already."""
+        if not self.triton or [id(p) for p in passengers] == list(self._slots):
+            return
+        if len(passengers) > CAPACITY:
+            raise ModelError(f"at most {CAPACITY} adapters fit into one pack, {len(passengers)} were given.")
+        from loratune.lora import fused
+
+        rows = np.stack([fused.passenger_rows(passenger, self.names) for passenger in passengers], 1)
+        self._tables[:, : len(passengers)].copy_(torch.from_numpy(rows))
+        self._slots = {id(passenger): i for i, passenger in enumerate(passengers)}
+        self._aboard = list(passengers)  # kept alive: the tables hold addresses
 
     @contextmanager
-    def route(self, segments: Sequence[Segment], shape: tuple[int, int]) -> Iterator[None]:
-        """Say whose rows the next micro-batch of `shape` [rows, T] holds; other rows see the bare base."""
-        self._segments, self._shape = segments, shape
+    def route(self, segments: Sequence[Segment], tokens: int, places: Places | None = None) -> Iterator[None]:
+        """Say whose the `tokens` of the next micro-batch are; other tokens see the bare base.
+
+        `segments` in ascending order; `places` is needed where a segment drops inputs.
+        """
+        if self.triton:
+            from loratune.lora import fused
+
+            if any(id(segment.passenger) not in self._slots for segment in segments):
+                unique = {id(segment.passenger): segment.passenger for segment in segments}
+                self.board(list(unique.values()))
+            fused.set_route(fused.route_of(segments, self._slots, tokens, places, self._parameter))
+        self._segments, self._places, self._tokens = segments, places, tokens
         try:
             yield
         finally:
-            self._segments, self._shape = (), (0, 0)
+            self._segments, self._places, self._tokens = (), None, 0
+            if self.triton:
+                fused.set_route(None)
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], torch.Tensor | None]:
         anchor: torch.Tensor | None = None
@@ -175,52 +134,27 @@ class PackedAdapters:
             if not self._segments:
                 return None
             x = inputs[0]
-            parts = self._parts(name, x)
+            if x.shape[:-1].numel() != self._tokens:
+                raise ModelError(unseen_tokens(name, x, self._tokens))
+            parts = parts_of(self._segments, self._places, name, x.shape[-1])
             if not parts:
                 return None
             if not torch.is_grad_enabled():
-                _add_low_rank(x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1]), parts)
+                add_low_rank(x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1]), parts)
                 return y
             if anchor is None:
                 anchor = torch.zeros(1, device=y.device, requires_grad=True)
             # autograd replays an in-place change of a view (Conv1D returns one) on its base, in other shapes
             y = y.clone() if y._is_view() else y
-            result: torch.Tensor = _LowRank.apply(x, y, anchor, parts)  # type: ignore[no-untyped-call]
+            result: torch.Tensor = LowRank.apply(x, y, anchor, parts)  # type: ignore[no-untyped-call]
             return result
 
         return hook
 
-    def _parts(self, name: str, x: torch.Tensor) -> list[_Part]:
-        rows, width = self._shape
-        if x.shape[:-1].numel() != rows * width:
-            raise ModelError(
-                f"an adapted layer must see every token, {name} saw {tuple(x.shape[:-1])} of {rows}x{width}; "
-                "leave it out of target_modules."
-            )
-        parts = []
-        for segment in self._segments:
-            passenger = segment.passenger
-            matrices = passenger.matrices.get(name)
-            if matrices is None:
-                continue
-            mask = None
-            if segment.row_keys is not None and passenger.dropout > 0:
-                mask = _mask_of(segment.row_keys, name, width, x.shape[-1], passenger.dropout)
-            parts.append(
-                _Part(
-                    segment.start * width,
-                    segment.stop * width,
-                    matrices,
-                    passenger.scaling,
-                    mask,
-                    1 - passenger.dropout,
-                )
-            )
-        return parts
 
-
-def _mask_of(
-    keys: torch.Tensor, name: str, tokens: int, features: int, p: float
-) -> Callable[[], torch.Tensor]:
-    """A mask to be made when it is needed: in the forward pass and again in the backward pass."""
-    return lambda: keep_mask(keys, name, tokens=tokens, features=features, p=p)
+def unseen_tokens(name: str, x: torch.Tensor, tokens: int) -> str:
+    """What to tell when a layer does not see the whole micro-batch (a mixture's experts, say)."""
+    return (
+        f"an adapted layer must see every token, {name} saw {tuple(x.shape[:-1])} of {tokens}; "
+        "leave it out of target_modules."
+    )

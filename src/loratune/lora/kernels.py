@@ -1,0 +1,188 @@
+"""Triton kernels of the packed low-rank products: one launch serves all trials, whatever their ranks.
+
+Shapes: N tokens of the micro-batch, D features of a module's input or output, R rank. A launch works on
+blocks of tokens that belong to one slot each; where the slot's matrices lie comes from a table of
+addresses (see `fused`), so a slot that is refilled changes numbers, not launches. No block reads another
+slot's rows or weights. Every output element is written by one program: results do not depend on timing.
+Knows nothing of torch modules or autograd.
+"""
+
+import triton
+import triton.language as tl
+
+# Columns of a slot's row in a module's table, int64.
+COLUMNS = 9
+COLUMN_A, COLUMN_B, COLUMN_GRADIENT_A, COLUMN_GRADIENT_B = range(4)
+A = tl.constexpr(COLUMN_A)
+B = tl.constexpr(COLUMN_B)
+GRADIENT_B = tl.constexpr(COLUMN_GRADIENT_B)
+RANK = tl.constexpr(4)
+SCALING = tl.constexpr(5)  # bits of a float32
+SALT = tl.constexpr(6)  # of the module, for dropout
+THRESHOLD = tl.constexpr(7)  # int32: inputs whose hash lies below are dropped
+KEEP = tl.constexpr(8)  # bits of the float32 1 / (1 - p)
+_COLUMNS = tl.constexpr(COLUMNS)
+
+_FIRST = tl.constexpr(0x7FEB352D)
+_SECOND = tl.constexpr(0x846CA68B)
+_GOLDEN = tl.constexpr(0x9E3779B9)
+
+
+@triton.jit
+def _float(bits):
+    return bits.to(tl.int32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _matrix(row, column, ALIGNED: tl.constexpr):
+    """Pointer to a float32 matrix; aligned to 16 bytes where the features are a multiple of four."""
+    pointer = tl.load(row + column).to(tl.pointer_type(tl.float32))
+    if ALIGNED:
+        pointer = tl.multiple_of(pointer, 16)
+    return pointer
+
+
+@triton.jit
+def _mix(x):
+    """Two rounds of lowbias32 on uint32; see `dropout`."""
+    x ^= x >> 16
+    x *= _FIRST
+    x ^= x >> 15
+    x *= _SECOND
+    x ^= x >> 16
+    return x
+
+
+@triton.jit
+def _multiplier(row, keys, places, tokens, inside, features):
+    """[tokens, features] 0 where an input is dropped and 1 / (1 - p) where it is kept; see `dropout.keep_mask`."""
+    salt = tl.load(row + SALT).to(tl.uint32)
+    key = tl.load(keys + tokens, mask=inside, other=0).to(tl.uint32, bitcast=True)
+    place = tl.load(places + tokens, mask=inside, other=0).to(tl.uint32, bitcast=True)
+    token = _mix(_mix(key ^ salt) + place * _GOLDEN)
+    feature = _mix(features.to(tl.uint32) + _GOLDEN)
+    value = _mix(token[:, None] ^ feature[None, :]).to(tl.int32, bitcast=True)
+    keep = value >= tl.load(row + THRESHOLD).to(tl.int32)
+    return tl.where(keep, _float(tl.load(row + KEEP)), 0.0)
+
+
+@triton.jit
+def shrink(
+    x, h, table, blocks, keys, places, features, stride_h,
+    COLUMN: tl.constexpr, DROPOUT: tl.constexpr, ALIGNED: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """h [N, R] = x [N, D] · Aᵀ (COLUMN A, dropout on x), or scaling · x · B (COLUMN B)."""
+    block = blocks + tl.program_id(0) * 3
+    slot = tl.load(block + 2)
+    if slot < 0:
+        return
+    row = table + slot * _COLUMNS
+    rank = tl.load(row + RANK).to(tl.int32)
+    r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
+    if tl.program_id(1) * BLOCK_R >= rank:
+        return
+    m = tl.load(block) + tl.arange(0, BLOCK_M)
+    inside = m < tl.load(block + 1)
+    start = m.to(tl.int64)[:, None] * features
+    weights = _matrix(row, COLUMN, ALIGNED)
+    accumulator = tl.zeros((BLOCK_M, BLOCK_R), tl.float32)
+    for begin in range(0, features, BLOCK_K):
+        k = begin + tl.arange(0, BLOCK_K)
+        here = k < features
+        value = tl.load(x + start + k[None, :], mask=inside[:, None] & here[None, :], other=0.0)
+        if DROPOUT:
+            scale = _multiplier(row, keys, places, m, inside, k)
+            value = (value.to(tl.float32) * scale).to(value.dtype)
+        index = r[None, :] * features + k[:, None] if COLUMN == A else k[:, None] * rank + r[None, :]
+        weight = tl.load(weights + index, mask=here[:, None] & (r < rank)[None, :], other=0.0)
+        accumulator = tl.dot(value, weight.to(value.dtype), accumulator, input_precision="ieee")
+    if COLUMN == B:
+        accumulator *= _float(tl.load(row + SCALING))
+    where = h + m.to(tl.int64)[:, None] * stride_h + r[None, :]
+    tl.store(where, accumulator.to(h.dtype.element_ty), mask=inside[:, None] & (r < rank)[None, :])
+
+
+@triton.jit
+def expand(
+    h, y, out, table, blocks, keys, places, features, stride_h,
+    COLUMN: tl.constexpr, DROPOUT: tl.constexpr, ALIGNED: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """out [N, D] = y + scaling · h · Bᵀ (COLUMN B), or h · A times the dropout's multiplier (COLUMN A).
+
+    Rows of no slot, or of a slot without this module, get y, or zero.
+    """
+    block = blocks + tl.program_id(0) * 3
+    slot = tl.load(block + 2)
+    m = tl.load(block) + tl.arange(0, BLOCK_M)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = m < tl.load(block + 1)
+    here = n < features
+    accumulator = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    row = table + tl.maximum(slot, 0) * _COLUMNS
+    rank = tl.where(slot < 0, 0, tl.load(row + RANK).to(tl.int32))
+    weights = _matrix(row, COLUMN, ALIGNED)
+    for begin in range(0, rank, BLOCK_R):
+        r = begin + tl.arange(0, BLOCK_R)
+        used = r < rank
+        inner = tl.load(
+            h + m.to(tl.int64)[:, None] * stride_h + r[None, :],
+            mask=inside[:, None] & used[None, :], other=0.0,
+        )  # fmt: skip
+        index = n[None, :] * rank + r[:, None] if COLUMN == B else r[:, None] * features + n[None, :]
+        weight = tl.load(weights + index, mask=used[:, None] & here[None, :], other=0.0)
+        accumulator = tl.dot(inner, weight.to(inner.dtype), accumulator, input_precision="ieee")
+    place = m.to(tl.int64)[:, None] * features + n[None, :]
+    mask = inside[:, None] & here[None, :]
+    if COLUMN == B:
+        accumulator *= _float(tl.load(row + SCALING))
+        accumulator += tl.load(y + place, mask=mask, other=0.0).to(tl.float32)
+    elif DROPOUT:
+        accumulator *= _multiplier(row, keys, places, m, inside, n)
+    tl.store(out + place, accumulator.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def gradient(
+    x, h, table, segments, keys, places, features, stride_h,
+    COLUMN: tl.constexpr, DROPOUT: tl.constexpr, ALIGNED: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """Adds hᵀ · dropout(x) [R, D] to A's gradient, or scaling · xᵀ · h [D, R] to B's."""
+    segment = segments + tl.program_id(0) * 3
+    slot = tl.load(segment + 2)
+    if slot < 0:
+        return
+    row = table + slot * _COLUMNS
+    rank = tl.load(row + RANK).to(tl.int32)
+    r = tl.program_id(2) * BLOCK_R + tl.arange(0, BLOCK_R)
+    if tl.program_id(2) * BLOCK_R >= rank:
+        return
+    used = r < rank
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    here = n < features
+    stop = tl.load(segment + 1)
+    accumulator = tl.zeros((BLOCK_N, BLOCK_R), tl.float32)
+    for begin in range(tl.load(segment), stop, BLOCK_M):
+        m = begin + tl.arange(0, BLOCK_M)
+        inside = m < stop
+        value = tl.load(
+            x + m.to(tl.int64)[:, None] * features + n[None, :],
+            mask=inside[:, None] & here[None, :], other=0.0,
+        )  # fmt: skip
+        if DROPOUT:
+            value = (value.to(tl.float32) * _multiplier(row, keys, places, m, inside, n)).to(value.dtype)
+        inner = tl.load(
+            h + m.to(tl.int64)[:, None] * stride_h + r[None, :],
+            mask=inside[:, None] & used[None, :], other=0.0,
+        )  # fmt: skip
+        accumulator = tl.dot(tl.trans(value), inner, accumulator, input_precision="ieee")
+    if COLUMN == GRADIENT_B:
+        accumulator *= _float(tl.load(row + SCALING))
+        index = n[:, None] * rank + r[None, :]
+    else:
+        index = r[None, :] * features + n[:, None]
+    where = _matrix(row, COLUMN, ALIGNED) + index
+    mask = here[:, None] & used[None, :]
+    tl.store(where, tl.load(where, mask=mask, other=0.0) + accumulator, mask=mask)

@@ -1,0 +1,166 @@
+"""The low-rank products of many adapters, one run of tokens after the other, in plain PyTorch.
+
+Shapes: N tokens of the micro-batch, n tokens of one segment, D in, O out, R rank. This is the reference:
+it runs everywhere, in every number format, and the Triton path is tested against it. Isolation is by
+slicing: no segment is ever multiplied with another's numbers, so a NaN stays where it is.
+Knows nothing of losses, optimisers or schedules.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from loratune.lora.dropout import keep_mask
+from loratune.lora.layout import Adapter
+
+
+class Matrices(NamedTuple):
+    """One module's part of an adapter, and where its gradients are collected."""
+
+    a: torch.Tensor
+    """[R, D]"""
+    b: torch.Tensor
+    """[O, R]"""
+    gradient_a: torch.Tensor | None
+    gradient_b: torch.Tensor | None
+
+
+class Passenger:
+    """An adapter on board: its matrices by module, and the flat buffer that collects their gradients."""
+
+    def __init__(self, adapter: Adapter, *, trainable: bool) -> None:
+        self.adapter = adapter
+        self.scaling = adapter.hyper_parameters.scaling
+        self.dropout = adapter.hyper_parameters.lora_dropout
+        self.gradient = torch.zeros_like(adapter.weights) if trainable else None
+        gradients = adapter.layout.views(self.gradient) if self.gradient is not None else {}
+        self.matrices = {
+            name: Matrices(a, b, *gradients.get(name, (None, None)))
+            for name, (a, b) in adapter.views().items()
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Segment:
+    """Tokens [start, stop) of a micro-batch that belong to one adapter."""
+
+    passenger: Passenger
+    start: int
+    stop: int
+    dropout: bool = False
+    """Whether inputs are dropped: in training, where the adapter's dropout is not zero."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Places:
+    """Who and where every token of a micro-batch is, for dropout."""
+
+    keys: torch.Tensor
+    """[N] int32 `dropout.row_keys` of the token's row."""
+    places: torch.Tensor
+    """[N] int32 place of the token in its row."""
+
+
+class _Part(NamedTuple):
+    """A segment as one module sees it: token range, matrices, scaling, mask of the kept inputs."""
+
+    start: int
+    stop: int
+    matrices: Matrices
+    scaling: float
+    mask: Callable[[], torch.Tensor] | None
+    keep: float
+
+
+def parts_of(
+    segments: Sequence[Segment], places: Places | None, name: str, features: int
+) -> list[_Part]:
+    """The segments whose adapters target the module `name` with `features` inputs."""
+    parts = []
+    for segment in segments:
+        passenger = segment.passenger
+        matrices = passenger.matrices.get(name)
+        if matrices is None:
+            continue
+        mask = None
+        if segment.dropout and places is not None:
+            mask = _mask_of(places, slice(segment.start, segment.stop), name, features, passenger.dropout)
+        parts.append(
+            _Part(segment.start, segment.stop, matrices, passenger.scaling, mask, 1 - passenger.dropout)
+        )
+    return parts
+
+
+def _mask_of(places: Places, tokens: slice, name: str, features: int, p: float) -> Callable[[], torch.Tensor]:
+    """A mask to be made when it is needed: in the forward pass and again in the backward pass."""
+    return lambda: keep_mask(places.keys[tokens], places.places[tokens], name, features=features, p=p)
+
+
+def _input_of(part: _Part, x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Input of A [n, D] in the adapter's type, after dropout, and the multiplier that dropout applied."""
+    piece = x[part.start : part.stop].to(dtype)
+    if part.mask is None:
+        return piece, None
+    multiplier = part.mask().to(dtype).div_(part.keep)
+    return piece * multiplier, multiplier
+
+
+def add_low_rank(x: torch.Tensor, y: torch.Tensor, parts: Sequence[_Part]) -> list[torch.Tensor]:
+    """y [N, O] += scaling · (dropout(x) Aᵀ) Bᵀ on each part's rows; returns the inner products [n, R].
+
+    The sum is made in the adapter's type and rounded once to the base's, as PEFT does.
+    """
+    inner = []
+    for part in parts:
+        a, b = part.matrices.a, part.matrices.b
+        h = _input_of(part, x, a.dtype)[0] @ a.T
+        target = y[part.start : part.stop]
+        if target.dtype == h.dtype:
+            target.addmm_(h, b.T, alpha=part.scaling)
+        else:
+            target.add_(h @ b.T, alpha=part.scaling)
+        inner.append(h)
+    return inner
+
+
+class LowRank(torch.autograd.Function):
+    """Adds the low-rank products to a module's output; backward fills the adapters' gradient buffers.
+
+    `anchor` is a tensor that requires a gradient, so that the graph starts at the first adapted module
+    although neither the embeddings nor the base do.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, y: torch.Tensor, anchor: torch.Tensor, parts: Sequence[_Part]
+    ) -> torch.Tensor:
+        inner = add_low_rank(x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1]), parts)
+        ctx.parts = parts
+        ctx.save_for_backward(x, *inner)
+        ctx.mark_dirty(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor, None, None]:
+        x, *inner = ctx.saved_tensors
+        flat_x = x.reshape(-1, x.shape[-1])
+        flat_y = grad_y.reshape(-1, grad_y.shape[-1])
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            covered = sum(part.stop - part.start for part in ctx.parts) == len(flat_x)
+            grad_x = torch.empty_like(flat_x) if covered else torch.zeros_like(flat_x)
+        for part, h in zip(ctx.parts, inner, strict=True):
+            a, b, gradient_a, gradient_b = part.matrices
+            rows = slice(part.start, part.stop)
+            g = flat_y[rows].to(a.dtype)
+            grad_h = (g @ b).mul_(part.scaling)
+            piece, multiplier = _input_of(part, flat_x, a.dtype)
+            gradient_b.addmm_(g.T, h, alpha=part.scaling)
+            gradient_a.addmm_(grad_h.T, piece)
+            if grad_x is None:
+                continue
+            through = grad_h @ a
+            grad_x[rows] = through if multiplier is None else through.mul_(multiplier)
+        return (None if grad_x is None else grad_x.view_as(x)), grad_y, None, None

@@ -1,0 +1,215 @@
+"""Attention within the rows of a flat micro-batch: no padding, no mask, no token that sees another row.
+
+A flat micro-batch holds its rows one behind the other in one line of tokens, [1, N], with positions that
+begin again at every row. The attention runs over the rows' boundaries: variable-length flash attention on
+GPUs in half precision, elsewhere rows of one length together. It is put in place through transformers'
+attention interface. Knows nothing of adapters or trials.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from transformers import AttentionInterface, PreTrainedModel
+
+NAME = "loratune_rows"
+_CHECKED_LENGTHS = (5, 17, 3, 9)
+_TOLERANCE = 0.1
+"""Of the check: half precision deviates by about 0.01, a row that sees another by 0.3 and more."""
+
+
+class Bounds(NamedTuple):
+    """Where the rows of a flat micro-batch begin and end."""
+
+    starts: torch.Tensor
+    """[rows + 1] int32 cumulative lengths, on the device."""
+    longest: int
+    """No row has more tokens."""
+    groups: tuple[torch.Tensor, ...]
+    """Positions [rows, length] of the tokens of all rows of one length, for each length."""
+
+    @classmethod
+    def of(cls, starts: npt.NDArray[np.int64], device: torch.device, *, longest: int = 0) -> "Bounds":
+        """Bounds of rows that begin at `starts` [rows + 1]; `longest` may round the longest length up."""
+        lengths = np.diff(starts)
+        groups = []
+        if not _has_flash(device):
+            for length in np.unique(lengths):
+                first = starts[:-1][lengths == length]
+                groups.append(torch.from_numpy(first[:, None] + np.arange(length)).to(device))
+        line = torch.from_numpy(starts.astype(np.int32))
+        line = line.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else line
+        return cls(line, max(longest, int(lengths.max())), tuple(groups))
+
+
+def _has_flash(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
+_bounds: Bounds | None = None
+
+
+@torch.library.custom_op("loratune::row_attention", mutates_args=())
+def row_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None, window: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Causal attention of query [N, heads, D] to key and value [N, groups, D] within the current rows.
+
+    `window` is the number of tokens to the left that are seen, -1 for all. Returns the output and the
+    log-sum-exp [heads, N].
+    """
+    assert _bounds is not None, "row attention runs inside `flat`"
+    starts, longest = _bounds.starts, _bounds.longest
+    out, logsumexp, *_ = torch.ops.aten._flash_attention_forward(
+        query, key, value, starts, starts, longest, longest, 0.0, True, False,
+        scale=scale, window_size_left=window, window_size_right=0 if window >= 0 else -1,
+    )  # fmt: skip
+    return out, logsumexp
+
+
+@row_attention.register_fake
+def _(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None, window: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens, heads, _ = query.shape
+    return torch.empty_like(query), query.new_empty((heads, tokens), dtype=torch.float32)
+
+
+@torch.library.custom_op("loratune::row_attention_backward", mutates_args=())
+def row_attention_backward(
+    grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, out: torch.Tensor,
+    logsumexp: torch.Tensor, scale: float | None, window: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Gradients of query, key and value."""
+    assert _bounds is not None, "row attention runs inside `flat`"
+    starts, longest = _bounds.starts, _bounds.longest
+    state = torch.zeros(2, dtype=torch.uint64, device=grad.device)  # of the dropout that there is not
+    gradients: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = torch.ops.aten._flash_attention_backward(
+        grad.contiguous(), query, key, value, out, logsumexp, starts, starts, longest, longest, 0.0, True,
+        state, grad.new_empty(0), scale=scale, window_size_left=window, window_size_right=0 if window >= 0 else -1,
+    )  # fmt: skip
+    return gradients
+
+
+@row_attention_backward.register_fake
+def _(
+    grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    query, key, value, ctx.scale, ctx.window = inputs
+    ctx.save_for_backward(query, key, value, *output)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad: torch.Tensor, *_: None) -> tuple[Any, ...]:
+    gradients = torch.ops.loratune.row_attention_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.window)
+    return (*gradients, None, None)
+
+
+row_attention.register_autograd(_backward, setup_context=_save)
+
+
+def _attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **other: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface: [1, heads, N, D] in, [1, N, heads, D] out."""
+    if softcap is not None or other.get("s_aux") is not None:
+        raise ValueError("row attention has neither soft caps nor sinks")
+    assert _bounds is not None, "row attention runs inside `flat`"
+    if _bounds.groups:
+        return _by_length(query, key, value, scaling, sliding_window), None
+    window = -1 if sliding_window is None else sliding_window - 1
+    lines = (each[0].transpose(0, 1) for each in (query, key, value))
+    return row_attention(*lines, scaling, window)[0].unsqueeze(0), None
+
+
+def _by_length(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None, window: int | None
+) -> torch.Tensor:
+    """Attention [1, N, heads, D] of rows of one length at a time."""
+    assert _bounds is not None
+    out = torch.empty_like(query[0].transpose(0, 1))
+    for index in _bounds.groups:
+        rows, length = index.shape
+        places = torch.arange(length, device=index.device)
+        distance = places[:, None] - places
+        mask = (distance >= 0) & (distance < window) if window is not None and length > window else None
+        flat_index = index.flatten()
+        parts = (
+            each[0].index_select(1, flat_index).unflatten(1, (rows, length)).transpose(0, 1)
+            for each in (query, key, value)
+        )
+        found = nn.functional.scaled_dot_product_attention(
+            *parts, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
+        )
+        out = out.index_copy(0, flat_index, found.transpose(1, 2).flatten(0, 1))
+    return out.unsqueeze(0)
+
+
+AttentionInterface.register(NAME, _attend)
+
+
+@contextmanager
+def flat(model: PreTrainedModel, bounds: Bounds) -> Iterator[None]:
+    """Forward and backward passes in this block are of one flat micro-batch."""
+    global _bounds
+    config = model.config.get_text_config()
+    before = config._attn_implementation
+    config._attn_implementation = NAME
+    _bounds = bounds
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+        _bounds = None
+
+
+class FlatPath(NamedTuple):
+    """Whether a model takes flat micro-batches, and why (not)."""
+
+    flat: bool
+    reason: str
+
+
+@torch.no_grad()
+def flat_path(model: PreTrainedModel) -> FlatPath:
+    """Compare flat with padded hidden states on a few random rows: no flag of transformers tells."""
+    parameter = next(model.parameters())
+    if parameter.device.type == "cuda" and parameter.dtype not in (torch.bfloat16, torch.float16):
+        return FlatPath(False, f"{str(parameter.dtype).removeprefix('torch.')} has no flash attention")
+    rows = [torch.arange(n, device=parameter.device) * 7 % model.config.vocab_size for n in _CHECKED_LENGTHS]
+    decoder = model.get_decoder()
+    padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    expected = decoder(input_ids=padded, use_cache=False).last_hidden_state
+    places = torch.cat([torch.arange(len(row), device=parameter.device) for row in rows])
+    bounds = Bounds.of(np.cumsum([0, *_CHECKED_LENGTHS]), parameter.device)
+    try:
+        with flat(model, bounds):
+            line = torch.cat(rows).unsqueeze(0)
+            output = decoder(input_ids=line, position_ids=places.unsqueeze(0), use_cache=False)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+        return FlatPath(False, f"the architecture refuses it ({str(error).splitlines()[0][:80]})")
+    found = output.last_hidden_state[0].split(_CHECKED_LENGTHS)
+    wanted = torch.cat([row[: len(part)] for row, part in zip(expected, found, strict=True)]).float()
+    deviation = float((torch.cat(found).float() - wanted).norm() / wanted.norm())
+    if not deviation <= _TOLERANCE:
+        return FlatPath(False, f"rows see each other there (deviation {deviation:.2g})")
+    return FlatPath(True, f"agrees with padded rows to {deviation:.1g}")
