@@ -37,7 +37,7 @@ _STATES = {
     TrialState.DIVERGED: optuna.trial.TrialState.FAIL,
     TrialState.STOPPED: optuna.trial.TrialState.PRUNED,
 }
-_SCORE = "score."
+_SCORE, _STEP_NLL, _GRADIENT_NORMS = "score.", "step_nll", "gradient_norms"
 _FINGERPRINT = "fingerprint"
 _FILE = "study.db"
 _HIDDEN = "***"
@@ -234,6 +234,8 @@ def _result(row: FrozenTrial, arrays: Mapping[str, npt.NDArray[Any]]) -> TrialRe
             for step, fraction, train, validation in facts["curve"]
         ),
         example_nll=arrays.get("nll"),
+        step_nll=arrays.get(_STEP_NLL),
+        gradient_norms=arrays.get(_GRADIENT_NORMS),
         example_scores={
             name.removeprefix(_SCORE): array for name, array in arrays.items() if name.startswith(_SCORE)
         },
@@ -267,9 +269,12 @@ def _parameters(values: HyperParameters) -> tuple[dict[str, Any], dict[str, Base
 
 def _arrays(result: TrialResult) -> dict[str, npt.NDArray[Any]]:
     arrays = {_SCORE + name: np.asarray(array) for name, array in result.example_scores.items()}
-    if result.example_nll is not None:
-        arrays["nll"] = np.asarray(result.example_nll)
-    return arrays
+    others = {
+        "nll": result.example_nll,
+        _STEP_NLL: result.step_nll,
+        _GRADIENT_NORMS: result.gradient_norms,
+    }
+    return arrays | {name: np.asarray(array) for name, array in others.items() if array is not None}
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 Knows how a result is made up; nothing of the base model or of who trains beside it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import exp, inf, isfinite
 
@@ -79,7 +79,7 @@ class LiveTrial:
             CurvePoint(
                 step=slot.step,
                 fraction=slot.step / slot.total_steps,
-                train_nll=float(np.mean(slot.losses[self._read_until :])),
+                train_nll=_mean(slot.losses[self._read_until :]),
                 validation_nll=evaluation.nll,
             )
         )
@@ -133,11 +133,12 @@ class LiveTrial:
             trial=slot.trial,
             state=state,
             nll=nll,
-            train_nll=float(np.mean(last)) if last and state is not TrialState.DIVERGED else inf,
+            train_nll=_mean(last) if state is not TrialState.DIVERGED else inf,
             metrics=metrics,
             curve=tuple(self.curve),
             example_nll=final.example_nll if final else None,
             example_scores=scores,
+            step_nll=np.array(slot.losses),
             trained_tokens=slot.trained_tokens,
             steps=slot.step,
             cost=full_cost * (slot.step / slot.total_steps),
@@ -150,6 +151,12 @@ class LiveTrial:
         if words and self._best is not None:
             words += f"; the weights of step {self._best.step} are kept"
         return words
+
+
+def _mean(losses: Sequence[float]) -> float:
+    """Of the steps that were not skipped; infinite where all were."""
+    finite = [loss for loss in losses if isfinite(loss)]
+    return float(np.mean(finite)) if finite else inf
 
 
 def metrics_of(

@@ -129,6 +129,10 @@ class TrialResult:
     """[validation rows] sum of the NLL over each row's supervised tokens, nats."""
     example_scores: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     """[validation rows] by name: `exact_match` and `accuracy` as 0/1, `prediction` as a label's index."""
+    step_nll: npt.NDArray[np.float64] | None = None
+    """[steps] mean training NLL of each step's batch, nats; not finite where the step was skipped."""
+    gradient_norms: npt.NDArray[np.float64] | None = None
+    """[steps] norm of each step's gradient before clipping."""
     trained_tokens: int = 0
     """Real (unpadded) tokens of all its steps."""
     steps: int = 0

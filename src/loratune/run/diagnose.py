@@ -1,0 +1,187 @@
+"""The signs of trouble in one dataset, one model and their trials: gathers the numbers, the rules judge them.
+
+Before training: the rows, and the base model on a sample of them. Afterwards: steps, readings and seeds of what was
+trained. Where two rules see the same cause, only the one that names it speaks.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+
+import numpy as np
+
+from loratune.data.batches import Rows
+from loratune.data.sanity import repeats_at_the_ends, shared_rows, without_last
+from loratune.data.table import TokenTable
+from loratune.engine.pack import PackEngine
+from loratune.maths import diagnosis as rules
+from loratune.values import HyperParameters, TrialResult, TrialState
+from loratune.values.diagnosis import Diagnosis, Sign
+
+FULL = 0.999
+_LOOKED_AT = 64
+"""Rows of each split that the base model is tried on."""
+_SHARE = 0.01
+"""Of one pass over the training rows that this may cost, but for the first eight rows."""
+_FEWEST = 8
+
+
+def before_training(engine: PackEngine, test: TokenTable | None = None) -> tuple[Diagnosis, ...]:
+    """What is wrong with the rows: padding that is learnt, held-out rows in training, text unlike the model's."""
+    train = engine.train
+    repeats = repeats_at_the_ends(train)
+    padding = rules.learnt_padding(
+        repeated=repeats.repeated,
+        supervised=repeats.supervised,
+        rows=repeats.rows,
+        of_rows=repeats.of_rows,
+    )
+    splits = {"validation": engine.validation} | ({"test": test} if test is not None else {})
+    leaks = [
+        rules.leaked_rows(split=split, shared=shared_rows(train, table), rows=len(table))
+        for split, table in splits.items()
+    ]
+    found = [padding, *leaks]
+    if padding is None:  # padding is unlike the model's text too
+        found.append(_strange_text(engine))
+    return _found(found)
+
+
+def _strange_text(engine: PackEngine) -> Diagnosis | None:
+    """The base model on a few rows of both splits."""
+    train, other = (_sample(engine, table) for table in (engine.train, engine.validation))
+    whole = engine.train.take(train)
+    (ours,) = engine.evaluate([None], whole)
+    (short,) = engine.evaluate([None], without_last(engine.train, train))
+    unknown = rules.worse_than_guessing(
+        nll=ours.nll, without_end=short.nll, vocabulary=engine.base.profile.vocabulary
+    )
+    if unknown is not None:
+        return unknown
+    validation = engine.validation.take(other)
+    (theirs,) = engine.evaluate([None], validation)
+    return rules.unlike_splits(
+        ours.example_nll,
+        whole.supervised_counts.astype(np.float64),
+        theirs.example_nll,
+        validation.supervised_counts.astype(np.float64),
+    )
+
+
+def _sample(engine: PackEngine, table: TokenTable) -> Rows:
+    """Some rows, the same every time."""
+    affordable = _SHARE * int(engine.train.lengths.sum()) / max(1.0, float(table.lengths.mean()))
+    count = min(len(table), max(_FEWEST, min(_LOOKED_AT, int(affordable))))
+    return np.sort(np.random.default_rng(engine.study_seed).permutation(len(table))[:count])
+
+
+def of_trial(
+    engine: PackEngine,
+    result: TrialResult,
+    *,
+    before: float,
+    margin: float,
+    higher_rate_is_worse: bool = False,
+) -> tuple[Diagnosis, ...]:
+    """What the steps and readings of one trial say; its readings must all be on the same validation rows.
+
+    Args:
+        before: NLL of the base model on these rows; margin: in nats.
+        higher_rate_is_worse: whether a higher learning rate was tried at this rank and did worse.
+    """
+    skipped = _skipped(engine, result)
+    values = result.trial.hyper_parameters
+    if result.state is TrialState.DIVERGED:
+        if skipped is not None and _never_rose(result):
+            return (skipped,)
+        return (rules.diverged(values, result.message),)
+    unstable = None
+    if result.step_nll is not None:
+        norms = result.gradient_norms if result.gradient_norms is not None else np.empty(0)
+        unstable = rules.unstable_losses(values, result.step_nll, norms)
+    if unstable is not None:  # the readings of a run that broke down say nothing about its length
+        return _found([skipped, unstable])
+    return _found([skipped, *_of_readings(result, before, margin, higher_rate_is_worse)])
+
+
+def _of_readings(
+    result: TrialResult, before: float, margin: float, higher_rate_is_worse: bool
+) -> list[Diagnosis | None]:
+    if not result.curve:
+        return []
+    values = result.trial.hyper_parameters
+    fractions, train, validation = (
+        np.array([getattr(point, name) for point in result.curve])
+        for name in ("fraction", "train_nll", "validation_nll")
+    )
+    best = result.curve[int(np.argmin(validation))]
+    kept = f"The weights of step {best.step} are kept." if np.isclose(result.nll, best.validation_nll) else ""
+    return [
+        rules.overfitted(train, validation, fractions * values.epochs, margin=margin, done=kept),
+        rules.undertrained(
+            values,
+            fractions,
+            validation,
+            before=before,
+            margin=margin,
+            higher_rate_is_worse=higher_rate_is_worse,
+        ),
+    ]
+
+
+def _skipped(engine: PackEngine, result: TrialResult) -> Diagnosis | None:
+    """Steps that were not finite, and the training rows that all of them had."""
+    if result.step_nll is None:
+        return None
+    bad = ~np.isfinite(result.step_nll)
+    if result.gradient_norms is not None:
+        bad |= ~np.isfinite(result.gradient_norms)
+    steps = (np.flatnonzero(bad) + 1).tolist()
+    if not steps:
+        return None
+    batches = list(islice(engine.batches(result.trial), steps[-1]))
+    suspects = set(batches[steps[0] - 1].tolist()).intersection(
+        *(batches[step - 1].tolist() for step in steps[1:])
+    )
+    return rules.not_finite_steps(steps, steps=result.steps, suspects=sorted(suspects))
+
+
+def _never_rose(result: TrialResult) -> bool:
+    """Whether the losses before the first step that was not finite show no growth: then the rate is innocent."""
+    assert result.step_nll is not None
+    finite = np.isfinite(result.step_nll)
+    before = result.step_nll[: int(np.argmin(finite))]
+    return len(before) == 0 or float(before[-1]) <= float(before[0]) + rules.RISE
+
+
+def of_seeds(chosen: HyperParameters, results: Iterable[TrialResult]) -> Diagnosis | None:
+    """Whether the chosen setting's seeds disagree far more than those of the other settings on all rows."""
+    groups: dict[HyperParameters, list[float]] = defaultdict(list)
+    for result in results:
+        if result.finished and result.trial.fraction >= FULL:
+            groups[result.trial.hyper_parameters].append(result.nll)
+    own = groups.pop(chosen, [])
+    return rules.edge_of_stability(chosen, own, list(groups.values()))
+
+
+def higher_rate_was_worse(chosen: TrialResult, results: Iterable[TrialResult]) -> bool:
+    """Whether a trial of the same rank and fidelity with a higher learning rate did worse or diverged."""
+    values = chosen.trial.hyper_parameters
+    return any(
+        result.trial.hyper_parameters.r == values.r
+        and result.trial.fraction >= FULL
+        and result.trial.hyper_parameters.learning_rate > 1.01 * values.learning_rate
+        and (result.state is TrialState.DIVERGED or result.nll > chosen.nll)
+        for result in results
+    )
+
+
+def merged(found: Sequence[Diagnosis]) -> tuple[Diagnosis, ...]:
+    """One diagnosis for each sign and finding, in the order of the signs."""
+    unique: Mapping[tuple[Sign, str], Diagnosis] = {(each.sign, each.finding): each for each in found}
+    order = list(Sign)
+    return tuple(sorted(unique.values(), key=lambda each: order.index(each.sign)))
+
+
+def _found(candidates: Sequence[Diagnosis | None]) -> tuple[Diagnosis, ...]:
+    return merged([each for each in candidates if each is not None])
