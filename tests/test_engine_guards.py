@@ -16,12 +16,16 @@ def first_verdict(losses: list[float], batch_size: int, norm: float = 1.0) -> tu
     return 0, ""
 
 
-@pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (2.0, math.nan), (2.0, math.inf)])
+@pytest.mark.parametrize(
+    ("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (2.0, math.nan), (2.0, math.inf)]
+)
 def test_one_step_that_is_not_finite_is_skipped_and_a_lasting_one_is_not(loss: float, norm: float) -> None:
     guard = DivergenceGuard(batch_size=4, vocabulary=50_000)
     steps = [(2.0, 1.0)] * 50 + [(loss, norm)] + [(2.0, 1.0)] * 9
     assert not any(guard.verdict(*step) for step in steps * 5), "one in sixty"
-    assert [bool(guard.verdict(loss, norm)) for _ in range(4)] == [False, False, False, True], "broken weights"
+    assert [bool(guard.verdict(loss, norm)) for _ in range(4)] == [False, False, False, True], (
+        "broken weights"
+    )
 
 
 def test_from_the_start_on_two_are_too_many() -> None:

@@ -204,6 +204,7 @@ def _attributes(result: TrialResult, arrays: tuple[str, ...]) -> dict[str, Any]:
         "target_modules": " ".join(ran.hyper_parameters.target_modules),
         "state": str(result.state),
         "message": result.message,
+        "failure": result.failure,
         "nll": float(result.nll),
         "train_nll": float(result.train_nll),
         "metrics": {name: float(value) for name, value in result.metrics.items()},
@@ -244,6 +245,7 @@ def _result(row: FrozenTrial, arrays: Mapping[str, npt.NDArray[Any]]) -> TrialRe
         cost=facts["cost"],
         seconds=facts["seconds"],
         message=facts["message"],
+        failure=facts.get("failure", ""),
     )
 
 

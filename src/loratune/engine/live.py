@@ -144,6 +144,7 @@ class LiveTrial:
             cost=full_cost * (slot.step / slot.total_steps),
             seconds=self.seconds,
             message=self._message(),
+            failure=slot.failure,
         )
 
     def _message(self) -> str:

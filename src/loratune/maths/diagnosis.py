@@ -88,14 +88,18 @@ def worse_than_guessing(*, nll: float, without_end: float, vocabulary: int) -> D
     )
 
 
-def unlike_splits(train: Floats, train_tokens: Floats, other: Floats, other_tokens: Floats) -> Diagnosis | None:
+def unlike_splits(
+    train: Floats, train_tokens: Floats, other: Floats, other_tokens: Floats
+) -> Diagnosis | None:
     """Training and validation rows that the base model finds unequally likely: rendered in different ways.
 
     Args:
         train, other: [rows] summed NLL of each row under the base model, nats.
         train_tokens, other_tokens: [rows] supervised tokens of each row.
     """
-    means, errors = zip(*(_ratio(x, n) for x, n in ((train, train_tokens), (other, other_tokens))), strict=True)
+    means, errors = zip(
+        *(_ratio(x, n) for x, n in ((train, train_tokens), (other, other_tokens))), strict=True
+    )
     difference, error = abs(means[0] - means[1]), float(np.hypot(*errors))
     if difference <= max(MISMATCH, MISMATCH_ERRORS * error):
         return None
@@ -150,32 +154,49 @@ def removed_duplicates(*, removed: int) -> Diagnosis | None:
     )
 
 
+def not_finite_base(*, bad: int, rows: int) -> Diagnosis | None:
+    """Rows of a sample on which the base model's own loss is not finite; a few of them are the rows' fault."""
+    if 2 * bad <= rows:
+        return None
+    return Diagnosis(
+        sign=Sign.NOT_FINITE,
+        finding=f"Before training the base model's loss is not finite on {bad} of {rows} rows: numbers overflow.",
+        remedy="Use --dtype bfloat16 or float32, and check the model's weights.",
+        value=bad / rows,
+        unit="share of the rows",
+        limit=0.5,
+    )
+
+
 def not_finite_steps(bad: Sequence[int], *, steps: int, suspects: Sequence[int]) -> Diagnosis | None:
     """Steps whose loss or gradient was not finite and that were skipped.
 
     Args:
         bad: numbers of these steps (1-based), of `steps`.
-        suspects: training rows (0-based) that all of these steps had in their batch.
+        suspects: training rows (0-based) that were in these steps and in no sound one, at least one for each of
+            these steps; none where some step has no such row.
     """
     if not bad:
         return None
     share = len(bad) / max(1, steps)
-    where = f"step {bad[0]}" if len(bad) == 1 else f"{len(bad)} of {steps} steps"
-    finding = f"Loss or gradient was not finite in {where}"
-    if suspects and (len(bad) > 1 or share <= FEW_STEPS):
-        named = ", ".join(str(row) for row in sorted(suspects)[:8]) + (" …" if len(suspects) > 8 else "")
+    finding = "Loss or gradient was not finite in " + (
+        f"step {bad[0]} of {steps}" if len(bad) == 1 else f"{len(bad)} of {steps} steps"
+    )
+    if suspects:
+        named = ", ".join(str(row) for row in suspects[:8]) + (" and more" if len(suspects) > 8 else "")
         rows = "row" if len(suspects) == 1 else "rows"
-        finding += f"; the batch held training {rows} {named} (counted from 0)" + (
-            "." if len(bad) == 1 else " each time."
-        )
+        finding += f", all of them with training {rows} {named} (counted from 0), in no other step."
         remedy = f"Check the {rows}: the learning rate is not the cause."
-    else:
+    elif share <= FEW_STEPS:
         finding += ", with no row in common."
-        remedy = "Numbers overflow: use --dtype bfloat16 or float32; the learning rate is not the cause."
+        remedy = "Check the rows, and if they are sound use --dtype bfloat16 or float32."
+    else:
+        finding += ", whatever the rows: numbers overflow."
+        remedy = "Use --dtype bfloat16 or float32; the learning rate is not the cause."
     return Diagnosis(
         sign=Sign.NOT_FINITE,
         finding=finding,
-        done="Skipped without an update.",
+        done="They were skipped without an update." if len(bad) > 1 else "It was skipped without an update.",
         remedy=remedy,
         value=share,
         unit="share of the steps",
@@ -358,7 +379,9 @@ def undertrained(
         return None
     remedy = "Train for more epochs."
     if not higher_rate_is_worse:
-        remedy = f"Raise the learning rate to {RATE_STEP * values.learning_rate:.2g}, or train for more epochs."
+        remedy = (
+            f"Raise the learning rate to {RATE_STEP * values.learning_rate:.2g}, or train for more epochs."
+        )
     return Diagnosis(
         sign=Sign.UNDERTRAINED,
         finding=finding,

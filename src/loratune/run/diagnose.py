@@ -6,9 +6,9 @@ trained. Where two rules see the same cause, only the one that names it speaks.
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
 
 import numpy as np
+import numpy.typing as npt
 
 from loratune.data.batches import Rows
 from loratune.data.sanity import repeats_at_the_ends, shared_rows, without_last
@@ -19,6 +19,8 @@ from loratune.values import HyperParameters, TrialResult, TrialState
 from loratune.values.diagnosis import Diagnosis, Sign
 
 FULL = 0.999
+_OF_ROWS = (Sign.PADDING, Sign.TEMPLATE, Sign.LEAK)
+_OF_READINGS = (Sign.OVERFITTING, Sign.UNDERTRAINED)
 _LOOKED_AT = 64
 """Rows of each split that the base model is tried on."""
 _SHARE = 0.01
@@ -51,21 +53,24 @@ def _strange_text(engine: PackEngine) -> Diagnosis | None:
     """The base model on a few rows of both splits."""
     train, other = (_sample(engine, table) for table in (engine.train, engine.validation))
     whole = engine.train.take(train)
-    (ours,) = engine.evaluate([None], whole)
-    (short,) = engine.evaluate([None], without_last(engine.train, train))
+    ours = _sums(engine, whole)
+    broken = rules.not_finite_base(bad=len(train) - len(ours[0]), rows=len(train))
+    if broken is not None:
+        return broken
+    short = _sums(engine, without_last(engine.train, train))
     unknown = rules.worse_than_guessing(
-        nll=ours.nll, without_end=short.nll, vocabulary=engine.base.profile.vocabulary
+        nll=ours[0].sum() / ours[1].sum(),
+        without_end=short[0].sum() / short[1].sum(),
+        vocabulary=engine.base.profile.vocabulary,
     )
-    if unknown is not None:
-        return unknown
-    validation = engine.validation.take(other)
-    (theirs,) = engine.evaluate([None], validation)
-    return rules.unlike_splits(
-        ours.example_nll,
-        whole.supervised_counts.astype(np.float64),
-        theirs.example_nll,
-        validation.supervised_counts.astype(np.float64),
-    )
+    return unknown or rules.unlike_splits(*ours, *_sums(engine, engine.validation.take(other)))
+
+
+def _sums(engine: PackEngine, table: TokenTable) -> tuple[rules.Floats, rules.Floats]:
+    """NLL and supervised tokens of each row on which the base model gives a finite number."""
+    (found,) = engine.evaluate([None], table)
+    finite = np.isfinite(found.example_nll)
+    return found.example_nll[finite], table.supervised_counts[finite].astype(np.float64)
 
 
 def _sample(engine: PackEngine, table: TokenTable) -> Rows:
@@ -91,7 +96,7 @@ def of_trial(
     """
     skipped = _skipped(engine, result)
     values = result.trial.hyper_parameters
-    if result.state is TrialState.DIVERGED:
+    if result.failure or result.state is TrialState.DIVERGED:
         if skipped is not None and _never_rose(result):
             return (skipped,)
         return (rules.diverged(values, result.message),)
@@ -136,14 +141,24 @@ def _skipped(engine: PackEngine, result: TrialResult) -> Diagnosis | None:
     bad = ~np.isfinite(result.step_nll)
     if result.gradient_norms is not None:
         bad |= ~np.isfinite(result.gradient_norms)
-    steps = (np.flatnonzero(bad) + 1).tolist()
-    if not steps:
+    if not bad.any():
         return None
-    batches = list(islice(engine.batches(result.trial), steps[-1]))
-    suspects = set(batches[steps[0] - 1].tolist()).intersection(
-        *(batches[step - 1].tolist() for step in steps[1:])
-    )
-    return rules.not_finite_steps(steps, steps=result.steps, suspects=sorted(suspects))
+    steps = (np.flatnonzero(bad) + 1).tolist()
+    suspects = () if result.failure else _only_in(bad, engine.batches(result.trial))
+    return rules.not_finite_steps(steps, steps=len(bad), suspects=suspects)
+
+
+def _only_in(bad: npt.NDArray[np.bool_], batches: Iterable[Rows]) -> tuple[int, ...]:
+    """Rows of the bad steps that no sound step has; none at all where they do not account for every bad step."""
+    sound: set[int] = set()
+    accused: list[set[int]] = []
+    for wrong, rows in zip(bad, batches, strict=False):
+        if wrong:
+            accused.append(set(rows.tolist()))
+        else:
+            sound |= set(rows.tolist())
+    left = [rows - sound for rows in accused]
+    return tuple(sorted(set().union(*left))) if all(left) else ()
 
 
 def _never_rose(result: TrialResult) -> bool:
@@ -174,6 +189,18 @@ def higher_rate_was_worse(chosen: TrialResult, results: Iterable[TrialResult]) -
         and (result.state is TrialState.DIVERGED or result.nll > chosen.nll)
         for result in results
     )
+
+
+def combined(before: Sequence[Diagnosis], after: Sequence[Diagnosis]) -> tuple[Diagnosis, ...]:
+    """All that is to be told: a cause found before training is not told again by its effects.
+
+    Readings on rows that are wrong say nothing about the length of the training.
+    """
+    silent = {each.sign for each in before}
+    if any(each.sign in _OF_ROWS and not each.done for each in before):
+        silent |= set(_OF_READINGS)
+    kept = [each for each in after if each.sign not in silent]
+    return merged([*before, *kept])
 
 
 def merged(found: Sequence[Diagnosis]) -> tuple[Diagnosis, ...]:

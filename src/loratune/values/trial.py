@@ -142,6 +142,8 @@ class TrialResult:
     """Its share of its packs' wall-clock time."""
     message: str = ""
     """Why it diverged or was stopped; empty otherwise."""
+    failure: str = ""
+    """Why its guard ended it; with early stopping it is complete all the same, with earlier weights."""
 
     @property
     def finished(self) -> bool:
