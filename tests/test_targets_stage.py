@@ -13,6 +13,7 @@ from loratune.maths.laws import learning_rate_law
 from loratune.maths.targets import select_targets, target_groups
 from loratune.model.targets import adaptable_layers
 from loratune.search.challenge import Contender
+from loratune.search.make import make_strategy
 from loratune.search.procedure import Ledger, Procedure, ask, decide
 from loratune.search.targets_stage import (
     TargetsAnswer,
@@ -159,7 +160,7 @@ def test_better_layers_are_taken() -> None:
     assert answer.winner.setting.target_modules == MLP
     assert len(answer.winner.results) == 3
     assert len(history) == 5
-    claims = targets_claims(CONTEXT, answer)
+    claims = targets_claims(CONTEXT, answer, Ledger(budget=30.0))
     assert [claim.holds for claim in claims] == [True, False, False]
     assert "the MLP only at rank" in claims[0].claim
     assert claims[0].value == pytest.approx(-0.1, abs=0.02)
@@ -169,7 +170,7 @@ def test_a_tie_keeps_what_was_used() -> None:
     answer, history = play(lambda setting: 0.0)
     assert answer.winner.setting == SETTING
     assert len(history) <= 5
-    last = targets_claims(CONTEXT, answer)[-1]
+    last = targets_claims(CONTEXT, answer, Ledger(budget=30.0))[-1]
     assert last.claim == "Every linear layer at rank 8 is kept: nothing else was shown better."
 
 
@@ -188,3 +189,52 @@ def test_the_budget_holds() -> None:
     )
     assert len(history) == 3
     assert all(len(contender.results) == 1 for contender, _ in answer.found.compared)
+
+
+@pytest.mark.parametrize("tune_targets", [True, False])
+def test_as_the_last_stage_of_the_search(tune_targets: bool) -> None:
+    """The default strategy finds the planted layers at the rank it chose, within the budget."""
+    context = replace(
+        CONTEXT,
+        ranks=(4, 16),
+        budget=40.0,
+        margin=0.02,
+        tune_targets=tune_targets,
+        parameters_per_rank=parameters(CONTEXT, SETTING) // SETTING.r,
+        learning_rates=(3e-4, 1e-3, 3e-3),
+    )
+    rows = np.random.default_rng(1).gamma(2.0, 0.3, ROWS)
+
+    def run(subject: Trial) -> TrialResult:
+        setting = subject.hyper_parameters
+        random = np.random.default_rng([subject.seed, setting.r, setting.batch_size])
+        level = 0.1 * abs(np.log10(setting.learning_rate / 1e-3)) + 0.002 * random.normal()
+        level -= 0.2 if setting.target_modules == MLP else 0.0
+        nll = (rows + level + 0.05 * random.normal(size=ROWS)) * WEIGHTS
+        return TrialResult(
+            asked=subject,
+            trial=subject,
+            nll=float(nll.sum() / WEIGHTS.sum()),
+            example_nll=nll,
+            cost=context.cost(subject),
+        )
+
+    strategy = make_strategy("evidence", context)
+    history: list[TrialResult] = []
+    while trials := strategy.ask(history):
+        history += [run(each) for each in trials]
+    decision = strategy.decide(history)
+    assert sum(result.cost for result in history) <= context.budget + 1e-6
+    planned = {stage.name: stage for stage in strategy.plan().stages}
+    assert (str(Stage.TARGETS) in planned) is tune_targets
+    assert strategy.plan().cost <= context.budget
+    found = decision.hyper_parameters
+    if not tune_targets:
+        assert found.target_modules == ALL_LINEAR
+        assert not any(result.asked.stage is Stage.TARGETS for result in history)
+        return
+    assert found.target_modules == MLP
+    per_rank = [parameters(context, replace(SETTING, target_modules=t)) for t in (ALL_LINEAR, MLP)]
+    assert found.r == round(4 * per_rank[0] / per_rank[1])
+    assert [stage.name for stage in decision.stages][-1] == str(Stage.TARGETS)
+    assert any(claim.holds and "the MLP only" in claim.claim for claim in decision.evidence)

@@ -69,7 +69,28 @@ def data_options(options: CommonOptions) -> DataOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchOptions(CommonOptions):
+class PriorOptions(CommonOptions):
+    """What is known from earlier studies."""
+
+    from_study: str | None = option(
+        None, "Run directory of an old study whose results this one starts from, e.g. of another base model."
+    )
+    no_ledger: bool = option(
+        False, "Neither learn from the ledger of your finished studies nor write this one into it."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecommendOptions(PriorOptions):
+    """`PriorOptions`, and whether to measure a little."""
+
+    probe: bool = option(
+        False, "Measure for one or two minutes: gradient noise, a learning-rate test, bits absorbed."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions(PriorOptions):
     """What to search, how, and for how much."""
 
     budget: str = option("auto", "For the search: 30m, 2h, 3x (final runs) or auto (5x).")
@@ -113,6 +134,10 @@ class SearchOptions(CommonOptions):
         if self.metric not in METRICS:
             raise InputError(
                 f"--metric must be one of {', '.join(METRICS)}, got {self.metric!r}; change --metric."
+            )
+        if self.tune_targets and self.strategy != "evidence":
+            raise InputError(
+                f"--tune-targets is a stage of --strategy evidence, got {self.strategy!r}; leave one of them out."
             )
         if self.margin is not None and not self.margin > 0:
             raise InputError(f"--margin must be above 0, got {self.margin}; change --margin.")

@@ -26,9 +26,12 @@ from loratune.search.space import (
     hyper_parameters,
     other_batches,
     other_ratios,
+    unit_cost,
 )
 from loratune.search.staged import Answers, Conclusion, StagedStrategy
 from loratune.search.summary import challenge_words, plan_note, rank_details, rank_words
+from loratune.search.targets_stage import QUESTION as TARGETS_QUESTION
+from loratune.search.targets_stage import targets_claims, targets_reserve, targets_stage
 from loratune.values import Evidence, HyperParameters, SearchContext, SearchPlan, Stage, Trial
 
 QUESTIONS = {
@@ -37,6 +40,8 @@ QUESTIONS = {
     Stage.ALPHA: "Does another alpha do better than 2r?",
     Stage.REGULARISATION: "Does dropout or weight decay help against over-fitting?",
 }
+ALL_QUESTIONS = {**QUESTIONS, Stage.TARGETS: TARGETS_QUESTION}
+"""The optional stage included."""
 BATCH_RATE_EXPONENT = 0.5
 
 
@@ -45,13 +50,21 @@ class EvidenceStrategy(StagedStrategy):
     """Ranks by paired tests at full length; low fidelity only discards learning rates."""
 
     name: str = "evidence"
-    questions = QUESTIONS
+    questions = ALL_QUESTIONS
+
+    def _effort(self) -> tuple[Effort, tuple[str, ...]]:
+        """What the budget allows beside the optional stage, and what it leaves out."""
+        reserve = targets_reserve(self.context)
+        return fit_effort(replace(self.context, budget=self.context.budget - reserve))
 
     def plan(self) -> SearchPlan:
         """The stages as the budget allows them. Raises `BudgetError` where it pays for no trial."""
-        effort, dropped = fit_effort(self.context)
+        effort, dropped = self._effort()
         costs = price(self.context, effort)
         counts = dict(zip(QUESTIONS, zip(costs.trials, costs.costs, strict=True), strict=True))
+        if self.context.tune_targets:
+            reserve = targets_reserve(self.context)
+            counts[Stage.TARGETS] = (int(reserve / unit_cost(self.context)), reserve)
         notes = {stage: plan_note(self.context, effort, stage) for stage in QUESTIONS}
         return SearchPlan(stages=self.planned(counts, self._first_trials(effort), notes), dropped=dropped)
 
@@ -64,9 +77,10 @@ class EvidenceStrategy(StagedStrategy):
     def search(self, ledger: Ledger) -> Procedure[Conclusion]:
         """The rank stage, then up to three challenges of what it found."""
         context = self.context
-        effort, dropped = fit_effort(context)
+        effort, dropped = self._effort()
         costs = dict(zip(QUESTIONS, price(context, effort).costs, strict=True))
-        ranks = yield from RankStage(context, effort, ledger, price(context, effort).later).run()
+        reserve = targets_reserve(context)
+        ranks = yield from RankStage(context, effort, ledger, price(context, effort).later + reserve).run()
         setting = hyper_parameters(
             context, r=ranks.chosen.r, rate=ranks.chosen.learning_rate, batch=base_batch(context)
         )
@@ -92,7 +106,9 @@ class EvidenceStrategy(StagedStrategy):
                 seeds=effort.seeds,
                 earlier=seen,
                 prefer=_fastest(settings, best) if prefer else None,
-                spare=ledger.left - sum(cost for later, cost in costs.items() if _after(later, stage)),
+                spare=ledger.left
+                - reserve
+                - sum(cost for later, cost in costs.items() if _after(later, stage)),
             )
             evidence += alternatives_not_run(stage, settings, found.all_results, ledger)
             if not found.all_results:
@@ -100,6 +116,13 @@ class EvidenceStrategy(StagedStrategy):
             best, seen = found.winner, (*seen, *found.all_results)
             evidence += _stage_claims(context, stage, found)
             answers[stage] = (challenge_words(stage, found), {})
+        if context.tune_targets:
+            layers = yield from targets_stage(
+                context, best, seeds=effort.seeds, earlier=seen, spare=ledger.left
+            )
+            evidence += targets_claims(context, layers, ledger)
+            answers[Stage.TARGETS] = (layers.describe(layers.winner.setting), {})
+            best = layers.winner
         evidence += [note(sentence) for sentence in dropped]
         return Conclusion(hyper_parameters=best.setting, evidence=tuple(evidence), answers=answers)
 

@@ -9,15 +9,17 @@ from dataclasses import dataclass, replace
 from loratune.maths.noninferiority import Verdict
 from loratune.maths.targets import select_targets, target_groups
 from loratune.search.challenge import ChallengeAnswer, Contender, challenge
-from loratune.search.claims import note
+from loratune.search.claims import alternatives_not_run, note
 from loratune.search.compare import compare, seed_noise, unit
-from loratune.search.procedure import Procedure
-from loratune.search.space import RateScale, usual_rate
+from loratune.search.procedure import Ledger, Procedure
+from loratune.search.space import RateScale, unit_cost, usual_rate
 from loratune.values import Evidence, HyperParameters, SearchContext, Stage, TrialResult
 
 QUESTION = "Do other layers, with as many adapter parameters, do better?"
-LAYERS_CHOICES = 3
-"""Alternatives to the layers used so far, at most."""
+RESERVED_RUNS = 4
+"""Three alternatives, and the best of them with a second seed."""
+RESERVED_SHARE = 1 / 3
+"""Of the budget, at most."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +37,13 @@ class TargetsAnswer:
         """`the MLP only at rank 10`."""
         words = self.names.get(setting.target_modules, ", ".join(setting.target_modules))
         return f"{words} at rank {setting.r}"
+
+
+def targets_reserve(context: SearchContext) -> float:
+    """What the search keeps for this stage, in full-run equivalents; 0 where it is not asked for."""
+    if not context.tune_targets:
+        return 0.0
+    return min(RESERVED_RUNS * unit_cost(context), RESERVED_SHARE * context.budget)
 
 
 def parameters(context: SearchContext, setting: HyperParameters) -> int:
@@ -97,7 +106,7 @@ def targets_stage(
 def _cheapest(context: SearchContext, found: ChallengeAnswer, earlier: Sequence[TrialResult]) -> Contender:
     """The fewest layers among the alternatives shown better that are also shown as good as the best of them."""
     if not found.changed or not found.compared:
-        return found.winner
+        return found.incumbent
     noise = seed_noise(context, (*earlier, *found.all_results))
     as_good = [
         contender
@@ -111,8 +120,8 @@ def _cheapest(context: SearchContext, found: ChallengeAnswer, earlier: Sequence[
     )
 
 
-def targets_claims(context: SearchContext, answer: TargetsAnswer) -> tuple[Evidence, ...]:
-    """One claim for each choice of layers that was compared, and what follows."""
+def targets_claims(context: SearchContext, answer: TargetsAnswer, ledger: Ledger) -> tuple[Evidence, ...]:
+    """One claim for each choice of layers that was compared, what was not, and what follows."""
     found, before = answer.found, answer.describe(answer.found.incumbent.setting)
     claims = [
         Evidence(
@@ -133,6 +142,8 @@ def targets_claims(context: SearchContext, answer: TargetsAnswer) -> tuple[Evide
         note(f"Adapting {words} was not tried: its layers are too small for as many parameters.")
         for words in answer.impossible
     ]
+    settings, _ = other_targets(context, found.incumbent.setting)
+    claims += alternatives_not_run(Stage.TARGETS, settings, found.all_results, ledger)
     if found.failed:
         claims.append(note(f"Other layers: {found.failed} of the runs diverged."))
     taken = answer.describe(answer.winner.setting)
