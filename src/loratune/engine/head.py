@@ -31,6 +31,7 @@ class Head:
     def __init__(self, model: PreTrainedModel, compiled: CompiledLayers | None = None) -> None:
         self.model = model
         self._compiled = compiled
+        self._slope = torch.compile(_slope, dynamic=True) if compiled else _slope
         self.decoder = model.get_decoder()
         if self.decoder is None or self.decoder is model:
             raise ModelError(
@@ -101,14 +102,8 @@ class Head:
         for part in self.chunks(len(states)):
             leaf = states[part].detach().requires_grad_()
             logits = self.logits(leaf, output)
-            likelihood = torch.log_softmax(logits.detach().to(losses.dtype), -1)
-            chosen = targets[part].unsqueeze(1)
-            loss = -likelihood.gather(1, chosen).squeeze(1)
-            slope = likelihood.exp_()
-            slope.scatter_add_(1, chosen, torch.full_like(loss, -1.0).unsqueeze(1))
-            slope.mul_(weights[part].to(slope.dtype).unsqueeze(1))
-            slope = torch.where(torch.isfinite(loss).unsqueeze(1), slope, torch.zeros((), dtype=slope.dtype))
-            (gradient[part],) = torch.autograd.grad(logits, leaf, slope.to(logits.dtype))
+            loss, slope = self._slope(logits.detach(), targets[part], weights[part])
+            (gradient[part],) = torch.autograd.grad(logits, leaf, slope)
             losses[part] = loss
         return losses, gradient
 
@@ -137,6 +132,20 @@ class Head:
             local, chosen = owners[first:last] - part.start, tokens[first:last]
             found[first:last] = logits[local, chosen] - torch.logsumexp(logits, -1)[local]
         return found
+
+
+def _slope(
+    logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """NLL [S] of `targets`, and the gradient [S, V] of Σ weights · NLL with respect to the logits [S, V]."""
+    likelihood = torch.log_softmax(logits.to(_loss_type(logits)), -1)
+    loss = -likelihood.gather(1, targets.unsqueeze(1)).squeeze(1)
+    place = torch.arange(logits.shape[1], device=logits.device)
+    slope = (likelihood.exp() - (place == targets.unsqueeze(1)).to(likelihood.dtype)) * weights.to(
+        likelihood.dtype
+    ).unsqueeze(1)
+    slope = torch.where(torch.isfinite(loss).unsqueeze(1), slope, torch.zeros_like(slope))
+    return loss, slope.to(logits.dtype)
 
 
 def _loss_type(states: torch.Tensor) -> torch.dtype:

@@ -4,9 +4,11 @@ Knows the base model, the rows and the trials it is handed; nothing of strategie
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from os import cpu_count
 from time import perf_counter
 
 import numpy as np
@@ -147,6 +149,12 @@ class PackEngine:
         """A trial before its first step."""
         return Slot(trial, self.initial(trial), self.batches(trial), vocabulary=self._head.vocabulary)
 
+    def slots(self, trials: Sequence[Trial]) -> list[Slot]:
+        """Trials before their first step; their initial weights are drawn by as many threads as there are cores."""
+        _ = self._head  # made once, before the threads
+        with ThreadPoolExecutor(cpu_count()) as pool:
+            return list(pool.map(self.slot, trials))
+
     def training_step(self) -> TrainingStep:
         """What moves slots one step on; only works inside `run` or `attached`."""
         return TrainingStep(self._head, self._packed, self.train, self._cuts)
@@ -178,14 +186,15 @@ class PackEngine:
         offered = True
         with self.attached() as step:
             while True:
-                while offered and len(live) < slots:
+                entering: list[Trial] = []
+                while offered and len(live) + len(entering) < slots:
                     trial = next_trial()
-                    if trial is None:
-                        offered = False
-                    else:
-                        slot = self.slot(trial)
-                        readings = self.evaluations_per_trial
-                        live.append(LiveTrial(slot, readings=readings, stopping=early_stopping))
+                    offered = trial is not None
+                    if trial is not None:
+                        entering.append(trial)
+                readings = self.evaluations_per_trial
+                for slot in self.slots(entering):
+                    live.append(LiveTrial(slot, readings=readings, stopping=early_stopping))
                 if not live:
                     return
                 progress = self._step(step, live)

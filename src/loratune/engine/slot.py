@@ -86,21 +86,24 @@ class Slot:
         assert self.passenger.gradient is not None
         return self.passenger.gradient
 
-    def update(self, loss: float, gradient_norm: float, tokens: int) -> None:
-        """Clip the gradient to a norm of 1, take the optimiser step and empty the gradient.
+    def update(self, norm: torch.Tensor, finite: torch.Tensor) -> None:
+        """Clip the gradient of that norm to 1, take the optimiser step and empty the gradient.
 
-        Clips as `torch.nn.utils.clip_grad_norm_` does. There is no step where the numbers are not finite: a
-        diverged trial keeps its last weights and moments.
+        Clips as `torch.nn.utils.clip_grad_norm_` does. Where `finite` is False there is no step: a diverged
+        trial keeps its last weights and moments. Both are scalars on the device; the host does not wait.
         """
+        self.gradient.mul_((MAX_GRADIENT_NORM / (norm + 1e-6)).clamp(max=1.0))
+        factor = schedule(self.step, warmup=self._warmup, total=self.total_steps)
+        self._optimiser.param_groups[0]["lr"] = self.trial.hyper_parameters.learning_rate * factor
+        self._optimiser.found_inf = (~finite).float()  # what torch's gradient scaler sets to skip a step
+        self.adapter.weights.grad = self.gradient
+        self._optimiser.step()
+        self.adapter.weights.grad = None
+        self.gradient.zero_()
+
+    def record(self, loss: float, gradient_norm: float, tokens: int) -> None:
+        """Count the step just taken; after it `failure` says whether the trial has diverged."""
         self.failure = self._guard.verdict(loss, gradient_norm)
-        if np.isfinite(loss) and np.isfinite(gradient_norm):
-            self.gradient.mul_(min(1.0, MAX_GRADIENT_NORM / (gradient_norm + 1e-6)))
-            factor = schedule(self.step, warmup=self._warmup, total=self.total_steps)
-            self._optimiser.param_groups[0]["lr"] = self.trial.hyper_parameters.learning_rate * factor
-            self.adapter.weights.grad = self.gradient
-            self._optimiser.step()
-            self.adapter.weights.grad = None
         self.losses.append(loss)
         self.trained_tokens += tokens
-        self.gradient.zero_()
         self.step += 1

@@ -62,10 +62,13 @@ class TrainingStep:
             batch = self._cuts.collate(self._table, gathered.row[piece], self._device)
             totals += self._train(batch, gathered, piece, slots, per_slot)
         norms = torch.stack(torch._foreach_norm([slot.gradient for slot in slots]))
-        losses, norms_ = torch.stack([totals, norms.double()]).tolist()
+        finite = torch.isfinite(totals) & torch.isfinite(norms)
+        for slot, norm, fine in zip(slots, norms, finite, strict=True):
+            slot.update(norm, fine)
         tokens = np.bincount(gathered.slot, lengths, minlength=len(slots)).astype(np.int64)
-        for slot, loss, norm, count in zip(slots, losses, norms_, tokens, strict=True):
-            slot.update(loss, norm, int(count))
+        numbers = torch.stack([totals, norms.double()]).tolist()
+        for slot, loss, norm, count in zip(slots, *numbers, tokens, strict=True):
+            slot.record(loss, norm, int(count))
         return int(tokens.sum())
 
     def _train(

@@ -6,9 +6,9 @@ gradients, behind autograd's back: neither autograd nor the compiler ever sees a
 Knows nothing of optimisers or losses. Imported only where Triton works.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +16,14 @@ import torch
 
 from loratune.lora import kernels
 from loratune.lora.dropout import module_salt, threshold
+from loratune.lora.launch import launch
 from loratune.lora.segments import Passenger, Places, Segment
 
 _BLOCK_M = 64
-_BLOCK_K = 64
-_BLOCK_N = 128
-_BLOCK_GRADIENT = 64
 _LARGEST_BLOCK_R = 128
+# Measured on an H100 at 16,384 tokens, rank 16 (bench/kernels.py).
+_EXPAND = {"BLOCK_M": 32, "BLOCK_N": 128, "PARTS": 2}
+_GRADIENT = {"BLOCK_M": 64, "BLOCK_N": 128}
 
 Table = npt.NDArray[np.int64]
 
@@ -42,8 +43,7 @@ def passenger_rows(passenger: Passenger, names: Sequence[str]) -> Table:
     return rows
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Bucket:
+class _Bucket(NamedTuple):
     """The slots whose largest rank needs the same block of the kernels."""
 
     block_r: int
@@ -68,8 +68,8 @@ class Route:
 
 
 def _block_r(rank: int) -> int:
-    """Ranks are computed in blocks of a power of two, at least 16: what the matrix units take."""
-    return min(_LARGEST_BLOCK_R, max(16, 1 << (rank - 1).bit_length()))
+    """Ranks are computed in blocks that the matrix units take; three sizes, so that mixed packs launch little."""
+    return next((block for block in (16, 64) if rank <= block), _LARGEST_BLOCK_R)
 
 
 def route_of(
@@ -88,10 +88,9 @@ def route_of(
             blocks = -(-rank // block)
             largest, end = max(largest, block * blocks), segment.stop
             runs.setdefault((block, blocks), []).append((start, end, slots[id(segment.passenger)]))
-    cuts = {key: _cut(np.array(found, np.int32)) for key, found in runs.items()}
-    flat = [np.array(runs[key], np.int32) for key in runs] + list(cuts.values())
-    device = torch.from_numpy(np.concatenate(flat)).to(like.device, non_blocking=True)
-    pieces = device.split([len(part) for part in flat])
+    flat = [_padded(np.array(found, np.int32)) for found in runs.values()]
+    flat += [_padded(_cut(np.array(found, np.int32))) for found in runs.values()]
+    pieces = to_device(np.concatenate(flat), like.device).split([len(part) for part in flat])
     return Route(
         buckets=tuple(
             _Bucket(block_r=block, rank_blocks=count, runs=run, blocks=cut)
@@ -102,6 +101,18 @@ def route_of(
         inner=like.new_empty(1).expand(tokens, largest),
         places=places if any(segment.dropout for segment in segments) else None,
     )
+
+
+def to_device(values: npt.NDArray[np.int32], device: torch.device) -> torch.Tensor:
+    """A copy on the device; the host does not wait for it."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def _padded(pieces: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """With empty pieces of nobody up to a multiple of four: the next table begins at 16 bytes."""
+    rest = np.tile(np.array([0, 0, -1], np.int32), (-len(pieces) % 4, 1))
+    return np.concatenate([pieces, rest])
 
 
 def _cut(runs: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
@@ -123,48 +134,52 @@ def set_route(route: Route | None) -> None:
     _current = route
 
 
-def _shrink(x: torch.Tensor, h: torch.Tensor, table: torch.Tensor, column: int, dropout: bool) -> None:
+def _shrink(x: torch.Tensor, h: torch.Tensor, table: torch.Tensor, column: int) -> None:
     features = x.shape[-1]
-    for bucket, keys, places, drops in _buckets(dropout, table):
-        kernels.shrink[len(bucket.blocks), bucket.rank_blocks](
-            x, h, table, bucket.blocks, keys, places, features, h.shape[1],
+    for bucket, keys, places, drops in _buckets(column == kernels.COLUMN_A, table):
+        small = bucket.block_r == 16
+        launch(
+            kernels.shrink, (len(bucket.blocks), bucket.rank_blocks),
+            (x, h, table, bucket.blocks, keys, places, features, h.shape[1]),
             COLUMN=column, DROPOUT=drops, ALIGNED=features % 4 == 0,
-            BLOCK_M=_BLOCK_M, BLOCK_K=_BLOCK_K, BLOCK_R=bucket.block_r,
+            BLOCK_M=_BLOCK_M, BLOCK_K=128 if small else 64, BLOCK_R=bucket.block_r,
+            stages=4 if small and x.dtype != torch.float32 else 2,
         )  # fmt: skip
 
 
-def _expand(
-    h: torch.Tensor, y: torch.Tensor, out: torch.Tensor, table: torch.Tensor, column: int, dropout: bool
-) -> None:
+def _expand(h: torch.Tensor, y: torch.Tensor, out: torch.Tensor, table: torch.Tensor, column: int) -> None:
     features = out.shape[-1]
-    for bucket, keys, places, drops in _buckets(dropout, table):
-        kernels.expand[len(bucket.blocks), -(-features // _BLOCK_N)](
-            h, y, out, table, bucket.blocks, keys, places, features, h.shape[1],
+    for bucket, keys, places, drops in _buckets(column == kernels.COLUMN_A, table):
+        grid = len(bucket.blocks) * _EXPAND["PARTS"], -(-features // _EXPAND["BLOCK_N"])
+        launch(
+            kernels.expand, grid, (h, y, out, table, bucket.blocks, keys, places, features, h.shape[1]),
             COLUMN=column, DROPOUT=drops, ALIGNED=features % 4 == 0,
-            BLOCK_M=_BLOCK_M, BLOCK_N=_BLOCK_N, BLOCK_R=bucket.block_r,
+            **_EXPAND, BLOCK_R=bucket.block_r, stages=2,
         )  # fmt: skip
 
 
-def _gradient(x: torch.Tensor, h: torch.Tensor, table: torch.Tensor, column: int, dropout: bool) -> None:
+def _gradient(x: torch.Tensor, h: torch.Tensor, table: torch.Tensor, column: int) -> None:
     features = x.shape[-1]
-    for bucket, keys, places, drops in _buckets(dropout, table):
-        kernels.gradient[len(bucket.runs), -(-features // _BLOCK_GRADIENT), bucket.rank_blocks](
-            x, h, table, bucket.runs, keys, places, features, h.shape[1],
+    for bucket, keys, places, drops in _buckets(column == kernels.COLUMN_GRADIENT_A, table):
+        grid = len(bucket.runs), -(-features // _GRADIENT["BLOCK_N"]), bucket.rank_blocks
+        launch(
+            kernels.gradient, grid, (x, h, table, bucket.runs, keys, places, features, h.shape[1]),
             COLUMN=column, DROPOUT=drops, ALIGNED=features % 4 == 0,
-            BLOCK_M=_BLOCK_M, BLOCK_N=_BLOCK_GRADIENT, BLOCK_R=bucket.block_r,
+            **_GRADIENT, BLOCK_R=bucket.block_r, stages=2,
         )  # fmt: skip
 
 
-def _buckets(dropout: bool, table: torch.Tensor) -> list[tuple[_Bucket, torch.Tensor, torch.Tensor, bool]]:
+def _buckets(dropout: bool, table: torch.Tensor) -> Iterator[tuple[_Bucket, torch.Tensor, torch.Tensor, bool]]:
     """The current buckets, with the tokens' keys and places, and whether inputs are dropped."""
     assert _current is not None, "operators of an adapter run inside a route"
     places = _current.places if dropout else None
-    keys = table if places is None else places.keys
-    where = table if places is None else places.places
-    return [(bucket, keys, where, places is not None) for bucket in _current.buckets]
+    for bucket in _current.buckets:
+        if places is None:
+            yield bucket, table, table, False
+        else:
+            yield bucket, places.keys, places.places, True
 
 
-@torch.library.custom_op("loratune::low_rank", mutates_args=())
 def low_rank(
     x: torch.Tensor, y: torch.Tensor, anchor: torch.Tensor, table: torch.Tensor, inner: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -172,19 +187,17 @@ def low_rank(
     assert _current is not None and x.shape[:-1].numel() == _current.tokens
     h = x.new_empty(inner.shape)
     out = torch.empty_like(y)
-    _shrink(x.contiguous(), h, table, kernels.COLUMN_A, dropout=True)
-    _expand(h, y.contiguous(), out, table, kernels.COLUMN_B, dropout=False)
+    _shrink(x.contiguous(), h, table, kernels.COLUMN_A)
+    _expand(h, y.contiguous(), out, table, kernels.COLUMN_B)
     return out, h
 
 
-@low_rank.register_fake
-def _(
+def _fake_low_rank(
     x: torch.Tensor, y: torch.Tensor, anchor: torch.Tensor, table: torch.Tensor, inner: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.empty_like(y), x.new_empty(inner.shape)
 
 
-@torch.library.custom_op("loratune::low_rank_backward", mutates_args=())
 def low_rank_backward(
     grad_y: torch.Tensor, x: torch.Tensor, h: torch.Tensor, table: torch.Tensor, through: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -192,17 +205,16 @@ def low_rank_backward(
     grad_y = grad_y.contiguous()
     x = x.contiguous()
     grad_h = torch.empty_like(h)
-    _shrink(grad_y, grad_h, table, kernels.COLUMN_B, dropout=False)
-    _gradient(grad_y, h, table, kernels.COLUMN_GRADIENT_B, dropout=False)
-    _gradient(x, grad_h, table, kernels.COLUMN_GRADIENT_A, dropout=True)
+    _shrink(grad_y, grad_h, table, kernels.COLUMN_B)
+    _gradient(grad_y, h, table, kernels.COLUMN_GRADIENT_B)
+    _gradient(x, grad_h, table, kernels.COLUMN_GRADIENT_A)
     grad_x = torch.empty_like(x) if through else x.new_empty(0)
     if through:
-        _expand(grad_h, grad_x, grad_x, table, kernels.COLUMN_A, dropout=True)
+        _expand(grad_h, grad_x, grad_x, table, kernels.COLUMN_A)
     return grad_x, x.new_zeros(1)
 
 
-@low_rank_backward.register_fake
-def _(
+def _fake_backward(
     grad_y: torch.Tensor, x: torch.Tensor, h: torch.Tensor, table: torch.Tensor, through: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return (torch.empty_like(x) if through else x.new_empty(0)), x.new_empty(1)
@@ -212,8 +224,8 @@ def hook(module: torch.nn.Module, inputs: tuple[Any, ...], y: torch.Tensor) -> t
     """Forward hook of every adaptable module: one function for all, so that compiled layers are alike."""
     if _current is None:
         return None
-    out, _ = low_rank(inputs[0], y, _current.anchor, module.loratune_table, _current.inner)
-    return out
+    out, _ = torch.ops.loratune.low_rank(inputs[0], y, _current.anchor, module.loratune_table, _current.inner)
+    return out  # type: ignore[no-any-return]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
@@ -231,4 +243,15 @@ def _backward(ctx: Any, grad_y: torch.Tensor, _: None) -> tuple[Any, ...]:
     return (grad_x if ctx.through else None), grad_y, anchor, None, None
 
 
-low_rank.register_autograd(_backward, setup_context=_save)
+# Defined on the library itself: `torch.library.custom_op` adds 50 us of checks to each of some hundred calls.
+_LIBRARY = torch.library.Library("loratune", "FRAGMENT")
+_LIBRARY.define("low_rank(Tensor x, Tensor y, Tensor anchor, Tensor table, Tensor inner) -> (Tensor, Tensor)")
+_LIBRARY.define(
+    "low_rank_backward(Tensor grad_y, Tensor x, Tensor h, Tensor table, bool through) -> (Tensor, Tensor)"
+)
+for _device in ("CUDA", "CPU"):
+    _LIBRARY.impl("low_rank", low_rank, _device)
+    _LIBRARY.impl("low_rank_backward", low_rank_backward, _device)
+torch.library.register_fake("loratune::low_rank", _fake_low_rank, lib=_LIBRARY)
+torch.library.register_fake("loratune::low_rank_backward", _fake_backward, lib=_LIBRARY)
+torch.library.register_autograd("loratune::low_rank", _backward, setup_context=_save, lib=_LIBRARY)

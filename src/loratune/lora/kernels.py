@@ -107,18 +107,22 @@ def shrink(
 def expand(
     h, y, out, table, blocks, keys, places, features, stride_h,
     COLUMN: tl.constexpr, DROPOUT: tl.constexpr, ALIGNED: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """out [N, D] = y + scaling · h · Bᵀ (COLUMN B), or h · A times the dropout's multiplier (COLUMN A).
 
-    Rows of no slot, or of a slot without this module, get y, or zero.
+    Rows of no slot, or of a slot without this module, get y, or zero. A block is done in PARTS.
     """
-    block = blocks + tl.program_id(0) * 3
+    block = blocks + (tl.program_id(0) // PARTS) * 3
     slot = tl.load(block + 2)
-    m = tl.load(block) + tl.arange(0, BLOCK_M)
+    m = tl.load(block) + (tl.program_id(0) % PARTS) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = m < tl.load(block + 1)
     here = n < features
+    place = m.to(tl.int64)[:, None] * features + n[None, :]
+    mask = inside[:, None] & here[None, :]
+    if COLUMN == B:  # asked for first: the rest of the block waits for three loads in a row
+        base = tl.load(y + place, mask=mask, other=0.0)
     accumulator = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     row = table + tl.maximum(slot, 0) * _COLUMNS
     rank = tl.where(slot < 0, 0, tl.load(row + RANK).to(tl.int32))
@@ -133,11 +137,9 @@ def expand(
         index = n[None, :] * rank + r[:, None] if COLUMN == B else r[:, None] * features + n[None, :]
         weight = tl.load(weights + index, mask=used[:, None] & here[None, :], other=0.0)
         accumulator = tl.dot(inner, weight.to(inner.dtype), accumulator, input_precision="ieee")
-    place = m.to(tl.int64)[:, None] * features + n[None, :]
-    mask = inside[:, None] & here[None, :]
     if COLUMN == B:
         accumulator *= _float(tl.load(row + SCALING))
-        accumulator += tl.load(y + place, mask=mask, other=0.0).to(tl.float32)
+        accumulator += base.to(tl.float32)
     elif DROPOUT:
         accumulator *= _multiplier(row, keys, places, m, inside, n)
     tl.store(out + place, accumulator.to(out.dtype.element_ty), mask=mask)
