@@ -83,11 +83,15 @@ class SelfCheck:
 
 
 def mixed_trials(base: BaseModel) -> tuple[Trial, ...]:
-    """Six trials that differ in rank, alpha, learning rate, batch, decay, dropout, targets, seed, length."""
+    """Six trials that differ in rank, alpha, learning rate, batch, decay, dropout, targets, seed, length.
+
+    One of them has other ranks in its first and last layer.
+    """
     names = list(dict.fromkeys(name.rpartition(".")[2] for name, _, _ in base.profile.targets))
     some = tuple(names[: max(1, len(names) // 2)])
     others = tuple(names[len(names) // 2 :])
     limit = base.profile.largest_rank
+    pattern = ((base.profile.targets[0][0], min(9, limit)), (base.profile.targets[-1][0], 1))
 
     def trial(seed: int, r: int, alpha: float, **changes: object) -> Trial:
         facts: dict[str, object] = {"learning_rate": 1e-3, "batch_size": 4, "epochs": 2.0}
@@ -98,7 +102,7 @@ def mixed_trials(base: BaseModel) -> tuple[Trial, ...]:
 
     return (
         trial(0, 1, 2),
-        trial(1, 4, 8, learning_rate=3e-3, batch_size=2, weight_decay=0.1),
+        trial(1, 4, 8, learning_rate=3e-3, batch_size=2, weight_decay=0.1, rank_pattern=pattern),
         trial(2, 8, 8, target_modules=some, warmup_ratio=0.2),
         trial(3, 16, 32, lora_dropout=0.1, learning_rate=5e-4),
         trial(4, 32, 48, batch_size=7, epochs=1.5, warmup_ratio=0.0),
