@@ -6,10 +6,33 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _module_ledger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Studies that a module's fixtures finish; the user's own ledger is never touched."""
+    before = os.environ.get("LORATUNE_LEDGER")
+    os.environ["LORATUNE_LEDGER"] = str(tmp_path_factory.mktemp("ledger") / "ledger.db")
+    yield
+    if before is None:
+        del os.environ["LORATUNE_LEDGER"]
+    else:
+        os.environ["LORATUNE_LEDGER"] = before
+
+
+@pytest.fixture(autouse=True)
+def ledger(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every test begins without earlier studies."""
+    path = tmp_path_factory.mktemp("ledger") / "ledger.db"
+    monkeypatch.setenv("LORATUNE_LEDGER", str(path))
+    return path
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

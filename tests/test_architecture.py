@@ -13,7 +13,7 @@ LAYERS = [
     {"errors"},
     {"values"},
     {"maths"},
-    {"data", "model", "lora", "study"},
+    {"data", "model", "lora", "study", "ledger"},
     {"engine", "search"},
     {"run", "reporting"},
     {"app"},

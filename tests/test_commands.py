@@ -117,12 +117,13 @@ COMMON = (
 )
 SEARCH = (
     "budget strategy metric margin ranks learning-rates batch-sizes target-modules epochs warmup-ratio "
-    "regularise patience pack-size config"
+    "regularise tune-targets layer-ranks heal patience pack-size config"
 )
 OPTIONS = {
-    "tune": f"{COMMON} {SEARCH} out storage resume",
-    "plan": f"{COMMON} {SEARCH}",
-    "recommend": COMMON,
+    "tune": f"{COMMON} {SEARCH} from-study no-ledger out storage resume",
+    "plan": f"{COMMON} {SEARCH} from-study no-ledger",
+    "recommend": f"{COMMON} from-study no-ledger probe",
+    "ledger": "json",
     "train": f"{COMMON} rank lora-alpha lora-dropout target-modules learning-rate batch-size weight-decay epochs "
     "warmup-ratio patience out",
     "memory": "model rank batch-size max-length trials dtype device-memory json",

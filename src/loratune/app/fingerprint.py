@@ -16,8 +16,19 @@ from loratune.app.options import TuneOptions
 from loratune.app.workbench import Workbench
 from loratune.model.source import locate
 
-_FREE = ("out", "storage", "resume", "budget", "pack_size", "device", "device_memory")
-"""Options that may change between a run and its resumption: they change no trial beyond rounding."""
+_FREE = (
+    "out",
+    "storage",
+    "resume",
+    "budget",
+    "pack_size",
+    "device",
+    "device_memory",
+    "no_ledger",
+    "from_study",
+)
+"""Options that may change between a run and its resumption: they change no trial beyond rounding
+(what earlier studies say is kept in the study)."""
 _SAMPLE = 64 * 1024
 """Bytes read at each end of a weight file: names and shapes stand at the start, numbers at the end."""
 

@@ -8,6 +8,7 @@ from time import monotonic
 from typing import Any
 
 from loratune.app.context import search_context
+from loratune.app.experience import Corrections
 from loratune.app.options import SearchOptions
 from loratune.app.workbench import Workbench
 from loratune.engine.calibrate import measure
@@ -41,6 +42,8 @@ class Forecast:
     final_seconds: float
     """The final run, and what is done with the largest adapter of the search before it."""
     peak_bytes: int
+    corrections: Corrections
+    """What earlier studies say of learning rate and rank."""
 
     @property
     def context(self) -> SearchContext:
@@ -68,6 +71,7 @@ class Forecast:
                 "total": self.seconds,
             },
             "predicted_peak_memory_bytes": self.peak_bytes,
+            "prior": self.corrections.to_dict(),
         }
 
 
@@ -95,10 +99,11 @@ def forecast(
     calibration: Calibration,
     *,
     started: float,
+    corrections: Corrections,
     runs: float | None = None,
 ) -> Forecast:
     """Fit the strategy to the budget and price it. `started` is `time.monotonic()` at the start of the command;
-    `runs` is the budget in full-run equivalents where it is known already.
+    `runs` is the budget in full-run equivalents where it is known already, `corrections` what earlier studies say.
 
     Raises `BudgetError` for a budget too small for one trial.
     """
@@ -108,7 +113,7 @@ def forecast(
     if runs is None:
         further = _LAYER_RANK_RUNS if options.layer_ranks else 0
         runs = calibration.runs_within(Budget.parse(options.budget), context, test_tokens, spent, further)
-    context = replace(context, budget=runs)
+    context = replace(context, budget=runs, rate_factor=corrections.rate, rank_factor=corrections.rank)
     strategy = make_strategy(options.strategy, context)
     plan = strategy.plan()
     largest = _largest(options, context, plan)
@@ -131,6 +136,7 @@ def forecast(
         search_seconds=sum(stage.seconds for stage in stages),
         final_seconds=final,
         peak_bytes=bench.limits.estimate([largest] * slots).total,
+        corrections=corrections,
     )
 
 

@@ -57,7 +57,8 @@ def run_facts(
     """Everything that the report tells of the run."""
     context = priced.context
     gains = _gains(final, bench, context.metric)
-    evidence = (*decision.evidence, *_clock_note(cut), *_final_claims(final, gains))
+    earlier = [Evidence(claim=note) for note in priced.corrections.notes]
+    evidence = (*decision.evidence, *earlier, *_clock_note(cut), *_final_claims(final, gains))
     chosen = named_targets(decision.hyper_parameters, final, bench)
     return RunFacts(
         model=options.model,

@@ -6,6 +6,7 @@ from json import dumps
 from time import monotonic
 from typing import Any
 
+from loratune.app.experience import correct, gather, task_at_hand
 from loratune.app.forecast import Forecast, calibrate, forecast
 from loratune.app.options import SearchOptions, keyword_options
 from loratune.app.watch import Quiet, Terminal, Watch
@@ -27,9 +28,11 @@ def run_plan(options: SearchOptions, watch: Watch) -> Forecast:
         ranks=options.ranks,
         epochs=options.epochs,
         metric=options.metric,
+        surveyed=True,
     ) as bench:
         watch.note("Measuring a few steps to price the plan.")
-        priced = forecast(bench, options, calibrate(bench, options), started=started)
+        corrections = correct(task_at_hand(bench, options), gather(options))
+        priced = forecast(bench, options, calibrate(bench, options), started=started, corrections=corrections)
         watch.plan(priced, bench)
     return priced
 

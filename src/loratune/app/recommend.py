@@ -1,8 +1,13 @@
-"""The prior in seconds: profile and closed-form recommendation, without weights or training."""
+"""The prior in seconds: profile and closed-form recommendation; with a probe, a minute or two of measurement.
+
+Reads the weights only for what they alone can tell: the base model's NLL, and the probe.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from json import dumps
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,14 +15,27 @@ from typing import Any
 
 from rich.console import Console
 
-from loratune.app.options import CommonOptions, data_options, keyword_options
-from loratune.app.workbench import context_length, model_cache
+from loratune.app.experience import Experience, gather
+from loratune.app.options import RecommendOptions, data_options, keyword_options
+from loratune.app.workbench import Workbench, context_length, model_cache, open_workbench, with_survey
 from loratune.data.prepare import prepare
+from loratune.engine.probe import base_loss, guessing_loss
+from loratune.engine.probe import probe as measure
+from loratune.errors import LoratuneError, ModelError
+from loratune.maths.guide import GUIDE, GuideRanges
 from loratune.maths.prior import recommend as prior
+from loratune.model.device import device_memory, pick_device
 from loratune.model.profile import profile_from_config
+from loratune.model.source import locate
 from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
-from loratune.reporting.terminal import print_profile, print_recommendation
-from loratune.values import DataProfile, ModelProfile, Recommendation
+from loratune.reporting.result import plain
+from loratune.reporting.terminal import print_probe, print_profile, print_recommendation, print_survey
+from loratune.values import ALL_LINEAR, BaseLoss, DataProfile, ModelProfile, Probe, Recommendation
+
+PROBE_SECONDS = 90.0
+_LOSS_SECONDS = 8.0
+_LARGEST_ON_CPU = 1_000_000_000
+"""Parameters up to which the weights are read for the base model's NLL alone, without a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,30 +45,95 @@ class Recommended:
     data: DataProfile
     model: ModelProfile
     recommendation: Recommendation
+    guide: GuideRanges
+    """What the published guide says for this kind of task."""
+    probe: Probe | None = None
+    without_probe: Recommendation | None = None
+    """The same before the probe, to see what it was worth."""
+    notes: tuple[str, ...] = ()
+    """What earlier studies brought, and what could not be measured."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {
-            "recommendation": self.recommendation.to_dict(),
-            "data": self.data.to_dict(),
-            "model": {
-                "name": self.model.name,
-                "family": self.model.family,
-                "parameters": self.model.parameters,
-                "parameters_per_rank": self.model.parameters_per_rank,
-            },
-        }
+        """Plain values for JSON; numbers that are not finite as None."""
+        before = self.without_probe
+        document: dict[str, Any] = plain(
+            {
+                "recommendation": self.recommendation.to_dict(),
+                "data": self.data.to_dict(),
+                "model": {
+                    "name": self.model.name,
+                    "family": self.model.family,
+                    "parameters": self.model.parameters,
+                    "parameters_per_rank": self.model.parameters_per_rank,
+                },
+                "guide": asdict(self.guide),
+                "probe": self.probe.to_dict() if self.probe else None,
+                "without_probe": before.to_dict() if before else None,
+                "notes": self.notes,
+            }
+        )
+        return document
 
 
 def recommend(**options: Any) -> Recommended:
     """Rank, alpha, learning rate, batch size and epochs to expect, each with its range and reason.
 
-    The options are those of `loratune recommend`; trains nothing and reads no weights.
+    The options are those of `loratune recommend`; trains nothing but a probe where that is asked for.
     """
-    return _recommend(CommonOptions(**keyword_options(options)))
+    return _recommend(RecommendOptions(**keyword_options(options)))
 
 
-def _recommend(options: CommonOptions) -> Recommended:
+def _recommend(options: RecommendOptions) -> Recommended:
+    experience = gather(options)
+    with _subject(options) as (data, model, bench, reason):
+        notes = [*experience.notes, *([reason] if reason else [])]
+        if bench is None:
+            return _recommended(data, model, experience, notes)
+        loss = base_loss(bench.engine, seconds=_LOSS_SECONDS, seed=options.seed)
+        data = _with_loss(data, loss, guessing_loss(bench.engine))
+        before = _recommended(data, model, experience, notes)
+        if not options.probe:
+            return before
+        expected = before.recommendation
+        measured = measure(
+            bench.engine,
+            r=round(expected.r.value),
+            lora_alpha=expected.lora_alpha.value,
+            seconds=PROBE_SECONDS,
+            seed=options.seed,
+        )
+    after = _recommended(data, model, experience, notes, measured)
+    return replace(after, probe=measured, without_probe=expected)
+
+
+def _recommended(
+    data: DataProfile,
+    model: ModelProfile,
+    experience: Experience,
+    notes: list[str],
+    probe: Probe | None = None,
+) -> Recommended:
+    assert data.survey is not None
+    found = prior(data, model, dataset=experience.dataset, tasks=experience.tasks, probe=probe)
+    return Recommended(
+        data=data,
+        model=model,
+        recommendation=found,
+        guide=GUIDE[data.survey.kind],
+        notes=tuple(notes),
+    )
+
+
+@contextmanager
+def _subject(
+    options: RecommendOptions,
+) -> Iterator[tuple[DataProfile, ModelProfile, Workbench | None, str]]:
+    """Profiles of data and model; the workbench where the weights can be read, else why they are not."""
+    reason = "" if options.probe else _why_not_weights(options)
+    if not reason:
+        with open_workbench(options, targets=ALL_LINEAR, ranks=(), epochs=1.0, surveyed=True) as bench:
+            yield bench.data.profile, bench.base.profile, bench, ""
+        return
     tokenizer = load_tokenizer(options.model, cache=model_cache())
     with TemporaryDirectory(prefix="loratune-") as folder:
         data = prepare(
@@ -59,12 +142,51 @@ def _recommend(options: CommonOptions) -> Recommended:
             end_of_turn=end_of_turn_id(tokenizer),
             model_limit=context_length(options.model),
             cache=Path(folder),
-        ).profile
-    model = profile_from_config(options.model, dtype=options.dtype, device=options.device)  # type: ignore[arg-type]
-    return Recommended(data=data, model=model, recommendation=prior(data, model))
+        )
+        profile = with_survey(data, tokenizer, options.seed).profile
+    yield profile, _profile(options), None, f"The base model's NLL was not measured: {reason}."
 
 
-def recommend_command(options: CommonOptions, *, as_json: bool) -> None:
+def _profile(options: RecommendOptions) -> ModelProfile:
+    return profile_from_config(options.model, dtype=options.dtype, device=options.device)  # type: ignore[arg-type]
+
+
+def _why_not_weights(options: RecommendOptions) -> str:
+    """Why reading the weights would fail or take long; empty where they can be read. Wrong models raise later."""
+    if not Path(options.model).expanduser().exists():
+        return "the model is a hub name, whose weights are downloaded only for --probe"
+    try:
+        source = locate(options.model)
+    except ModelError as error:
+        return str(error).partition(";")[0]
+    if source.gguf is not None:
+        return ""  # reading its configuration takes as long as reading its weights
+    try:
+        profile = _profile(options)
+        device = pick_device(options.device)
+    except LoratuneError:
+        return ""  # told where everything is opened
+    if device.type == "cpu" and profile.parameters > _LARGEST_ON_CPU:
+        return f"{profile.parameters / 1e9:.1f}B parameters take long on a CPU; --probe does it"
+    if profile.parameters * profile.bytes_per_parameter > device_memory(device):
+        return f"its weights do not fit in the memory of {device}"
+    return ""
+
+
+def _with_loss(data: DataProfile, loss: BaseLoss, guessing: float) -> DataProfile:
+    """The profile with the base model's NLL, and a warning where that is worse than guessing."""
+    assert data.survey is not None
+    warnings = data.survey.warnings
+    if loss.low > guessing:
+        warnings = (
+            *warnings,
+            f"the base model's NLL, {loss.nll:.2f} nats per token, is above ln V = {guessing:.2f}, that of guessing: "
+            "template, tokenizer or mask do not fit this model; check the prompt template and --model",
+        )
+    return replace(data, survey=replace(data.survey, base_loss=loss, warnings=warnings))
+
+
+def recommend_command(options: RecommendOptions, *, as_json: bool) -> None:
     """Print profile and prior, or the document."""
     found = _recommend(options)
     if as_json:
@@ -72,5 +194,11 @@ def recommend_command(options: CommonOptions, *, as_json: bool) -> None:
         return
     console = Console()
     print_profile(console, found.data, found.model)
+    print_survey(console, found.data)
     console.print()
-    print_recommendation(console, found.recommendation)
+    if found.probe is not None:
+        print_probe(console, found.probe)
+        console.print()
+    print_recommendation(
+        console, found.recommendation, before=found.without_probe, guide=found.guide, notes=found.notes
+    )

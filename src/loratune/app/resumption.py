@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from shlex import quote
 
+from loratune.app.experience import Corrections, correct, gather, study_key, task_at_hand
 from loratune.app.fingerprint import fingerprint, option_values
 from loratune.app.forecast import Forecast, calibrate, forecast
 from loratune.app.options import TuneOptions, hides_storage, to_toml
@@ -17,7 +18,7 @@ from loratune.study import Study, masked
 
 _TOML, _RESULT = "loratune.toml", "result.json"
 CUT, SECONDS, CLOCK_START = "cut", "seconds", "clock_start"
-_CALIBRATION, _BUDGET = "calibration", "budget"
+_CALIBRATION, _BUDGET, _CORRECTIONS = "calibration", "budget", "corrections"
 
 
 def find_study(options: TuneOptions) -> Study | None:
@@ -66,14 +67,20 @@ def open_study(options: TuneOptions, bench: Workbench) -> Study:
 def price(
     options: TuneOptions, bench: Workbench, study: Study | None, started: float, watch: Watch
 ) -> Forecast:
-    """Calibration and budget are measured once per study, so that a resumed search decides alike."""
+    """Calibration, budget and what earlier studies say are settled once per study: a resumed search decides alike."""
     kept = study.get_fact(_CALIBRATION) if study else None
     if kept is None:
         watch.note("Measuring a few steps to price the plan.")
     calibration = calibrate(bench, options) if kept is None else Calibration.from_dict(kept)
     planned = _planned(study, options) if study else None
     runs = planned["runs"] if planned else None
-    return forecast(bench, options, calibration, started=started, runs=runs)
+    known = study.get_fact(_CORRECTIONS) if study else None
+    if known is None:
+        experience = gather(options, own_key=study_key(fingerprint(options, bench)))
+        corrections = correct(task_at_hand(bench, options), experience)
+    else:
+        corrections = Corrections.from_dict(known)
+    return forecast(bench, options, calibration, started=started, runs=runs, corrections=corrections)
 
 
 def begin(study: Study, options: TuneOptions, priced: Forecast) -> None:
@@ -88,6 +95,8 @@ def begin(study: Study, options: TuneOptions, priced: Forecast) -> None:
         study.put_fact("facts", None)
     if study.get_fact(_CALIBRATION) is None:
         study.put_fact(_CALIBRATION, priced.calibration.to_dict())
+    if study.get_fact(_CORRECTIONS) is None:
+        study.put_fact(_CORRECTIONS, priced.corrections.to_dict())
     if _planned(study, options) is None:
         planned = {"option": options.budget, "runs": priced.context.budget, "seconds": priced.seconds}
         study.put_fact(_BUDGET, planned)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
+from loratune.app.experience import TASK, remember, studied, study_key, task_at_hand
+from loratune.app.fingerprint import fingerprint
 from loratune.app.forecast import Forecast
 from loratune.app.options import TuneOptions, keyword_options
 from loratune.app.outcome import peak_memory, run_facts, write_report
@@ -35,7 +37,7 @@ from loratune.run.final import Final, FinalRunner
 from loratune.run.kept import LargestAdapter
 from loratune.run.local import LocalRunner
 from loratune.study import Study
-from loratune.values import Decision, Stage, TrialResult, Truncation
+from loratune.values import Decision, Stage, StudiedTask, TrialResult, Truncation
 
 CLOCK_CUT = 3
 _FINAL_RESERVE = 1.15
@@ -67,6 +69,7 @@ def run_tune(options: TuneOptions, watch: Watch) -> tuple[TuneResult, int]:
             ranks=options.ranks,
             epochs=options.epochs,
             metric=options.metric,
+            surveyed=True,
         ) as bench,
         watch,
     ):
@@ -194,13 +197,24 @@ class _Job:
                 sequential_seconds=self._sequential_seconds(),
             ),
         )
+        task = self._studied(decision)
         self.study.put_fact("facts", to_stored(facts))
+        self.study.put_fact(TASK, task.to_dict())
         self.study.put_fact(CUT, cut)
         write_report(facts, directory, self.watch)
         write_result(facts, directory)
         shutil.rmtree(directory / "final", ignore_errors=True)
+        if not (cut or self.options.no_ledger):
+            key = study_key(fingerprint(self.options, self.bench))
+            if trouble := remember(key, directory, task):
+                self.watch.note(trouble)
         self.watch.summary(facts)
         return load_result(directory)
+
+    def _studied(self, decision: Decision) -> StudiedTask:
+        """This study as later ones may learn from it."""
+        task = task_at_hand(self.bench, self.options)
+        return studied(task, self._history(), decision, ranks_wished=bool(self.options.ranks))
 
     def _sequential_seconds(self) -> float:
         """The same trials one after another: training at the speed that one alone was measured to have."""

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 
 from loratune.app.options import CommonOptions, data_options
 from loratune.data.prepare import PreparedData, prepare
+from loratune.data.survey import Decoder, survey
 from loratune.engine.pack import PackEngine
 from loratune.errors import OutputError
 from loratune.lora.layout import find_targets
@@ -111,6 +112,11 @@ def _device_bytes(options: CommonOptions, base: BaseModel) -> int:
     return int(device_memory(base.device)) + weights
 
 
+def with_survey(data: PreparedData, tokenizer: Decoder, seed: int) -> PreparedData:
+    """The same rows, their profile with a closer look at them."""
+    return replace(data, profile=replace(data.profile, survey=survey(data, tokenizer, seed=seed)))
+
+
 @contextmanager
 def open_workbench(
     options: CommonOptions,
@@ -119,9 +125,11 @@ def open_workbench(
     ranks: tuple[int, ...],
     epochs: float,
     metric: str = "nll",
+    surveyed: bool = False,
 ) -> Iterator[Workbench]:
     """Load and check everything; the tokens of large data live in a temporary folder that goes in the end.
 
+    With `surveyed` the data's profile has its survey, which takes seconds.
     Raises `InputError` of all kinds for wrong input, `ResourceError` for a device that is absent or too small.
     """
     cache = model_cache()
@@ -134,6 +142,8 @@ def open_workbench(
             model_limit=context_length(options.model),
             cache=Path(folder),
         )
+        if surveyed:
+            data = with_survey(data, tokenizer, options.seed)
         base = load_model(options.model, dtype=options.dtype, device=options.device, cache=cache)  # type: ignore[arg-type]
         for rank in ranks:
             check_rank(find_targets(base.profile.targets, targets), rank)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from loratune import __version__
-from loratune.app.options import CommonOptions, SearchOptions, TrainOptions, TuneOptions, read_toml
+from loratune.app.options import RecommendOptions, SearchOptions, TrainOptions, TuneOptions, read_toml
 from loratune.cli.generate import options_of
 from loratune.errors import LoratuneError
 
@@ -102,12 +102,20 @@ def plan(*, values: dict[str, Any], config: Config = None, json: Json = False) -
 
 
 @app.command()
-@options_of(CommonOptions)
+@options_of(RecommendOptions)
 def recommend(*, values: dict[str, Any], json: Json = False) -> None:
     """The prior in seconds: what data and model suggest before anything is trained, with its uncertainty."""
     from loratune.app.recommend import recommend_command
 
-    recommend_command(CommonOptions(**values), as_json=json)
+    recommend_command(RecommendOptions(**values), as_json=json)
+
+
+@app.command()
+def ledger(json: Json = False) -> None:
+    """Your finished studies, from which `tune` and `recommend` learn; $LORATUNE_LEDGER moves the file."""
+    from loratune.app.ledger import ledger_command
+
+    ledger_command(as_json=json)
 
 
 @app.command()

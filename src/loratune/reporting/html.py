@@ -14,6 +14,7 @@ from markupsafe import Markup
 from loratune.reporting import figures, takeaways, wording
 from loratune.reporting.facts import RunFacts
 from loratune.reporting.later_stages import alpha_points, batch_cells, stage_costs
+from loratune.reporting.profile_facts import length_bars, survey_lines
 from loratune.reporting.rank_curves import gaps, learning_curves, own_rate_curve, single_rate_curve
 from loratune.reporting.result import write_atomically
 from loratune.reporting.tables import MARKS, evidence_number, score_table, value_tiles
@@ -72,6 +73,9 @@ def render(facts: RunFacts) -> str:
         interval_sentence=takeaways.interval_sentence(own),
         figures=_figures(facts),
         costs=stage_costs(facts),
+        survey=[*survey_lines(facts.profile), *facts.profile.warnings],
+        leaks=facts.profile.leak_examples,
+        lengths=length_bars(facts.profile),
         snippet=_snippet(facts),
         plotly_js=Markup(get_plotlyjs().replace("</script", "<\\/script")),
     )

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from loratune.maths.guide import GuideRanges
 from loratune.maths.memory import MemoryEstimate, Verdict
 from loratune.reporting.facts import RunFacts
+from loratune.reporting.profile_facts import guide_line, probe_lines, survey_lines
 from loratune.reporting.tables import MARKS, evidence_number, score_table, value_tiles
 from loratune.reporting.takeaways import cost_sentence, gain_sentence, headline_gains
 from loratune.reporting.wording import count, duration, rate, size
-from loratune.values import DataProfile, ModelProfile, Recommendation, SearchPlan
+from loratune.values import (
+    DataProfile,
+    ModelProfile,
+    Probe,
+    Recommendation,
+    SearchPlan,
+    StudiedTask,
+    Suggested,
+)
 
 _STYLES = {True: "green", False: "red", None: "dim"}
 _VERDICTS: dict[Verdict, str] = {
@@ -82,16 +94,67 @@ def _line(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False)
 
 
-def print_recommendation(console: Console, recommendation: Recommendation) -> None:
-    """The prior: value, range and reason of each hyper-parameter."""
-    table = _table("", "value", "likely range", "because", right=(1, 2))
+def print_survey(console: Console, data: DataProfile) -> None:
+    """What a closer look at the rows found, warnings last."""
+    for line in survey_lines(data):
+        _line(console, line)
+    for warning in data.warnings:
+        console.print(f"! {warning}", markup=False, highlight=False, style="yellow")
+
+
+def print_probe(console: Console, probe: Probe) -> None:
+    """What the probe measured."""
+    for line in probe_lines(probe):
+        _line(console, line)
+
+
+def print_recommendation(
+    console: Console,
+    recommendation: Recommendation,
+    *,
+    before: Recommendation | None = None,
+    guide: GuideRanges | None = None,
+    notes: Sequence[str] = (),
+) -> None:
+    """The prior: value, range, its basis and reason of each hyper-parameter; `before` is that without a probe."""
+    heads = ("value", "likely range", *(("before the probe",) if before else ()))
+    table = _table("", *heads, "because", right=range(1, len(heads) + 1))
     for name in ("r", "lora_alpha", "learning_rate", "batch_size", "epochs"):
         each = getattr(recommendation, name)
-        told = rate if name == "learning_rate" else lambda value: f"{value:.0f}"
-        table.add_row(name, told(each.value), f"{told(each.low)} … {told(each.high)}", escape(each.reason))
+        ranges = [_range(name, each)] + ([_range(name, getattr(before, name))] if before else [])
+        reason = f"{each.reason} [{each.basis}]" if each.basis else each.reason
+        table.add_row(name, _told(name, each.value), *ranges, escape(reason))
     console.print(table)
-    for note in recommendation.notes:
-        console.print(f"– {note}", markup=False, highlight=False)
+    if guide is not None:
+        _line(console, guide_line(guide))
+    for note in (*recommendation.notes, *notes):
+        _line(console, f"– {note}")
+
+
+def _range(name: str, each: Suggested) -> str:
+    return f"{_told(name, each.low)} … {_told(name, each.high)}"
+
+
+def _told(name: str, value: float) -> str:
+    return rate(value) if name == "learning_rate" else f"{value:.0f}"
+
+
+def print_ledger(console: Console, studies: Sequence[tuple[str, str, StudiedTask]], place: str) -> None:
+    """(finished, directory, task) of every study, and where the ledger is."""
+    if studies:
+        table = _table("finished", "model", "data", "rows", "rank", "learning-rate optima", "directory")
+        for finished, directory, task in studies:
+            best = min(task.optima, key=lambda each: each.nll, default=None)
+            optima = f"{len(task.optima)}" + (
+                f", best {rate(best.learning_rate)} at r {best.r}" if best else ""
+            )
+            needed = f"{task.needed_rank:.0f}" if task.needed_rank else "–"
+            cells = (finished, task.model, task.dataset[:16], f"{task.rows:.0f}", needed, optima, directory)
+            table.add_row(*map(escape, cells))
+        console.print(table)
+    else:
+        _line(console, "No study has finished yet.")
+    _line(console, place)
 
 
 def print_memory(console: Console, estimate: MemoryEstimate, available: int) -> None:

@@ -1,7 +1,7 @@
 """Where to search: candidates of each hyper-parameter, seeds, fidelities. Knows no results."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import floor, log, log10
 
 from loratune.errors import BudgetError
@@ -22,8 +22,8 @@ def nearest(candidates: Sequence[int], value: float) -> int:
 
 
 def rank_prior(context: SearchContext) -> Prior:
-    """`rank_law` on the context's facts."""
-    return rank_law(
+    """`rank_law` on the context's facts, times what other studies say."""
+    law = rank_law(
         supervised_tokens=context.supervised_tokens,
         parameters_per_rank=context.parameters_per_rank,
         family=context.family,
@@ -31,6 +31,10 @@ def rank_prior(context: SearchContext) -> Prior:
         rows=context.rows,
         hidden_size=context.hidden_size,
     )
+    value, low, high = (
+        min(max(context.rank_factor * end, 1.0), 512.0) for end in (law.value, law.low, law.high)
+    )
+    return replace(law, value=value, low=low, high=high)
 
 
 def candidate_ranks(context: SearchContext) -> tuple[int, ...]:
@@ -85,8 +89,8 @@ def other_ratios(context: SearchContext) -> tuple[float, ...]:
 
 
 def usual_rate(context: SearchContext, r: int, batch: int, fraction: float = 1.0) -> float:
-    """The law's learning rate for a run on `fraction` of the rows."""
-    return learning_rate_law(
+    """The expected learning rate for a run on `fraction` of the rows: the law's, times what other studies say."""
+    law = learning_rate_law(
         r=r,
         lora_alpha=alpha_of(context, r),
         batch_size=batch,
@@ -94,7 +98,8 @@ def usual_rate(context: SearchContext, r: int, batch: int, fraction: float = 1.0
         epochs=context.epochs,
         hidden_size=context.hidden_size,
         family=context.family,
-    ).value
+    )
+    return context.rate_factor * law.value
 
 
 def hyper_parameters(context: SearchContext, *, r: int, rate: float, batch: int) -> HyperParameters:

@@ -45,6 +45,12 @@ class SearchContext:
     targets: tuple[tuple[str, int, int], ...] = ()
     """(full name, in, out) of every layer that can be adapted; empty where the search cannot choose layers."""
 
+    # knowledge from elsewhere
+    rank_factor: float = 1.0
+    """What the expected rank is multiplied by, such as what other studies needed over the law's."""
+    rate_factor: float = 1.0
+    """What the expected learning rate is multiplied by, such as another study's optimum over the law's."""
+
     # limits of what can be run
     smallest_fraction: float = 0.0
     """The smallest share of the training rows that a trial may be asked to use."""

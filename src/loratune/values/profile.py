@@ -103,6 +103,17 @@ class DataProfile:
     survey: Survey | None = None
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """The survey's; none without one."""
+        return self.survey.warnings if self.survey else ()
+
+    @property
+    def leak_examples(self) -> tuple[tuple[str, str], ...]:
+        """(held-out row, training row) as text; none without a survey."""
+        near = self.survey.near_duplicates if self.survey else None
+        return near.examples if near else ()
+
+    @property
     def label_entropy(self) -> float:
         """Bits per label; 0 without labels."""
         total = sum(self.label_counts)

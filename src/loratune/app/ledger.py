@@ -1,0 +1,30 @@
+"""The ledger shown: which finished studies correct the prior, and what they taught."""
+
+from __future__ import annotations
+
+from json import dumps
+
+from rich.console import Console
+
+from loratune.errors import InputError
+from loratune.ledger import VARIABLE, LedgerError, ledger_path, read_entries
+from loratune.reporting.terminal import print_ledger
+
+
+def ledger_command(*, as_json: bool) -> None:
+    """Print all studies, the oldest first. Raises `InputError` where the ledger cannot be read."""
+    path = ledger_path()
+    try:
+        entries = read_entries(path)
+    except LedgerError as error:
+        raise InputError(str(error).replace(", or give --no-ledger", "")) from None
+    if as_json:
+        studies = [
+            {"finished": each.finished, "directory": each.directory, **each.task.to_dict()}
+            for each in entries
+        ]
+        print(dumps({"path": str(path), "studies": studies}))
+        return
+    console = Console()
+    rows = [(each.finished, each.directory, each.task) for each in entries]
+    print_ledger(console, rows, f"{path} (${VARIABLE} moves it)")
