@@ -1,136 +1,239 @@
-"""Training speed of a pack against plain PEFT alone and our engine with one trial, in one run on one device.
+"""Training speed of packs against plain PEFT, both measured in one run on one device.
 
-Same rows, batch, rank, targets, dtype and optimiser on both sides; rows of exactly --length tokens of which
---supervised are supervised; PEFT is a plain loop (full logits, padded batch). Tokens per second of forward, backward
-and step, after a warm-up. Prints one line and appends it to bench/results/throughput.csv. Imports neither optuna nor
-datasets.
+Same rows, batch, rank, targets, dtype and optimiser on both sides (AdamW, clipping to 1, all linear modules); tokens
+per second of forward, backward and step, real tokens only, medians after a warm-up. A cell is a named setting;
+`--cells all` runs them in order, `--skip-done` those without a row of this commit. Prints a table as it goes and
+appends every row to bench/results/throughput.csv. Imports neither optuna nor datasets.
 """
 
 import argparse
-import csv
-import subprocess
-from collections.abc import Callable
-from datetime import date
-from importlib.metadata import version
+import gc
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from time import perf_counter
+from typing import Any
 
-import numpy as np
 import torch
 
-from loratune.data.table import TokenTable
 from loratune.engine.pack import PackEngine
-from loratune.engine.reference import train_alone
-from loratune.lora.layout import find_targets
+from loratune.engine.paths import choose_paths
+from loratune.model.base import BaseModel
 from loratune.values import HyperParameters, Trial
-from shapes import SHAPES, random_base
+from peft_side import concurrent_rate, loop_rate, trainer_rate
+from record import append, circumstances
+from rows import rows_of
+from shapes import random_base
 
 RESULTS = Path(__file__).parent / "results" / "throughput.csv"
+MIXED = (4, 8, 16, 32, 64, 128)
 
 
-def table(vocabulary: int, rows: int, length: int, supervised: int) -> TokenTable:
-    """Random rows of one length, the last tokens supervised."""
-    random = np.random.default_rng(0)
-    flags = np.arange(length) >= length - supervised
-    tokens = random.integers(0, vocabulary, (rows, length)).tolist()
-    return TokenTable.from_rows([(row, flags.tolist()) for row in tokens])
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One setting."""
+
+    shape: str
+    batch: int
+    slots: int
+    length: str = "128"
+    ranks: tuple[int, ...] = (16,)
+    micro_batch_tokens: int = 16384
+    processes: tuple[int, ...] = ()
+    """Numbers of concurrent PEFT processes to try."""
+    variants: bool = False
+    """Whether Trainer and a compiled loop are measured beside the plain loop."""
+    peft: bool = True
 
 
-def rate(work: Callable[[], int], seconds: float) -> float:
-    """Tokens per second of repeated work, the first two calls left out."""
-    work(), work()
-    tokens, started = 0, perf_counter()
-    while (elapsed := perf_counter() - started) < seconds:
-        tokens += work()
-    return tokens / elapsed
+@dataclass(slots=True)
+class Measured:
+    """Of our engine."""
+
+    rate: float
+    peak_gib: float
+    launches: int = 0
+    host_ms: float = 0.0
+    busy: float = 0.0
+    padding: float = field(default=0.0)
 
 
-def peft_rate(engine: PackEngine, trial: Trial, warm: int, steps: int) -> float:
-    """Plain PEFT alone; the difference of two runs, so that building the adapter is not timed."""
-    targets = find_targets(engine.base.profile.targets, trial.hyper_parameters.target_modules)
+CELLS = {
+    "0.5b-b4": Cell(shape="qwen2-0.5b", batch=4, slots=128, micro_batch_tokens=32768, processes=(8, 14), variants=True),
+    "0.5b-b4-32": Cell(shape="qwen2-0.5b", batch=4, slots=32),
+    "0.5b-b16": Cell(shape="qwen2-0.5b", batch=16, slots=32, micro_batch_tokens=32768, processes=(8,)),
+    "0.5b-b1": Cell(shape="qwen2-0.5b", batch=1, slots=128),
+    "0.5b-mixed": Cell(shape="qwen2-0.5b", batch=4, slots=60, ranks=MIXED, peft=False),
+    "0.5b-banking77": Cell(shape="qwen2-0.5b", batch=16, slots=32, length="banking77"),
+    "1b-b4": Cell(shape="llama3-1b", batch=4, slots=64, micro_batch_tokens=32768, processes=(4, 8), variants=True),
+    "1b-b16": Cell(shape="llama3-1b", batch=16, slots=16, micro_batch_tokens=32768),
+    "1b-b64": Cell(shape="llama3-1b", batch=64, slots=4, micro_batch_tokens=32768),
+    "1b-64": Cell(shape="llama3-1b", batch=16, slots=32, length="64", micro_batch_tokens=32768),
+    "1b-1024": Cell(shape="llama3-1b", batch=4, slots=8, length="1024", micro_batch_tokens=32768),
+    "1b-mixed": Cell(shape="llama3-1b", batch=4, slots=30, ranks=MIXED, peft=False),
+    "1b-gsm8k": Cell(shape="llama3-1b", batch=4, slots=32, length="gsm8k", micro_batch_tokens=32768),
+    "1b-banking77": Cell(shape="llama3-1b", batch=16, slots=32, length="banking77", micro_batch_tokens=32768),
+    "8b-b4": Cell(shape="llama3-8b", batch=4, slots=16, micro_batch_tokens=8192),
+    "8b-b16": Cell(shape="llama3-8b", batch=16, slots=8, micro_batch_tokens=8192),
+    "8b-mixed": Cell(shape="llama3-8b", batch=4, slots=12, ranks=MIXED, micro_batch_tokens=8192, peft=False),
+    "8b-banking77": Cell(shape="llama3-8b", batch=16, slots=16, length="banking77", micro_batch_tokens=8192),
+    **{
+        f"growth-{slots}": Cell(shape="qwen2-0.5b", batch=4, slots=slots, peft=False)
+        for slots in (1, 2, 4, 8, 16, 64)
+    },
+}  # fmt: skip
+CPU_CELLS = {
+    f"cpu-{dtype}": Cell(
+        shape="smollm2-135m", batch=4, slots=8, length="banking77", ranks=(8,), micro_batch_tokens=2048
+    )
+    for dtype in ("float32", "bfloat16")
+}
 
-    def run(count: int) -> float:
-        started = perf_counter()
-        train_alone(engine.base.model, trial, targets, engine.train, engine.batches(trial), steps=count)
-        if engine.base.device.type == "cuda":
-            torch.cuda.synchronize()
-        return perf_counter() - started
 
-    run(warm)
-    short, long = run(warm), run(warm + steps)
-    return steps * trial.hyper_parameters.batch_size * int(engine.train.lengths[0]) / (long - short)
+def recipe(cell: Cell, rank: int) -> HyperParameters:
+    """Hyper-parameters of a trial of the cell."""
+    return HyperParameters(r=rank, lora_alpha=2 * rank, learning_rate=2e-4, batch_size=cell.batch, epochs=1000.0)
 
 
-def pack_rate(engine: PackEngine, trials: list[Trial], seconds: float) -> float:
-    """A pack, step by step."""
-    slots = [engine.slot(trial) for trial in trials]
-    with engine.attached() as step:
-        return rate(lambda: step(slots), seconds)
-
-
-def main() -> None:
-    """Measure one cell."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shape", choices=SHAPES, default="smollm2-135m")
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--slots", type=int, default=8)
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--supervised", type=int, default=16)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
-    parser.add_argument("--micro-batch-tokens", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=10.0)
-    arguments = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    base = random_base(arguments.shape, getattr(torch, arguments.dtype), device)
-    rows = table(base.profile.vocabulary, 4096, arguments.length, arguments.supervised)
+def packed(base: BaseModel, cell: Cell, slots: int, seconds: float, *, profile: bool = False) -> Measured:
+    """Our engine with that many trials."""
+    rows = rows_of(cell.length, base.profile.vocabulary)
     engine = PackEngine(
         base=base,
         train=rows,
         validation=rows.take(range(8)),
         study_seed=0,
         cost=lambda trial: 1.0,
-        max_tokens_per_micro_batch=arguments.micro_batch_tokens or (16384 if device == "cuda" else 2048),
+        max_tokens_per_micro_batch=cell.micro_batch_tokens,
+        paths=choose_paths(base),
     )
-    recipe = HyperParameters(
-        r=arguments.rank, lora_alpha=32, learning_rate=2e-4, batch_size=arguments.batch, epochs=100.0
-    )
-    trials = [Trial(hyper_parameters=recipe, seed=seed) for seed in range(arguments.slots)]
-    steps = 20 if device == "cuda" else 4
-    row = {
-        "date": date.today().isoformat(),
-        "commit": _commit(),
-        "device": torch.cuda.get_device_name()
-        if device == "cuda"
-        else f"cpu, {torch.get_num_threads()} threads",
-        "torch": version("torch"),
-        "transformers": version("transformers"),
-        "peft": version("peft"),
-        **{name: getattr(arguments, name) for name in ("shape", "dtype", "batch", "slots", "rank", "length")},
-        "peft_tokens_per_s": round(peft_rate(engine, trials[0], 2, steps)),
-        "one_trial_tokens_per_s": round(pack_rate(engine, trials[:1], arguments.seconds)),
-        "pack_tokens_per_s": round(pack_rate(engine, trials, arguments.seconds)),
+    trials = [
+        Trial(hyper_parameters=recipe(cell, cell.ranks[i % len(cell.ranks)]), seed=i // len(cell.ranks))
+        for i in range(slots)
+    ]
+    live = engine.slots(trials)
+    cuda = base.device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    rates = []
+    with engine.attached() as step:
+        step(live), step(live)
+        begun = perf_counter()
+        while perf_counter() - begun < seconds or len(rates) < 3:
+            started = perf_counter()
+            tokens = step(live)
+            rates.append(tokens / (perf_counter() - started))
+        found = Measured(
+            rate=median(rates), peak_gib=torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0
+        )
+        if profile and cuda:
+            _profile(lambda: step(live), found)
+    return found
+
+
+def _profile(step: Any, found: Measured) -> None:
+    """Launches, host time and share of the time in which the device works, of one step."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profiler:
+        step()
+        torch.cuda.synchronize()
+    events = profiler.events()
+    kernels = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    wall = max(e.time_range.end for e in events) - min(e.time_range.start for e in events)
+    waiting = sum(e.time_range.elapsed_us() for e in events if "Synchronize" in e.name)
+    found.launches = len(kernels)
+    found.busy = sum(e.time_range.elapsed_us() for e in kernels) / wall
+    found.host_ms = (wall - waiting) / 1e3
+
+
+def ceiling() -> float:
+    """FLOP/s of a bf16 product of 8192 x 8192 matrices on this device."""
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    times = []
+    for _ in range(30):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        a @ b
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end) / 1e3)
+    return float(2 * 8192**3 / median(times))
+
+
+def useful_flops(base: BaseModel) -> float:
+    """Per token: forward and the gradient of the inputs through all weights but embeddings and head."""
+    skipped = {id(m.weight) for m in (base.model.get_input_embeddings(), base.model.get_output_embeddings())}
+    return 4.0 * sum(p.numel() for p in base.model.parameters() if id(p) not in skipped)
+
+
+def measure(name: str, cell: Cell, base: BaseModel, limit: float, arguments: argparse.Namespace) -> None:
+    """Both sides of one cell; prints and appends a row."""
+    seconds = arguments.seconds
+    row: dict[str, Any] = {
+        "cell": name, "shape": cell.shape, "dtype": str(base.dtype).removeprefix("torch."), "batch": cell.batch,
+        "slots": cell.slots, "length": cell.length, "ranks": " ".join(map(str, cell.ranks)),
+        "micro_batch_tokens": cell.micro_batch_tokens,
+    }  # fmt: skip
+    pack = packed(base, cell, cell.slots, seconds, profile=True)
+    alone = packed(base, cell, 1, min(seconds, 3.0)) if cell.peft else None
+    row |= {
+        "pack": round(pack.rate), "one_trial": round(alone.rate) if alone else "",
+        "share_of_ceiling": round(pack.rate * useful_flops(base) / limit, 3) if limit else "",
+        "peak_gib": round(pack.peak_gib, 2), "launches": pack.launches, "host_ms": round(pack.host_ms, 1),
+        "busy": round(pack.busy, 3),
+    }  # fmt: skip
+    rows = rows_of(cell.length, base.profile.vocabulary)
+    mine = recipe(cell, cell.ranks[0])
+    rates = {"peft_loop": 0.0, "peft_trainer": 0.0, "peft_compiled": 0.0}
+    if cell.peft and not arguments.skip_peft:
+        rates["peft_loop"] = loop_rate(base, rows, mine, seconds)
+        if cell.variants:
+            rates["peft_trainer"] = trainer_rate(base, rows, mine, seconds)
+            rates["peft_compiled"] = loop_rate(base, rows, mine, seconds, compiled=True)
+    best = max(rates.values())
+    row |= {key: round(value) or "" for key, value in rates.items()}
+    together = {
+        k: concurrent_rate(cell.shape, cell.batch, cell.length, k, seconds)
+        for k in (() if arguments.skip_peft else cell.processes)
     }
-    row["pack_over_peft"] = round(row["pack_tokens_per_s"] / row["peft_tokens_per_s"], 2)
-    print(row, flush=True)
-    _append(row)
+    k, shared = max(together.items(), key=lambda item: item[1], default=("", 0.0))
+    row |= {
+        "processes": k, "peft_concurrent": round(shared) or "",
+        "over_peft": round(pack.rate / best, 2) if best else "",
+        "over_concurrent": round(pack.rate / shared, 2) if shared else "",
+        "one_over_peft": round(alone.rate / best, 2) if best and alone else "",
+    }  # fmt: skip
+    print({key: value for key, value in row.items() if value != ""}, flush=True)
+    append(RESULTS, circumstances() | row)
 
 
-def _commit() -> str:
-    found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip() or "unknown"
-
-
-def _append(row: dict[str, object]) -> None:
-    RESULTS.parent.mkdir(exist_ok=True)
-    fresh = not RESULTS.exists()
-    with RESULTS.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(row))
-        if fresh:
-            writer.writeheader()
-        writer.writerow(row)
+def main() -> None:
+    """Measure the named cells."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cells", default="all", help="names, separated by commas, or all")
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--skip-peft", action="store_true")
+    arguments = parser.parse_args()
+    cuda = torch.cuda.is_available()
+    cells = CELLS if cuda else CPU_CELLS
+    names = list(cells) if arguments.cells == "all" else arguments.cells.split(",")
+    limit = ceiling() if cuda else 0.0
+    print(f"ceiling {limit / 1e12:.0f} TFLOP/s" if cuda else f"{torch.get_num_threads()} threads", flush=True)
+    base, loaded = None, ("", "")
+    for name in names:
+        cell = cells[name]
+        dtype = name.rpartition("-")[2] if not cuda else "bfloat16"
+        if (cell.shape, dtype) != loaded:
+            base = None
+            gc.collect()
+            torch.cuda.empty_cache()
+            base = random_base(cell.shape, getattr(torch, dtype), "cuda" if cuda else "cpu")
+            loaded = cell.shape, dtype
+            print(*choose_paths(base).lines(), sep="\n", flush=True)
+        assert base is not None
+        measure(name, cell, base, limit, arguments)
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from loratune.errors import ModelError
 from loratune.lora import kernels
 from loratune.lora.dropout import module_salt, threshold
 from loratune.lora.launch import launch
-from loratune.lora.segments import Passenger, Places, Segment
+from loratune.lora.segments import Passenger, Places, Segment, unseen_tokens
 
 _BLOCK_M = 64
 _LARGEST_BLOCK_R = 128
@@ -184,7 +185,9 @@ def low_rank(
     x: torch.Tensor, y: torch.Tensor, anchor: torch.Tensor, table: torch.Tensor, inner: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """y [.., O] + scaling · (dropout(x [.., D]) Aᵀ) Bᵀ, and the inner products; `anchor` as in `segments`."""
-    assert _current is not None and x.shape[:-1].numel() == _current.tokens
+    assert _current is not None, "operators of an adapter run inside a route"
+    if x.shape[:-1].numel() != _current.tokens:
+        raise ModelError(unseen_tokens(x.shape, _current.tokens))
     h = x.new_empty(inner.shape)
     out = torch.empty_like(y)
     _shrink(x.contiguous(), h, table, kernels.COLUMN_A)

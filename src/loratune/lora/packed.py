@@ -15,7 +15,15 @@ import torch
 from torch import nn
 
 from loratune.errors import ModelError
-from loratune.lora.segments import LowRank, Passenger, Places, Segment, add_low_rank, parts_of
+from loratune.lora.segments import (
+    LowRank,
+    Passenger,
+    Places,
+    Segment,
+    add_low_rank,
+    parts_of,
+    unseen_tokens,
+)
 
 CAPACITY = 256
 """Adapters on board at most."""
@@ -135,7 +143,7 @@ class PackedAdapters:
                 return None
             x = inputs[0]
             if x.shape[:-1].numel() != self._tokens:
-                raise ModelError(unseen_tokens(name, x, self._tokens))
+                raise ModelError(unseen_tokens(x.shape, self._tokens, name))
             parts = parts_of(self._segments, self._places, name, x.shape[-1])
             if not parts:
                 return None
@@ -150,11 +158,3 @@ class PackedAdapters:
             return result
 
         return hook
-
-
-def unseen_tokens(name: str, x: torch.Tensor, tokens: int) -> str:
-    """What to tell when a layer does not see the whole micro-batch (a mixture's experts, say)."""
-    return (
-        f"an adapted layer must see every token, {name} saw {tuple(x.shape[:-1])} of {tokens}; "
-        "leave it out of target_modules."
-    )

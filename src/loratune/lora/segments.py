@@ -63,6 +63,14 @@ class Places:
     """[N] int32 place of the token in its row."""
 
 
+def unseen_tokens(shape: Sequence[int], tokens: int, name: str = "one") -> str:
+    """What to tell when a layer does not see the whole micro-batch (a mixture's experts, say)."""
+    return (
+        f"an adapted layer must see every token, {name} saw {tuple(shape[:-1])} of {tokens}; "
+        "leave it out of target_modules."
+    )
+
+
 class _Part(NamedTuple):
     """A segment as one module sees it: token range, matrices, scaling, mask of the kept inputs."""
 
