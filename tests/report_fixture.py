@@ -139,6 +139,7 @@ def make_facts(**changes: object) -> RunFacts:
             duplicates_removed=3,
         ),
         "parameters_per_rank": 152_640,
+        "adapter_parameters": 8 * 152_640,
         "plan": SearchPlan(
             stages=(
                 PlannedStage(name=str(Stage.RANK), question="?", trials=20, cost=14.0, packs=3, seconds=450),

@@ -53,6 +53,25 @@ def test_a_time_budget_is_kept(metric: str, forward: float) -> None:
         assert 0.2 * left < seconds <= left
 
 
+@pytest.mark.parametrize("rank", [8, 64, 256])
+def test_what_comes_between_search_and_final_run_fits_too(rank: int) -> None:
+    """The truncation curve, and three more runs where a rank for each layer is asked for."""
+    plain, further = (SPEED.runs_within(Budget(seconds=3600), FACTS, 6000, 60, n) for n in (0, 3))
+    trial = Trial(hyper_parameters=HyperParameters(r=8, lora_alpha=16, learning_rate=1e-3, batch_size=8))
+    trials = int(further / FACTS.cost(trial))
+    curve = SPEED.truncation_seconds(replace(FACTS, budget=further), rank, 200)
+    seconds = SPEED.search_seconds(FACTS, further, trials) + SPEED.search_seconds(FACTS, 3, 3) + curve
+    assert seconds + SPEED.final_seconds(FACTS, 6000) + 60 <= 3600
+    assert further < plain
+    assert curve > 0
+
+
+def test_a_small_budget_evaluates_fewer_rows() -> None:
+    large, small = (SPEED.truncation_seconds(replace(FACTS, budget=b), 64, 200) for b in (1000.0, 0.1))
+    assert large == pytest.approx(12 * 6000 / 1000)
+    assert small == pytest.approx(large * 64 / 200)
+
+
 def test_no_time_to_search() -> None:
     with pytest.raises(BudgetError, match="raise --budget"):
         SPEED.runs_within(Budget(seconds=60), FACTS, 6000, 30)

@@ -18,12 +18,16 @@ from engine_fixture import trial
 from loratune.app import forecast
 from loratune.app.truncation import truncation_claims
 from loratune.lora.layout import Adapter, AdapterLayout, Target
+from loratune.reporting.later_stages import alpha_points, batch_cells
 from loratune.reporting.result import load_result
+from loratune.reporting.tables import value_tiles
+from loratune.reporting.wording import count
 from loratune.run.truncation import patterned
 from loratune.search.layer_ranks import LayerRanksSearch, layer_rank_claims
 from loratune.search.procedure import ask, decide
 from loratune.study import Study
 from loratune.values import Cut, CutPoint, SearchContext, Stage, Trial, TrialResult, TrialState, Truncation
+from report_fixture import make_facts, make_trial
 from tiny import animal_rows, save_tiny_model, write_jsonl
 
 TARGETS = (Target("a", 20, 12), Target("b", 12, 30), Target("c", 16, 16))
@@ -137,6 +141,23 @@ def test_the_cross_check(
     assert last.holds is agree
     assert last.value == deployable / trained
     assert says in last.claim
+
+
+def test_trials_of_other_layers_are_not_mixed_into_the_grid() -> None:
+    """Equal in rank, rate, batch and alpha, but not in their layers; the tiles tell the ranks and parameters."""
+    facts = make_facts()
+    other = make_trial(Stage.LAYER_RANKS, seed=7)
+    setting = replace(other.asked.hyper_parameters, rank_pattern=(("a", 9), ("b", 1)))
+    asked = replace(other.asked, hyper_parameters=setting)
+    more = replace(facts, results=(*facts.results, replace(other, asked=asked, trial=asked, nll=0.01)))
+    assert batch_cells(more) == batch_cells(facts)
+    assert alpha_points(more) == alpha_points(facts)
+    chosen = replace(
+        facts, decision=replace(facts.decision, hyper_parameters=setting), adapter_parameters=4321
+    )
+    tiles = {name: value for name, value, _ in value_tiles(chosen)}
+    assert tiles["r"] == "8 (1 to 9 by layer)"
+    assert tiles["trainable parameters"] == count(4321)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -71,6 +71,7 @@ def run_facts(
         seed=options.seed,
         profile=bench.data.profile,
         parameters_per_rank=context.parameters_per_rank,
+        adapter_parameters=final.adapter.layout.size,
         plan=priced.plan,
         results=tuple(results),
         decision=replace(decision, hyper_parameters=chosen, evidence=evidence),

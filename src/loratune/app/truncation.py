@@ -15,7 +15,6 @@ from loratune.app.options import TuneOptions
 from loratune.app.watch import Watch
 from loratune.app.workbench import Workbench
 from loratune.lora.layout import Adapter, AdapterLayout, find_targets
-from loratune.run.kept import LargestAdapter
 from loratune.run.local import LocalRunner
 from loratune.run.truncation import TruncationRun, cut_ranks, patterned
 from loratune.search.claims import note
@@ -56,7 +55,7 @@ class AfterSearch:
 
     def examine(self, decision: Decision, history: list[TrialResult]) -> Decision:
         """The decision with the evidence of the kept adapter; unchanged where the clock or the search left none."""
-        kept = LargestAdapter(self.study, self.bench.base).load()
+        kept = self.runner.largest.load() if self.runner.largest else None
         if kept is None or self.runner.late or kept[1].layout.r < 2:
             return decision
         result, adapter = kept

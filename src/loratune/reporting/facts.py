@@ -110,7 +110,9 @@ class RunFacts:
     seed: int
     profile: DataProfile
     parameters_per_rank: int
-    """LoRA parameters at rank 1 over the targets."""
+    """LoRA parameters at rank 1 over the targets that the search started from."""
+    adapter_parameters: int
+    """Of the recommended adapter."""
     plan: SearchPlan
     results: tuple[TrialResult, ...]
     """All trials, the final ones included."""

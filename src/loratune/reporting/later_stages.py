@@ -8,6 +8,9 @@ from loratune.reporting.facts import RunFacts
 from loratune.reporting.rank_curves import Measured, Setting, measure, same_rate, settings
 from loratune.values import HyperParameters, Stage, TrialResult, TrialState
 
+_OTHER_LAYERS = (Stage.TARGETS, Stage.LAYER_RANKS, Stage.FINAL)
+"""Stages whose trials differ in what neither the grid nor the alpha curve shows."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchCell:
@@ -120,7 +123,7 @@ def _peers(facts: RunFacts, stage: Stage, fixed: Sequence[str]) -> list[TrialRes
     Where the stage's trials differ among themselves, with those that most of them share; where the strategy
     has no such stage (grid, random), with the recommended setting.
     """
-    searched = [result for result in facts.results if result.asked.stage is not Stage.FINAL]
+    searched = [result for result in facts.results if result.asked.stage not in _OTHER_LAYERS]
     own = [result for result in searched if result.asked.stage is stage] or [
         result for result in searched if facts.is_recommended(result.trial.hyper_parameters)
     ]

@@ -13,8 +13,10 @@ def value_tiles(facts: RunFacts) -> list[tuple[str, str, bool]]:
     """(name, value, wide) of every recommended hyper-parameter."""
     values = facts.decision.hyper_parameters
     targets = values.target_modules
+    ranks = [rank for _, rank in values.rank_pattern]
+    by_layer = f" ({min(ranks)} to {max(ranks)} by layer)" if ranks else ""
     return [
-        ("r", str(values.r), False),
+        ("r", f"{values.r}{by_layer}", bool(ranks)),
         ("lora_alpha", f"{values.lora_alpha:g}", False),
         ("learning_rate", rate(values.learning_rate), False),
         ("batch_size", str(values.batch_size), False),
@@ -23,7 +25,7 @@ def value_tiles(facts: RunFacts) -> list[tuple[str, str, bool]]:
         ("weight_decay", f"{values.weight_decay:g}", False),
         ("warmup_ratio", f"{values.warmup_ratio:g}", False),
         ("max_length", str(facts.profile.max_length), False),
-        ("trainable parameters", count(values.r * facts.parameters_per_rank), False),
+        ("trainable parameters", count(facts.adapter_parameters), False),
         ("target_modules", "all linear layers" if targets == ALL_LINEAR else ", ".join(targets), True),
     ]
 
