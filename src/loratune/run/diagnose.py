@@ -6,6 +6,7 @@ trained. Where two rules see the same cause, only the one that names it speaks.
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,8 @@ from loratune.data.sanity import repeats_at_the_ends, shared_rows, without_last
 from loratune.data.table import TokenTable
 from loratune.engine.pack import PackEngine
 from loratune.maths import diagnosis as rules
-from loratune.values import HyperParameters, TrialResult, TrialState
+from loratune.run.final import Final
+from loratune.values import HyperParameters, Stage, TrialResult, TrialState
 from loratune.values.diagnosis import Diagnosis, Sign
 
 FULL = 0.999
@@ -28,8 +30,13 @@ _SHARE = 0.01
 _FEWEST = 8
 
 
-def before_training(engine: PackEngine, test: TokenTable | None = None) -> tuple[Diagnosis, ...]:
-    """What is wrong with the rows: padding that is learnt, held-out rows in training, text unlike the model's."""
+def before_training(
+    engine: PackEngine, test: TokenTable | None = None, *, removed: int = 0
+) -> tuple[Diagnosis, ...]:
+    """What is wrong with the rows: padding that is learnt, held-out rows in training, text unlike the model's.
+
+    `removed` held-out rows that stood in another split too were taken out when the data was read.
+    """
     train = engine.train
     repeats = repeats_at_the_ends(train)
     padding = rules.learnt_padding(
@@ -43,7 +50,7 @@ def before_training(engine: PackEngine, test: TokenTable | None = None) -> tuple
         rules.leaked_rows(split=split, shared=shared_rows(train, table), rows=len(table))
         for split, table in splits.items()
     ]
-    found = [padding, *leaks]
+    found = [padding, *leaks, rules.removed_duplicates(removed=removed)]
     if padding is None:  # padding is unlike the model's text too
         found.append(_strange_text(engine))
     return _found(found)
@@ -107,6 +114,37 @@ def of_trial(
     if unstable is not None:  # the readings of a run that broke down say nothing about its length
         return _found([skipped, unstable])
     return _found([skipped, *_of_readings(result, before, margin, higher_rate_is_worse)])
+
+
+def of_run(
+    engine: PackEngine, final: Final, results: Sequence[TrialResult], *, margin: float
+) -> tuple[Diagnosis, ...]:
+    """What the final run and the trials of the search say of the recommended setting; `margin` in nats."""
+    result, base = final.recommended.result, final.base_model.validation
+    assert result is not None
+    assert base is not None
+    searched = [each for each in results if each.asked.stage is not Stage.FINAL]
+    found = of_trial(
+        engine,
+        result,
+        before=base.metrics["nll"],
+        margin=margin,
+        higher_rate_is_worse=higher_rate_was_worse(result, searched),
+    )
+    values = result.trial.hyper_parameters
+    repeated = [
+        rules.diverged(
+            each.trial.hyper_parameters,
+            each.message,
+            done=f"It was repeated at {values.learning_rate:.2g}, half the learning rate or less.",
+        )
+        for each in results
+        if each.asked.stage is Stage.FINAL
+        and each.state is TrialState.DIVERGED
+        and replace(each.trial.hyper_parameters, learning_rate=values.learning_rate) == values
+    ]
+    seeds = of_seeds(values, searched)
+    return merged([*found, *repeated, *([seeds] if seeds is not None else [])])
 
 
 def _of_readings(

@@ -1,0 +1,93 @@
+"""What mattered here, as rows of text: effect on loss, memory and speed of each hyper-parameter. Knows facts only."""
+
+from dataclasses import dataclass
+
+from loratune.reporting.facts import RunFacts
+from loratune.reporting.wording import rate, size
+from loratune.values.sensitivity import Impact, Sensitivity
+
+HEADS = ("hyper-parameter", "tried", "effect on NLL", "share of variance", "memory", "time")
+_FLAT = 0.01
+"""Relative changes of time below this are none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImpactTable:
+    """Rows under `HEADS`, and the sentences that say what they rest on."""
+
+    rows: tuple[tuple[str, ...], ...]
+    takeaway: str
+    basis: str
+
+
+def impact_table(facts: RunFacts) -> ImpactTable:
+    """Without rows where fewer than two values of anything were tried on all rows."""
+    found = facts.sensitivity
+    if found is None or not found.impacts:
+        reason = (
+            "No hyper-parameter was tried at two values on all rows, so nothing can be said of what mattered."
+        )
+        return ImpactTable(rows=(), takeaway=reason, basis="")
+    return ImpactTable(
+        rows=tuple(_row(each) for each in found.impacts), takeaway=_takeaway(found), basis=_basis(found)
+    )
+
+
+def _row(each: Impact) -> tuple[str, ...]:
+    told = rate if each.name == "learning_rate" else lambda value: f"{value:g}"
+    tried = f"{told(each.tried[0])} … {told(each.tried[-1])} ({len(each.tried)})"
+    effect = "–" if each.effect is None else f"{each.effect:.4f} nats"
+    return each.name, tried, effect, _share(each), _memory(each), _time(each)
+
+
+def _share(each: Impact) -> str:
+    if each.share is None or each.share_interval is None:
+        return "–"
+    low, high = each.share_interval
+    return f"{each.share:.0%} ({low:.0%} to {high:.0%})"
+
+
+def _memory(each: Impact) -> str:
+    if each.memory_bytes == 0:
+        return "none"
+    return ("+" if each.memory_bytes > 0 else "−") + size(abs(each.memory_bytes))
+
+
+def _time(each: Impact) -> str:
+    return "none" if abs(each.time_factor - 1) < _FLAT else f"x {each.time_factor:.2f}"
+
+
+def _takeaway(found: Sensitivity) -> str:
+    """The largest measured effect."""
+    measured = [each for each in found.impacts if each.effect is not None]
+    if not measured:
+        return "No two values of the same hyper-parameter can be compared with all else equal."
+    first = max(measured, key=lambda each: each.effect or 0.0)
+    text = f"{first.name} mattered most: {first.effect:.4f} nats between its best and its worst value"
+    others = [each for each in measured if each is not first]
+    if others:
+        second = max(others, key=lambda each: each.effect or 0.0)
+        text += f"; next {second.name} with {second.effect:.4f}"
+    return text + "."
+
+
+def _basis(found: Sensitivity) -> str:
+    """What the columns are, and why one may be empty."""
+    text = (
+        f"From {found.trials} trials on all rows; trials on part of them never count. Effect: worst against best value "
+        "tried, each at the best learning rate tried with it, all else as recommended. Memory (one trial's predicted "
+        "peak) and time (one trial alone): largest against smallest value, by the models. "
+    )
+    if found.interactions is None:
+        return text + (
+            f"Shares of the variance need {found.wanted_trials} trials on all rows (20 for each hyper-parameter that "
+            "varies): with fewer they are mostly error."
+        )
+    text += (
+        f"Share of the variance: functional ANOVA over the values tried, alone; {found.interactions:.0%} is "
+    )
+    text += "interaction (the best value of one depends on another) or noise"
+    if found.noise is not None:
+        seeds = f"{found.noise:.0%}" if found.noise >= 0.005 else "under 1 %"
+        text += f", of which seeds make {seeds}"
+    return text + "; 95 % intervals by resampling trials."

@@ -1,0 +1,181 @@
+"""What mattered: shares of variance against the exact answer, contrasts, costs, and when it stays silent."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from math import inf, log
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from engine_fixture import engine, tiny_llama
+from loratune.engine.selfcheck import random_table
+from loratune.maths.memory import MemoryEstimate
+from loratune.maths.sensitivity import coordinates, own_effect
+from loratune.run import sensitivity as run
+from loratune.run.sensitivity import sensitivity
+from loratune.run.simulated import read_table
+from loratune.values import HyperParameters, Stage, Trial, TrialResult, TrialState
+from loratune.values.sensitivity import Sensitivity
+
+BANKING = Path(__file__).parents[2] / "shared" / "data" / "grid_banking77.csv"
+RANKS, RATES = (2, 4, 8, 16, 32), (1e-4, 3e-4, 1e-3, 3e-3)
+CHOSEN = HyperParameters(r=8, lora_alpha=16, learning_rate=1e-3, batch_size=16)
+
+
+@pytest.fixture(autouse=True)
+def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "_RESAMPLES", 6)
+
+
+class PerRank(NamedTuple):
+    """A memory model that is easy to check: a megabyte for each unit of rank."""
+
+    def estimate(self, pack: list[HyperParameters]) -> MemoryEstimate:  # type: ignore[override]
+        names = MemoryEstimate.__dataclass_fields__
+        return MemoryEstimate(**(dict.fromkeys(names, 0) | {"adapters": sum(hp.r for hp in pack) * 2**20}))
+
+
+def result(
+    nll: float, *, seed: int = 0, fraction: float = 1.0, stage: Stage = Stage.RANK, **values: float
+) -> TrialResult:
+    facts = {"r": 8, "learning_rate": 1e-3, "batch_size": 16} | values
+    facts.setdefault("lora_alpha", 2 * facts["r"])
+    trial = Trial(hyper_parameters=HyperParameters(**facts), seed=seed, fraction=fraction, stage=stage)  # type: ignore[arg-type]
+    state = TrialState.COMPLETE if nll < inf else TrialState.DIVERGED
+    return TrialResult(asked=trial, trial=trial, nll=nll, state=state)
+
+
+def table(loss: Callable[[int, float], float], seeds: int = 2, noise: float = 0.0) -> list[TrialResult]:
+    """Every rank at every learning rate."""
+    random = np.random.default_rng(0)
+    return [
+        result(loss(r, rate) + noise * random.standard_normal(), r=r, learning_rate=rate, seed=seed)
+        for r in RANKS
+        for rate in RATES
+        for seed in range(seeds)
+    ]
+
+
+def found(results: list[TrialResult], chosen: HyperParameters = CHOSEN) -> Sensitivity:
+    base = tiny_llama()
+    subject = engine(replace(base, profile=replace(base.profile, parameters=100_000)), random_table(97))
+    return sensitivity(chosen, results, subject, PerRank())  # type: ignore[arg-type]
+
+
+def shares(results: list[TrialResult]) -> dict[str, float]:
+    answer = found(results)
+    assert all(each.share is not None for each in answer.impacts)
+    return {each.name: each.share or 0.0 for each in answer.impacts}
+
+
+def test_one_that_matters_and_one_that_does_not() -> None:
+    told = shares(table(lambda r, rate: abs(log(rate / 1e-3)), noise=0.01))
+    assert told["learning_rate"] > 0.9
+    assert told["r"] < 0.05
+
+
+def test_equal_parts() -> None:
+    """Two independent effects of the same variance: half each, but for what the forest smooths away."""
+    a, b = np.std(np.log(RANKS)), np.std(np.log(RATES))
+    told = shares(table(lambda r, rate: log(r) / a + log(rate) / b, seeds=3))
+    assert told["r"] == pytest.approx(0.5, abs=0.06)
+    assert told["learning_rate"] == pytest.approx(0.5, abs=0.06)
+
+
+def test_a_pure_interaction_is_nobodys_share() -> None:
+    """As where each rank wants its own learning rate: each alone explains nothing."""
+    answer = found(table(lambda r, rate: (RANKS.index(r) - 2) * (RATES.index(rate) - 1.5), seeds=3))
+    assert answer.interactions is not None
+    assert answer.interactions > 0.85
+
+
+@pytest.mark.skipif(not BANKING.is_file(), reason="the shared tables are not there")
+def test_the_measured_grid_against_the_exact_decomposition() -> None:
+    """banking77: exact shares of the balanced grid .060 (rank) and .277 (learning rate), the rest interaction."""
+    cells = [c for c in read_table(BANKING)["banking77"] if c.fraction == 1 and c.batch_size == 16]
+    results = [
+        result(c.nll, r=c.rank, learning_rate=c.learning_rate, lora_alpha=c.lora_alpha, seed=c.seed)
+        for c in cells
+    ]
+    ranks, rates = (sorted({getattr(c, name) for c in cells}) for name in ("rank", "learning_rate"))
+    grid = np.array(
+        [
+            [np.mean([c.nll for c in cells if (c.rank, c.learning_rate) == (r, x)]) for x in rates]
+            for r in ranks
+        ]
+    )
+    exact = [grid.mean(axis).var() / grid.var() for axis in (1, 0)]
+    told = shares(results)
+    assert told["r"] == pytest.approx(exact[0], abs=0.03)
+    assert told["learning_rate"] == pytest.approx(exact[1], abs=0.03)
+    answer = found(results)
+    assert answer.interactions == pytest.approx(1 - sum(exact), abs=0.05)
+    assert answer.noise is not None
+    assert answer.noise < 0.1
+    for each in answer.impacts:
+        assert each.share_interval is not None
+        assert each.share_interval[0] < (each.share or 0) < each.share_interval[1] + 0.02
+
+
+def test_too_few_trials_have_effects_but_no_shares() -> None:
+    answer = found(table(lambda r, rate: 0.01 * log(r), seeds=1))
+    assert (answer.trials, answer.wanted_trials) == (20, 40)
+    assert answer.interactions is None
+    assert all(each.share is None and each.share_interval is None for each in answer.impacts)
+    assert {each.name: each.effect for each in answer.impacts}["r"] == pytest.approx(0.01 * log(16))
+
+
+def test_part_of_the_rows_the_final_run_and_other_epochs_never_count() -> None:
+    full = table(lambda r, rate: 0.01 * log(r), seeds=2)
+    strangers = [result(50.0 + i, r=r, learning_rate=1e-3, fraction=0.25) for i, r in enumerate(RANKS)]
+    strangers += [result(60.0, stage=Stage.FINAL), result(70.0, epochs=5.0)]
+    assert found(full + strangers).to_dict() == found(full).to_dict()
+
+
+def test_diverged_trials_count_as_the_worst_finite_ones() -> None:
+    told = shares(table(lambda r, rate: inf if rate > 2e-3 else (1.0 if rate > 2e-4 else 2.0), seeds=3))
+    assert told["learning_rate"] > 0.9
+
+
+def test_an_effect_is_at_each_values_best_learning_rate() -> None:
+    """Every rank is equally good at its own rate, so the rank has no effect although it has one at any single rate."""
+    own = {2: 3e-3, 4: 1e-3, 8: 1e-3, 16: 3e-4, 32: 1e-4}
+    answer = found(table(lambda r, rate: abs(log(rate / own[r]))))
+    effects = {each.name: each.effect for each in answer.impacts}
+    assert effects["r"] == pytest.approx(0.0)
+    assert effects["learning_rate"] == pytest.approx(log(10))
+
+
+def test_effects_compare_like_with_like() -> None:
+    settings = [{"learning_rate": 1.0, "r": r, "batch_size": b} for r in (1.0, 2.0) for b in (4.0, 8.0)]
+    centre = {"learning_rate": 1.0, "r": 1.0, "batch_size": 4.0}
+    assert own_effect("batch_size", settings, [0.0, 1.0, 9.0, 99.0], centre) == 1.0
+    assert own_effect("r", settings, [0.0, 1.0, 9.0, 99.0], centre) == 9.0
+    assert own_effect("r", settings, [0.0, 1.0, inf, 99.0], centre) is None
+
+
+def test_costs_by_the_models() -> None:
+    others = [result(0.2, batch_size=4), result(0.2, lora_alpha=8.0)]
+    results = table(lambda r, rate: 0.01 * r) + others
+    impacts = {each.name: each for each in found(results).impacts}
+    assert impacts["r"].memory_bytes == (32 - 2) * 2**20
+    assert impacts["r"].time_factor > 1.05
+    assert impacts["batch_size"].time_factor < 1
+    for name in ("learning_rate", "lora_alpha / r"):
+        assert impacts[name].memory_bytes == 0
+        assert impacts[name].time_factor == 1.0
+    assert impacts["lora_alpha / r"].tried == (1.0, 2.0)
+
+
+def test_nothing_varied() -> None:
+    assert found([]).impacts == ()
+    assert found([result(0.2), result(0.21, seed=1)]).impacts == ()
+
+
+def test_each_value_stands_for_an_equal_part_of_the_box() -> None:
+    values, (low, high) = coordinates([1, 10, 100])
+    np.testing.assert_allclose(np.exp([low, *values, high]), [10**-0.5, 1, 10, 100, 10**2.5])
+    _, box = coordinates([0.0, 0.05, 0.1])
+    assert box == pytest.approx((-0.025, 0.125))
