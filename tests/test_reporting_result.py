@@ -39,6 +39,14 @@ KEYS = {
         **dict.fromkeys(["seconds", "trained_tokens", "trials", "predicted_seconds"]),
         "peak_memory_bytes": dict.fromkeys(["predicted", "measured"]),
     },
+    "sensitivity": {
+        "impacts": [
+            dict.fromkeys(
+                ["name", "tried", "effect", "share", "share_interval", "memory_bytes", "time_factor"]
+            )
+        ],
+        **dict.fromkeys(["trials", "wanted_trials", "interactions", "noise"]),
+    },
     "stages": [
         dict.fromkeys(["name", "question", "answer", "trials", "diverged", "cost", "seconds", "details"])
     ],

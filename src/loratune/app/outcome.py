@@ -19,9 +19,14 @@ from loratune.app.workbench import Workbench
 from loratune.data.table import TokenTable
 from loratune.lora.peft_io import lora_config
 from loratune.reporting.facts import Gain, ModelScores, RunCost, RunFacts
+from loratune.run.diagnose import combined, of_run
 from loratune.run.final import Final, FinalModel
+from loratune.run.sensitivity import sensitivity
 from loratune.values import METRICS, Decision, Evidence, HyperParameters, TrialResult, Truncation
+from loratune.values.diagnosis import Diagnosis
 
+DEFAULT_MARGIN = 0.005
+"""Nats, where the margin is in points of a metric."""
 _PACKAGES = ("torch", "transformers", "peft", "optuna", "numpy")
 
 
@@ -53,12 +58,16 @@ def run_facts(
     final: Final,
     cut: bool,
     cost: RunCost,
+    before: tuple[Diagnosis, ...],
 ) -> RunFacts:
     """Everything that the report tells of the run."""
     context = priced.context
     gains = _gains(final, bench, context.metric)
     earlier = [Evidence(claim=note) for note in priced.corrections.notes]
     evidence = (*decision.evidence, *earlier, *_clock_note(cut), *_final_claims(final, gains))
+    margin = context.margin if context.metric in ("nll", "perplexity") else DEFAULT_MARGIN
+    diagnoses = combined(before, of_run(bench.engine, final, results, margin=margin))
+    evidence += tuple(each.to_evidence() for each in diagnoses)
     chosen = named_targets(decision.hyper_parameters, final, bench)
     return RunFacts(
         model=options.model,
@@ -82,6 +91,8 @@ def run_facts(
         gains=gains,
         validation_weights=context.validation_weights,
         truncation=truncation,
+        diagnoses=diagnoses,
+        sensitivity=sensitivity(decision.hyper_parameters, results, bench.engine, bench.limits),
         versions={"loratune": loratune.__version__, **{name: version(name) for name in _PACKAGES}},
         notes=(*bench.data.notes, *final.notes),
         cut_by_clock=cut,

@@ -33,11 +33,13 @@ from loratune.reporting.facts import RunCost
 from loratune.reporting.result import TuneResult, load_result, write_result
 from loratune.reporting.stored import to_stored
 from loratune.run.budget import Budget
+from loratune.run.diagnose import before_training
 from loratune.run.final import Final, FinalRunner
 from loratune.run.kept import LargestAdapter
 from loratune.run.local import LocalRunner
 from loratune.study import Study
 from loratune.values import Decision, Stage, StudiedTask, TrialResult, Truncation
+from loratune.values.diagnosis import Diagnosis
 
 CLOCK_CUT = 3
 _FINAL_RESERVE = 1.15
@@ -110,6 +112,7 @@ class _Job:
         return self.earlier + monotonic() - self.started
 
     def run(self) -> tuple[TuneResult, int]:
+        before = self._look()
         runner = self._runner()
         cut = self._search(runner)
         after = AfterSearch(
@@ -123,8 +126,16 @@ class _Job:
         decision = after.examine(self.priced.strategy.decide(self._history()), self._history())
         self.watch.stage(str(Stage.FINAL))
         final = self._final(decision)
-        result = self._write(decision, after.truncation, final, cut)
+        result = self._write(decision, after.truncation, final, cut, before)
         return result, CLOCK_CUT if cut else 0
+
+    def _look(self) -> tuple[Diagnosis, ...]:
+        """What is wrong with the rows, told before anything is trained on them."""
+        data = self.bench.data
+        found = before_training(self.bench.engine, data.test, removed=data.profile.duplicates_removed)
+        for each in found:
+            self.watch.note(each.sentence)
+        return found
 
     def _history(self) -> list[TrialResult]:
         return [result for result in self.study.results() if result.asked.stage is not Stage.FINAL]
@@ -174,7 +185,12 @@ class _Job:
         ).run(decision.hyper_parameters, recipe if fits else None, self.options.seed)
 
     def _write(
-        self, decision: Decision, truncation: Truncation | None, final: Final, cut: bool
+        self,
+        decision: Decision,
+        truncation: Truncation | None,
+        final: Final,
+        cut: bool,
+        before: tuple[Diagnosis, ...],
     ) -> TuneResult:
         """Adapter, report, and `result.json` last."""
         directory = self.options.directory
@@ -189,6 +205,7 @@ class _Job:
             truncation=truncation,
             final=final,
             cut=cut,
+            before=before,
             cost=RunCost(
                 seconds=self.seconds,
                 predicted_seconds=predicted_seconds(self.study, self.options, self.priced),

@@ -18,6 +18,8 @@ from loratune.values import (
     TrialResult,
     Truncation,
 )
+from loratune.values.diagnosis import Diagnosis
+from loratune.values.sensitivity import Sensitivity
 
 Floats = npt.NDArray[np.float64]
 
@@ -126,6 +128,10 @@ class RunFacts:
     """[validation rows] supervised tokens; for intervals over rows where a setting has one seed."""
     truncation: Truncation | None = None
     """How the largest adapter of the search does when it is cut to lower ranks."""
+    diagnoses: tuple[Diagnosis, ...] | None = None
+    """Signs of trouble that were found; None where nobody looked."""
+    sensitivity: Sensitivity | None = None
+    """What mattered; None where it was not looked at."""
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     cut_by_clock: bool = False

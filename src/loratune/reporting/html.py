@@ -13,6 +13,8 @@ from markupsafe import Markup
 
 from loratune.reporting import figures, takeaways, wording
 from loratune.reporting.facts import RunFacts
+from loratune.reporting.health import divergence_sentence, health_lines
+from loratune.reporting.impacts import HEADS, impact_table
 from loratune.reporting.later_stages import alpha_points, batch_cells, stage_costs
 from loratune.reporting.profile_facts import length_bars, survey_lines
 from loratune.reporting.rank_curves import gaps, learning_curves, own_rate_curve, single_rate_curve
@@ -72,6 +74,10 @@ def render(facts: RunFacts) -> str:
         rank_sentence=takeaways.rank_sentence(own, single, facts),
         interval_sentence=takeaways.interval_sentence(own),
         figures=_figures(facts),
+        health=health_lines(facts),
+        divergences=divergence_sentence(facts),
+        impact_heads=HEADS,
+        impacts=impact_table(facts),
         costs=stage_costs(facts),
         survey=[*survey_lines(facts.profile), *facts.profile.warnings],
         leaks=facts.profile.leak_examples,

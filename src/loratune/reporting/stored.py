@@ -24,7 +24,9 @@ def to_stored(facts: RunFacts) -> dict[str, Any]:
 
 def from_stored(values: Mapping[str, Any], results: Sequence[TrialResult]) -> RunFacts:
     """Inverse of `to_stored`; `results` are the study's."""
-    decoded = {name: each.validate_python(values[name]) for name, each in _adapters().items()}
+    decoded = {
+        name: each.validate_python(values[name]) for name, each in _adapters().items() if name in values
+    }
     weights = values["validation_weights"]
     return RunFacts(
         **decoded,

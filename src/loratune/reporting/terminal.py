@@ -12,6 +12,8 @@ from rich.text import Text
 from loratune.maths.guide import GuideRanges
 from loratune.maths.memory import MemoryEstimate, Verdict
 from loratune.reporting.facts import RunFacts
+from loratune.reporting.health import health_lines
+from loratune.reporting.impacts import impact_table
 from loratune.reporting.profile_facts import guide_line, probe_lines, survey_lines
 from loratune.reporting.tables import MARKS, evidence_number, score_table, value_tiles
 from loratune.reporting.takeaways import cost_sentence, gain_sentence, headline_gains
@@ -26,6 +28,7 @@ from loratune.values import (
     Suggested,
 )
 
+_MOST_SIGNS = 2
 _STYLES = {True: "green", False: "red", None: "dim"}
 _VERDICTS: dict[Verdict, str] = {
     "fits": "This fits in {}.",
@@ -184,8 +187,11 @@ def print_summary(console: Console, facts: RunFacts) -> None:
     for gain in headline_gains(facts):
         console.print(f"  {gain_sentence(gain)}", markup=False, highlight=False)
     console.print()
-    _print_evidence(console, facts, lines=min(10, max(3, console.height - 18)))
+    own = _own_words(facts)
+    _print_evidence(console, facts, lines=min(10, max(3, console.height - 18 - len(own))))
     console.print()
+    for text, style in own:
+        console.print(Text(text, style=style), no_wrap=True, overflow="ellipsis")
     if facts.cut_by_clock:
         console.print("The budget's clock cut the search: the answer is the best so far.", style="yellow")
     console.print(cost_sentence(facts), markup=False, highlight=False)
@@ -195,6 +201,15 @@ def print_summary(console: Console, facts: RunFacts) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _own_words(facts: RunFacts) -> list[tuple[str, str]]:
+    """(text, style) of what needs the user, and of what mattered most: a line each."""
+    signs = [line for line in health_lines(facts) if line.kind == "no"][:_MOST_SIGNS]
+    lines = [(f"{line.mark} {line.action} ({line.finding.rstrip('.')})", "yellow") for line in signs]
+    if facts.sensitivity and facts.sensitivity.impacts:
+        lines.append((impact_table(facts).takeaway, ""))
+    return lines
 
 
 def _scores(facts: RunFacts) -> Table:
