@@ -107,11 +107,8 @@ class _Lane(Slot):
         self.read.append(super().next_rows())
         return self.read[-1]
 
-    def update(self, loss: float, gradient_norm: float, tokens: int) -> None:
-        """Note the loss; the gradient stays for the sum."""
-        self.losses.append(loss)
-        self.trained_tokens += tokens
-        self.step += 1
+    def update(self, norm: torch.Tensor, finite: torch.Tensor) -> None:
+        """Nothing: the gradient stays for the sum."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,6 +20,9 @@ RATE_SPREAD = Spread(level=0.2, dataset=0.5, family=0.4, own=0.15)
 RANK_SPREAD = Spread(level=0.7, dataset=0.7, family=0.4, kind=0.9, slopes=(0.3, 0.2), own=0.4)
 """Slopes per ln(parameters per rank) and ln(supervised tokens)."""
 
+_PARAMETERS, _TOKENS = (3e5, 1.3e7), (1e4, 5e7)
+"""Ranges of the measured tasks: parameters per rank, supervised tokens."""
+
 _INSIDE_SD, _EDGE_SD = 0.2, 0.6
 """A learning rate read off a curve with a minimum; one at the edge of what was tried."""
 _CURVE_SD, _STATED_SD = 0.35, 0.7
@@ -118,8 +121,9 @@ def rank_residuals(tasks: Sequence[StudiedTask]) -> list[Residual]:
 
 
 def _residual(task: StudiedTask, value: float = 0.0, sd: float = 0.0) -> Residual:
-    """Features are centred on what the laws were fitted on; an unknown one is at the centre."""
-    parameters, tokens = task.parameters_per_rank or 1e6, task.supervised_tokens or 1e6
+    """Features lie within what has been measured: slopes are not carried beyond. An unknown one is at the centre."""
+    parameters = min(max(task.parameters_per_rank or 1e6, _PARAMETERS[0]), _PARAMETERS[1])
+    tokens = min(max(task.supervised_tokens or 1e6, _TOKENS[0]), _TOKENS[1])
     return Residual(
         value=value,
         dataset=task.dataset,
