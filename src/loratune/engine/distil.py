@@ -28,7 +28,8 @@ def planted_teacher(
     The update B·A has independent normal entries in both factors and `strength` times the Frobenius norm of
     the weight it is added to; its singular values are nearly equal, so that no rank below `r` comes close.
     """
-    teacher = copy.deepcopy(model)
+    # one configuration for both, so that the attention which the engine puts in place is the teacher's too
+    teacher = copy.deepcopy(model, {id(model.config): model.config})
     generator = torch.Generator().manual_seed(seed)
     for name, inputs, outputs in targets:
         weight = teacher.get_submodule(name).weight
