@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import loratune
 from engine_fixture import trial
-from loratune.app import forecast
+from loratune.app import calibrate
 from loratune.app.truncation import truncation_claims
 from loratune.lora.layout import Adapter, AdapterLayout, Target
 from loratune.reporting.later_stages import alpha_points, batch_cells
@@ -163,7 +163,7 @@ def test_trials_of_other_layers_are_not_mixed_into_the_grid() -> None:
 @pytest.fixture(scope="module", autouse=True)
 def _short_calibration() -> Iterator[None]:
     patch = pytest.MonkeyPatch()
-    patch.setattr(forecast, "_CALIBRATION_SECONDS", 0.05)
+    patch.setattr(calibrate, "SECONDS", 0.05)
     yield
     patch.undo()
 
@@ -174,7 +174,7 @@ def test_tune_with_all_of_it(tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "train.jsonl", animal_rows(120))
     wishes: dict[str, Any] = {
         "model": model, "data": data, "out": tmp_path / "run", "ranks": [2, 8], "budget": "8x", "dtype": "float32",
-        "epochs": 2.0, "device": "cpu", "layer_ranks": True, "heal": True, "margin": 10.0,
+        "epochs": 2.0, "device": "cpu", "layer_ranks": True, "heal": True, "tune_targets": True, "margin": 10.0,
     }  # fmt: skip
     result = loratune.tune(**wishes)
     assert result.recommended.r == 2, "with such a margin the smaller rank is adequate"
@@ -190,13 +190,16 @@ def test_tune_with_all_of_it(tmp_path: Path) -> None:
     }
     assert [point["rank"] for point in points if point["way"] == Cut.HEALED] == [1, 2, 4]
     assert len(stages["truncation"].details["layers"]) == 14
-    tried = [r for r in results if r.asked.stage is Stage.LAYER_RANKS]
-    assert tried
-    pattern = tried[0].asked.hyper_parameters.rank_pattern
+    tried = [r.asked.hyper_parameters for r in results if r.asked.stage is Stage.LAYER_RANKS]
+    (pattern,) = {setting.rank_pattern for setting in tried} - {()}
     assert stages["layer ranks"].details["rank_pattern"] == dict(pattern)
     claims = [each.claim for each in result.evidence]
     assert any("Training and cutting agree" in claim for claim in claims)
     assert any("A rank for each layer" in claim for claim in claims)
+    assert stages["which layers"].answer == "every linear layer at rank 2"
+    compared = [claim for claim in claims if "is better than every linear layer at rank 2" in claim]
+    layers = [r for r in results if r.asked.stage is Stage.TARGETS]
+    assert len(compared) == len({r.asked.hyper_parameters for r in layers if r.finished}) > 0
     page = (result.directory / "report.html").read_text(encoding="utf-8")
     assert "cut, one threshold for all layers" in page
     assert loratune.tune(**wishes, resume=True).recommended == result.recommended
