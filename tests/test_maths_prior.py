@@ -129,7 +129,7 @@ def test_a_probe_narrows_what_it_measured_and_nothing_else() -> None:
     assert after.learning_rate.spread < before.learning_rate.spread
     assert after.batch_size.spread < before.batch_size.spread
     assert after.batch_size.value == 16  # a quarter of 80 rows is 20, a power of two below it 16
-    assert (after.batch_size.low, after.batch_size.high) == (8, 16)  # of 60 / 4 = 15 and 110 / 4 = 27.5 rows
+    assert (after.batch_size.low, after.batch_size.high) == (8, 32)  # of 60 / 4 = 15 rows; twice the value
     assert "batch size" not in " ".join(after.notes)
     assert (after.r, after.epochs) == (before.r, before.epochs)
 

@@ -57,7 +57,8 @@ def test_probe_measures_all_parts(rows: TokenTable) -> None:
     assert found.noise is not None
     assert 0 < found.noise.low <= found.noise.rows <= found.noise.high
     assert found.absorbed is not None
-    assert found.absorbed.rows == 15 * 16  # every row once: 240 rows make 15 steps of 16
+    assert found.absorbed.rows % 16 == 0
+    assert 8 * 16 <= found.absorbed.rows <= 240  # as many steps as the time allows, every row once
     assert found.absorbed.bits > 0  # three labels of two tokens are learnt at once
     assert found.rate is not None
     tried = dict(found.rate.tried)

@@ -39,7 +39,8 @@ RATE_STEP = 3.0
 _ARMS = 5
 _WARMUP = 5
 """Optimiser steps with a rising learning rate; their gradients are not used (at first only B has any)."""
-_FEWEST_STEPS, _MOST_STEPS = 4, 40
+_FEWEST_STEPS, _MOST_STEPS = 8, 40
+_FEWEST_NORMS = 4
 _ARM_BATCH = 8
 _SHORTEST_RUN, _LONGEST_RUN = 10, 100
 """Optimiser steps of an arm of the rate test."""
@@ -141,7 +142,7 @@ def _walk(engine: PackEngine, r: int, lora_alpha: float, *, seconds: float, seed
     speed = sum(lane.trained_tokens for lane in lanes) / max(monotonic() - started, 1e-9)
     if len(norms) < _FEWEST_STEPS:
         return _Walk(tokens_per_second=speed)
-    used = norms[min(_WARMUP, len(norms) - _FEWEST_STEPS) :]
+    used = norms[min(_WARMUP, len(norms) - _FEWEST_NORMS) :]
     small, large = zip(*used, strict=True)
     return _Walk(
         noise=noise_scale(small, large, small_rows=SMALL_ROWS, large_rows=SMALL_ROWS * LANES, seed=seed),

@@ -178,7 +178,11 @@ def rate_test_residual(task: StudiedTask, test: RateTest) -> tuple[float, float]
 
 
 def _batch_size(task: StudiedTask, noise: NoiseScale | None) -> Suggested:
-    """The law's; with a measured noise scale its interval is what the scale's own interval comes to."""
+    """The law's; with a measured noise scale its interval is what the scale's own interval comes to.
+
+    The scale grows as the loss falls (§5 of the survey) and a probe measures at the start, so the upper end
+    is at least twice the value.
+    """
     if noise is None:
         return _suggested(batch_size_law(rows=task.rows, epochs=task.epochs))
     value, low, high = (
@@ -188,7 +192,7 @@ def _batch_size(task: StudiedTask, noise: NoiseScale | None) -> Suggested:
     return Suggested(
         value=value.value,
         low=low.value,
-        high=high.value,
+        high=max(high.value, 2 * value.value),
         reason=value.reason,
         basis=f"90 % of the measured noise scale ({noise.low:.0f} to {noise.high:.0f} rows), n = {noise.steps} steps",
     )
