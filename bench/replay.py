@@ -1,133 +1,21 @@
 """Replays a strategy on a table of measured runs and scores its answer (`docs/design.md`, "Simulated runs").
 
 python bench/replay.py --table TABLE.csv --strategy evidence [--task T] [--json]
+python bench/replay.py --benchmark OUT.csv [--table TABLE.csv --table-margin ...]
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import inf, isfinite, log2
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from loratune.errors import LoratuneError
-from loratune.run.simulated import Cell, TableRunner, play, read_table
-from loratune.search.bracket import Bracket, bracket
+from loratune.errors import DataError, LoratuneError
+from loratune.run.play import Score, always, play_and_score
+from loratune.run.simulated import TableRunner, read_tasks
 from loratune.search.make import STRATEGIES, make_strategy
-from loratune.search.procedure import Ledger, Procedure, ask, decide
-from loratune.search.space import RateScale, base_batch, hyper_parameters, trial, usual_rate
-from loratune.values import HyperParameters, SearchContext, TrialResult
-
-Key = tuple[int, float, int, float]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Score:
-    """How one answer did on one task."""
-
-    task: str
-    chosen: Key
-    """Rank, learning rate, batch size, alpha of the cell."""
-    regret: float
-    """Relative NLL above the best cell of the table; infinite (null in JSON) where the choice diverges."""
-    cost: float
-    """Full-run equivalents."""
-    cost_share: float
-    """Of what the whole table cost."""
-    inferior: bool
-    """Whether the rank's best cell loses more than the margin to the largest rank's."""
-    overshoot: float
-    """Doublings above the smallest adequate rank; 0 below it."""
-    evidence: tuple[dict[str, Any], ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        names = ("rank", "learning_rate", "batch_size", "lora_alpha")
-        return {
-            "task": self.task,
-            "chosen": dict(zip(names, self.chosen, strict=True)),
-            "regret": self.regret if isfinite(self.regret) else None,
-            "cost_share": self.cost_share,
-            "rank_inferior": self.inferior,
-            "evidence": list(self.evidence),
-        }
-
-
-def key_of(cell: Cell) -> Key:
-    return cell.rank, cell.learning_rate, cell.batch_size, cell.lora_alpha
-
-
-def score(
-    runner: TableRunner,
-    setting: HyperParameters,
-    cost: float,
-    margin: float,
-    evidence: Sequence[dict[str, Any]] = (),
-) -> Score:
-    """Judges a setting by the table's means over seeds and repeats at the end of the runs."""
-    values: dict[Key, list[float]] = {}
-    for cell in runner.full:
-        values.setdefault(key_of(cell), []).append(cell.nll)
-    means = {key: float(np.mean(nlls)) for key, nlls in values.items()}
-    ranks = sorted({key[0] for key in means})
-    best = {r: min(nll for key, nll in means.items() if key[0] == r) for r in ranks}
-    adequate = [r for r in ranks if best[r] - best[ranks[-1]] <= margin]
-    snapped = runner.snap(setting)
-    chosen: Key = (setting.r, setting.learning_rate, setting.batch_size, setting.lora_alpha)
-    if snapped is not None:
-        chosen = key_of(snapped)
-    lowest = min(means.values())
-    return Score(
-        task=runner.task,
-        chosen=chosen,
-        regret=(means.get(chosen, inf) - lowest) / lowest,
-        cost=cost,
-        cost_share=cost / sum(max(len(cell.repeats), 1) for cell in runner.full),
-        inferior=setting.r not in adequate,
-        overshoot=max(log2(setting.r / adequate[0]), 0.0),
-        evidence=tuple(evidence),
-    )
-
-
-def replay(table: Path, task: str, strategy: str, wishes: dict[str, Any]) -> Score:
-    """One strategy on one task."""
-    runner = TableRunner(table, task)
-    player = make_strategy(strategy, runner.context(**wishes))
-    history = play(player, runner)
-    decision = player.decide(history)
-    cost = sum(result.cost for result in history)
-    evidence = [claim.to_dict() for claim in decision.evidence]
-    return score(runner, decision.hyper_parameters, cost, wishes["margin"], evidence)
-
-
-def always(table: Path, task: str, rank: int | None, wishes: dict[str, Any]) -> Score | None:
-    """A fixed rank (None: the largest) at the best learning rate of its bracket, one seed."""
-    runner = TableRunner(table, task)
-    context: SearchContext = runner.context(**wishes)
-    r = max(context.ranks) if rank is None else rank
-    if r not in context.ranks:
-        return None
-    batch = base_batch(context)
-
-    def procedure(ledger: Ledger) -> Procedure[Bracket]:
-        return bracket(
-            lambda rate: trial(hyper_parameters(context, r=r, rate=rate, batch=batch), context.seed),
-            scale=RateScale.of(context),
-            centre=usual_rate(context, r, batch),
-            count=3,
-            extensions=3,
-            refine=False,
-        )
-
-    history: list[TrialResult] = []
-    while trials := ask(procedure, context, history):
-        history.extend(runner.run(trials, context))
-    rate = decide(procedure, context, history).best
-    setting = hyper_parameters(context, r=r, rate=rate, batch=batch)
-    return score(runner, setting, sum(result.cost for result in history), wishes["margin"])
 
 
 def table_line(name: str, s: Score | None) -> str:
@@ -170,21 +58,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     wishes = {"margin": options.margin, "budget": options.budget, "seed": options.seed}
     try:
-        tasks = [options.task] if options.task else list(read_table(options.table))
-        scores = [replay(options.table, task, options.strategy, wishes) for task in tasks]
+        measured = read_tasks(options.table)
+        if options.task is not None and options.task not in measured:
+            known = ", ".join(sorted(measured))
+            raise DataError(f"The task {options.task!r} is not in {options.table}; choose one of {known}.")
+        tasks = [measured[options.task]] if options.task else list(measured.values())
+        scores = []
+        for task in tasks:
+            runner = TableRunner(task)
+            scores.append(play_and_score(make_strategy(options.strategy, runner.context(**wishes)), runner))
     except LoratuneError as error:
         print(error, file=sys.stderr)
         return error.exit_code
     if options.json:
         print(json.dumps([s.to_dict() for s in scores], indent=1))
         return 0
-    columns: dict[str, list[Score | None]] = {
-        options.strategy: list(scores),
-        "always the largest rank": [always(options.table, task, None, wishes) for task in tasks],
-        "always r = 16": [always(options.table, task, 16, wishes) for task in tasks],
-    }
+    columns: dict[str, list[Score | None]] = {options.strategy: list(scores)}
+    for name, rank in (("always the largest rank", None), ("always r = 16", 16)):
+        runners = [TableRunner(task) for task in tasks]
+        columns[name] = [always(runner, runner.context(**wishes), rank) for runner in runners]
     for index, task in enumerate(tasks):
-        print(task)
+        print(task.name)
         for name, column in columns.items():
             print(table_line(name, column[index]))
     print(f"All {len(tasks)} tasks, margin {options.margin:g} nats, budget {options.budget:g} runs")

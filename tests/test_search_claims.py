@@ -5,10 +5,11 @@ from math import inf
 import pytest
 
 from loratune.maths.noninferiority import Comparison, SeedNoise
+from loratune.maths.rankcurve import RankCurve, Reading
 from loratune.search.bracket import Bracket
 from loratune.search.challenge import ChallengeAnswer, Contender
 from loratune.search.claims import challenge_claims, rank_claims, slope_note
-from loratune.search.ranks import Measured, RankAnswer, Rule, Unproven
+from loratune.search.ranks import Measured, RankAnswer
 from loratune.search.space import trial
 from loratune.values import HyperParameters, SearchContext, TrialResult, TrialState
 
@@ -37,7 +38,7 @@ def answer(
     *ranks: Measured,
     chosen: int = 0,
     comparisons: tuple[tuple[int, Comparison], ...] = (),
-    unproven: Unproven | None = None,
+    unproven: Comparison | None = None,
 ) -> RankAnswer:
     return RankAnswer(
         chosen=ranks[chosen],
@@ -46,6 +47,7 @@ def answer(
         comparisons=comparisons,
         settled=unproven is None,
         unproven=unproven,
+        curve=RankCurve((4, 8, 64), 0.005, (Reading(64, 0.5, 1e-6), Reading(4, 0.5, 1e-6))),
         law=None,
         noise=SeedNoise(variance=1e-6, degrees=4),
         correction=1.0,
@@ -120,20 +122,14 @@ def test_undecided_and_the_largest_kept() -> None:
     assert not any("taken because" in claim.claim for claim in rank_claims(CONTEXT, found))
 
 
-@pytest.mark.parametrize(
-    ("rule", "comparison", "because"),
-    [
-        (Rule.MEASURED, BETTER, "it was measured at least as good"),
-        (Rule.LAW, UNDECIDED, "the power law expects it within the margin"),
-    ],
-)
-def test_undecided_and_a_smaller_rank_taken(rule: Rule, comparison: Comparison, because: str) -> None:
-    unproven = Unproven(r=4, comparison=comparison, rule=rule)
-    found = answer(*RANKS, comparisons=((8, UNDECIDED),), unproven=unproven)
+@pytest.mark.parametrize("comparison", [BETTER, UNDECIDED])
+def test_undecided_and_a_smaller_rank_taken(comparison: Comparison) -> None:
+    found = answer(*RANKS, comparisons=((8, UNDECIDED),), unproven=comparison)
     holds, value, words = told(found, "is taken because")
     assert (holds, value) == (False, comparison.difference)
     assert words.startswith("Rank 4 is as good as rank 64: not shown, the runs could have detected")
-    assert words.endswith(f"it is taken because {because}.")
+    assert found.curve is not None
+    assert f"with probability {found.curve.adequate[4]:.2f}" in words
 
 
 def test_undecided_below_a_rank_that_was_shown() -> None:

@@ -22,7 +22,7 @@ BUDGETS = (1.2, 5.0, 20.0)
 @cache
 def table() -> TableRunner:
     with TemporaryDirectory() as folder:
-        return TableRunner(Planted().write(Path(folder) / "planted.csv"), "planted")
+        return TableRunner.open(Planted().write(Path(folder) / "planted.csv"), "planted")
 
 
 def measure(trial: Trial, context: SearchContext) -> TrialResult:

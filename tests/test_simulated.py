@@ -37,7 +37,7 @@ def table(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def runner(table: Path) -> TableRunner:
-    return TableRunner(table, "a")
+    return TableRunner.open(table, "a")
 
 
 def setting(r: int = 4, rate: float = 1e-3, batch: int = 8, alpha: float = 8) -> HyperParameters:
@@ -98,10 +98,10 @@ def test_a_cell_is_paid_for_once(runner: TableRunner) -> None:
 
 
 def test_context_of_a_table(table: Path) -> None:
-    context = TableRunner(table, "a").context(budget=7, margin=0.01, seed=3)
+    context = TableRunner.open(table, "a").context(budget=7, margin=0.01, seed=3)
     assert (context.ranks, context.batch_sizes, context.seeds) == ((4, 8), (8, 32), 2)
     assert (context.budget, context.margin, context.seed) == (7, 0.01, 3)
-    single = TableRunner(table, "b").context()
+    single = TableRunner.open(table, "b").context()
     assert single.seeds == 1
     assert single.seed_sd is not None
     assert single.lora_alpha == 8
@@ -114,7 +114,7 @@ def test_per_example_values_are_read(tmp_path: Path) -> None:
     np.savez(
         tmp_path / "small_per_example_nll.npz", **{"rank=4,learning_rate=0.001,batch_size=8,seed=0": values}
     )
-    runner = TableRunner(path, "a")
+    runner = TableRunner.open(path, "a")
     context = runner.context()
     with_rows, without = runner.run([Trial(hyper_parameters=setting(batch=b)) for b in (8, 32)], context)
     assert with_rows.example_nll == pytest.approx(values.astype(np.float64))
@@ -140,7 +140,7 @@ def test_a_missing_table_or_task_is_named(tmp_path: Path, table: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         read_table(tmp_path / "none.csv")
     with pytest.raises(DataError, match="choose one of a, b"):
-        TableRunner(table, "c")
+        TableRunner.open(table, "c")
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def test_replay_prints_the_fixed_keys(
     assert set(answer["chosen"]) == {"rank", "learning_rate", "batch_size", "lora_alpha"}
     assert answer["rank_inferior"] == (answer["chosen"]["rank"] < truth.smallest_adequate(0.005))
     assert 0 <= answer["regret"] < 1
-    runs = len(TableRunner(path, "planted").full)
+    runs = len(TableRunner.open(path, "planted").full)
     assert 0 < answer["cost_share"] <= 12 / runs + 1e-9
     assert replay.main(arguments) == 0
     printed = capsys.readouterr().out

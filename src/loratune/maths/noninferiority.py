@@ -6,13 +6,15 @@ Knows arrays, not trials.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import inf, isfinite, sqrt
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy.special import ndtri, stdtrit
+
+from loratune.maths.looks import Look, first_look_alpha, lower_bound, upper_bound
 
 Floats = npt.NDArray[np.float64]
 ONE_SIDED = 0.95
@@ -49,44 +51,71 @@ class Comparison:
     margin: float
     seeds_measured: bool = True
     """False where seed noise is neither measured nor assumed: nothing can be concluded then."""
+    level: float = ONE_SIDED
+    """One-sided level at which this look decides; above 0.95 at the first of two looks."""
+    earlier: "Comparison | None" = None
+    """The first of two looks, where this is the second."""
 
-    def _bound(self, level: float) -> float:
-        return float(stats.t.ppf(level, self.degrees)) * self.standard_error
+    def at_first_look(self, share: float) -> "Comparison":
+        """This comparison as the first of two looks, at `share` of the runs of the second."""
+        return replace(self, level=1 - first_look_alpha(share, 1 - ONE_SIDED))
+
+    def after(self, earlier: "Comparison") -> "Comparison":
+        """This comparison as the second look, after one that left it undecided."""
+        return replace(self, earlier=earlier) if earlier.seeds_measured else self
+
+    def _margins(self, level: float) -> tuple[float, float]:
+        """Lower and upper one-sided bounds."""
+        if not self.seeds_measured:
+            return -inf, inf
+        if self.earlier is None:
+            half = self._half(level)
+            return self.difference - half, self.difference + half
+        first = self.earlier
+        reach = first._half(first.level)
+        parts = (first._look, first.margin - reach, first.margin + reach, self._look, level)
+        return lower_bound(*parts), upper_bound(*parts)
+
+    def _half(self, level: float) -> float:
+        quantile = stdtrit(self.degrees, level) if isfinite(self.degrees) else ndtri(level)
+        return float(quantile) * self.standard_error
+
+    @property
+    def _look(self) -> Look:
+        return Look(difference=self.difference, standard_error=self.standard_error, degrees=self.degrees)
 
     @property
     def lower(self) -> float:
         """One-sided 95 % lower bound."""
-        return self.difference - self._bound(ONE_SIDED) if self.seeds_measured else -inf
+        return self._margins(ONE_SIDED)[0]
 
     @property
     def upper(self) -> float:
         """One-sided 95 % upper bound."""
-        return self.difference + self._bound(ONE_SIDED) if self.seeds_measured else inf
+        return self._margins(ONE_SIDED)[1]
 
     @property
     def interval(self) -> tuple[float, float] | None:
         """Two-sided 95 %; None where seed noise is unknown."""
-        if not self.seeds_measured:
-            return None
-        half = self._bound(0.975)
-        return self.difference - half, self.difference + half
+        return self._margins(0.975) if self.seeds_measured else None
 
     @property
     def verdict(self) -> Verdict:
-        if self.upper <= self.margin:
+        lower, upper = self._margins(self.level)
+        if upper <= self.margin:
             return Verdict.ADEQUATE
-        return Verdict.INFERIOR if self.lower > self.margin else Verdict.UNDECIDED
+        return Verdict.INFERIOR if lower > self.margin else Verdict.UNDECIDED
 
     def better(self, tests: int = 1) -> bool:
         """Whether the candidate beats the reference beyond two-sided 95 %, shared by `tests` candidates."""
-        return self.seeds_measured and self.difference + self._bound(1 - 0.025 / max(tests, 1)) < 0
+        return self._margins(1 - 0.025 / max(tests, 1))[1] < 0
 
     @property
     def smallest_detectable(self) -> float | None:
         """The true difference that this test finds with 80 % power at its one-sided 5 % level."""
         if not self.seeds_measured:
             return None
-        return self._bound(ONE_SIDED) + self._bound(0.8)
+        return self._half(ONE_SIDED) + self._half(0.8)
 
 
 def pool_seed_noise(repeats: Sequence[Sequence[float]]) -> SeedNoise:

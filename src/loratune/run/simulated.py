@@ -1,4 +1,4 @@
-"""Plays a strategy against a table of measured results instead of a model, in seconds.
+"""Runs trials by looking them up in a table of measured results instead of training a model.
 
 Snapping: ranks never; learning rate, then batch size, then alpha to the nearest cell in log space, seeds in
 turn, the fraction to the nearest. One grid step above a rank's highest learning rate stands a cell that
@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import exp, inf, isfinite, log, nan
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
 from loratune.errors import DataError
-from loratune.search.strategy import Strategy
 from loratune.values import HyperParameters, SearchContext, Trial, TrialResult, TrialState
 
 COLUMNS = (
@@ -100,22 +100,52 @@ def _cell(row: Mapping[str, str]) -> Cell:
     )
 
 
+Examples = Mapping[tuple[float, float, float, float], npt.NDArray[np.float64]]
+"""[rows] NLL of each validation row by (rank, learning rate, batch size, seed)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class MeasuredTask:
+    """One task of a table."""
+
+    name: str
+    cells: tuple[Cell, ...]
+    noise: float
+    """Relative sd between reruns that is assumed where no cell has several seeds."""
+    examples: Examples
+
+
+def read_tasks(path: Path) -> dict[str, MeasuredTask]:
+    """All tasks of a table with the per-example values beside it. Raises `DataError` as `read_table` does."""
+    tasks = read_table(path)
+    noise = _rerun_noise(tasks.values())
+    examples = path.with_name(f"{path.stem}_per_example_nll.npz")
+    return {
+        name: MeasuredTask(name=name, cells=cells, noise=noise, examples=_per_example(examples, name))
+        for name, cells in tasks.items()
+    }
+
+
 class TableRunner:
     """Runs trials by looking them up; remembers which cells were paid for."""
 
-    def __init__(self, table: Path, task: str) -> None:
-        """Reads one task of a table. Raises `DataError` for a table that cannot be read or a task not in it."""
-        tasks = read_table(table)
-        if task not in tasks:
-            raise DataError(f"The task {task!r} is not in {table}; choose one of {', '.join(sorted(tasks))}.")
-        self.task = task
-        self.cells = tasks[task]
-        self.noise = _rerun_noise(tasks.values())
-        self.examples = _per_example(table.with_name(f"{table.stem}_per_example_nll.npz"), task)
+    def __init__(self, task: MeasuredTask) -> None:
+        self.task = task.name
+        self.cells = task.cells
+        self.noise = task.noise
+        self.examples = task.examples
         self.paid: set[str] = set()
         rates = sorted({cell.learning_rate for cell in self.cells})
         gaps = [log(high / low) for low, high in pairwise(rates)]
         self.half_step = exp(float(np.median(gaps)) / 2) if gaps else 1.0
+
+    @classmethod
+    def open(cls, table: Path, task: str) -> Self:
+        """One task of a table. Raises `DataError` for a table that cannot be read or a task not in it."""
+        tasks = read_tasks(table)
+        if task not in tasks:
+            raise DataError(f"The task {task!r} is not in {table}; choose one of {', '.join(sorted(tasks))}.")
+        return cls(tasks[task])
 
     @property
     def full(self) -> tuple[Cell, ...]:
@@ -216,14 +246,6 @@ class TableRunner:
         if cell.fraction < max(other.fraction for other in self.cells) - 1e-6:
             return None
         return self.examples.get((cell.rank, cell.learning_rate, cell.batch_size, cell.seed))
-
-
-def play(strategy: Strategy, runner: TableRunner) -> tuple[TrialResult, ...]:
-    """Runs a strategy to its end; returns the history."""
-    history: list[TrialResult] = []
-    while trials := strategy.ask(history):
-        history.extend(runner.run(trials, strategy.context))
-    return tuple(history)
 
 
 def _per_example(path: Path, task: str) -> dict[tuple[float, float, float, float], npt.NDArray[np.float64]]:

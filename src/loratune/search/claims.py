@@ -8,7 +8,7 @@ from loratune.search.bracket import Bracket, shared_rate
 from loratune.search.challenge import ChallengeAnswer, Contender
 from loratune.search.compare import FULL, rows_are_paired, unit
 from loratune.search.procedure import Ledger
-from loratune.search.ranks import Measured, RankAnswer, Rule
+from loratune.search.ranks import Measured, RankAnswer
 from loratune.search.space import RateScale
 from loratune.values import Evidence, HyperParameters, SearchContext, Stage, TrialResult
 
@@ -28,7 +28,7 @@ def rank_claims(context: SearchContext, answer: RankAnswer) -> tuple[Evidence, .
     if not answer.comparisons:
         return (note(f"Only rank {answer.chosen.r} was measured: ranks were not compared."),)
     claims = [_rank_claim(context, answer, r, comparison) for r, comparison in answer.comparisons]
-    if answer.comparisons[-1][1].verdict is Verdict.UNDECIDED:
+    if answer.unproven is not None or answer.comparisons[-1][1].verdict is Verdict.UNDECIDED:
         claims.append(_undecided_claim(context, answer))
     claims.append(_noise_note(context, answer))
     if answer.law is not None and len(answer.measured) > 2:
@@ -75,15 +75,12 @@ def _undecided_claim(context: SearchContext, answer: RankAnswer) -> Evidence:
     chosen, reference = answer.chosen.r, answer.reference.r
     last_rank, comparison = answer.comparisons[-1]
     if answer.unproven is not None:
-        comparison = answer.unproven.comparison
-        rule = (
-            "it was measured at least as good"
-            if answer.unproven.rule is Rule.MEASURED
-            else "the power law expects it within the margin"
-        )
+        comparison = answer.unproven
+        assert answer.curve is not None
         text = (
             f"Rank {chosen} is as good as rank {reference}: not shown, {_power(context, comparison)}; "
-            f"it is taken because {rule}."
+            f"it is taken because it is so with probability {answer.curve.adequate[chosen]:.2f} "
+            "by the measured curve."
         )
     elif chosen == reference:
         text = (

@@ -30,6 +30,8 @@ class Effort:
     """Learning rates screened at each further rank."""
     full_rates: int
     """Learning rates compared on all rows at each rank; 0: the screened one, or the law's, is taken."""
+    tuned_rates: int
+    """Learning rates compared on all rows at the chosen rank, where they were only screened."""
     ranks: int
     seeds: int
     """Runs of each setting that is compared, with other seeds than the one that chose the learning rate."""
@@ -68,6 +70,7 @@ def full_effort(context: SearchContext) -> Effort:
         anchor_rates=5 if fraction < 1 else 0,
         screened_rates=0,
         full_rates=len(context.learning_rates) or 3,
+        tuned_rates=0,
         ranks=len(candidate_ranks(context)) if context.ranks else min(5, len(candidate_ranks(context))),
         seeds=3 if context.seeds == 0 else max(1, min(3, context.seeds - 1)),
         batches=len(other_batches(context, batch)),
@@ -87,7 +90,7 @@ def price(context: SearchContext, effort: Effort) -> StageCosts:
     if context.seeds == 1:  # the runs that chose are the only ones there are
         free = effort.ranks if effort.full_rates else int(effort.fraction == 1)
         testing = max(testing - free, 0)
-    runs = effort.ranks * effort.full_rates + testing
+    runs = effort.ranks * effort.full_rates + testing + effort.tuned_rates
     batches = effort.batches * effort.rates_per_batch
     return StageCosts(
         trials=(screening + runs, batches, effort.alphas, effort.regularisers),
@@ -102,7 +105,13 @@ def price(context: SearchContext, effort: Effort) -> StageCosts:
 
 def _screen_only(effort: Effort) -> Effort:
     screened = 3 if effort.fraction < 1 else 0
-    return replace(effort, full_rates=0, screened_rates=screened, anchor_rates=5 if screened else 3)
+    return replace(
+        effort,
+        full_rates=0,
+        screened_rates=screened,
+        anchor_rates=5 if screened else 3,
+        tuned_rates=screened,
+    )
 
 
 Cut = Callable[[Effort], Effort]
@@ -113,23 +122,28 @@ REDUCTIONS: tuple[tuple[str, str, Cut], ...] = (
         lambda e: replace(e, rates_per_batch=1),
     ),
     ("batches", "at most two other batch sizes", lambda e: replace(e, batches=min(e.batches, 2))),
+    ("alphas", "at most two other alphas", lambda e: replace(e, alphas=min(e.alphas, 2))),
     ("seeds", "two seeds for each comparison instead of three", lambda e: replace(e, seeds=min(e.seeds, 2))),
     ("ranks", "four ranks", lambda e: replace(e, ranks=min(e.ranks, 4))),
-    ("ranks", "three ranks", lambda e: replace(e, ranks=min(e.ranks, 3))),
-    ("alphas", "at most two other alphas", lambda e: replace(e, alphas=min(e.alphas, 2))),
-    ("rates", "learning rates are compared on part of the rows, or at one rank only", _screen_only),
     ("alphas", "alpha is not searched, it stays at 2r", lambda e: replace(e, alphas=0)),
+    ("seeds", "one seed for each rank, repeated only where it matters", lambda e: replace(e, seeds=1)),
+    ("rates", "learning rates are compared on part of the rows, or at one rank only", _screen_only),
     ("regularisers", "dropout and weight decay are not searched", lambda e: replace(e, regularisers=0)),
     ("batches", "at most one other batch size", lambda e: replace(e, batches=min(e.batches, 1))),
     ("batches", "the batch size is not searched", lambda e: replace(e, batches=0)),
-    ("ranks", "two ranks", lambda e: replace(e, ranks=min(e.ranks, 2))),
+    (
+        "tuned",
+        "learning rates are not compared on all rows at the chosen rank",
+        lambda e: replace(e, tuned_rates=0),
+    ),
+    ("ranks", "three ranks", lambda e: replace(e, ranks=min(e.ranks, 3))),
     (
         "rates",
         "learning rates are screened at one rank, the law carries them to the other",
         lambda e: replace(e, screened_rates=0),
     ),
     ("screened", "three learning rates are screened instead of five", lambda e: replace(e, anchor_rates=3)),
-    ("seeds", "one seed: ranks are compared without knowing the noise", lambda e: replace(e, seeds=1)),
+    ("ranks", "two ranks", lambda e: replace(e, ranks=min(e.ranks, 2))),
     ("ranks", "one rank, the prior's: ranks are not compared", lambda e: replace(e, ranks=1)),
     ("seeds", "nothing is trained on all rows before the final run", lambda e: replace(e, seeds=0)),
     ("screened", "one learning rate, the law's", lambda e: replace(e, anchor_rates=1)),

@@ -4,12 +4,14 @@ A low-fidelity result may discard a learning rate, never a rank. Knows nothing o
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import StrEnum
-from math import isfinite, log2, sqrt
+from dataclasses import dataclass, replace
+from math import inf, log2, sqrt
+
+import numpy as np
 
 from loratune.maths.noninferiority import Comparison, SeedNoise, Verdict
 from loratune.maths.powerlaw import PowerLaw, fit_power_law
+from loratune.maths.rankcurve import RankCurve, Reading
 from loratune.search.bracket import Bracket, bracket
 from loratune.search.compare import FULL, compare, finished, mean_loss, seed_noise
 from loratune.search.effort import Effort
@@ -29,10 +31,15 @@ from loratune.search.space import (
 )
 from loratune.values import SearchContext, Trial
 
-MOST_SEEDS = 5
-"""Runs of one setting, at most, when a comparison stays undecided."""
+MORE_SEEDS = 2
+"""Runs that a rank and the reference get between the first look and the second, which is the last."""
 MOST_EXTENSIONS = 3
-MOST_EXTRA_RANKS = 3
+ONE_SIDED_Z, FAIR_Z = 1.645, 0.84
+"""Normal quantiles of the test's level, and of the chance (20 %) from which a second look is worth its runs."""
+SMALLEST_GAIN = 0.004
+"""Expected gain for each full run, in the worth of an inferior rank, below which the search stops early."""
+USUAL_NOISE = 0.01
+"""Sd between seeds as a share of the loss, where little or nothing was repeated."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,22 +52,6 @@ class Measured:
     """The learning rates compared at this rank; None where the law carried another rank's over."""
     results: Results
     """Finished runs on all rows at that learning rate; empty where there is none."""
-
-
-class Rule(StrEnum):
-    """Why a rank may be taken that the test leaves undecided."""
-
-    MEASURED = "measured at least as good"
-    LAW = "expected within the margin by the power law"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Unproven:
-    """A rank taken without having been shown adequate."""
-
-    r: int
-    comparison: Comparison
-    rule: Rule
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,8 +67,10 @@ class RankAnswer:
     """(rank, against the reference), from the largest downwards, as far as the test went."""
     settled: bool
     """Whether the chosen rank was shown adequate (or is the reference itself)."""
-    unproven: Unproven | None
-    """On what the chosen rank rests where it was not shown adequate and is not the reference."""
+    unproven: Comparison | None
+    """The chosen rank's comparison where it was taken without having been shown adequate."""
+    curve: RankCurve | None
+    """How probably each rank is adequate; None where fewer than two ranks were measured."""
     law: PowerLaw | None
     noise: SeedNoise
     correction: float
@@ -107,8 +100,8 @@ class RankStage:
         self.context = context
         self.effort = effort
         self.ledger = ledger
-        self.reserve = reserve
-        """Full-run equivalents kept for later stages."""
+        self.reserve = reserve + effort.tuned_rates * unit_cost(context)
+        """Full-run equivalents kept for later stages and for the chosen rank's learning rate."""
         self.batch = base_batch(context)
         self.scale = RateScale.of(context)
         self.prior = prior_rank(context)
@@ -126,10 +119,11 @@ class RankStage:
             ranks = spread(candidate_ranks(self.context), self.prior, self.effort.ranks - 1)
         order = sorted(ranks, key=lambda r: (r != max(ranks), r != self.prior, -r))
         measured = list((yield from together([self._measure(r, anchored) for r in order])))
-        yield from self._refine(measured, anchored, planned=self.effort.ranks - len(measured))
-        yield from self._more_seeds(measured)
-        yield from self._refine(measured, anchored, planned=0)
-        return self._answer(measured)
+        yield from self._explore(measured, anchored, planned=self.effort.ranks - len(measured))
+        yield from self._prove(measured)
+        answer = self._answer(measured)
+        chosen = yield from self._tuned(answer.chosen)
+        return replace(self._answer(measured), chosen=chosen)
 
     def _collect(self, procedure: Procedure[Bracket]) -> Procedure[Bracket]:
         found = yield from procedure
@@ -190,6 +184,30 @@ class RankStage:
             rate = kept[0].asked.hyper_parameters.learning_rate if kept else rate
         return Measured(r=r, learning_rate=rate, bracket=found, results=kept)
 
+    def _tuned(self, chosen: Measured) -> Procedure[Measured]:
+        """The chosen rank with its learning rate compared on all rows, if that was not done and the budget allows.
+
+        What the test said of the rank stays: a better learning rate only makes it more adequate.
+        """
+        if not (self.effort.tuned_rates and chosen.results):
+            return chosen
+        tuned = yield from self._collect(
+            bracket(
+                lambda rate: self._trial(chosen.r, rate, search_seed(self.context)),
+                scale=self.scale,
+                centre=chosen.learning_rate,
+                count=self.effort.tuned_rates,
+                extensions=1,
+                refine=self.context.seeds != 1,
+            )
+        )
+        best = finished(self.context, tuned.at_best_tried())
+        if not best:
+            return chosen
+        if best[0].trial.hyper_parameters == chosen.results[0].trial.hyper_parameters:
+            return replace(chosen, bracket=tuned)
+        return Measured(r=chosen.r, learning_rate=tuned.best, bracket=tuned, results=best)
+
     def _noise(self) -> SeedNoise:
         return seed_noise(self.context, [result for results in self.seen for result in results])
 
@@ -214,63 +232,123 @@ class RankStage:
         on_all_rows = [result for result in choosing if result.trial.fraction >= FULL]
         return finished(self.context, (*m.results, *on_all_rows))
 
-    def _refine(self, measured: list[Measured], anchored: Bracket | None, planned: int) -> Procedure[None]:
-        """Measures further ranks: the one the power law calls the smallest adequate, else its neighbours.
+    def _curve(self, measured: Sequence[Measured]) -> RankCurve | None:
+        """The posterior of the rank curve, from all runs on all rows at each rank's learning rate."""
+        known = sorted((m for m in measured if m.results), key=lambda m: -m.r)
+        if len(known) < 2:
+            return None
+        readings = []
+        for m in known:
+            variance = self._guessed_variance(known[0]) / len(self._runs(m))
+            if m is not known[0]:  # the rows' share, which more seeds do not shrink
+                still = SeedNoise(variance=0.0, degrees=inf)
+                variance += compare(self.context, m.results, known[0].results, still).standard_error ** 2
+            readings.append(Reading(m.r, mean_loss(self.context, self._runs(m)), variance))
+        candidates = [r for r in candidate_ranks(self.context) if r <= known[0].r]
+        return RankCurve(tuple(candidates), self.context.margin, tuple(readings))
 
-        `planned` ranks in any case; then, while the budget lasts, up to `MOST_EXTRA_RANKS` more if they are
-        the law's choice or the test is still undecided.
+    def _guessed_variance(self, reference: Measured) -> float:
+        """Of one run from seed to seed: the measured one with a guess that counts as one degree of freedom."""
+        noise = self._noise()
+        if noise.degrees == inf:
+            return noise.variance
+        guess = (USUAL_NOISE * mean_loss(self.context, reference.results)) ** 2
+        return (noise.degrees * noise.variance + guess) / (noise.degrees + 1)
+
+    def _explore(self, measured: list[Measured], anchored: Bracket | None, planned: int) -> Procedure[None]:
+        """Measures another rank, or repeats one and the reference: whichever the choice should gain most from.
+
+        `planned` further ranks in any case; then while the budget lasts and the expected gain for each run is
+        at least `SMALLEST_GAIN`.
         """
-        each = unit_cost(self.context) * max(self.effort.full_rates + self.effort.seeds, 1)
-        for index in range(planned + MOST_EXTRA_RANKS):
-            law = self._law(measured)
-            if law is None or len(measured) < 2:
+        while True:
+            curve = self._curve(measured)
+            if curve is None:
                 return
-            if index >= planned and self.ledger.left - self.reserve < each:
+            options = self._options(measured, curve, new_only=planned > 0)
+            if not options:
                 return
-            _, comparisons = self._test(measured)
-            undecided = any(c.verdict is Verdict.UNDECIDED for _, c in comparisons)
-            wanted = self._next_rank(measured, law, fill=index < planned or undecided)
-            if wanted is None:
+            gain, m, cost = max(options, key=lambda option: option[0] / option[2])
+            if planned <= 0 and (gain < SMALLEST_GAIN * cost or cost > self.ledger.left - self.reserve):
                 return
-            measured.append((yield from self._measure(wanted, anchored)))
+            planned -= 1
+            if isinstance(m, int):
+                measured.append((yield from self._measure(m, anchored)))
+            elif not (yield from self._repeat(measured, m)):
+                return
 
-    def _next_rank(self, measured: Sequence[Measured], law: PowerLaw, *, fill: bool) -> int | None:
+    def _options(
+        self, measured: Sequence[Measured], curve: RankCurve, *, new_only: bool
+    ) -> list[tuple[float, "int | Measured", float]]:
+        """(expected gain, rank to measure or to repeat, cost in full runs)."""
+        effort, unit = self.effort, unit_cost(self.context)
+        allowed = [m.r for m in measured if m.results]
         known = {m.r for m in measured}
-        pool = [r for r in candidate_ranks(self.context) if r <= max(known)]
-        target = law.smallest_within(pool, self.context.margin)
-        rest = [r for r in pool if r not in known]
-        if target in rest:
-            return target
-        return nearest(rest, target) if fill and rest else None
+        typical = float(np.mean([reading.variance for reading in curve.readings]))
+        each = max(effort.full_rates + effort.seeds, 1) * unit
+        found: list[tuple[float, int | Measured, float]] = [
+            (curve.gain(r, typical, allowed), r, each) for r in curve.candidates if r not in known
+        ]
+        more = self._last_look - effort.seeds
+        reference = max((m for m in measured if m.results), key=lambda m: m.r)
+        for m in measured:
+            if new_only or m is reference or not m.results or more <= 0 or self._repeated(m):
+                continue
+            variance = self._guessed_variance(reference) / more
+            cost = more * unit * (1 if self._repeated(reference) else 2)
+            found.append((curve.gain(m.r, variance, allowed), m, cost))
+        return found
 
-    def _more_seeds(self, measured: list[Measured]) -> Procedure[None]:
-        """Runs the reference and the first undecided rank with further seeds while the budget lasts."""
-        each = unit_cost(self.context)
+    @property
+    def _last_look(self) -> int:
+        """Runs with test seeds that a rank has at the second look."""
+        return len(test_seeds(self.context, self.effort.seeds + MORE_SEEDS))
+
+    def _repeated(self, m: Measured) -> bool:
+        return len(m.results) > self.effort.seeds
+
+    def _repeat(self, measured: list[Measured], m: Measured) -> Procedure[bool]:
+        """Brings a rank and the reference to the second look; whether there was anything new."""
+        reference = max((m for m in measured if m.results), key=lambda m: m.r)
+        wanted = [
+            self._trial(each.r, each.learning_rate, seed)
+            for each in (reference, m)
+            for seed in test_seeds(self.context, self._last_look)
+        ]
+        results = yield tuple(wanted)
+        self.seen.append(results)
+        before = sum(len(each.results) for each in measured)
+        for index, each in enumerate(measured):
+            own = tuple(x for x in results if x.asked.hyper_parameters.r == each.r)
+            measured[index] = replace(each, results=finished(self.context, (*each.results, *own)))
+        return sum(len(each.results) for each in measured) > before
+
+    def _prove(self, measured: list[Measured]) -> Procedure[None]:
+        """Repeats the first rank that the test leaves undecided, while the budget lasts and it could be shown."""
         while True:
             reference, comparisons = self._test(measured)
-            undecided = [m for m in measured for r, c in comparisons if m.r == r and _open(c)]
-            if reference is None or not undecided or self.effort.seeds == 0:
+            if reference is None or not comparisons or self.effort.seeds == 0:
                 return
-            pair = [m for m in (reference, undecided[0]) if len(m.results) < MOST_SEEDS]
-            if not pair or self.ledger.left - self.reserve < each * len(pair):
+            r, comparison = comparisons[-1]
+            m = next(m for m in measured if m.r == r)
+            more = self._last_look - self.effort.seeds
+            cost = more * unit_cost(self.context) * (1 if self._repeated(reference) else 2)
+            if comparison.verdict is not Verdict.UNDECIDED or self._repeated(m) or more <= 0:
                 return
-            before = sum(len(m.results) for m in measured)
-            wanted = [
-                self._trial(m.r, m.learning_rate, seed)
-                for m in pair
-                for seed in test_seeds(self.context, len(m.results) + 1)
-            ]
-            results = yield tuple(wanted)
-            self.seen.append(results)
-            for index, m in enumerate(measured):
-                own = tuple(x for x in results if x.asked.hyper_parameters.r == m.r)
-                if m in pair:
-                    kept = finished(self.context, (*m.results, *own))
-                    measured[index] = Measured(
-                        r=m.r, learning_rate=m.learning_rate, bracket=m.bracket, results=kept
-                    )
-            if sum(len(m.results) for m in measured) == before:
+            if cost > self.ledger.left - self.reserve or not self._provable(measured, m, comparison):
                 return
+            if not (yield from self._repeat(measured, m)):
+                return
+
+    def _provable(self, measured: Sequence[Measured], m: Measured, comparison: Comparison) -> bool:
+        """Whether the second look has a fair chance to show the rank adequate, by its difference so far."""
+        curve = self._curve(measured)
+        if not comparison.seeds_measured or curve is None:
+            return True
+        now, later = self.effort.seeds, self._last_look
+        seeds = 2 * self._noise().variance
+        error = sqrt(max(comparison.standard_error**2 - seeds / now + seeds / later, 0.0))
+        return comparison.difference + ONE_SIDED_Z * error <= comparison.margin + FAIR_Z * error
 
     def _test(
         self, measured: Sequence[Measured]
@@ -279,27 +357,41 @@ class RankStage:
         known = sorted((m for m in measured if m.results), key=lambda m: -m.r)
         if len(known) < 2:
             return (known[0] if known else None), ()
-        noise, comparisons = self._noise(), []
+        comparisons = []
         for m in known[1:]:
-            comparison = compare(self.context, m.results, known[0].results, noise)
+            comparison = self._compare(m, known[0])
             comparisons.append((m.r, comparison))
             if comparison.verdict is not Verdict.ADEQUATE:
                 break
         return known[0], tuple(comparisons)
 
+    def _compare(self, m: Measured, reference: Measured) -> Comparison:
+        """At the last look that both ranks have reached; a decision of the first look stands."""
+        noise, first, last = self._noise(), self.effort.seeds, self._last_look
+        early = compare(self.context, m.results[:first], reference.results[:first], noise)
+        if last <= first:
+            return early
+        early = early.at_first_look(first / last)
+        if early.verdict is not Verdict.UNDECIDED or not (self._repeated(m) and self._repeated(reference)):
+            return early
+        late = compare(self.context, m.results, reference.results, noise)
+        return late.after(early)
+
     def _answer(self, measured: Sequence[Measured]) -> RankAnswer:
         reference, comparisons = self._test(measured)
-        law = self._law(measured)
+        curve = self._curve(measured)
         by_rank = {m.r: m for m in measured}
-        adequate = [r for r, c in comparisons if c.verdict is Verdict.ADEQUATE]
+        shown = [r for r, c in comparisons if c.verdict is Verdict.ADEQUATE]
         unproven = None
         if reference is None:
             chosen = by_rank.get(self.prior, measured[0])
         else:
-            chosen = by_rank[min(adequate)] if adequate else reference
-            if comparisons and comparisons[-1][1].verdict is Verdict.UNDECIDED and law is not None:
-                unproven = self._smallest_not_inferior(measured, reference, law, chosen.r)
-                chosen = by_rank[unproven.r] if unproven else chosen
+            chosen = by_rank[min(shown, default=reference.r)]
+            if curve is not None:
+                best = by_rank[curve.choice(self._not_inferior(measured, reference, chosen.r))]
+                if best.r < chosen.r:
+                    chosen = best
+                    unproven = self._compare(best, reference)
         return RankAnswer(
             chosen=chosen,
             reference=reference,
@@ -307,28 +399,20 @@ class RankStage:
             comparisons=comparisons,
             settled=unproven is None and bool(comparisons),
             unproven=unproven,
-            law=law,
+            curve=curve,
+            law=self._law(measured),
             noise=self._noise(),
             correction=self.correction,
             all_results=tuple(result for results in self.seen for result in results),
         )
 
-    def _smallest_not_inferior(
-        self, measured: Sequence[Measured], reference: Measured, law: PowerLaw, chosen: int
-    ) -> Unproven | None:
-        """The smallest rank below `chosen` that either rule takes, with none shown inferior above it."""
-        noise, smallest = self._noise(), None
-        for m in sorted((m for m in measured if m.results and m.r < chosen), key=lambda m: -m.r):
-            comparison = compare(self.context, m.results, reference.results, noise)
-            if comparison.verdict is Verdict.INFERIOR:
+    def _not_inferior(
+        self, measured: Sequence[Measured], reference: Measured, largest: int
+    ) -> tuple[int, ...]:
+        """`largest`, and the ranks below it down to the first that is shown inferior."""
+        found = [largest]
+        for m in sorted((m for m in measured if m.results and m.r < largest), key=lambda m: -m.r):
+            if self._compare(m, reference).verdict is Verdict.INFERIOR:
                 break
-            expected = law.excess(m.r, reference.r)
-            if comparison.difference <= 0:
-                smallest = Unproven(r=m.r, comparison=comparison, rule=Rule.MEASURED)
-            elif isfinite(expected) and expected <= self.context.margin:
-                smallest = Unproven(r=m.r, comparison=comparison, rule=Rule.LAW)
-        return smallest
-
-
-def _open(comparison: Comparison) -> bool:
-    return comparison.verdict is Verdict.UNDECIDED and comparison.seeds_measured
+            found.append(m.r)
+        return tuple(found)

@@ -89,7 +89,9 @@ def other_ratios(context: SearchContext) -> tuple[float, ...]:
 
 
 def usual_rate(context: SearchContext, r: int, batch: int, fraction: float = 1.0) -> float:
-    """The expected learning rate for a run on `fraction` of the rows: the law's, times what other studies say."""
+    """The expected learning rate for a run on `fraction` of the rows: the law's, or the context's own."""
+    if context.flat_rate is not None:
+        return context.rate_factor * context.flat_rate
     law = learning_rate_law(
         r=r,
         lora_alpha=alpha_of(context, r),

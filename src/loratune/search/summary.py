@@ -80,6 +80,7 @@ def rank_details(context: SearchContext, answer: RankAnswer) -> dict[str, Any]:
             {
                 "r": m.r,
                 "learning_rate": m.learning_rate,
+                "cell_rate": m.results[0].trial.hyper_parameters.learning_rate,
                 "loss": value,
                 "seeds": len(m.results),
                 "tried": [[rate, nll] for rate, nll in m.bracket.tried if nll < float("inf")]

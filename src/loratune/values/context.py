@@ -46,10 +46,14 @@ class SearchContext:
     """(full name, in, out) of every layer that can be adapted; empty where the search cannot choose layers."""
 
     # knowledge from elsewhere
+    flat_rate: float | None = None
+    """One learning rate that is expected to be best for every rank, in place of the law; None: the law."""
     rank_factor: float = 1.0
     """What the expected rank is multiplied by, such as what other studies needed over the law's."""
     rate_factor: float = 1.0
     """What the expected learning rate is multiplied by, such as another study's optimum over the law's."""
+    useful_batches: tuple[float, float] | None = None
+    """Batch sizes worth trying, by a measured gradient noise scale; None: not measured."""
 
     # limits of what can be run
     smallest_fraction: float = 0.0
