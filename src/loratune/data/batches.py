@@ -166,13 +166,19 @@ def collate(table: TokenTable, rows: Sequence[int] | Rows, *, device: torch.devi
     )
 
 
+def few_sizes(count: int, *, multiple: int = 4) -> int:
+    """The next of few sizes, at most a sixteenth larger (or a multiple of `multiple`): shapes repeat."""
+    step = max(multiple, 1 << max(count - 1, 1).bit_length() >> 5)
+    return -(-count // step) * step
+
+
 def collate_flat(
     table: TokenTable, rows: Sequence[int] | Rows, *, device: torch.device, multiple: int
 ) -> MicroBatch:
-    """Rows of a table as one line of tokens, filled up to a multiple of `multiple` with tokens of nobody."""
+    """Rows of a table as one line of tokens, filled up with tokens of nobody to one of `few_sizes`."""
     pairs = [table.row(int(i)) for i in rows]
     starts = np.cumsum([0, *(len(tokens) for tokens, _ in pairs)])
-    line = np.zeros(-(-int(starts[-1]) // multiple) * multiple, np.int64)
+    line = np.zeros(few_sizes(int(starts[-1]), multiple=multiple), np.int64)
     flags = np.zeros(len(line), np.bool_)
     line[: starts[-1]] = np.concatenate([tokens for tokens, _ in pairs])
     flags[: starts[-1]] = np.concatenate([supervised for _, supervised in pairs])

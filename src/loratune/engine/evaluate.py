@@ -119,7 +119,7 @@ class Evaluator:
         ]
         self.packed.board([passenger for passenger in passengers if passenger is not None])
         with (
-            self.head.running(batch) as places,
+            self.head.running(self.head.line(batch)) as places,
             self.packed.route(segments, batch.tokens.numel()),
         ):
             hidden, output = self.head.hidden(batch.tokens, **places, **inputs)

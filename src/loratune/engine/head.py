@@ -6,19 +6,27 @@ Shapes: S supervised positions, D hidden size, V vocabulary. Knows nothing of tr
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from loratune.data.batches import MicroBatch, to_device
+from loratune.data.batches import MicroBatch, few_sizes, to_device
 from loratune.engine.compiled import CompiledLayers
 from loratune.errors import ModelError
 from loratune.model.rows import Bounds, flat
 
 _CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}
 """Logits held at a time: 64 MiB in float32 on a CPU; on a GPU 512 MiB, to launch less."""
+
+
+class Line(NamedTuple):
+    """Where the rows of a flat micro-batch lie."""
+
+    places: torch.Tensor
+    """[1, N] place of every token in its row."""
+    bounds: Bounds
 
 
 class Head:
@@ -40,22 +48,31 @@ class Head:
             )
         self.vocabulary = int(model.config.get_text_config().vocab_size)
 
+    def line(self, batch: MicroBatch, *, rounded: bool = False) -> Line | None:
+        """Where the rows of a flat micro-batch lie, for `running`; None where it is padded.
+
+        With `rounded` the number of rows is filled up with empty ones, so that shapes repeat.
+        """
+        if not batch.flat:
+            return None
+        tokens, device = batch.tokens.numel(), batch.tokens.device
+        ends = batch.starts if batch.starts[-1] == tokens else np.append(batch.starts, tokens)
+        if rounded:
+            ends = np.append(ends, np.full(few_sizes(len(ends)) - len(ends), tokens))
+        longest = max(64, 1 << (batch.longest - 1).bit_length())  # few values: compiled code is kept
+        return Line(to_device(batch.places[None], device), Bounds.of(ends, device, longest=longest))
+
     @contextmanager
-    def running(self, batch: MicroBatch) -> Iterator[dict[str, torch.Tensor]]:
+    def running(self, line: Line | None) -> Iterator[dict[str, torch.Tensor]]:
         """For forward and backward passes of one micro-batch; gives the decoder's inputs beside the tokens.
 
         Only flat micro-batches run compiled.
         """
-        if not batch.flat:
+        if line is None:
             yield {}
             return
-        tokens, device = batch.tokens.numel(), batch.tokens.device
-        ends = batch.starts if batch.starts[-1] == tokens else np.append(batch.starts, tokens)
-        longest = max(64, 1 << (batch.longest - 1).bit_length())  # few values: compiled code is kept
-        places = to_device(batch.places[None], device)
-        bounds = Bounds.of(ends, device, longest=longest)
-        with flat(self.model, bounds), self._compiled.active() if self._compiled else nullcontext():
-            yield {"position_ids": places}
+        with flat(self.model, line.bounds), self._compiled.active() if self._compiled else nullcontext():
+            yield {"position_ids": line.places}
 
     def hidden(self, tokens: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, Any]:
         """Last hidden states [rows, T, D] of tokens [rows, T], and the decoder's whole output."""

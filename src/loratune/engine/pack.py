@@ -19,6 +19,7 @@ from loratune.data.table import TokenTable
 from loratune.engine.compiled import CompiledLayers
 from loratune.engine.cuts import Cuts
 from loratune.engine.evaluate import Evaluation, Evaluator
+from loratune.engine.graphs import Graphs
 from loratune.engine.head import Head
 from loratune.engine.labels import LabelScorer, LabelTokens
 from loratune.engine.live import EarlyStopping, LiveTrial
@@ -102,6 +103,10 @@ class PackEngine:
         return Head(self.base.model, compiled)
 
     @cached_property
+    def _graphs(self) -> Graphs | None:
+        return Graphs(self.base.profile.parameters) if self.chosen_paths.compiled else None
+
+    @cached_property
     def _packed(self) -> PackedAdapters:
         names = [name for name, _, _ in self.base.profile.targets]
         return PackedAdapters(self.base.model, names, triton=self.chosen_paths.low_rank.triton)
@@ -157,7 +162,7 @@ class PackEngine:
 
     def training_step(self) -> TrainingStep:
         """What moves slots one step on; only works inside `run` or `attached`."""
-        return TrainingStep(self._head, self._packed, self.train, self._cuts)
+        return TrainingStep(self._head, self._packed, self.train, self._cuts, self._graphs)
 
     @contextmanager
     def attached(self) -> Iterator[TrainingStep]:

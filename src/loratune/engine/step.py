@@ -4,19 +4,22 @@ Knows the base model and the slots; nothing of evaluation, results or who enters
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 import torch
+from torch import nn
 
-from loratune.data.batches import MicroBatch, Rows, to_device
+from loratune.data.batches import MicroBatch, Rows, few_sizes, to_device
 from loratune.data.table import TokenTable
 from loratune.engine.cuts import Cuts
-from loratune.engine.head import Head
+from loratune.engine.graphs import Graphs
+from loratune.engine.head import Head, Line
 from loratune.engine.slot import Slot
-from loratune.lora.packed import PackedAdapters
+from loratune.lora.packed import PackedAdapters, Plan
 from loratune.lora.segments import Places, Segment
+from loratune.model.rows import Bounds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -43,7 +46,10 @@ def _gather(slots: Sequence[Slot]) -> _Gathered:
 class TrainingStep:
     """Moves all slots of a pack one optimiser step on."""
 
-    def __init__(self, head: Head, packed: PackedAdapters, table: TokenTable, cuts: Cuts) -> None:
+    def __init__(
+        self, head: Head, packed: PackedAdapters, table: TokenTable, cuts: Cuts, graphs: Graphs | None = None
+    ) -> None:
+        self._graphs = graphs
         self._head = head
         self._packed = packed
         self._table = table
@@ -82,20 +88,47 @@ class TrainingStep:
         """Forward and backward of one micro-batch; returns each slot's share [slots] of its mean loss."""
         owners = gathered.slot[piece]
         segments = _segments(owners, batch.starts, slots)
-        weights = np.repeat(1.0 / np.maximum(per_slot[owners], 1.0), batch.counts)
-        token_weights = to_device(weights, self._device)
+        weights = to_device(np.repeat(1.0 / np.maximum(per_slot[owners], 1.0), batch.counts), self._device)
         shares = np.bincount(owners, batch.counts, minlength=len(slots)).astype(np.int64)
         places = self._places(owners, gathered.place[piece], batch, slots)
-        with (
-            self._head.running(batch) as inputs,
-            self._packed.route(segments, batch.tokens.numel(), places),
-        ):
-            hidden, output = self._head.hidden(batch.tokens, **inputs)
-            states = hidden.reshape(-1, hidden.shape[-1])[batch.positions]
-            nll, gradient = self._head.loss_and_gradient(states, batch.targets, token_weights, output)
+        plan = self._packed.plan(segments, batch.tokens.numel(), places)
+        nll = self._losses(batch, plan, weights)
+        return torch.segment_reduce(
+            nll.double() * weights, "sum", lengths=to_device(shares, self._device), unsafe=True, initial=0.0
+        )
+
+    def _losses(self, batch: MicroBatch, plan: Plan, weights: torch.Tensor) -> torch.Tensor:
+        """NLL [S] of the supervised tokens; the gradients of Σ weights · NLL are added to the slots'."""
+        record = self._graphs is not None and batch.flat and self._graphs.takes(batch.tokens.numel())
+        line = self._head.line(batch, rounded=record)
+        inputs = batch.tokens, batch.positions, batch.targets, weights
+        if not record or line is None or plan.route is None or self._graphs is None:
+            return self._pass(inputs, line, plan)
+        count = len(weights)
+        rest = few_sizes(count) - count  # predictions of the first token, with weight zero
+        filled = (batch.tokens, *(nn.functional.pad(each, (0, rest)) for each in inputs[1:]))
+        longest, route = line.bounds.longest, plan.route
+        dropout = () if route.places is None else route.places
+
+        def body(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+            *own, where, starts, pieces = tensors[:7]
+            drawn = Places(*tensors[7:]) if dropout else None
+            now = replace(plan, route=replace(route, pieces=pieces, places=drawn))
+            return self._pass(own, Line(where, Bounds(starts, longest, ())), now)
+
+        tensors = (*filled, line.places, line.bounds.starts, route.pieces, *dropout)
+        key = longest, route.shapes, *(tuple(tensor.shape) for tensor in tensors)
+        return self._graphs.run(key, body, tensors)[:count]
+
+    def _pass(self, inputs: Sequence[torch.Tensor], line: Line | None, plan: Plan) -> torch.Tensor:
+        """Forward and backward pass of (tokens, positions, targets, weights); returns the NLL [S]."""
+        tokens, positions, targets, weights = inputs
+        with self._head.running(line) as more, self._packed.routed(plan):
+            hidden, output = self._head.hidden(tokens, **more)
+            states = hidden.reshape(-1, hidden.shape[-1])[positions]
+            nll, gradient = self._head.loss_and_gradient(states, targets, weights, output)
             states.backward(gradient)  # type: ignore[no-untyped-call]
-        weighted = nll.double() * token_weights
-        return torch.segment_reduce(weighted, "sum", lengths=to_device(shares, self._device), initial=0.0)
+        return nll
 
     def _places(
         self, owners: Rows, places: Rows, batch: MicroBatch, slots: Sequence[Slot]

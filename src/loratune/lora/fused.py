@@ -55,17 +55,43 @@ class _Bucket(NamedTuple):
     """[count, 3] int32: the same, uncut."""
 
 
+class _Shape(NamedTuple):
+    """Of one bucket's part in a route's pieces."""
+
+    block_r: int
+    rank_blocks: int
+    runs: int
+    blocks: int
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Route:
     """A micro-batch as the kernels see it."""
 
-    buckets: tuple[_Bucket, ...]
+    shapes: tuple[_Shape, ...]
+    pieces: torch.Tensor
+    """[Σ runs + blocks, 3] int32: all buckets' runs, then all buckets' blocks."""
     tokens: int
     anchor: torch.Tensor
     """[1] requires a gradient, so that the graph starts at the first adapted module."""
-    inner: torch.Tensor
-    """[N, largest block of ranks] without memory of its own: the shape of the inner products."""
     places: Places | None
+
+    @property
+    def buckets(self) -> tuple[_Bucket, ...]:
+        """Views of the pieces."""
+        sizes = [shape.runs for shape in self.shapes] + [shape.blocks for shape in self.shapes]
+        parts = self.pieces.split(sizes)
+        blocks = parts[len(self.shapes) :]
+        return tuple(
+            _Bucket(block_r=shape.block_r, rank_blocks=shape.rank_blocks, runs=run, blocks=block)
+            for shape, run, block in zip(self.shapes, parts, blocks, strict=False)
+        )
+
+    @property
+    def inner(self) -> torch.Tensor:
+        """[N, largest block of ranks] without memory of its own: the shape of the inner products."""
+        largest = max(shape.block_r * shape.rank_blocks for shape in self.shapes)
+        return self.anchor.detach().expand(self.tokens, largest)
 
 
 def _block_r(rank: int) -> int:
@@ -74,32 +100,30 @@ def _block_r(rank: int) -> int:
 
 
 def route_of(
-    segments: Sequence[Segment], slots: dict[int, int], tokens: int, places: Places | None, like: torch.Tensor
+    segments: Sequence[Segment], slots: dict[int, int], tokens: int, places: Places | None, device: torch.device
 ) -> Route:
     """Cut segments into blocks; tokens between them are nobody's. `slots` numbers passengers by id."""
     runs: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
-    largest, end = 16, 0
+    end = 0
     for segment in [*segments, None]:
         start = tokens if segment is None else segment.start
         if start > end:
             runs.setdefault((16, 1), []).append((end, start, -1))
         if segment is not None:
             rank = segment.passenger.adapter.layout.r
-            block = _block_r(rank)
-            blocks = -(-rank // block)
-            largest, end = max(largest, block * blocks), segment.stop
-            runs.setdefault((block, blocks), []).append((start, end, slots[id(segment.passenger)]))
-    flat = [_padded(np.array(found, np.int32)) for found in runs.values()]
-    flat += [_padded(_cut(np.array(found, np.int32))) for found in runs.values()]
-    pieces = to_device(np.concatenate(flat), like.device).split([len(part) for part in flat])
+            block, end = _block_r(rank), segment.stop
+            key = block, -(-rank // block)
+            runs.setdefault(key, []).append((start, end, slots[id(segment.passenger)]))
+    ordered = sorted(runs)
+    whole = [_padded(np.array(runs[key], np.int32)) for key in ordered]
+    blocks = [_padded(_cut(np.array(runs[key], np.int32))) for key in ordered]
     return Route(
-        buckets=tuple(
-            _Bucket(block_r=block, rank_blocks=count, runs=run, blocks=cut)
-            for (block, count), run, cut in zip(runs, pieces, pieces[len(runs) :], strict=False)
+        shapes=tuple(
+            _Shape(*key, len(run), len(cut)) for key, run, cut in zip(ordered, whole, blocks, strict=True)
         ),
+        pieces=to_device(np.concatenate(whole + blocks), device),
         tokens=tokens,
-        anchor=like.new_zeros(1).requires_grad_(),
-        inner=like.new_empty(1).expand(tokens, largest),
+        anchor=torch.zeros(1, device=device, requires_grad=True),
         places=places if any(segment.dropout for segment in segments) else None,
     )
 
@@ -111,8 +135,9 @@ def to_device(values: npt.NDArray[np.int32], device: torch.device) -> torch.Tens
 
 
 def _padded(pieces: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """With empty pieces of nobody up to a multiple of four: the next table begins at 16 bytes."""
-    rest = np.tile(np.array([0, 0, -1], np.int32), (-len(pieces) % 4, 1))
+    """With empty pieces of nobody up to one of few sizes, multiples of four: tables begin at 16 bytes."""
+    step = max(4, (1 << len(pieces).bit_length()) // 8)
+    rest = np.tile(np.array([0, 0, -1], np.int32), (-len(pieces) % step, 1))
     return np.concatenate([pieces, rest])
 
 
@@ -126,13 +151,22 @@ def _cut(runs: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
     return blocks
 
 
-_current: Route | None = None
+class _Current(NamedTuple):
+    """The route in force, with what every operator of a micro-batch asks for."""
+
+    route: Route
+    buckets: tuple[_Bucket, ...]
+    anchor: torch.Tensor
+    inner: torch.Tensor
+
+
+_current: _Current | None = None
 
 
 def set_route(route: Route | None) -> None:
     """Say which micro-batch the operators work on, backward passes included."""
     global _current
-    _current = route
+    _current = None if route is None else _Current(route, route.buckets, route.anchor, route.inner)
 
 
 def _shrink(x: torch.Tensor, h: torch.Tensor, table: torch.Tensor, column: int) -> None:
@@ -173,7 +207,7 @@ def _gradient(x: torch.Tensor, h: torch.Tensor, table: torch.Tensor, column: int
 def _buckets(dropout: bool, table: torch.Tensor) -> Iterator[tuple[_Bucket, torch.Tensor, torch.Tensor, bool]]:
     """The current buckets, with the tokens' keys and places, and whether inputs are dropped."""
     assert _current is not None, "operators of an adapter run inside a route"
-    places = _current.places if dropout else None
+    places = _current.route.places if dropout else None
     for bucket in _current.buckets:
         if places is None:
             yield bucket, table, table, False
@@ -186,8 +220,8 @@ def low_rank(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """y [.., O] + scaling · (dropout(x [.., D]) Aᵀ) Bᵀ, and the inner products; `anchor` as in `segments`."""
     assert _current is not None, "operators of an adapter run inside a route"
-    if x.shape[:-1].numel() != _current.tokens:
-        raise ModelError(unseen_tokens(x.shape, _current.tokens))
+    if x.shape[:-1].numel() != _current.route.tokens:
+        raise ModelError(unseen_tokens(x.shape, _current.route.tokens))
     h = x.new_empty(inner.shape)
     out = torch.empty_like(y)
     _shrink(x.contiguous(), h, table, kernels.COLUMN_A)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from loratune.lora.segments import (
     parts_of,
     unseen_tokens,
 )
+
+if TYPE_CHECKING:
+    from loratune.lora.fused import Route
 
 CAPACITY = 256
 """Adapters on board at most."""
@@ -50,6 +53,17 @@ def kernel_path(device: torch.device, dtype: torch.dtype) -> KernelPath:
     return KernelPath(True, f"compute capability {major}.{minor}")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Plan:
+    """Whose the tokens of a micro-batch are."""
+
+    segments: Sequence[Segment]
+    tokens: int
+    places: Places | None
+    route: "Route | None" = None
+    """The same for the Triton kernels."""
+
+
 @dataclass(eq=False)
 class PackedAdapters:
     """Hooks on the adaptable modules of a model; without a route they do nothing.
@@ -62,9 +76,8 @@ class PackedAdapters:
     """Full names of the modules that any adapter may target."""
     triton: bool = False
     """Whether the Triton kernels do the work."""
-    _segments: Sequence[Segment] = field(default=(), init=False)
-    _places: Places | None = field(default=None, init=False)
-    _tokens: int = field(default=0, init=False)
+    _plan: "Plan | None" = field(default=None, init=False)
+    _tables: torch.Tensor | None = field(default=None, init=False)
     _slots: dict[int, int] = field(default_factory=dict, init=False)
     _aboard: list[Passenger] = field(default_factory=list, init=False)
 
@@ -94,15 +107,16 @@ class PackedAdapters:
     def _attach_kernels(self, modules: Sequence[nn.Module]) -> list[Any]:
         from loratune.lora import fused, kernels
 
-        shape = (len(modules), CAPACITY, kernels.COLUMNS)
-        self._tables = torch.zeros(shape, dtype=torch.int64, device=self._parameter.device)
+        if self._tables is None:  # made once: recorded graphs hold its address
+            shape = (len(modules), CAPACITY, kernels.COLUMNS)
+            self._tables = torch.zeros(shape, dtype=torch.int64, device=self._parameter.device)
         for module, table in zip(modules, self._tables, strict=True):
             module.__dict__["loratune_table"] = table
         return [module.register_forward_hook(fused.hook) for module in modules]
 
     def board(self, passengers: Sequence[Passenger]) -> None:
         """Say which adapters the coming routes may name. Does nothing where they are aboard already."""
-        if not self.triton or [id(p) for p in passengers] == list(self._slots):
+        if self._tables is None or [id(p) for p in passengers] == list(self._slots):
             return
         if len(passengers) > CAPACITY:
             raise ModelError(f"at most {CAPACITY} adapters fit into one pack, {len(passengers)} were given.")
@@ -113,38 +127,54 @@ class PackedAdapters:
         self._slots = {id(passenger): i for i, passenger in enumerate(passengers)}
         self._aboard = list(passengers)  # kept alive: the tables hold addresses
 
-    @contextmanager
-    def route(self, segments: Sequence[Segment], tokens: int, places: Places | None = None) -> Iterator[None]:
-        """Say whose the `tokens` of the next micro-batch are; other tokens see the bare base.
+    def plan(self, segments: Sequence[Segment], tokens: int, places: Places | None = None) -> "Plan":
+        """Say whose the `tokens` of a micro-batch are; other tokens see the bare base.
 
         `segments` in ascending order; `places` is needed where a segment drops inputs.
         """
-        if self.triton:
+        if not self.triton:
+            return Plan(segments=segments, tokens=tokens, places=places)
+        from loratune.lora import fused
+
+        if any(id(segment.passenger) not in self._slots for segment in segments):
+            unique = {id(segment.passenger): segment.passenger for segment in segments}
+            self.board(list(unique.values()))
+        route = fused.route_of(segments, self._slots, tokens, places, self._parameter.device)
+        return Plan(segments=segments, tokens=tokens, places=places, route=route)
+
+    @contextmanager
+    def routed(self, plan: "Plan") -> Iterator[None]:
+        """Forward and backward passes in this block follow the plan."""
+        if plan.route is not None:
             from loratune.lora import fused
 
-            if any(id(segment.passenger) not in self._slots for segment in segments):
-                unique = {id(segment.passenger): segment.passenger for segment in segments}
-                self.board(list(unique.values()))
-            fused.set_route(fused.route_of(segments, self._slots, tokens, places, self._parameter))
-        self._segments, self._places, self._tokens = segments, places, tokens
+            fused.set_route(plan.route)
+        self._plan = plan
         try:
             yield
         finally:
-            self._segments, self._places, self._tokens = (), None, 0
-            if self.triton:
+            self._plan = None
+            if plan.route is not None:
                 fused.set_route(None)
+
+    @contextmanager
+    def route(self, segments: Sequence[Segment], tokens: int, places: Places | None = None) -> Iterator[None]:
+        """`plan` and `routed` in one."""
+        with self.routed(self.plan(segments, tokens, places)):
+            yield
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], torch.Tensor | None]:
         anchor: torch.Tensor | None = None
 
         def hook(module: nn.Module, inputs: tuple[Any, ...], y: torch.Tensor) -> torch.Tensor | None:
             nonlocal anchor
-            if not self._segments:
+            plan = self._plan
+            if plan is None:
                 return None
             x = inputs[0]
-            if x.shape[:-1].numel() != self._tokens:
-                raise ModelError(unseen_tokens(x.shape, self._tokens, name))
-            parts = parts_of(self._segments, self._places, name, x.shape[-1])
+            if x.shape[:-1].numel() != plan.tokens:
+                raise ModelError(unseen_tokens(x.shape, plan.tokens, name))
+            parts = parts_of(plan.segments, plan.places, name, x.shape[-1])
             if not parts:
                 return None
             if not torch.is_grad_enabled():

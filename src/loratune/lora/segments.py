@@ -53,8 +53,7 @@ class Segment:
     """Whether inputs are dropped: in training, where the adapter's dropout is not zero."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Places:
+class Places(NamedTuple):
     """Who and where every token of a micro-batch is, for dropout."""
 
     keys: torch.Tensor
