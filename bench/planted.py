@@ -65,7 +65,15 @@ def train(engine: PackEngine, trials: Sequence[Trial], slots: int = 16) -> list[
 
 
 def planted_search(
-    r: int, seed: int, *, rows: int = 512, epochs: float = 5.0, strength: float = 0.3, share: float = 0.05
+    r: int,
+    seed: int,
+    *,
+    rows: int = 512,
+    epochs: float = 5.0,
+    strength: float = 0.3,
+    share: float = 0.05,
+    ranks: tuple[int, ...] = RANKS,
+    rates: tuple[float, ...] = (1e-2, 3e-2),
 ) -> tuple[float, Decision, list[TrialResult]]:
     """The default strategy on a teacher of rank `r`: the base model's KL, the decision, all trials.
 
@@ -86,8 +94,8 @@ def planted_search(
         parameters_per_rank=base.profile.parameters_per_rank,
         largest_rank=base.profile.largest_rank,
         epochs=epochs,
-        ranks=RANKS,
-        learning_rates=(3e-3, 1e-2, 3e-2),
+        ranks=ranks,
+        learning_rates=rates,
         batch_sizes=(16,),
         alpha_ratios=(2.0,),
         seed=seed,
@@ -132,8 +140,8 @@ def rank_rows(planted: Sequence[int], seeds: int) -> Iterable[dict[str, Any]]:
             }
 
 
-def random_labels(rows: int, labels: int, seed: int, prompt: int = 6) -> TokenTable:
-    """Different random prompts, each with one of the labels drawn at random."""
+def random_labels(rows: int, labels: int, seed: int, prompt: int = 2) -> TokenTable:
+    """Random prompts of a few words, each with one of the labels drawn at random."""
     random = np.random.default_rng(seed)
     prompts = random.integers(labels, VOCABULARY, (rows, prompt)).tolist()
     drawn = random.integers(0, labels, rows).tolist()
@@ -147,11 +155,11 @@ def memorised(
     rows: int,
     *,
     labels: int = 16,
-    ranks: Sequence[int] = RANKS,
-    rates: Sequence[float] = (3e-3, 1e-2, 3e-2),
-    epochs: float = 150.0,
+    ranks: Sequence[int] = (1, 2, 4, 8),
+    rates: Sequence[float] = (1e-2, 3e-2),
+    epochs: float = 200.0,
     seed: int = 0,
-    targets: tuple[str, ...] = ("q_proj", "v_proj"),
+    targets: tuple[str, ...] = ("all-linear",),
 ) -> dict[int, tuple[float, int]]:
     """(bits of the labels that are remembered, parameters) of each rank at its best learning rate.
 
@@ -218,7 +226,7 @@ class TwoRates(torch.optim.AdamW):
     """AdamW without epsilon on one flat vector, some of whose numbers move `factor` times as far."""
 
     def __init__(self, weights: torch.Tensor, factor: torch.Tensor) -> None:
-        super().__init__([weights], betas=(0.9, 0.999), eps=1e-200, weight_decay=0.0)
+        super().__init__([weights], betas=(0.9, 0.999), eps=1e-200, weight_decay=0.0, fused=True)
         self._weights, self._factor = weights, factor
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -327,7 +335,7 @@ def main() -> None:
     torch.set_num_threads(1)
     parts = {
         "rank": lambda: rank_rows((2, 8), options.seeds),
-        "memory": lambda: memory_rows((128, 512, 2048), min(options.seeds, 2)),
+        "memory": lambda: memory_rows((64, 256, 1024), min(options.seeds, 2)),
         "invariance": invariance_rows,
     }
     write(options.part, parts[options.part]())
