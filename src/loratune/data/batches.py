@@ -166,9 +166,9 @@ def collate(table: TokenTable, rows: Sequence[int] | Rows, *, device: torch.devi
     )
 
 
-def few_sizes(count: int, *, multiple: int = 4) -> int:
-    """The next of few sizes, at most a sixteenth larger (or a multiple of `multiple`): shapes repeat."""
-    step = max(multiple, 1 << max(count - 1, 1).bit_length() >> 5)
+def few_sizes(count: int, *, multiple: int = 4, parts: int = 16) -> int:
+    """The next of few sizes, at most 1 / `parts` larger (or a multiple of `multiple`): shapes repeat."""
+    step = max(multiple, (1 << max(count - 1, 1).bit_length()) // (2 * parts))
     return -(-count // step) * step
 
 

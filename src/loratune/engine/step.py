@@ -105,7 +105,7 @@ class TrainingStep:
         if not record or line is None or plan.route is None or self._graphs is None:
             return self._pass(inputs, line, plan)
         count = len(weights)
-        rest = few_sizes(count) - count  # predictions of the first token, with weight zero
+        rest = few_sizes(count, parts=8) - count  # predictions of the first token, with weight zero
         filled = (batch.tokens, *(nn.functional.pad(each, (0, rest)) for each in inputs[1:]))
         longest, route = line.bounds.longest, plan.route
         dropout = () if route.places is None else route.places

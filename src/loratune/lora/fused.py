@@ -115,8 +115,11 @@ def route_of(
             key = block, -(-rank // block)
             runs.setdefault(key, []).append((start, end, slots[id(segment.passenger)]))
     ordered = sorted(runs)
-    whole = [_padded(np.array(runs[key], np.int32)) for key in ordered]
-    blocks = [_padded(_cut(np.array(runs[key], np.int32))) for key in ordered]
+    pieces = [np.array(runs[key], np.int32) for key in ordered]
+    # A run of n tokens has at most n / M + 1 blocks: with all that are possible, shapes repeat.
+    limits = [few_sizes(int((run[:, 1] - run[:, 0]).sum())) // _BLOCK_M + len(run) for run in pieces]
+    whole = [_padded(run, len(run)) for run in pieces]
+    blocks = [_padded(_cut(run), limit) for run, limit in zip(pieces, limits, strict=True)]
     return Route(
         shapes=tuple(
             _Shape(*key, len(run), len(cut)) for key, run, cut in zip(ordered, whole, blocks, strict=True)
@@ -128,17 +131,22 @@ def route_of(
     )
 
 
+def few_sizes(count: int) -> int:
+    """The next of few numbers, at most an eighth larger."""
+    step = max(_BLOCK_M, 1 << max(count - 1, 1).bit_length() >> 4)
+    return -(-count // step) * step
+
+
 def to_device(values: npt.NDArray[np.int32], device: torch.device) -> torch.Tensor:
     """A copy on the device; the host does not wait for it."""
     tensor = torch.from_numpy(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-def _padded(pieces: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """With empty pieces of nobody up to one of few sizes, multiples of four: tables begin at 16 bytes."""
-    step = max(4, (1 << len(pieces).bit_length()) // 8)
-    rest = np.tile(np.array([0, 0, -1], np.int32), (-len(pieces) % step, 1))
-    return np.concatenate([pieces, rest])
+def _padded(pieces: npt.NDArray[np.int32], count: int) -> npt.NDArray[np.int32]:
+    """With empty pieces of nobody up to `count`, and on to a multiple of four: tables begin at 16 bytes."""
+    rest = -(-count // 4) * 4 - len(pieces)
+    return np.concatenate([pieces, np.tile(np.array([0, 0, -1], np.int32), (rest, 1))])
 
 
 def _cut(runs: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
