@@ -260,12 +260,12 @@ def invariance(p: float, q: float, *, steps: int = 20) -> float:
         slot_module.MAX_GRADIENT_NORM = 1e300
         for p_, q_ in ((1.0, 1.0), (p, q)):
             factor = is_a * p_ + (1 - is_a) * q_
-            slot_module.optimiser = lambda weights, _, factor=factor: TwoRates(weights, factor)  # type: ignore[assignment, misc]
+            slot_module.optimiser = lambda weights, _, factor=factor: TwoRates(weights, factor)  # type: ignore[misc]
             alpha = trial.hyper_parameters.lora_alpha / (p_ * q_)
             changed = replace(trial, hyper_parameters=replace(trial.hyper_parameters, lora_alpha=alpha))
             found.append(losses_of(engine, [changed], steps, scale_a=p_)[0])
     finally:
-        slot_module.MAX_GRADIENT_NORM, slot_module.optimiser = kept  # type: ignore[assignment]
+        slot_module.MAX_GRADIENT_NORM, slot_module.optimiser = kept
     return float(np.abs(found[1] / found[0] - 1).max())
 
 

@@ -19,14 +19,12 @@ from loratune.app.workbench import Workbench
 from loratune.data.table import TokenTable
 from loratune.lora.peft_io import lora_config
 from loratune.reporting.facts import Gain, ModelScores, RunCost, RunFacts
-from loratune.run.diagnose import combined, of_run
+from loratune.run.diagnose import DEFAULT_MARGIN, combined, of_run
 from loratune.run.final import Final, FinalModel
 from loratune.run.sensitivity import sensitivity
 from loratune.values import METRICS, Decision, Evidence, HyperParameters, TrialResult, Truncation
 from loratune.values.diagnosis import Diagnosis
 
-DEFAULT_MARGIN = 0.005
-"""Nats, where the margin is in points of a metric."""
 _PACKAGES = ("torch", "transformers", "peft", "optuna", "numpy")
 
 

@@ -16,7 +16,9 @@ from loratune.errors import ResourceError
 from loratune.lora.layout import Adapter
 from loratune.lora.peft_io import save_adapter
 from loratune.reporting.result import plain, write_atomically
-from loratune.values import HyperParameters, Stage, Trial, TrialResult
+from loratune.run.diagnose import DEFAULT_MARGIN, before_training, combined, of_trial
+from loratune.values import Evidence, HyperParameters, Stage, Trial, TrialResult
+from loratune.values.diagnosis import Diagnosis
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +32,8 @@ class Trained:
     """Optimiser steps taken; the best weights may be of an earlier one."""
     seconds: float
     directory: Path
+    evidence: tuple[Evidence, ...] = ()
+    """What the rows, the steps and the readings say of the run; empty where nothing is wrong."""
 
     @property
     def helps(self) -> bool:
@@ -45,6 +49,7 @@ class Trained:
                 "metrics": self.metrics,
                 "steps": self.steps,
                 "seconds": self.seconds,
+                "evidence": [each.to_dict() for each in self.evidence],
             }
         )
         return values
@@ -67,18 +72,26 @@ def run_train(options: TrainOptions, watch: Watch) -> Trained:
         ) as bench,
         watch,
     ):
+        before = before_training(bench.engine, bench.data.test, removed=bench.data.profile.duplicates_removed)
+        for each in before:
+            watch.note(each.sentence)
         watch.stage(str(Stage.FINAL), 1)
         result, adapter = _train(bench, options, watch)
         if not result.finished:
             raise ResourceError(
                 f"The run diverged: {result.message}; lower --learning-rate (it was {chosen.learning_rate:g})."
             )
+        diagnoses = _diagnosed(bench, result, before)
+        for each in diagnoses:
+            if each not in before:
+                watch.note(each.sentence)
         trained = Trained(
             hyper_parameters=chosen,
             metrics={"validation": dict(result.metrics), **_tested(bench, adapter)},
             steps=result.steps,
             seconds=monotonic() - started,
             directory=Path(options.out),
+            evidence=tuple(each.to_evidence() for each in diagnoses),
         )
         if not trained.helps:
             watch.note(
@@ -107,6 +120,11 @@ def _train(bench: Workbench, options: TrainOptions, watch: Watch) -> tuple[Trial
         early_stopping=EarlyStopping(patience=options.patience),
     )
     return done[0]
+
+
+def _diagnosed(bench: Workbench, result: TrialResult, before: tuple[Diagnosis, ...]) -> tuple[Diagnosis, ...]:
+    (base,) = bench.engine.evaluate([None], bench.data.validation)
+    return combined(before, of_trial(bench.engine, result, before=base.nll, margin=DEFAULT_MARGIN))
 
 
 def _tested(bench: Workbench, adapter: Adapter) -> dict[str, dict[str, float]]:

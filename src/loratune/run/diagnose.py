@@ -21,6 +21,8 @@ from loratune.values import HyperParameters, Stage, TrialResult, TrialState
 from loratune.values.diagnosis import Diagnosis, Sign
 
 FULL = 0.999
+DEFAULT_MARGIN = 0.005
+"""Nats, where the user's margin is in points of a metric or there is none."""
 _OF_ROWS = (Sign.PADDING, Sign.TEMPLATE, Sign.LEAK)
 _OF_READINGS = (Sign.OVERFITTING, Sign.UNDERTRAINED)
 _LOOKED_AT = 64

@@ -95,7 +95,8 @@ def _set(values: HyperParameters, name: str, value: float) -> HyperParameters:
         return replace(values, lora_alpha=value * values.r)
     if name == "r":
         return replace(values, r=int(value), lora_alpha=values.scaling * value)
-    return replace(values, **{name: int(value) if name == "batch_size" else value})
+    changed: dict[str, Any] = {name: int(value) if name == "batch_size" else value}
+    return replace(values, **changed)
 
 
 def _memory(chosen: HyperParameters, name: str, tried: tuple[float, ...], memory: MemoryModel) -> int:
