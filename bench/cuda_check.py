@@ -1,12 +1,12 @@
 """Does the engine run correctly on this CUDA device? The exactness rule in three number formats, at a real size.
 
 A model of SmolLM2-135M's shape with random weights; imports neither optuna nor datasets. Prints the deviation
-of every trial of a mixed pack from plain PEFT beside PEFT's own noise, and tokens per second of a pack and alone.
+of every trial of a mixed pack from plain PEFT beside PEFT's own noise, and a measured step of packs.
 """
 
 import torch
 
-from loratune.engine.calibrate import measure
+from loratune.engine.calibrate import measure_step
 from loratune.engine.pack import PackEngine
 from loratune.engine.selfcheck import random_table, selfcheck
 from loratune.values import HyperParameters, Trial
@@ -34,7 +34,7 @@ def main() -> None:
     recipe = HyperParameters(r=16, lora_alpha=32, learning_rate=2e-4, batch_size=4, epochs=2.0)
     for slots in (8, 32):
         trials = [Trial(hyper_parameters=recipe, seed=seed) for seed in range(slots)]
-        print(slots, measure(engine, trials, trials[0], seconds=5.0), flush=True)
+        print(slots, measure_step(engine, trials, seconds=5.0), flush=True)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 import loratune
-from loratune.app import forecast
+from loratune.app import calibrate
 from loratune.cli.main import app, main
 from loratune.errors import HyperParameterError
 from loratune.values import HyperParameters
@@ -85,7 +85,7 @@ class Shell:
 @pytest.fixture(scope="module", autouse=True)
 def _short_calibration(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     patch = pytest.MonkeyPatch()
-    patch.setattr(forecast, "_CALIBRATION_SECONDS", 0.05)
+    patch.setattr(calibrate, "SECONDS", 0.05)
     patch.setenv("COLUMNS", "100")
     yield
     patch.undo()
@@ -126,7 +126,7 @@ OPTIONS = {
     "ledger": "json",
     "train": f"{COMMON} rank lora-alpha lora-dropout target-modules learning-rate batch-size weight-decay epochs "
     "warmup-ratio patience out",
-    "memory": "model rank batch-size max-length trials dtype device-memory json",
+    "memory": "model rank batch-size max-length trials dtype device device-memory target-modules json",
     "report": "storage",
     "selfcheck": "model dtype device steps json",
     "doctor": "json",

@@ -1,7 +1,6 @@
 """The pack loop: entering, reading, ending, stopping early, refilling, and leaving the model clean."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from math import inf, isfinite
 
 import numpy as np
@@ -9,9 +8,10 @@ import pytest
 import torch
 
 from engine_fixture import engine, labelled_table, tiny_llama, trial
-from loratune.engine.calibrate import measure
+from loratune.engine.calibrate import forward_rate, measure_step
 from loratune.engine.live import EarlyStopping
 from loratune.engine.pack import PackEngine, PackProgress
+from loratune.engine.paths import REFERENCE, Paths
 from loratune.engine.selfcheck import random_table
 from loratune.errors import ResourceError
 from loratune.lora.layout import Adapter
@@ -235,7 +235,16 @@ def test_fractions_train_on_the_same_first_rows() -> None:
     assert quarter < half
 
 
-def test_calibration_counts_real_tokens() -> None:
-    subject = packs()
-    speed = measure(subject, [trial(0), replace(trial(1), fraction=0.2)], trial(2), seconds=0.05)
-    assert min(speed.pack, speed.alone, speed.forward) > 0
+@pytest.mark.parametrize("paths", [None, REFERENCE], ids=["flat", "padded"])
+def test_a_measured_step_counts_real_tokens_and_padded_ones(paths: Paths | None) -> None:
+    subject = packs(max_tokens_per_micro_batch=10**6, launch_tokens=10**6, paths=paths)
+    trials = [trial(0), trial(1)]
+    step = measure_step(subject, trials, seconds=0.0)
+    batches = [
+        [list(rows) for _, rows in zip(range(2), subject.batches(each), strict=False)] for each in trials
+    ]
+    lengths = [TRAIN.lengths[[*batches[0][i], *batches[1][i]]] for i in range(2)]
+    assert step.tokens == lengths[1].sum()  # the first step is a warm-up
+    assert step.largest == max(each.sum() if paths is None else len(each) * each.max() for each in lengths)
+    assert step.peak_bytes is None or step.peak_bytes > 2**20
+    assert forward_rate(subject, trials, seconds=0.0) > 0

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import loratune
-from loratune.app import forecast
+from loratune.app import calibrate
 from loratune.app.experience import Corrections, correct, dataset_name, gather, optima_of, task_of_study
 from loratune.app.options import PriorOptions
 from loratune.errors import OutputError
@@ -175,7 +175,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def _short_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forecast, "_CALIBRATION_SECONDS", 0.05)
+    monkeypatch.setattr(calibrate, "SECONDS", 0.05)
 
 
 def test_tune_writes_the_ledger_and_the_next_study_says_that_it_used_it(

@@ -145,7 +145,18 @@ def test_profile_prior_and_memory() -> None:
 def test_memory_and_the_verdict_on_it(available: float, sentence: str) -> None:
     """Up to 92 % of the device it fits, up to all of it it is tight, as `MemoryEstimate.verdict` has it."""
     nothing = dict.fromkeys(
-        ("adapters", "gradients", "optimiser", "activations", "temporary", "slack", "runtime"), 0
+        (
+            "adapters",
+            "gradients",
+            "optimiser",
+            "activations",
+            "logits",
+            "backward",
+            "workspace",
+            "allocator",
+            "runtime",
+        ),
+        0,
     )
     target = console()
     print_memory(

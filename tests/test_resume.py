@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import loratune
-from loratune.app import forecast
+from loratune.app import calibrate
 from loratune.app.fingerprint import model_digest
 from loratune.app.options import TuneOptions, keyword_options, read_toml
 from loratune.app.resumption import resume_command
@@ -35,7 +35,7 @@ WISHES: dict[str, Any] = {"ranks": [2, 8], "budget": "8x", "dtype": "float32", "
 @pytest.fixture(scope="module", autouse=True)
 def _short_calibration() -> Iterator[None]:
     patch = pytest.MonkeyPatch()
-    patch.setattr(forecast, "_CALIBRATION_SECONDS", 0.1)
+    patch.setattr(calibrate, "SECONDS", 0.1)
     yield
     patch.undo()
 

@@ -20,7 +20,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 import loratune
-from loratune.app import forecast
+from loratune.app import calibrate
 from loratune.app.options import TuneOptions, read_toml
 from loratune.app.tune import CLOCK_CUT, run_tune
 from loratune.app.watch import Quiet
@@ -44,7 +44,7 @@ WISHES: dict[str, Any] = {
 @pytest.fixture(scope="module", autouse=True)
 def _short_calibration() -> Iterator[None]:
     patch = pytest.MonkeyPatch()
-    patch.setattr(forecast, "_CALIBRATION_SECONDS", 0.1)
+    patch.setattr(calibrate, "SECONDS", 0.1)
     yield
     patch.undo()
 

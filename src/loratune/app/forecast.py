@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from math import ceil
+from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Any
 
@@ -11,20 +10,19 @@ from loratune.app.context import search_context
 from loratune.app.experience import Corrections
 from loratune.app.options import SearchOptions
 from loratune.app.workbench import Workbench
-from loratune.engine.calibrate import measure
 from loratune.errors import ResourceError
+from loratune.maths.memory import adapter_bytes
+from loratune.maths.packing import PackPlan
 from loratune.run.budget import Budget
 from loratune.run.calibration import Calibration
+from loratune.run.planning import Planner
 from loratune.search.layer_ranks import QUESTION
 from loratune.search.make import make_strategy
 from loratune.search.space import candidate_ranks
 from loratune.search.strategy import Strategy
-from loratune.values import HyperParameters, PlannedStage, SearchContext, SearchPlan, Stage, Trial
+from loratune.values import HyperParameters, PlannedStage, SearchContext, SearchPlan, Stage
 
-_CALIBRATION_SECONDS = 2.0
 _LAYER_RANK_RUNS = 3
-_CALIBRATION_SHARE = 0.6
-"""Of a micro-batch's tokens: enough to be as fast as a full one, and quick."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,8 +32,10 @@ class Forecast:
     strategy: Strategy
     plan: SearchPlan
     calibration: Calibration
+    planner: Planner
+    """How trials are packed."""
     slots: int
-    """Trials per pack, so that even the largest rank fits in memory."""
+    """Trials that train beside each other, at most."""
     spent_seconds: float
     """Loading and calibration, measured."""
     search_seconds: float
@@ -75,24 +75,6 @@ class Forecast:
         }
 
 
-def calibrate(bench: Workbench, options: SearchOptions) -> Calibration:
-    """A few measured steps of the default recipe: in a pack that fills a micro-batch, alone, in evaluation."""
-    lengths = bench.data.train.lengths
-    recipe = options.hyper_parameters()
-    recipe = replace(recipe, r=min(recipe.r, bench.base.profile.largest_rank))
-    slots = bench.pack_size(recipe, options.pack_size)
-    alone = replace(recipe, batch_size=min(recipe.batch_size, len(lengths)))
-    rows = int(_CALIBRATION_SHARE * bench.limits.micro_batch_tokens / (slots * lengths.mean()))
-    shared = replace(recipe, batch_size=max(1, min(alone.batch_size, rows)))
-    speed = measure(
-        bench.engine,
-        [Trial(hyper_parameters=shared, seed=seed) for seed in range(slots)],
-        Trial(hyper_parameters=alone),
-        seconds=_CALIBRATION_SECONDS,
-    )
-    return Calibration(pack=speed.pack, alone=speed.alone, forward=speed.forward, slots=slots)
-
-
 def forecast(
     bench: Workbench,
     options: SearchOptions,
@@ -107,6 +89,7 @@ def forecast(
 
     Raises `BudgetError` for a budget too small for one trial.
     """
+    bench = bench.calibrated(calibration)
     context = search_context(bench, options)
     test_tokens = int(bench.data.test.lengths.sum())
     spent = monotonic() - started
@@ -122,20 +105,28 @@ def forecast(
             f"One trial of rank {largest.r} needs {bench.limits.estimate([largest]).total / 2**30:.1f} GiB and "
             f"{bench.limits.device_bytes / 2**30:.1f} GiB are there; lower --ranks or --max-length."
         )
-    slots = min(calibration.slots, bench.pack_size(largest, options.pack_size))
-    stages = tuple(_priced(stage, context, calibration, slots) for stage in plan.stages)
-    after = tuple(_priced(stage, context, calibration, slots) for stage in _after_search(options))
+    planner = Planner(
+        limits=bench.limits,
+        times=calibration.times,
+        rows=len(bench.data.train),
+        tokens=int(bench.data.train.lengths.sum()),
+        slots=options.pack_size or calibration.slots,
+    )
+    pricing = _Pricing(planner=planner, calibration=calibration, context=context, largest=largest)
+    stages = tuple(pricing.stage(stage) for stage in plan.stages)
+    after = tuple(pricing.stage(stage) for stage in _after_search(options))
     final = calibration.final_seconds(context, test_tokens) + sum(stage.seconds for stage in after)
     final += calibration.truncation_seconds(context, largest.r, len(bench.data.validation))
     return Forecast(
         strategy=strategy,
         plan=replace(plan, stages=(*stages, *after)),
         calibration=calibration,
-        slots=slots,
+        planner=planner,
+        slots=max((pack.widest for pack in pricing.packs), default=1),
         spent_seconds=spent,
         search_seconds=sum(stage.seconds for stage in stages),
         final_seconds=final,
-        peak_bytes=bench.limits.estimate([largest] * slots).total,
+        peak_bytes=pricing.peak_bytes(),
         corrections=corrections,
     )
 
@@ -161,11 +152,46 @@ def _largest(options: SearchOptions, context: SearchContext, plan: SearchPlan) -
     return replace(options.hyper_parameters(), r=max(*candidate_ranks(context), *planned, 1))
 
 
-def _priced(
-    stage: PlannedStage, context: SearchContext, calibration: Calibration, slots: int
-) -> PlannedStage:
-    return replace(
-        stage,
-        packs=ceil(stage.trials / slots),
-        seconds=calibration.search_seconds(context, stage.cost, stage.trials),
-    )
+@dataclass(kw_only=True)
+class _Pricing:
+    """Prices stages one after the other and keeps their packs."""
+
+    planner: Planner
+    calibration: Calibration
+    context: SearchContext
+    largest: HyperParameters
+    packs: list[PackPlan] = field(default_factory=list)
+
+    def stage(self, stage: PlannedStage) -> PlannedStage:
+        """The stage with packs and seconds.
+
+        Trials that depend on earlier results are priced as equal ones of the default recipe at the largest rank.
+        """
+        trials = [trial.hyper_parameters for trial in stage.examples]
+        if len(trials) == stage.trials:
+            loads = [self.planner.load(trial) for trial in stage.examples]
+        else:
+            trained = self.calibration.trained_tokens(self.context, stage.cost, stage.trials)
+            trials = [self.largest] * stage.trials
+            loads = self.planner.equal_loads(stage.trials, trained, self.largest)
+        if not loads:
+            return stage
+        pack = self.planner.plan_loads(loads, self.planner.limits.room(trials))
+        self.packs.append(pack)
+        return replace(
+            stage,
+            packs=-(-stage.trials // pack.widest),
+            seconds=self.calibration.search_seconds(
+                self.context, stage.cost, stage.trials, training=pack.seconds
+            ),
+        )
+
+    def peak_bytes(self) -> int:
+        """The most that any pack is predicted to take."""
+        held = max((pack.peak for pack in self.packs), default=0)
+        alone = self.planner.limits.estimate([self.largest])
+        return (
+            alone.total
+            - adapter_bytes(self.planner.limits.model, self.largest)
+            + max(held, adapter_bytes(self.planner.limits.model, self.largest))
+        )

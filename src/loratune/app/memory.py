@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from json import dumps
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from rich.console import Console
 
-from loratune.app.workbench import MICRO_BATCH_TOKENS
+from loratune.app.workbench import device_bytes, execution_of
 from loratune.errors import InputError
-from loratune.maths.memory import Device, Limits, MemoryEstimate, Verdict
+from loratune.maths.execution import Device
+from loratune.maths.limits import Limits
+from loratune.maths.memory import MemoryEstimate, Verdict
 from loratune.maths.targets import check_rank
-from loratune.model.device import device_memory, parse_memory, pick_device
+from loratune.model.device import parse_memory, pick_device
 from loratune.model.precision import DType
 from loratune.model.profile import profile_from_config
 from loratune.reporting.terminal import print_memory
-from loratune.values import HyperParameters
+from loratune.reporting.wording import count
+from loratune.values import ALL_LINEAR, HyperParameters
+
+NF4 = "nf4"
+"""A base in 4 bits: arithmetic only."""
+_SHARE_TOKENS: dict[Device, int] = {"cpu": 2048, "cuda": 16384}
+"""Of a micro-batch where nothing is measured and memory allows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,11 +34,16 @@ class MemoryAnswer:
     model: str
     estimate: MemoryEstimate
     device_bytes: int
+    device: Device
+    micro_batch_tokens: int
+    """What the estimate assumes a micro-batch to hold."""
     largest_batch: int
     """Rows of one trial in a single micro-batch; larger batches are cut into several."""
     largest_rank: int
     largest_pack: int
     """Trials side by side."""
+    largest_micro_batch: int
+    """Tokens that a micro-batch of this pack may hold."""
 
     @property
     def verdict(self) -> Verdict:
@@ -43,10 +56,13 @@ class MemoryAnswer:
             "parts": self.estimate.parts,
             "total": self.estimate.total,
             "device": self.device_bytes,
+            "device_kind": self.device,
             "verdict": self.verdict,
+            "micro_batch_tokens": self.micro_batch_tokens,
             "largest_batch": self.largest_batch,
             "largest_rank": self.largest_rank,
             "largest_trials": self.largest_pack,
+            "largest_micro_batch_tokens": self.largest_micro_batch,
         }
 
 
@@ -57,45 +73,62 @@ def estimate_memory(
     batch_size: int = 8,
     max_length: int = 512,
     trials: int = 1,
+    target_modules: tuple[str, ...] = ALL_LINEAR,
     dtype: str = "bfloat16",
+    device: str = "auto",
     device_memory: str | None = None,
 ) -> MemoryAnswer:
     """The memory of `trials` trials of this rank and batch on rows of `max_length` tokens; reads no weights.
 
+    `device` is `cpu`, `cuda` (also without one) or `auto`: this machine's, or a GPU where `device_memory` is given.
     Raises `InputError` for values out of range, `ModelError` for a model that cannot be read.
     """
     if max_length < 2 or trials < 1:
         raise InputError(
             f"--max-length must be at least 2 and --trials at least 1, got {max_length} and {trials}; raise them."
         )
-    if dtype not in get_args(DType):
-        raise InputError(
-            f"--dtype must be one of {', '.join(get_args(DType))}, got {dtype!r}; change --dtype."
-        )
-    trial = HyperParameters(r=rank, lora_alpha=2 * rank, learning_rate=1e-3, batch_size=batch_size)
-    available = _device_bytes(device_memory)
-    profile = profile_from_config(model, dtype=dtype)  # type: ignore[arg-type]
+    kinds = (*get_args(DType), NF4)
+    if dtype not in kinds:
+        raise InputError(f"--dtype must be one of {', '.join(kinds)}, got {dtype!r}; change --dtype.")
+    trial = HyperParameters(
+        r=rank, lora_alpha=2 * rank, learning_rate=1e-3, batch_size=batch_size, target_modules=target_modules
+    )
+    kind, available = _device(device, device_memory)
+    loaded = cast(DType, "bfloat16" if dtype == NF4 else dtype)
+    profile = profile_from_config(model, dtype=loaded)
     check_rank(profile.targets, rank)
-    device: Device = "cuda" if pick_device("auto").type == "cuda" else "cpu"
     limits = Limits(
         model=profile,
         max_length=max_length,
-        micro_batch_tokens=max(MICRO_BATCH_TOKENS[device], max_length),
+        micro_batch_tokens=max_length,
         device_bytes=available,
-        device=device,
+        execution=execution_of(kind),
+        nf4=dtype == NF4,
     )
+    room = limits.largest_micro_batch([trial] * trials)
+    limits = replace(limits, micro_batch_tokens=max(max_length, min(room, _SHARE_TOKENS[kind])))
     return MemoryAnswer(
         model=model,
         estimate=limits.estimate([trial] * trials),
         device_bytes=available,
+        device=kind,
+        micro_batch_tokens=limits.micro_batch_tokens,
         largest_batch=limits.largest_batch(trial),
         largest_rank=limits.largest_rank(trial, trials),
         largest_pack=limits.largest_pack(trial),
+        largest_micro_batch=room,
     )
 
 
-def _device_bytes(text: str | None) -> int:
-    return device_memory(pick_device("auto")) if text is None else parse_memory(text)
+def _device(name: str, memory: str | None) -> tuple[Device, int]:
+    """Its kind and its bytes; a device that is not here needs its memory told."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise InputError(f"--device must be auto, cpu or cuda, got {name!r}; change --device.")
+    if memory is not None:
+        return ("cpu" if name == "cpu" else "cuda"), parse_memory(memory)
+    here = pick_device(name)
+    kind: Device = "cuda" if here.type == "cuda" else "cpu"
+    return kind, device_bytes(None, here, execution_of(kind))
 
 
 def memory_command(*, as_json: bool, **options: Any) -> None:
@@ -106,13 +139,19 @@ def memory_command(*, as_json: bool, **options: Any) -> None:
         return
     console = Console()
     print_memory(console, answer.estimate, answer.device_bytes)
-    console.print(_limits_sentence(answer), highlight=False)
+    for line in _limits_lines(answer):
+        console.print(line, highlight=False, markup=False)
 
 
-def _limits_sentence(answer: MemoryAnswer) -> str:
+def _limits_lines(answer: MemoryAnswer) -> list[str]:
     if answer.largest_batch == 0:
-        return "Not even one row of one such trial fits: take a shorter --max-length, a lower --rank or another model."
-    return (
-        f"At most {answer.largest_batch} rows at once in one trial, rank {answer.largest_rank}, or "
-        f"{answer.largest_pack} such trials side by side; larger batches are cut into micro-batches."
-    )
+        return [
+            "Not even one row of one such trial fits: take a shorter --max-length, a lower --rank or another model."
+        ]
+    return [
+        f"Counted for a {'GPU' if answer.device == 'cuda' else 'CPU'} and micro-batches of "
+        f"{count(answer.micro_batch_tokens)} tokens.",
+        f"What fits, each with all else as asked: rank {answer.largest_rank}; {answer.largest_pack} such trials "
+        f"side by side; {answer.largest_batch} rows of one trial at once (larger batches are cut into micro-batches); "
+        f"micro-batches of {count(answer.largest_micro_batch)} tokens.",
+    ]

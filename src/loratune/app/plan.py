@@ -6,8 +6,9 @@ from json import dumps
 from time import monotonic
 from typing import Any
 
+from loratune.app.calibrate import calibrate
 from loratune.app.experience import correct, gather, task_at_hand
-from loratune.app.forecast import Forecast, calibrate, forecast
+from loratune.app.forecast import Forecast, forecast
 from loratune.app.options import SearchOptions, keyword_options
 from loratune.app.watch import Quiet, Terminal, Watch
 from loratune.app.workbench import open_workbench

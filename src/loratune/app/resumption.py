@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from shlex import quote
 
+from loratune.app.calibrate import calibrate
 from loratune.app.experience import Corrections, correct, gather, study_key, task_at_hand
 from loratune.app.fingerprint import fingerprint, option_values
-from loratune.app.forecast import Forecast, calibrate, forecast
+from loratune.app.forecast import Forecast, forecast
 from loratune.app.options import TuneOptions, hides_storage, to_toml
 from loratune.app.watch import Watch
 from loratune.app.workbench import Workbench, check_out

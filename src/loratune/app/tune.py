@@ -78,6 +78,7 @@ def run_tune(options: TuneOptions, watch: Watch) -> tuple[TuneResult, int]:
         study = open_study(options, bench) if existing is not None else None
         priced = price(options, bench, study, started, watch)
         watch.plan(priced, bench)
+        bench = bench.calibrated(priced.calibration)
         study = study or open_study(options, bench)
         begin(study, options, priced)
         job = _Job(options=options, bench=bench, priced=priced, study=study, watch=watch, started=started)
@@ -144,7 +145,7 @@ class _Job:
         return LocalRunner(
             engine=self.bench.engine,
             study=self.study,
-            slots=self.priced.slots,
+            planner=self.priced.planner,
             on_progress=self.watch.progress,
             on_result=self.watch.result,
             largest=LargestAdapter(self.study, self.bench.base),

@@ -12,13 +12,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
+
 from loratune.app.options import CommonOptions, data_options
 from loratune.data.prepare import PreparedData, prepare
 from loratune.data.survey import Decoder, survey
 from loratune.engine.pack import PackEngine
+from loratune.engine.paths import Paths, choose_paths
 from loratune.errors import OutputError
 from loratune.lora.layout import find_targets
-from loratune.maths.memory import Device, Limits
+from loratune.maths.execution import (
+    ON_CPU,
+    ON_CPU_PADDED,
+    ON_CUDA,
+    ON_CUDA_EAGER,
+    ON_CUDA_PLAIN,
+    Device,
+    Execution,
+)
+from loratune.maths.limits import Limits
 from loratune.maths.targets import check_rank
 from loratune.model.architecture import read_config
 from loratune.model.base import BaseModel
@@ -26,15 +38,18 @@ from loratune.model.device import device_memory, parse_memory
 from loratune.model.load import load_model
 from loratune.model.source import locate
 from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
-from loratune.run.calibration import READINGS_SHARE
-from loratune.values import LABEL_METRICS, HyperParameters, SearchContext, default_recipe
+from loratune.run.calibration import READINGS_SHARE, Calibration
+from loratune.values import LABEL_METRICS, SearchContext, default_recipe
 
-MICRO_BATCH_TOKENS: dict[Device, int] = {"cpu": 2048, "cuda": 16384}
+MICRO_BATCH_TOKENS: dict[Device, int] = {"cpu": 2048, "cuda": 65536}
+"""At most: beyond, throughput has long stopped to grow. What is used is measured (`app.forecast.calibrate`)."""
 PACK_SIZE: dict[Device, int] = {"cpu": 8, "cuda": 32}
 """Beyond these a pack gains little: on two cores a pack of 8 has reached the speed of the base's products."""
 
 _READINGS = 4
 """Of a trial's validation NLL, the last at its end and on all rows."""
+_UNEVEN = 1.25
+"""A micro-batch may have more supervised tokens than the mean."""
 _FEWEST_READ_ROWS, _MOST_READ_ROWS = 16, 256
 
 
@@ -49,9 +64,15 @@ class Workbench:
     limits: Limits
     """What fits in memory."""
 
-    def pack_size(self, hyper_parameters: HyperParameters, wanted: int | None = None) -> int:
-        """How many such trials fit beside each other in memory, at most `wanted` or what suits the device."""
-        return max(1, self.limits.largest_pack(hyper_parameters, wanted or PACK_SIZE[self.limits.device]))
+    def calibrated(self, calibration: Calibration) -> Workbench:
+        """The same with the micro-batches and the memory that were measured here."""
+        tokens = calibration.micro_batch_tokens or self.limits.micro_batch_tokens
+        tokens = max(tokens, self.limits.max_length)
+        return replace(
+            self,
+            engine=replace(self.engine, max_tokens_per_micro_batch=tokens),
+            limits=replace(self.limits, micro_batch_tokens=tokens, correction=calibration.correction),
+        )
 
 
 def _rows_of_readings(facts: SearchContext, validation_rows: int) -> int:
@@ -90,26 +111,39 @@ def context_length(model: str) -> int | None:
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
-def _limits(options: CommonOptions, base: BaseModel, longest: int) -> Limits:
-    """The device's usual micro-batch, or what one trial of the default recipe leaves room for; at least a row."""
+def execution_of(device: Device, paths: Paths | None = None) -> Execution:
+    """How the engine runs there, for the memory model; `paths` None: as it runs best."""
+    if device == "cpu":
+        return ON_CPU if paths is None or paths.rows.flat else ON_CPU_PADDED
+    if paths is None or paths.compiled:
+        return ON_CUDA
+    return ON_CUDA_EAGER if paths.rows.flat and paths.low_rank.triton else ON_CUDA_PLAIN
+
+
+def device_bytes(text: str | None, device: torch.device, execution: Execution) -> int:
+    """All that the process may take: what the user allows, else what it holds and what the device has free."""
+    if text is not None:
+        return parse_memory(text)
+    context = execution.runtime if device.type == "cuda" else 0  # on a GPU the context is taken already
+    return int(device_memory(device)) + context
+
+
+def _limits(options: CommonOptions, base: BaseModel, data: PreparedData, paths: Paths) -> Limits:
+    """The largest micro-batch worth trying, or what one trial of the default recipe leaves room for."""
     device: Device = "cuda" if base.device.type == "cuda" else "cpu"
+    execution = execution_of(device, paths)
+    longest = int(max(data.train.lengths.max(), data.validation.lengths.max()))
+    supervised = float(data.train.supervised_counts.sum() / data.train.lengths.sum())
     limits = Limits(
         model=base.profile,
         max_length=longest,
         micro_batch_tokens=longest,
-        device_bytes=_device_bytes(options, base),
-        device=device,
+        device_bytes=device_bytes(options.device_memory, base.device, execution),
+        execution=execution,
+        supervised=min(1.0, _UNEVEN * supervised),
     )
     tokens = limits.largest_micro_batch([default_recipe()], MICRO_BATCH_TOKENS[device])
     return replace(limits, micro_batch_tokens=max(tokens, longest))
-
-
-def _device_bytes(options: CommonOptions, base: BaseModel) -> int:
-    """What the user allows, else what the device has free (the loaded weights counted in)."""
-    if options.device_memory is not None:
-        return parse_memory(options.device_memory)
-    weights = sum(int(parameter.nbytes) for parameter in base.model.parameters())
-    return int(device_memory(base.device)) + weights
 
 
 def with_survey(data: PreparedData, tokenizer: Decoder, seed: int) -> PreparedData:
@@ -155,7 +189,8 @@ def open_workbench(
             epochs=epochs,
             metric=metric,
         )
-        limits = _limits(options, base, int(max(data.train.lengths.max(), data.validation.lengths.max())))
+        paths = choose_paths(base)
+        limits = _limits(options, base, data, paths)
         engine = PackEngine(
             base=base,
             train=data.train,
@@ -167,5 +202,6 @@ def open_workbench(
             validation_subset_size=_rows_of_readings(facts, len(data.validation)),
             evaluations_per_trial=_READINGS,
             max_tokens_per_micro_batch=limits.micro_batch_tokens,
+            paths=paths,
         )
         yield Workbench(options=options, data=data, base=base, engine=engine, limits=limits)

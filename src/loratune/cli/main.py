@@ -134,7 +134,13 @@ def memory(
     batch_size: Annotated[int, typer.Option(help="Rows per step of every trial.")] = 8,
     max_length: Annotated[int, typer.Option(help="Tokens of the longest row.")] = 512,
     trials: Annotated[int, typer.Option(help="Trials trained at once.")] = 1,
-    dtype: Annotated[str, typer.Option(help="Base weights: bfloat16 or float32.")] = "bfloat16",
+    target_modules: Annotated[str, typer.Option(help="Layers to adapt, separated by commas.")] = "all-linear",
+    dtype: Annotated[
+        str, typer.Option(help="Base weights: bfloat16, float32, or nf4 (arithmetic only).")
+    ] = "bfloat16",
+    device: Annotated[
+        str, typer.Option(help="auto, cpu or cuda; auto with --device-memory means a GPU.")
+    ] = "auto",
     device_memory: Annotated[
         str | None, typer.Option(help="What to fit into, e.g. 24GiB; default: this device's.")
     ] = None,
@@ -149,7 +155,9 @@ def memory(
         batch_size=batch_size,
         max_length=max_length,
         trials=trials,
+        target_modules=tuple(name.strip() for name in target_modules.split(",") if name.strip()),
         dtype=dtype,
+        device=device,
         device_memory=device_memory,
         as_json=json,
     )

@@ -1,53 +1,43 @@
-"""How fast this machine trains this model: a few measured steps of a pack, of one trial alone, of evaluation.
+"""How fast this machine trains this model, and what that takes in memory: a few measured steps.
 
 Knows the engine; the numbers leave no trace in any trial.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from time import perf_counter
 
+import numpy as np
+
 from loratune.engine.pack import PackEngine
+from loratune.model.device import forget_peak, peak_memory
 from loratune.values import Trial
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Throughput:
-    """Real (unpadded) tokens per second."""
+class MeasuredStep:
+    """A step of a pack, on average."""
 
-    pack: float
-    """Trained by all slots of a pack together."""
-    alone: float
-    """Trained by one trial alone."""
-    forward: float
-    """Evaluated without gradients, all models together."""
+    tokens: float
+    """Real (unpadded) ones."""
+    seconds: float
+    largest: int
+    """Tokens, padding included, of the largest of its micro-batches."""
+    peak_bytes: int | None
+    """Most memory held during the steps; None where the system cannot tell."""
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second."""
+        return self.tokens / self.seconds
 
 
-def measure(
-    engine: PackEngine, trials: Sequence[Trial], alone: Trial, *, seconds: float = 10.0
-) -> Throughput:
-    """Train `trials` as a pack and another one alone, evaluate the initial adapters, and time it.
+def measure_step(engine: PackEngine, trials: Sequence[Trial], *, seconds: float) -> MeasuredStep:
+    """Train a pack of `trials` for a warm-up step, and then for about `seconds`.
 
-    Each of the three gets a warm-up and then about `seconds`. Raises `ResourceError` where the pack does
-    not fit in memory.
+    Raises `ResourceError` where the pack does not fit in memory.
     """
-    adapters = [engine.initial(trial) for trial in trials]
-    rows = engine.validation.take(range(min(len(engine.validation), 32)))
-    evaluated = int(rows.lengths.sum()) * len(adapters)
-
-    def evaluate() -> int:
-        engine.evaluate(adapters, rows)
-        return evaluated
-
-    return Throughput(
-        pack=_rate(_training(engine, trials), seconds),
-        alone=_rate(_training(engine, [alone]), seconds),
-        forward=_rate(evaluate, seconds),
-    )
-
-
-def _training(engine: PackEngine, trials: Sequence[Trial]) -> Callable[[], int]:
-    """A function that takes one step of a pack of `trials`; ended trials start again."""
     slots = [engine.slot(trial) for trial in trials]
 
     def train() -> int:
@@ -57,14 +47,45 @@ def _training(engine: PackEngine, trials: Sequence[Trial]) -> Callable[[], int]:
         with engine.attached() as step:
             return step(slots)
 
-    return train
+    told = forget_peak(engine.base.device)
+    tokens, each, count = _repeat(train, seconds)
+    peak = peak_memory(engine.base.device) if told else None
+    return MeasuredStep(
+        tokens=tokens, seconds=each, largest=_largest(engine, trials, count + 1), peak_bytes=peak
+    )
 
 
-def _rate(work: Callable[[], int], seconds: float) -> float:
-    """Tokens per second of repeated `work`, the first call left out."""
+def _largest(engine: PackEngine, trials: Sequence[Trial], steps: int) -> int:
+    """Tokens of the largest micro-batch in the first steps of a pack."""
+    largest = 0
+    for batches in islice(zip(*(engine.batches(trial) for trial in trials), strict=False), steps):
+        lengths = engine.train.lengths[np.concatenate(batches)]
+        for piece in engine._cuts.pieces(lengths):
+            row = lengths[piece]
+            largest = max(largest, int(row.sum() if engine._cuts.flat else len(row) * row.max()))
+    return largest
+
+
+def forward_rate(engine: PackEngine, trials: Sequence[Trial], *, seconds: float) -> float:
+    """Tokens per second of evaluating the initial adapters of `trials` without gradients, all together."""
+    adapters = [engine.initial(trial) for trial in trials]
+    rows = engine.validation.take(range(min(len(engine.validation), 32)))
+    evaluated = int(rows.lengths.sum()) * len(adapters)
+
+    def evaluate() -> int:
+        engine.evaluate(adapters, rows)
+        return evaluated
+
+    tokens, each, _ = _repeat(evaluate, seconds)
+    return tokens / each
+
+
+def _repeat(work: Callable[[], int], seconds: float) -> tuple[float, float, int]:
+    """Mean tokens and seconds of repeated `work`, the first call left out, and how often it was repeated."""
     work()
-    tokens = 0
+    tokens, count = 0, 0
     started = perf_counter()
-    while (elapsed := perf_counter() - started) < seconds:
+    while not count or perf_counter() - started < seconds:
         tokens += work()
-    return tokens / elapsed
+        count += 1
+    return tokens / count, (perf_counter() - started) / count, count

@@ -1,33 +1,28 @@
 """Memory of a pack, from shapes alone: every part is counted, and the parts add up to the total.
 
-What the packed engine keeps: the frozen weights once; per trial one flat float32 vector each of weights, gradients
-and two moments; of one micro-batch (the rows of all trials are cut into micro-batches) what autograd
-saves; the largest of its short-lived tensors; and what the process needs anyway.
-First version: dense decoders with rotary or learnt positions, attention without stored scores.
+What the engine keeps: the frozen weights once; per trial one flat float32 vector each of weights, gradients
+and two moments; of one micro-batch (the rows of all trials are cut into micro-batches) what the backward
+pass needs (`activations`); the larger of its short-lived tensors; and what libraries and allocator take.
+How the engine runs is an `Execution`, which holds all constants; a `Correction` measured on the device at
+hand applies to every estimate.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import groupby
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from math import ceil
 from typing import Any, Literal
 
-from loratune.maths.targets import Shape, select_targets
+from loratune.maths.activations import base_bytes_per_token
+from loratune.maths.correction import UNCORRECTED, Correction, Peak
+from loratune.maths.execution import FLOAT32, NF4_BYTES, OPTIMISER_VECTORS, Execution
+from loratune.maths.targets import select_targets
 from loratune.values import HyperParameters, ModelProfile
 
-FLOAT32 = 4
 TIGHT = 0.92
 """Above this share of the device's memory the verdict is `tight`: the prediction may be off by 8 %."""
-LOGITS_AT_ONCE = 2**24
-"""Logits that the engine holds at a time."""
-RUNTIME_BYTES = 768 * 2**20
-"""Libraries and a CUDA context: 0.5 to 0.8 GiB."""
-SLACK = {"cpu": 0.55, "cuda": 0.05}
-"""Share of short-lived memory that the allocator holds and nobody uses. On a CPU the C library's heap
-fragments: 45 to 55 % measured on Linux with SmolLM2's shape, micro-batches of 2,048 tokens."""
-_ATTENTION = "att"
 
 Verdict = Literal["fits", "tight", "does not fit"]
-Device = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,12 +37,16 @@ class MemoryEstimate:
     """Two moments per adapter parameter."""
     activations: int
     """What the backward pass of one micro-batch needs."""
-    temporary: int
-    """The larger of: a chunk of logits with its gradient; the backward pass through one layer."""
-    slack: int
-    """What the allocator holds beyond that."""
+    logits: int
+    """Final states, and a chunk of logits with its gradient."""
+    backward: int
+    """What the backward pass through one layer holds beyond the room that the logits have left."""
+    workspace: int
+    """What matrix products set aside."""
+    allocator: int
+    """What the allocator holds beyond all that."""
     runtime: int
-    """The process itself."""
+    """The process itself; with a correction, also what was measured beyond (or below) the other parts."""
 
     @property
     def parts(self) -> dict[str, int]:
@@ -55,11 +54,26 @@ class MemoryEstimate:
         return asdict(self)
 
     @property
+    def steady(self) -> int:
+        """What is held between steps too: base, adapters, their gradients and moments."""
+        return self.weights + self.adapters + self.gradients + self.optimiser
+
+    @property
+    def transient(self) -> int:
+        """What lives within a step and grows with the tokens in flight, the allocator's part included."""
+        return self.activations + self.logits + self.backward + self.allocator
+
+    @property
+    def allocated(self) -> int:
+        """Bytes of tensors: what `torch.cuda.max_memory_allocated` counts."""
+        return self.steady + self.activations + self.logits + self.backward + self.workspace
+
+    @property
     def total(self) -> int:
         return sum(self.parts.values())
 
     def verdict(self, device_bytes: int) -> Verdict:
-        """`tight` means within 8 % of the limit."""
+        """`tight` means within 8 % of the limit. `device_bytes` is all that the process may take."""
         if self.total <= TIGHT * device_bytes:
             return "fits"
         return "tight" if self.total <= device_bytes else "does not fit"
@@ -67,6 +81,11 @@ class MemoryEstimate:
     def fits(self, device_bytes: int) -> bool:
         """Whether the verdict is `fits`: safe to start."""
         return self.verdict(device_bytes) == "fits"
+
+    def peak(self, measured: int) -> Peak:
+        """This (uncorrected) estimate beside the measured whole, as `fit_correction` wants it."""
+        fixed = self.runtime + self.workspace
+        return Peak(steady=self.steady, runtime=fixed, transient=self.transient, measured=measured)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, `total` included."""
@@ -79,43 +98,85 @@ def estimate_pack(
     *,
     max_length: int,
     micro_batch_tokens: int,
-    device: Device = "cuda",
+    execution: Execution,
+    correction: Correction = UNCORRECTED,
+    supervised: float = 1.0,
+    step_tokens: int | None = None,
+    nf4: bool = False,
 ) -> MemoryEstimate:
     """Predicted peak of training `pack` together.
 
     Args:
         max_length: tokens of the longest row.
-        micro_batch_tokens: padded tokens that the engine puts into one micro-batch at most (one row always
-            goes in). A larger batch means more micro-batches, not more memory.
+        micro_batch_tokens: tokens, padding included, that the engine puts into one micro-batch at most (one
+            row always goes in). A larger batch means more micro-batches, not more memory.
+        supervised: share of the tokens that are supervised; only their logits are computed.
+        step_tokens: tokens of the largest step, where rows are known; else every row is as long as the longest.
+        nf4: whether the base's linear layers are held in 4 bits (arithmetic only: such bases do not load yet).
     """
-    tokens = tokens_in_flight(pack, max_length, micro_batch_tokens)
-    parameters = sum(adapter_parameters(model, hp) for hp in pack)
-    kept = tokens * base_bytes_per_token(model, adapted(model, pack))
-    activations = round(kept) + inner_bytes(model, pack, tokens, max_length)
-    temporary = round(max(logits_bytes(model, tokens), backward_bytes(model, tokens)))
+    tokens = tokens_in_flight(pack, max_length, micro_batch_tokens, execution, step_tokens)
+    parameters = sum(count * adapter_parameters(model, hp) for hp, count in Counter(pack).items())
+    activations = tokens * base_bytes_per_token(model, adapted(model, pack), execution)
+    activations += inner_bytes(model, pack, tokens, max_length, execution)
+    logits = logits_bytes(model, tokens, supervised, execution)
+    beyond = max(0.0, backward_bytes(model, pack, tokens, max_length, execution) - logits)
+    slack = execution.allocator * (activations + logits + beyond)
     return MemoryEstimate(
-        weights=round(model.parameters * model.bytes_per_parameter),
+        weights=weight_bytes(model, nf4=nf4),
         adapters=FLOAT32 * parameters,
         gradients=FLOAT32 * parameters,
-        optimiser=2 * FLOAT32 * parameters,
-        activations=activations,
-        temporary=temporary,
-        slack=round(SLACK[device] * (activations + temporary)),
-        runtime=RUNTIME_BYTES,
+        optimiser=OPTIMISER_VECTORS * FLOAT32 * parameters,
+        activations=round(correction.scale * activations),
+        logits=round(correction.scale * logits),
+        backward=round(correction.scale * beyond),
+        workspace=execution.workspace + (_unpacked_layer(model) if nf4 else 0),
+        allocator=round(correction.scale * slack),
+        runtime=execution.runtime + correction.fixed,
     )
 
 
-def tokens_in_flight(pack: Sequence[HyperParameters], max_length: int, micro_batch_tokens: int) -> int:
-    """Padded tokens of the largest micro-batch of a step."""
+def weight_bytes(model: ModelProfile, *, nf4: bool = False) -> int:
+    """The base in its own type; with `nf4` its adaptable linear layers in 4 bits, all else in its own type."""
+    packed = sum(inputs * outputs for _, inputs, outputs in model.targets) if nf4 else 0
+    return round((model.parameters - packed) * model.bytes_per_parameter + packed * NF4_BYTES)
+
+
+def _unpacked_layer(model: ModelProfile) -> int:
+    """A 4-bit layer is unpacked for each of its products."""
+    return round(max(inputs * outputs for _, inputs, outputs in model.targets) * model.bytes_per_parameter)
+
+
+def tokens_in_flight(
+    pack: Sequence[HyperParameters],
+    max_length: int,
+    micro_batch_tokens: int,
+    execution: Execution,
+    step_tokens: int | None = None,
+) -> int:
+    """Tokens of the largest micro-batch of a step, padding included.
+
+    Flat rows fill as few micro-batches as the limit allows, each about equally; padded ones up to the limit.
+    """
     rows = sum(hp.batch_size for hp in pack)
-    return min(max(micro_batch_tokens, max_length), rows * max_length)
+    step = rows * max_length if step_tokens is None else min(step_tokens, rows * max_length)
+    limit = max(micro_batch_tokens, max_length)
+    if not execution.flat:
+        return min(limit, step)
+    count = ceil(step / limit)
+    largest = step if count == 1 else min(limit, ceil(step / count) + max_length - 1)
+    return -(-largest // execution.token_multiple) * execution.token_multiple
 
 
 def adapter_parameters(model: ModelProfile, hyper_parameters: HyperParameters) -> int:
-    """LoRA parameters: Σ r · (in + out)."""
+    """LoRA parameters: Σ r · (in + out), each layer with its own rank."""
     targets = select_targets(model.targets, hyper_parameters.target_modules)
     ranks = hyper_parameters.ranks_of(name for name, _, _ in targets)
     return sum(r * (inputs + outputs) for r, (_, inputs, outputs) in zip(ranks, targets, strict=True))
+
+
+def adapter_bytes(model: ModelProfile, hyper_parameters: HyperParameters) -> int:
+    """What one more trial holds between steps: weights, gradients and moments."""
+    return (2 + OPTIMISER_VECTORS) * FLOAT32 * adapter_parameters(model, hyper_parameters)
 
 
 def adapted(model: ModelProfile, pack: Sequence[HyperParameters]) -> frozenset[str]:
@@ -124,134 +185,57 @@ def adapted(model: ModelProfile, pack: Sequence[HyperParameters]) -> frozenset[s
     return frozenset(name for choice in choices for name, _, _ in select_targets(model.targets, choice))
 
 
-def base_bytes_per_token(model: ModelProfile, adapted_names: frozenset[str]) -> float:
-    """Bytes that autograd saves per token of the base's own operations, all layers together.
+def inner_bytes(
+    model: ModelProfile, pack: Sequence[HyperParameters], tokens: int, max_length: int, execution: Execution
+) -> float:
+    """The inner products A·x of all adapted layers, kept for the gradient of B.
 
-    Norms keep a float32 copy of what they see. Attention keeps queries, keys, values, its output and a
-    float32 sum per head. A frozen linear layer keeps nothing, an adapted one its input (shared with its
-    siblings). A gated MLP keeps gate, up, the activated gate; an MLP without gate the terms of its GELU.
+    Segment by segment: [tokens, r] in float32, where the widest trials fill the micro-batch. In one tensor for
+    all: [tokens, widest block] in the base's type for every adaptable layer.
     """
-    features = 0
-    has_mlp = False
-    for parent, members in groupby(model.targets, key=lambda target: target[0].rpartition(".")[0]):
-        group = list(members)
-        attention = _ATTENTION in parent.lower()
-        has_mlp = has_mlp or not attention
-        features += _kept_by_group(group, adapted_names, model.hidden_size, attention=attention)
-    if not has_mlp:  # a mixture: gate, up and activated gate of the experts used, and what each gives back
-        features += model.layers * (3 * model.intermediate_size + model.experts_per_token * model.hidden_size)
-    norms = model.norm_features or (2 * model.layers + 1) * model.hidden_size
-    sums = model.layers * model.attention_heads
-    return features * model.bytes_per_parameter + FLOAT32 * (norms + sums)
-
-
-def _kept_by_group(
-    group: Sequence[Shape], adapted_names: frozenset[str], hidden_size: int, *, attention: bool
-) -> int:
-    """Features kept per token by the linear layers under one parent: an attention block or an MLP.
-
-    The last of them that gives the hidden size writes to the residual stream; the others' outputs are kept.
-    """
-    last = max(range(len(group)), key=lambda i: (group[i][2] == hidden_size, i))
-    last_name, last_inputs, _ = group[last]
-    first = [shape for i, shape in enumerate(group) if i != last]
-    kept = sum(outputs for _, _, outputs in first)
-    kept += sum({inputs for name, inputs, _ in first if name in adapted_names})
-    if attention:
-        return kept + last_inputs
-    gated = sum(outputs for _, _, outputs in first) >= 2 * last_inputs
-    kept += last_inputs if gated else 3 * last_inputs
-    return kept + (last_inputs if last_name in adapted_names else 0)
-
-
-def inner_bytes(model: ModelProfile, pack: Sequence[HyperParameters], tokens: int, max_length: int) -> int:
-    """The products A·x, float32 [tokens, r] per adapted layer, where the widest trials fill the micro-batch."""
+    if execution.shared_inner:
+        widest = max(max(hp.r, *(r for _, r in hp.rank_pattern), 1) for hp in pack)
+        each = tokens * execution.rank_block(widest) * model.bytes_per_parameter
+        return each * len(model.targets)
     total, left = 0, tokens
-    for hp in sorted(pack, key=lambda hp: -hp.r):
-        share = min(left, hp.batch_size * max_length)
-        targets = select_targets(model.targets, hp.target_modules)
-        total += share * sum(hp.ranks_of(name for name, _, _ in targets))
+    kinds = [(_sum_of_ranks(model, hp), count * hp.batch_size) for hp, count in Counter(pack).items()]
+    for ranks, rows in sorted(kinds, reverse=True):
+        share = min(left, rows * max_length)
+        total += share * ranks
         left -= share
     return FLOAT32 * total
 
 
-def logits_bytes(model: ModelProfile, tokens: int) -> float:
-    """A chunk of logits with its likelihoods and gradients: four float32 tensors, and one in the base's type.
+def _sum_of_ranks(model: ModelProfile, hp: HyperParameters) -> int:
+    return sum(hp.ranks_of(name for name, _, _ in select_targets(model.targets, hp.target_modules)))
 
-    Every token may be supervised. In float32 the logits are one of the four.
+
+def logits_bytes(model: ModelProfile, tokens: int, supervised: float, execution: Execution) -> float:
+    """The decoder's states, those that predict with their gradients, and one chunk of logits.
+
+    Per logit the logit itself and the larger of: the float32 numbers between likelihood and slope; the slope
+    and the gradient that selects the chunk, both in the base's type.
     """
-    positions = min(tokens, max(16, LOGITS_AT_ONCE // model.vocabulary))
-    own = model.bytes_per_parameter if model.bytes_per_parameter != FLOAT32 else 0
-    return positions * model.vocabulary * (4 * FLOAT32 + own)
+    own = model.bytes_per_parameter
+    predicting = min(tokens, ceil(tokens * supervised))
+    positions = min(predicting, max(16, execution.logits_at_once // model.vocabulary))
+    each = own + max(FLOAT32 * execution.likelihoods, 2 * own)
+    return positions * model.vocabulary * each + own * model.hidden_size * (tokens + 2 * predicting)
 
 
-def backward_bytes(model: ModelProfile, tokens: int) -> float:
-    """Gradients alive while the backward pass goes through the widest linear layer of one layer.
+def backward_bytes(
+    model: ModelProfile, pack: Sequence[HyperParameters], tokens: int, max_length: int, execution: Execution
+) -> float:
+    """Gradients alive while the backward pass goes through one layer: through its MLP or through a norm.
 
-    The MLP's four gradients and the residual's in the base's type; the layer's input and the gradient
-    through A in float32.
+    Where the wide input of the MLP's last layer is not kept, its gradient outlives the product by one step.
     """
+    names = adapted(model, pack)
     widest = max(model.intermediate_size, *(max(shape[1:]) for shape in model.targets))
-    own = model.bytes_per_parameter * (4 * widest + 2 * model.hidden_size)
-    return tokens * (own + 2 * FLOAT32 * widest)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
-    """How much of one thing fits where all else stays as it is; 0 where not even one does."""
-
-    model: ModelProfile
-    max_length: int
-    """Tokens of the longest row."""
-    micro_batch_tokens: int
-    device_bytes: int
-    device: Device = "cuda"
-
-    def estimate(self, pack: Sequence[HyperParameters]) -> MemoryEstimate:
-        """Predicted peak of a pack."""
-        return estimate_pack(
-            self.model,
-            pack,
-            max_length=self.max_length,
-            micro_batch_tokens=self.micro_batch_tokens,
-            device=self.device,
-        )
-
-    def fits(self, pack: Sequence[HyperParameters]) -> bool:
-        """Whether a pack fits with room to spare."""
-        return self.estimate(pack).fits(self.device_bytes)
-
-    def largest_pack(self, trial: HyperParameters, limit: int = 4096) -> int:
-        """How many such trials train beside each other."""
-        return _largest(lambda trials: self.fits([trial] * trials), limit)
-
-    def largest_rank(self, trial: HyperParameters, trials: int = 1) -> int:
-        """Rank of that many equal trials, at most the smallest side of a targeted layer."""
-        targets = select_targets(self.model.targets, trial.target_modules)
-        limit = min(min(shape[1:]) for shape in targets)
-        return _largest(lambda r: self.fits([replace(trial, r=r)] * trials), limit)
-
-    def largest_micro_batch(self, pack: Sequence[HyperParameters], limit: int = 2**15) -> int:
-        """Tokens that a micro-batch of that pack may hold: the way to fit a large model, at the cost of speed."""
-        return _largest(lambda tokens: replace(self, micro_batch_tokens=tokens).fits(pack), limit)
-
-    def largest_batch(self, trial: HyperParameters, limit: int = 2**20) -> int:
-        """Rows of `max_length` tokens that one trial trains in one undivided micro-batch.
-
-        Not a limit of the engine, which cuts larger batches into micro-batches.
-        """
-
-        def undivided(rows: int) -> bool:
-            whole = replace(self, micro_batch_tokens=rows * self.max_length)
-            return whole.fits([replace(trial, batch_size=rows)])
-
-        return _largest(undivided, limit)
-
-
-def _largest(fits: Callable[[int], bool], limit: int) -> int:
-    """The largest number up to `limit` that fits, where every smaller one fits too."""
-    low, high = 0, limit
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low
+    inputs = max(inputs for name, inputs, _ in model.targets if name in names)
+    count = execution.backward_wide + (inputs < widest)
+    wide = tokens * count * widest * model.bytes_per_parameter
+    if execution.float32_input and model.bytes_per_parameter < FLOAT32:
+        segment = min(tokens, max(hp.batch_size for hp in pack) * max_length)
+        wide += 2 * FLOAT32 * inputs * segment
+    return max(wide, tokens * execution.backward_hidden * model.hidden_size)

@@ -1,57 +1,276 @@
-"""How trials share packs: which starts when, and when the last one ends. Knows costs, not trials.
+"""How trials share packs: which starts when, so that the last one ends as early as possible.
 
-A pack is a number of slots that all advance together: a slot freed by a trial is refilled at once. So a
-plan is list scheduling on equal machines, and longest-first is never more than 4/3 - 1/(3·slots) of the
-best possible (Graham 1969).
+A pack takes one step after the other; in each, every live trial takes one of its own. A step costs what
+`StepTime` says for the tokens of all live trials. A trial that ends makes room, and the next that fits
+begins at once: so a plan is an order and a number of slots, and what it takes is found by playing it.
+Knows steps, tokens and bytes; no trial, no device.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from heapq import heapify, heapreplace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+
+import numpy as np
+import numpy.typing as npt
 
 from loratune.errors import ResourceError
+from loratune.maths.steptime import StepTime
+
+_WORTH = 0.98
+"""Another plan than the first is taken if it needs less than this share of its time: measurements are noisy."""
+
+_GOOD = 1.02
+"""Times the bound: a plan so close to it is not improved."""
+_SWAPS = 10_000
+"""Trials times swaps."""
+_MOST_SWAPS = 500
+_MOST_PARTS = 32
+"""Of the memory, in the bounds that count how many trials fit beside each other."""
+_MOST_THRESHOLDS = 24
+"""Of e in `fewest_steps`; any choice of them gives a bound."""
+_ROUNDING = 1e-9
+
+Numbers = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialLoad:
+    """What one trial asks for."""
+
+    steps: int
+    tokens: float
+    """Per step."""
+    memory: int
+    """Bytes that it holds while it is live."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackPlan:
-    """Who trains where."""
+    """Who begins in which order, beside how many, and what that takes."""
 
-    slots: tuple[tuple[int, ...], ...]
-    """Per slot the numbers of its trials, in the order in which they train."""
     order: tuple[int, ...]
-    """Numbers of the trials in the order in which they start."""
-    makespan: float
-    """Cost of the busiest slot, in the unit of the costs (tokens): the length of the pack."""
-    busy: float
-    """Share of all slots' time until then that is spent on trials, in (0, 1]; 1 for no trials."""
+    """Numbers of the trials. Whenever there is room, the first of them that fits begins."""
+    slots: int
+    """Trials live at once, at most."""
+    memory: float
+    """Bytes for live trials, at most."""
+    seconds: float
+    """Predicted, without evaluations."""
+    bound: float
+    """Seconds that no plan can go below; see `lower_bound`."""
+    steps: int
+    """Steps of the pack."""
+    widest: int
+    """Most trials that are live at once."""
+    peak: int
+    """Most bytes that live trials hold at once."""
+
+    @property
+    def gap(self) -> float:
+        """How much longer than the bound it takes, as a share of the bound; 0 for no trials."""
+        return self.seconds / self.bound - 1 if self.bound else 0.0
 
 
-def plan_pack(costs: Sequence[float], slots: int) -> PackPlan:
-    """Longest first: each trial goes to the slot that is free first (ties: the lower number).
+class Admission:
+    """Trials that wait, in order, and the room that is left: says who begins next."""
+
+    def __init__(self, memory: Sequence[float], order: Sequence[int], *, slots: int, room: float) -> None:
+        self._order = order
+        self._memory = np.array([memory[i] for i in order], float)
+        self._place = {trial: place for place, trial in enumerate(order)}
+        self._waiting = self._memory.copy()
+        self._slots = slots
+        self._room = room
+
+    def next(self) -> int | None:
+        """The first waiting trial that fits beside the live ones, now live itself; None where none does."""
+        if self._slots < 1 or not len(self._order):
+            return None
+        place = int(np.argmax(self._waiting <= self._room))
+        if not self._waiting[place] <= self._room:
+            return None
+        self._waiting[place] = np.inf
+        self._slots -= 1
+        self._room -= self._memory[place]
+        return self._order[place]
+
+    def ended(self, trial: int) -> None:
+        """A live trial makes room."""
+        self._slots += 1
+        self._room += self._memory[self._place[trial]]
+
+
+def plan_packs(loads: Sequence[TrialLoad], *, slots: int, memory: float, times: StepTime) -> PackPlan:
+    """The best of some list schedules, played with the measured times; deterministic.
+
+    First orders (`_orders`), then numbers of slots: fewer can be faster where a step of few trials costs little
+    more than its launch, so that a balanced second wave beats a full first one. Then, while the plan is more than
+    2 % above the bound, swaps of two trials, half of them with another number of slots.
 
     Args:
-        costs: cost of each trial, such as tokens to train.
-        slots: trials that fit beside each other, at least 1; `ResourceError` otherwise.
+        slots: trials that a pack may hold, at least 1.
+        memory: bytes that live trials may hold together.
+
+    Raises `ResourceError` where a trial alone does not fit.
     """
-    if slots < 1:
+    if slots < 1 or any(load.memory > memory for load in loads):
+        largest = max((load.memory for load in loads), default=0)
         raise ResourceError(
-            f"a pack needs at least one slot, got {slots}: not even one trial fits in memory; "
-            f"use a smaller model, a lower rank or shorter rows."
+            f"every trial must fit in memory alone: the largest adapter takes {largest / 2**30:.2f} GiB with its "
+            f"gradients and moments and {max(0.0, memory) / 2**30:.2f} GiB are left; use a smaller model, a lower rank "
+            "or shorter rows."
         )
-    order = tuple(sorted(range(len(costs)), key=lambda i: (-costs[i], i)))
-    used = min(slots, max(1, len(costs)))
-    assigned: list[list[int]] = [[] for _ in range(used)]
-    free = [(0.0, slot) for slot in range(used)]
-    heapify(free)
-    for trial in order:
-        ends, slot = free[0]
-        assigned[slot].append(trial)
-        heapreplace(free, (ends + costs[trial], slot))
-    makespan = max(ends for ends, _ in free)
-    total = makespan * used
+    bound = lower_bound(loads, slots=slots, memory=memory, times=times)
+    orders = _orders(loads)
+    best = _play(loads, next(orders), min(slots, max(1, len(loads))), memory, times)
+
+    def better(plan: PackPlan, worth: float = _WORTH) -> PackPlan:
+        return plan if plan.seconds < worth * best.seconds else best
+
+    for order in orders:
+        if best.seconds > _GOOD * bound:
+            best = better(_play(loads, order, best.slots, memory, times))
+    counts = _slot_counts(len(loads), slots)
+    for count in counts:
+        if best.seconds > _GOOD * bound:
+            best = better(_play(loads, best.order, count, memory, times))
+    random = np.random.default_rng(0)
+    for tried in range(min(_MOST_SWAPS, _SWAPS // len(loads)) if len(loads) > 1 else 0):
+        if best.seconds <= _GOOD * bound:
+            break
+        swapped = list(best.order)
+        i, j = random.integers(len(swapped), size=2)
+        swapped[i], swapped[j] = swapped[j], swapped[i]
+        count = counts[tried // 2 % len(counts)] if tried % 2 else best.slots
+        best = better(_play(loads, swapped, count, memory, times), worth=1.0)
+    return replace(best, bound=bound)
+
+
+def _orders(loads: Sequence[TrialLoad]) -> Iterator[tuple[int, ...]]:
+    """Different ones only; ties in the order given."""
+    steps = np.array([load.steps for load in loads], float)
+    memory = np.array([load.memory for load in loads], float)
+    tokens = np.array([load.tokens for load in loads], float)
+    longest = steps / (steps.max(initial=0.0) + 1)
+    mixed = _mixed(steps, list(zip(tokens.tolist(), strict=True)))
+    both = _mixed(steps, list(zip(tokens.tolist(), memory.tolist(), strict=True)))
+    big = (memory > memory.max(initial=0.0) / 2).astype(float)
+    seen = set()
+    for key in (steps, -mixed, -both, memory + longest, big - mixed, steps * memory, steps * tokens):
+        order = tuple(np.argsort(-key, kind="stable").tolist())
+        if order not in seen:
+            seen.add(order)
+            yield order
+
+
+def _mixed(steps: Numbers, kinds: Sequence[tuple[float, ...]]) -> Numbers:
+    """For each trial when it begins, in [0, 1), if every kind is to last until the end, its longest trials first."""
+    when = np.zeros(len(steps))
+    of_kind: dict[tuple[float, ...], list[int]] = {}
+    for trial in np.argsort(-steps, kind="stable").tolist():
+        of_kind.setdefault(kinds[trial], []).append(trial)
+    for members in of_kind.values():
+        ends = np.cumsum(steps[members])
+        when[members] = (ends - steps[members]) / ends[-1]
+    return when
+
+
+def _slot_counts(trials: int, slots: int) -> list[int]:
+    """Those that divide the trials into equal waves: as few as need be, one more, and so on."""
+    waves = ceil(trials / slots) if trials else 1
+    return list(dict.fromkeys(ceil(trials / n) for n in range(waves, waves + 7) if n <= max(1, trials)))
+
+
+def _play(
+    loads: Sequence[TrialLoad], order: Sequence[int], slots: int, memory: float, times: StepTime
+) -> PackPlan:
+    """The plan as the engine will run it, event by event."""
+    admission = Admission([load.memory for load in loads], order, slots=slots, room=memory)
+    ends: dict[int, int] = {}
+    now, seconds, tokens, held = 0, 0.0, 0.0, 0
+    widest, peak = 0, 0
+    while True:
+        while (trial := admission.next()) is not None:
+            ends[trial] = now + loads[trial].steps
+            tokens += loads[trial].tokens
+            held += loads[trial].memory
+        if not ends:
+            break
+        widest, peak = max(widest, len(ends)), max(peak, held)
+        until = min(ends.values())
+        seconds += (until - now) * times.seconds(tokens)
+        now = until
+        for trial in [trial for trial, end in ends.items() if end == now]:
+            del ends[trial]
+            tokens -= loads[trial].tokens
+            held -= loads[trial].memory
+            admission.ended(trial)
     return PackPlan(
-        slots=tuple(tuple(trials) for trials in assigned),
-        order=order,
-        makespan=makespan,
-        busy=sum(costs) / total if total else 1.0,
-    )
+        order=tuple(order), slots=slots, memory=memory, seconds=seconds, bound=0.0, steps=now, widest=widest, peak=peak
+    )  # fmt: skip
+
+
+def lower_bound(loads: Sequence[TrialLoad], *, slots: int, memory: float, times: StepTime) -> float:
+    """Seconds below which no plan of these trials can go, whatever it starts when.
+
+    Every plan takes at least S steps (`fewest_steps`) and trains W = Σ steps · tokens. Let (a, b) be a line below
+    the step times: a + b · T ≤ seconds(T). Summed over the plan's steps, each line gives
+    seconds ≥ a · S + b · W; the largest over `StepTime.lines` is a bound. With a = 0 it is the work at the
+    best throughput, with b = 0 the steps at the cost of a launch. And a trial alone takes a step of at least its
+    own tokens for each of its steps, since more tokens never take less.
+    """
+    if not loads:
+        return 0.0
+    steps = fewest_steps(loads, slots=slots, memory=memory)
+    work = sum(load.steps * load.tokens for load in loads)
+    longest = max(load.steps * times.seconds(load.tokens) for load in loads)
+    return max(longest, *(a * steps + b * work for a, b in times.lines))
+
+
+def fewest_steps(loads: Sequence[TrialLoad], *, slots: int, memory: float) -> int:
+    """Steps below which no pack can end.
+
+    A trial that takes more than the share 1 - e of the memory runs beside none that takes e or more. So for any e
+    the steps are at least those of the former, one after the other, and those that the latter need among
+    themselves (`_at_least`); e = 1 leaves only these, for all trials.
+    """
+    steps = np.array([load.steps for load in loads], float)
+    share = np.array([load.memory for load in loads], float) / max(memory, 1.0)
+    halves = np.unique(share[share <= 0.5])
+    best = _at_least(steps, share, slots)
+    for e in halves[:: ceil(len(halves) / _MOST_THRESHOLDS) or 1]:
+        large = share > 1 - e + _ROUNDING
+        middle = ~large & (share >= e)
+        best = max(best, float(steps[large].sum()) + _at_least(steps[middle], share[middle], slots))
+    return ceil(best - 1e-6)
+
+
+def _at_least(steps: Numbers, share: Numbers, slots: int) -> float:
+    """The largest of four bounds on the steps of trials that take these shares of the memory.
+
+    - The longest trial; and as at most `slots` are live, Σ steps / slots.
+    - Area: a share x counts f(x), where shares that add up to at most 1 count at most 1 together; then
+      S ≥ Σ steps · f(x). f(x) = x; and ⌊(k + 1) x⌋ / k, or x where (k + 1) x is whole (dual feasible functions,
+      Fekete and Schepers 2001).
+    - Pigeonhole: trials of a share above 1 / (m + 1) run at most m at once. Of the k · m + 1 longest of them, some
+      chain of m holds k + 1, so S is at least the sum of the k + 1 shortest of those. (Any schedule of at
+      most m at once is m chains: a trial joins one that is free when it begins.) The same for all and the slots.
+    """
+    if not len(steps):
+        return 0.0
+    best = max(float(steps.max()), float(steps.sum()) / slots, float(steps @ share))
+    for k in range(1, _MOST_PARTS):
+        parts = (k + 1) * share
+        whole = np.abs(parts - np.round(parts)) < _ROUNDING
+        best = max(best, float(steps @ np.where(whole, share, np.floor(parts) / k)))
+    for m in range(1, min(slots, len(steps)) + 1):
+        chosen = steps if m == slots else steps[share * (m + 1) > 1 + _ROUNDING]
+        best = max(best, _pigeonhole(np.sort(chosen)[::-1], m))
+    return best
+
+
+def _pigeonhole(longest_first: Numbers, m: int) -> float:
+    """max over k ≥ 1 of the sum of trials k·m − k … k·m (counted from 0) of those sorted longest first."""
+    sums = np.concatenate([[0.0], np.cumsum(longest_first)])
+    k = np.arange(1, (len(longest_first) - 1) // m + 1)
+    return float(np.max(sums[k * m + 1] - sums[k * m - k], initial=0.0))

@@ -2,11 +2,15 @@
 
 import os
 import re
+import resource
+import sys
+from pathlib import Path
 
 import torch
 
 from loratune.errors import InputError, ResourceError
 
+_GROUPS = Path("/sys/fs/cgroup")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -25,15 +29,70 @@ def pick_device(name: str) -> torch.device:
 
 
 def device_memory(device: torch.device) -> int:
-    """Bytes that a process may use: what is free now on a GPU, what is available now on a CPU."""
+    """Bytes that this process may hold: what it holds, and what is free now on a GPU, available now on a CPU.
+
+    On a CPU never more than the limit of the container. On a GPU the context is not counted.
+    """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0]) + int(torch.cuda.memory_reserved(device))
+    held = _status("VmRSS") or 0
     try:
-        with open("/proc/meminfo", encoding="utf-8") as lines:
-            facts = dict(line.split(":", 1) for line in lines)
-        return int(facts["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
+        facts = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(facts["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([free, *_container_rooms()]) + held
+
+
+def _container_rooms() -> list[int]:
+    """Bytes left under the memory limits of control groups, versions 2 and 1; none where there is no limit."""
+    rooms = []
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            texts = [(_GROUPS / name).read_text().strip() for name in (limit, used)]
+        except OSError:
+            continue
+        if all(text.isdigit() for text in texts):
+            rooms.append(max(0, int(texts[0]) - int(texts[1])))
+    return rooms
+
+
+def _status(name: str) -> int | None:
+    """A number of bytes from /proc/self/status; None where there is none."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith(f"{name}:")]
+    return int(found[0]) * 1024 if found else None
+
+
+def forget_peak(device: torch.device) -> bool:
+    """Begin to measure `peak_memory` anew; False where the system cannot."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return _status("VmHWM") is not None
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes held since the process began or `forget_peak`.
+
+    On a GPU what PyTorch's allocator has held (without the context), on a CPU the resident set.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_reserved(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def parse_memory(text: str) -> int:

@@ -59,6 +59,8 @@ def locate(name: str, *, weights: bool = True) -> Source:
     Raises `ModelError` where they are missing, incomplete or not in a format that can be loaded safely.
     """
     path = Path(name).expanduser()
+    if path.is_file() and path.name == "config.json" and not weights:
+        path = path.parent
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise ModelError(

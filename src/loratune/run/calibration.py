@@ -4,6 +4,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from loratune.errors import BudgetError
+from loratune.maths.correction import UNCORRECTED, Correction
+from loratune.maths.steptime import StepTime
 from loratune.run.budget import Budget, coarse
 from loratune.run.final import evaluations
 from loratune.run.truncation import TRUNCATION_SHARE, affordable_rows, cut_ranks
@@ -28,26 +30,50 @@ class Calibration:
     forward: float
     """Evaluated tokens per second."""
     slots: int
+    steps: tuple[tuple[float, float], ...] = ()
+    """(tokens, seconds) of measured steps of one micro-batch each."""
+    micro_batch_tokens: int = 0
+    """What a micro-batch is to hold; 0: as planned without measuring."""
+    correction: Correction = UNCORRECTED
+    """Of the memory model, on this device."""
+
+    @property
+    def times(self) -> StepTime:
+        """Seconds of any step of a pack."""
+        full = float(self.micro_batch_tokens or 2048)
+        return StepTime(points=self.steps or ((full, full / self.pack),), micro_batch_tokens=full)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return asdict(self)
+        return {**asdict(self), "steps": [list(point) for point in self.steps]}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Inverse of `to_dict`."""
-        return cls(**values)
+        steps = tuple((float(tokens), float(seconds)) for tokens, seconds in values.get("steps", ()))
+        correction = Correction.from_dict(values.get("correction", {}))
+        return cls(**{**values, "steps": steps, "correction": correction})
 
-    def search_seconds(self, context: SearchContext, runs: float, trials: int) -> float:
+    def search_seconds(
+        self, context: SearchContext, runs: float, trials: int, training: float | None = None
+    ) -> float:
         """Predicted time of a search that costs `runs` full-run equivalents and ends `trials` trials.
 
+        `training` are the seconds of its training where a packing plan says so; else its tokens at the pack's rate.
         The evaluations that each trial's cost holds at half the price of training are timed at the measured
         forward rate instead; readings during training come on top.
         """
         evaluated = trials * context.evaluation_passes * context.validation_tokens
-        trained = max(0.0, runs * context.full_run - 0.5 * evaluated)
+        trained = self.trained_tokens(context, runs, trials)
         readings = 2 * READINGS_SHARE * trained
-        return trained / self.pack + (evaluated + readings) / self.forward
+        training = trained / self.pack if training is None else training
+        return training + (evaluated + readings) / self.forward
+
+    @staticmethod
+    def trained_tokens(context: SearchContext, runs: float, trials: int) -> float:
+        """Of trials that together cost `runs` full-run equivalents, without their last evaluations."""
+        evaluated = trials * context.evaluation_passes * context.validation_tokens
+        return max(0.0, runs * context.full_run - 0.5 * evaluated)
 
     def final_seconds(self, context: SearchContext, test_tokens: int) -> float:
         """Predicted time of the final pack, its evaluations and the test split, in full."""

@@ -1,25 +1,25 @@
 """Packs in this process. Knows the engine and the study; decides nothing."""
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
 
 from loratune.engine.pack import PackEngine, PackProgress
 from loratune.lora.layout import Adapter
-from loratune.maths.packing import plan_pack
+from loratune.maths.packing import Admission
 from loratune.run.kept import LargestAdapter
+from loratune.run.planning import Planner
 from loratune.study import Study
 from loratune.values import CurvePoint, Trial, TrialResult, TrialState
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LocalRunner:
-    """Trains what a strategy asks for, at most `slots` trials at once, and records each the moment it ends."""
+    """Trains what a strategy asks for as the plan packs it, and records each trial the moment it ends."""
 
     engine: PackEngine
     study: Study
-    slots: int
+    planner: Planner
     on_progress: Callable[[PackProgress], None]
     on_result: Callable[[TrialResult], None]
     largest: LargestAdapter | None = None
@@ -32,15 +32,19 @@ class LocalRunner:
         return self.deadline is not None and monotonic() >= self.deadline
 
     def run(self, trials: Sequence[Trial]) -> list[TrialResult]:
-        """Results in the order in which they ended; longest trials first, so that packs end together."""
-        order = plan_pack([self.engine.cost(trial) for trial in trials], self.slots).order
-        waiting = deque(trials[i] for i in order)
+        """Results in the order in which they ended."""
+        plan = self.planner.plan(trials)
+        memory = [self.planner.load(trial).memory for trial in trials]
+        admission = Admission(memory, plan.order, slots=plan.slots, room=plan.memory)
+        number = {trial.key: i for i, trial in enumerate(trials)}
         results: list[TrialResult] = []
 
         def next_trial() -> Trial | None:
-            return waiting.popleft() if waiting and not self.late else None
+            chosen = None if self.late else admission.next()
+            return None if chosen is None else trials[chosen]
 
         def keep(result: TrialResult, adapter: Adapter) -> None:
+            admission.ended(number[result.asked.key])
             if result.state is TrialState.STOPPED:
                 return  # only the clock stops trials here: --resume is to train it
             if self.largest is not None:
@@ -54,7 +58,7 @@ class LocalRunner:
 
         self.engine.run(
             next_trial,
-            slots=self.slots,
+            slots=plan.slots,
             on_result=keep,
             on_progress=self.on_progress,
             should_stop=should_stop,

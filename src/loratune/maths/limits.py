@@ -1,0 +1,96 @@
+"""How much of one thing fits into a device's memory where all else stays as it is. Knows the memory model only."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import floor
+
+from loratune.maths.correction import UNCORRECTED, Correction
+from loratune.maths.execution import Execution
+from loratune.maths.memory import TIGHT, MemoryEstimate, adapter_bytes, estimate_pack
+from loratune.maths.targets import select_targets
+from loratune.values import HyperParameters, ModelProfile
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """A model, its rows and a device; answers are 0 where not even one fits."""
+
+    model: ModelProfile
+    max_length: int
+    """Tokens of the longest row."""
+    micro_batch_tokens: int
+    device_bytes: int
+    """All that the process may take, what it holds already included."""
+    execution: Execution
+    correction: Correction = UNCORRECTED
+    supervised: float = 1.0
+    """Share of the tokens that are supervised."""
+    nf4: bool = False
+
+    def estimate(self, pack: Sequence[HyperParameters], *, step_tokens: int | None = None) -> MemoryEstimate:
+        """Predicted peak of a pack."""
+        return estimate_pack(
+            self.model,
+            pack,
+            max_length=self.max_length,
+            micro_batch_tokens=self.micro_batch_tokens,
+            execution=self.execution,
+            correction=self.correction,
+            supervised=self.supervised,
+            step_tokens=step_tokens,
+            nf4=self.nf4,
+        )
+
+    def fits(self, pack: Sequence[HyperParameters]) -> bool:
+        """Whether a pack fits with room to spare."""
+        return self.estimate(pack).fits(self.device_bytes)
+
+    def room(self, trials: Sequence[HyperParameters]) -> int:
+        """Bytes that adapters (`adapter_bytes`) may take while any of `trials` train beside each other.
+
+        What a step needs beyond them is counted as if all trained at once: it does not grow beyond a micro-batch.
+        """
+        estimate = self.estimate(trials)
+        adapters = sum(count * adapter_bytes(self.model, hp) for hp, count in Counter(trials).items())
+        return floor(TIGHT * self.device_bytes) - (estimate.total - adapters)
+
+    def largest_pack(self, trial: HyperParameters, limit: int = 4096) -> int:
+        """How many such trials train beside each other."""
+        return _largest(lambda trials: self.fits([trial] * trials), limit)
+
+    def largest_rank(self, trial: HyperParameters, trials: int = 1) -> int:
+        """Rank of that many equal trials, at most the smallest side of a targeted layer."""
+        targets = select_targets(self.model.targets, trial.target_modules)
+        limit = min(min(shape[1:]) for shape in targets)
+        return _largest(lambda r: self.fits([replace(trial, r=r)] * trials), limit)
+
+    def largest_micro_batch(self, pack: Sequence[HyperParameters], limit: int = 2**17) -> int:
+        """Tokens that a micro-batch of that pack may hold, however many rows a step has.
+
+        A small one is the way to fit a large model, at the cost of speed.
+        """
+        rows = -(-limit // self.max_length) + 1
+        full = [replace(hp, batch_size=max(hp.batch_size, rows)) for hp in pack]
+        return _largest(lambda tokens: replace(self, micro_batch_tokens=tokens).fits(full), limit)
+
+    def largest_batch(self, trial: HyperParameters, limit: int = 2**20) -> int:
+        """Rows of `max_length` tokens that one trial trains in one undivided micro-batch.
+
+        Not a limit of the engine, which cuts larger batches into micro-batches.
+        """
+
+        def undivided(rows: int) -> bool:
+            whole = replace(self, micro_batch_tokens=rows * self.max_length)
+            return whole.fits([replace(trial, batch_size=rows)])
+
+        return _largest(undivided, limit)
+
+
+def _largest(fits: Callable[[int], bool], limit: int) -> int:
+    """The largest number up to `limit` that fits, where every smaller one fits too."""
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low

@@ -1,0 +1,98 @@
+"""From a few measured steps to the time of any step, and to the micro-batch that is worth its memory.
+
+A step is forward and backward of micro-batches that hold the tokens of all live trials. Small ones take as
+long as it takes to launch them, large ones as long as their tokens need. Knows numbers, not devices.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from math import ceil
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import nnls
+
+Point = tuple[float, float]
+"""(tokens of a step that is one micro-batch, its seconds)"""
+
+WITHIN = 0.05
+"""A micro-batch is large enough where its throughput is that close to the best."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTime:
+    """Seconds of a step by its tokens: a launch, then ever steeper.
+
+    The curve of one micro-batch is the convex, non-decreasing one nearest to the measured points. With knots
+    n₂ < n₃ < … at all of them but the first and the last, s(n) = c + d₀·n + Σ dⱼ·max(0, n − nⱼ) with c, d ≥ 0 by
+    least squares of the relative errors (one point: no launch, c = 0). Convex, because a device does nothing
+    faster when it has more to do and launching hides behind computing; noise does not bend it the other way.
+    """
+
+    points: tuple[Point, ...]
+    """Measured; at least one, tokens and seconds above 0."""
+    micro_batch_tokens: float
+    """A step of more tokens is cut into equal micro-batches of at most so many."""
+
+    @cached_property
+    def _curve(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Tokens and seconds at the corners of the curve, from no token to one full micro-batch."""
+        tokens, seconds = np.array(sorted(self.points), float).T
+        knots = np.concatenate([[0.0], tokens[1:-1]])
+
+        def terms(at: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+            hinges = np.maximum(0.0, at[:, None] - knots)
+            return np.column_stack([np.full(len(at), float(len(tokens) > 1)), hinges])
+
+        scale = np.concatenate([[1.0], np.full(len(knots), 1 / tokens[-1])])
+        weights, _ = nnls(terms(tokens) * scale / seconds[:, None], np.ones(len(tokens)))
+        end = float(self.micro_batch_tokens)
+        corners = np.concatenate([knots[knots < end], [end]])
+        return corners, terms(corners) @ (weights * scale)
+
+    @property
+    def launch(self) -> float:
+        """Seconds of a micro-batch of no tokens."""
+        return float(self._curve[1][0])
+
+    def seconds(self, tokens: float) -> float:
+        """Of one step with so many tokens."""
+        if tokens <= 0:
+            return 0.0
+        count = max(1, ceil(tokens / self.micro_batch_tokens - 1e-9))
+        return count * float(np.interp(tokens / count, *self._curve))
+
+    @property
+    def best_rate(self) -> float:
+        """Tokens per second of the best micro-batch."""
+        corners, seconds = self._curve
+        return float(np.max(corners[1:] / seconds[1:]))
+
+    @cached_property
+    def lines(self) -> tuple[tuple[float, float], ...]:
+        """(a, b) of lines with a + b · tokens ≤ seconds(tokens) for every number of tokens; a, b ≥ 0.
+
+        They run along the curve, and from the origin along the best throughput. For a step of k micro-batches
+        k · s(T / k) ≥ k · (a + b · T / k) ≥ a + b · T.
+        """
+        found = [(self.launch, 0.0), (0.0, 1 / self.best_rate)]
+        for (x0, y0), (x1, y1) in pairwise(zip(*(side.tolist() for side in self._curve), strict=True)):
+            slope = (y1 - y0) / (x1 - x0)
+            if y0 - slope * x0 >= 0:
+                found.append((y0 - slope * x0, slope))
+        return tuple(found)
+
+
+def efficient_tokens(points: Sequence[Point], *, allowed: float, within: float = WITHIN) -> float:
+    """The smallest measured micro-batch whose throughput is within a share `within` of the best one allowed.
+
+    Args:
+        allowed: tokens that memory allows; where every point is above, it is the answer.
+    """
+    possible = sorted(point for point in points if point[0] <= allowed)
+    if not possible:
+        return allowed
+    best = max(tokens / seconds for tokens, seconds in possible)
+    return next(tokens for tokens, seconds in possible if tokens / seconds >= (1 - within) * best)

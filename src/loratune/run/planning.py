@@ -1,0 +1,54 @@
+"""Trials as loads on memory and time, and the plan that packs them. Knows trials and rows; trains nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+
+from loratune.data.batches import total_steps
+from loratune.maths.limits import Limits
+from loratune.maths.memory import adapter_bytes
+from loratune.maths.packing import PackPlan, TrialLoad, plan_packs
+from loratune.maths.steptime import StepTime
+from loratune.values import HyperParameters, Trial
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planner:
+    """What fits beside each other here, and how long it takes."""
+
+    limits: Limits
+    times: StepTime
+    rows: int
+    """Training rows."""
+    tokens: int
+    """Of all training rows."""
+    slots: int
+    """Trials in a pack, at most."""
+
+    def load(self, trial: Trial) -> TrialLoad:
+        """What one trial asks for; a row counts the mean tokens."""
+        chosen = trial.hyper_parameters
+        rows = ceil(round(trial.fraction * self.rows, 9))
+        steps = total_steps(rows, chosen.batch_size, chosen.epochs)
+        trained = chosen.epochs * rows * self.tokens / self.rows
+        return TrialLoad(steps=steps, tokens=trained / steps, memory=adapter_bytes(self.limits.model, chosen))
+
+    def equal_loads(self, trials: int, trained_tokens: float, recipe: HyperParameters) -> list[TrialLoad]:
+        """So many trials of one recipe that train so many tokens together: of a stage not known in detail."""
+        tokens = recipe.batch_size * self.tokens / self.rows
+        steps = max(1, ceil(trained_tokens / max(1, trials) / tokens))
+        memory = adapter_bytes(self.limits.model, recipe)
+        return [TrialLoad(steps=steps, tokens=tokens, memory=memory)] * trials
+
+    def plan(self, trials: Sequence[Trial]) -> PackPlan:
+        """The plan of these trials. Raises `ResourceError` where one does not fit alone."""
+        room = self.limits.room([trial.hyper_parameters for trial in trials]) if trials else 0
+        return self.plan_loads([self.load(trial) for trial in trials], room)
+
+    def plan_loads(self, loads: Sequence[TrialLoad], room: int) -> PackPlan:
+        """The plan of loads that may hold `room` bytes together.
+
+        A trial that fits alone only tightly runs alone: the room is never below the largest load's memory.
+        """
+        memory = max(room, max((load.memory for load in loads), default=0))
+        return plan_packs(loads, slots=self.slots, memory=memory, times=self.times)
