@@ -9,7 +9,7 @@ import csv
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from math import log, log2
 from pathlib import Path
 
@@ -211,9 +211,15 @@ def run(truth: Truth, budget: float, repeats: int, **wishes: float) -> Tally:
 
 
 def rows(repeats: int, budgets: Sequence[float]) -> Iterator[dict[str, float | int | str]]:
-    for name, truth in SCENARIOS.items():
-        for budget in budgets:
-            yield {"scenario": name, "budget": budget, **run(truth, budget, repeats).row()}
+    """One for each scenario and budget, then all of a budget together."""
+    for budget in budgets:
+        total = Tally()
+        for name, truth in SCENARIOS.items():
+            tally = run(truth, budget, repeats)
+            for each in fields(Tally):
+                getattr(total, each.name).extend(getattr(tally, each.name))
+            yield {"scenario": name, "budget": budget, **tally.row()}
+        yield {"scenario": "all", "budget": budget, **total.row()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,6 +7,7 @@ from loratune.search.evidence import EvidenceStrategy
 from loratune.search.grid import grid_design
 from loratune.search.guide import GuideStrategy
 from loratune.search.random import random_design
+from loratune.search.sampler import SamplerStrategy, gp, tpe
 from loratune.search.strategy import Strategy
 from loratune.search.sweep import SweepStrategy
 from loratune.values import SearchContext
@@ -16,6 +17,8 @@ STRATEGIES: dict[str, Callable[[SearchContext], Strategy]] = {
     "guide": GuideStrategy,
     "grid": lambda context: SweepStrategy(context, "grid", grid_design),
     "random": lambda context: SweepStrategy(context, "random", random_design),
+    "tpe": lambda context: SamplerStrategy(context, "tpe", tpe),
+    "gp": lambda context: SamplerStrategy(context, "gp", gp),
 }
 
 

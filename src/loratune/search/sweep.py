@@ -3,7 +3,7 @@
 They test nothing; their evidence says so.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -12,7 +12,7 @@ from loratune.search.compare import loss, unit
 from loratune.search.procedure import Ledger, Procedure
 from loratune.search.space import prior_setting
 from loratune.search.staged import Conclusion, StagedStrategy
-from loratune.values import Evidence, SearchContext, SearchPlan, Stage, Trial
+from loratune.values import Evidence, SearchContext, SearchPlan, Stage, Trial, TrialResult
 
 QUESTIONS = {Stage.RANK: "Which of these settings has the best value?"}
 
@@ -44,24 +44,24 @@ class SweepStrategy(StagedStrategy):
     def search(self, ledger: Ledger) -> Procedure[Conclusion]:
         """One request for the whole design."""
         context, design = self.context, self.design(self.context)
-        results = [result for result in (yield design.trials) if loss(context, result) < inf]
-        if not results:
-            setting = prior_setting(context)
-            evidence = [note("No run has finished: this is the prior, nothing has been measured.")]
-        else:
-            best = min(results, key=lambda result: loss(context, result))
-            setting = best.asked.hyper_parameters
-            evidence = [
-                Evidence(
-                    claim=f"Best of {len(results)} runs by {context.metric}, one seed each, untested.",
-                    value=loss(context, best),
-                    unit=unit(context),
-                )
-            ]
-        evidence += refusals(ledger, Stage.RANK)
-        answer = f"rank {setting.r}, learning rate {setting.learning_rate:g}, batch size {setting.batch_size}"
-        return Conclusion(
-            hyper_parameters=setting,
-            evidence=(*evidence, *(note(sentence) for sentence in design.dropped)),
-            answers={Stage.RANK: (answer, {})},
+        results = yield design.trials
+        dropped = tuple(note(sentence) for sentence in design.dropped)
+        return best_of(context, results, (*refusals(ledger, Stage.RANK), *dropped))
+
+
+def best_of(context: SearchContext, results: Sequence[TrialResult], notes: Sequence[Evidence]) -> Conclusion:
+    """The best finished run, else the prior; `notes` end the evidence."""
+    finished = [result for result in results if loss(context, result) < inf]
+    if not finished:
+        setting = prior_setting(context)
+        claim = note("No run has finished: this is the prior, nothing has been measured.")
+    else:
+        best = min(finished, key=lambda result: loss(context, result))
+        setting = best.asked.hyper_parameters
+        claim = Evidence(
+            claim=f"Best of {len(finished)} runs by {context.metric}, one seed each, untested.",
+            value=loss(context, best),
+            unit=unit(context),
         )
+    answer = f"rank {setting.r}, learning rate {setting.learning_rate:g}, batch size {setting.batch_size}"
+    return Conclusion(hyper_parameters=setting, evidence=(claim, *notes), answers={Stage.RANK: (answer, {})})
