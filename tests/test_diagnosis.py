@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from chain import FIRST, PADDING, SEPARATOR, WORDS, pairs, speaker, task
+from chain import END, FIRST, PADDING, SEPARATOR, WORDS, pairs, speaker, task
 from engine_fixture import engine, trial
 from loratune.data.table import TokenTable
 from loratune.engine.live import EarlyStopping
@@ -198,6 +198,31 @@ def test_an_unknown_end_alone_is_not_a_wrong_template() -> None:
     packs = engine(speaker(), table(rows), table(held_out))
     assert packs.evaluate([None], packs.train)[0].nll > 2.4
     assert before_training(packs) == ()
+
+
+def test_coined_labels_are_not_a_wrong_template_and_garbled_prompts_are() -> None:
+    """Labels that the model finds less likely than random tokens are only names; the text around them tells."""
+    names = [[FIRST + 80, END], [FIRST + 81, END]]
+
+    def labelled(rows: list[Pair]) -> TokenTable:
+        pieces = [(tokens[:6] + names[i % 2], [False] * 6 + [True] * 2) for i, (tokens, _) in enumerate(rows)]
+        return TokenTable.from_rows(pieces, labels=[i % 2 for i in range(len(rows))])
+
+    label_tokens = [np.array(name, np.int32) for name in names]
+    packs = engine(
+        speaker(),
+        labelled(pairs(64, seed=TRAIN)),
+        labelled(pairs(64, seed=VALIDATION)),
+        label_tokens=label_tokens,
+    )
+    assert packs.evaluate([None], packs.train)[0].nll > np.log(97)
+    assert [each for each in before_training(packs) if each.sign is Sign.TEMPLATE] == []
+    wrong = replace(
+        packs,
+        train=labelled(other_words(pairs(64, seed=TRAIN))),
+        validation=labelled(other_words(pairs(64, seed=VALIDATION))),
+    )
+    assert [each.sign for each in before_training(wrong) if each.sign is not Sign.LEAK] == [Sign.TEMPLATE]
 
 
 def test_evaluation_rows_in_training() -> None:

@@ -66,11 +66,17 @@ def _digest(table: TokenTable, i: int) -> bytes:
 def without_last(table: TokenTable, rows: npt.NDArray[np.int64]) -> TokenTable:
     """A copy of some rows in which the last supervised token of each is not learnt, unless it is the only one."""
     pairs = []
-    for i in rows.tolist():
-        tokens, flags = table.row(i)
-        flags = flags.copy()
+    for tokens, flags in (table.row(i) for i in rows.tolist()):
         where = np.flatnonzero(flags)
-        if len(where) > 1:
-            flags[where[-1]] = False
-        pairs.append((tokens.tolist(), flags.tolist()))
+        kept = np.arange(len(flags)) != where[-1] if len(where) > 1 else True
+        pairs.append((tokens.tolist(), (flags & kept).tolist()))
+    return TokenTable.from_rows(pairs)
+
+
+def whole_text(table: TokenTable, rows: npt.NDArray[np.int64]) -> TokenTable:
+    """A copy of some rows in which every token but the first and the last counts as to be learnt."""
+    pairs = []
+    for tokens, _ in (table.row(i) for i in rows.tolist()):
+        places = np.arange(len(tokens))
+        pairs.append((tokens.tolist(), ((places > 0) & (places < max(2, len(tokens) - 1))).tolist()))
     return TokenTable.from_rows(pairs)

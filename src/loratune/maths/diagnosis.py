@@ -64,16 +64,16 @@ def learnt_padding(*, repeated: int, supervised: int, rows: int, of_rows: int) -
     )
 
 
-def worse_than_guessing(*, nll: float, without_end: float, vocabulary: int) -> Diagnosis | None:
+def worse_than_guessing(*, nll: float, of_text: float, vocabulary: int) -> Diagnosis | None:
     """A base model to which the rows are less likely than random tokens: not the text that it knows.
 
     Args:
         nll: of the base model on training rows, nats per supervised token; this is the loss of the first step,
-            where B is zero. `without_end` leaves out each row's last token: a model that ends its answers
-            otherwise finds that one token alone very unlikely, which does no harm.
+            where B is zero. `of_text` is that of the same rows without what may be unlikely and do no harm: the
+            end of a row, which other models write otherwise, and labels against the text around them.
     """
     guessing = log(vocabulary)
-    if min(nll, without_end) <= guessing:
+    if min(nll, of_text) <= guessing:
         return None
     return Diagnosis(
         sign=Sign.TEMPLATE,

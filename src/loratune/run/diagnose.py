@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loratune.data.batches import Rows
-from loratune.data.sanity import repeats_at_the_ends, shared_rows, without_last
+from loratune.data.sanity import repeats_at_the_ends, shared_rows, whole_text, without_last
 from loratune.data.table import TokenTable
 from loratune.engine.pack import PackEngine
 from loratune.maths import diagnosis as rules
@@ -66,10 +66,12 @@ def _strange_text(engine: PackEngine) -> Diagnosis | None:
     broken = rules.not_finite_base(bad=len(train) - len(ours[0]), rows=len(train))
     if broken is not None:
         return broken
-    short = _sums(engine, without_last(engine.train, train))
+    # labels are names that the user has coined: there only the text around them tells
+    text = whole_text if engine.label_tokens is not None else without_last
+    sums, tokens = _sums(engine, text(engine.train, train))
     unknown = rules.worse_than_guessing(
         nll=ours[0].sum() / ours[1].sum(),
-        without_end=short[0].sum() / short[1].sum(),
+        of_text=sums.sum() / tokens.sum(),
         vocabulary=engine.base.profile.vocabulary,
     )
     return unknown or rules.unlike_splits(*ours, *_sums(engine, engine.validation.take(other)))
