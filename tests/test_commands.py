@@ -16,9 +16,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 import loratune
-from loratune.app import calibrate
 from loratune.cli.main import app, main
 from loratune.errors import HyperParameterError
+from loratune.run import measuring
 from loratune.values import HyperParameters
 from tiny import animal_rows, save_tiny_model, write_jsonl
 
@@ -85,7 +85,7 @@ class Shell:
 @pytest.fixture(scope="module", autouse=True)
 def _short_calibration(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     patch = pytest.MonkeyPatch()
-    patch.setattr(calibrate, "SECONDS", 0.05)
+    patch.setattr(measuring, "SECONDS", 0.05)
     patch.setenv("COLUMNS", "100")
     yield
     patch.undo()

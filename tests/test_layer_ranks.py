@@ -15,13 +15,13 @@ from transformers import AutoModelForCausalLM
 
 import loratune
 from engine_fixture import trial
-from loratune.app import calibrate
 from loratune.app.truncation import truncation_claims
 from loratune.lora.layout import Adapter, AdapterLayout, Target
 from loratune.reporting.later_stages import alpha_points, batch_cells
 from loratune.reporting.result import load_result
 from loratune.reporting.tables import value_tiles
 from loratune.reporting.wording import count
+from loratune.run import measuring
 from loratune.run.truncation import patterned
 from loratune.search.layer_ranks import LayerRanksSearch, layer_rank_claims
 from loratune.search.procedure import ask, decide
@@ -163,7 +163,7 @@ def test_trials_of_other_layers_are_not_mixed_into_the_grid() -> None:
 @pytest.fixture(scope="module", autouse=True)
 def _short_calibration() -> Iterator[None]:
     patch = pytest.MonkeyPatch()
-    patch.setattr(calibrate, "SECONDS", 0.05)
+    patch.setattr(measuring, "SECONDS", 0.05)
     yield
     patch.undo()
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 import loratune
-from loratune.app import calibrate
 from loratune.app.experience import Corrections, correct, dataset_name, gather, optima_of, task_of_study
 from loratune.app.options import PriorOptions
 from loratune.errors import OutputError
 from loratune.ledger import LedgerError, ledger_path, read_entries, write_entry
 from loratune.maths.measured import measured_tasks
+from loratune.run import measuring
 from loratune.study import Study
 from loratune.values import HyperParameters, Optimum, StudiedTask, Trial, TrialResult, TrialState
 from tiny import animal_rows, save_tiny_model, write_jsonl
@@ -175,7 +175,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def _short_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrate, "SECONDS", 0.05)
+    monkeypatch.setattr(measuring, "SECONDS", 0.05)
 
 
 def test_tune_writes_the_ledger_and_the_next_study_says_that_it_used_it(

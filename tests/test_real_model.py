@@ -8,11 +8,11 @@ import pytest
 import torch
 from peft import PeftModel
 
-from loratune.app import calibrate
 from loratune.app.demo_data import smollm2, write_reuters
 from loratune.app.workbench import model_cache
 from loratune.cli.main import main
 from loratune.model.load import load_model
+from loratune.run import measuring
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]
 
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]
 def test_tune_smollm2_on_reuters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(calibrate, "SECONDS", 0.05)
+    monkeypatch.setattr(measuring, "SECONDS", 0.05)
     train, test = write_reuters(tmp_path / "data", 8)
     out = tmp_path / "run"
     arguments = {

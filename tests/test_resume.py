@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 import loratune
-from loratune.app import calibrate
 from loratune.app.fingerprint import model_digest
 from loratune.app.options import TuneOptions, keyword_options, read_toml
 from loratune.app.resumption import resume_command
@@ -24,6 +23,7 @@ from loratune.app.tune import CLOCK_CUT, run_tune
 from loratune.app.watch import Quiet
 from loratune.errors import OutputError
 from loratune.reporting.result import TuneResult
+from loratune.run import measuring
 from loratune.run.local import LocalRunner
 from loratune.study import Study
 from loratune.values import Stage
@@ -35,7 +35,7 @@ WISHES: dict[str, Any] = {"ranks": [2, 8], "budget": "8x", "dtype": "float32", "
 @pytest.fixture(scope="module", autouse=True)
 def _short_calibration() -> Iterator[None]:
     patch = pytest.MonkeyPatch()
-    patch.setattr(calibrate, "SECONDS", 0.1)
+    patch.setattr(measuring, "SECONDS", 0.1)
     yield
     patch.undo()
 

@@ -8,7 +8,6 @@ from typing import Any, cast, get_args
 
 from rich.console import Console
 
-from loratune.app.workbench import device_bytes, execution_of
 from loratune.errors import InputError
 from loratune.maths.execution import Device
 from loratune.maths.limits import Limits
@@ -19,6 +18,7 @@ from loratune.model.precision import DType
 from loratune.model.profile import profile_from_config
 from loratune.reporting.terminal import print_memory
 from loratune.reporting.wording import count
+from loratune.run.limits import device_bytes, execution_of
 from loratune.values import ALL_LINEAR, HyperParameters
 
 NF4 = "nf4"

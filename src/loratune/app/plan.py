@@ -6,7 +6,6 @@ from json import dumps
 from time import monotonic
 from typing import Any
 
-from loratune.app.calibrate import calibrate
 from loratune.app.experience import correct, gather, task_at_hand
 from loratune.app.forecast import Forecast, forecast
 from loratune.app.options import SearchOptions, keyword_options
@@ -33,7 +32,7 @@ def run_plan(options: SearchOptions, watch: Watch) -> Forecast:
     ) as bench:
         watch.note("Measuring a few steps to price the plan.")
         corrections = correct(task_at_hand(bench, options), gather(options))
-        priced = forecast(bench, options, calibrate(bench, options), started=started, corrections=corrections)
+        priced = forecast(bench, options, bench.calibrate(options), started=started, corrections=corrections)
         watch.plan(priced, bench)
     return priced
 

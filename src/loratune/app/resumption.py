@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from shlex import quote
 
-from loratune.app.calibrate import calibrate
 from loratune.app.experience import Corrections, correct, gather, study_key, task_at_hand
 from loratune.app.fingerprint import fingerprint, option_values
 from loratune.app.forecast import Forecast, forecast
@@ -72,7 +71,7 @@ def price(
     kept = study.get_fact(_CALIBRATION) if study else None
     if kept is None:
         watch.note("Measuring a few steps to price the plan.")
-    calibration = calibrate(bench, options) if kept is None else Calibration.from_dict(kept)
+    calibration = bench.calibrate(options) if kept is None else Calibration.from_dict(kept)
     planned = _planned(study, options) if study else None
     runs = planned["runs"] if planned else None
     known = study.get_fact(_CORRECTIONS) if study else None

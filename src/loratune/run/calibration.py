@@ -15,8 +15,21 @@ _SAFETY = 0.85
 """Share of the time left that the plan may fill: packs run half empty at the end of a stage."""
 _FINAL_TRIALS = 2
 """The recommended trial and the default recipe."""
+READINGS = 4
+"""Of a trial's validation NLL, the last at its end and on all rows."""
 READINGS_SHARE = 0.1
 """What the readings during a trial may cost, as a share of its training."""
+_FEWEST_READ_ROWS, _MOST_READ_ROWS = 16, 256
+
+
+def rows_of_readings(facts: SearchContext, validation_rows: int) -> int:
+    """Validation rows of the readings during a full trial: those before the last cost a tenth of its training.
+
+    A forward pass costs half of a training pass, token by token.
+    """
+    affordable = 2 * READINGS_SHARE * facts.epochs * facts.tokens / (READINGS - 1)
+    rows = affordable / max(1.0, facts.validation_tokens / validation_rows)
+    return max(_FEWEST_READ_ROWS, min(_MOST_READ_ROWS, int(rows)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

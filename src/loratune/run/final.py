@@ -3,9 +3,12 @@
 Knows the engine and the study; the recommendation comes from outside.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +20,10 @@ from loratune.engine.pack import PackEngine, PackProgress
 from loratune.errors import ResourceError
 from loratune.lora.layout import Adapter, find_targets
 from loratune.lora.peft_io import load_adapter, save_adapter
-from loratune.study import Study
 from loratune.values import HyperParameters, Stage, Trial, TrialResult
+
+if TYPE_CHECKING:  # only named here: importing it imports Optuna
+    from loratune.study import Study
 
 _RETRIES = 3
 _FEWEST_EVALUATIONS, _MOST_EVALUATIONS = 3, 10

@@ -3,15 +3,20 @@
 A PEFT folder `largest/<key of the trial>` in the run directory; found again by a resumed run.
 """
 
+from __future__ import annotations
+
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loratune.lora.layout import Adapter, find_targets
 from loratune.lora.peft_io import load_adapter, save_adapter
 from loratune.model.base import BaseModel
 from loratune.search.compare import FULL
-from loratune.study import Study
 from loratune.values import Stage, TrialResult
+
+if TYPE_CHECKING:  # only named here: importing it imports Optuna
+    from loratune.study import Study
 
 
 class LargestAdapter:

@@ -1,16 +1,21 @@
 """Packs in this process. Knows the engine and the study; decides nothing."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from loratune.engine.pack import PackEngine, PackProgress
 from loratune.lora.layout import Adapter
 from loratune.maths.packing import Admission
 from loratune.run.kept import LargestAdapter
 from loratune.run.planning import Planner
-from loratune.study import Study
 from loratune.values import CurvePoint, Trial, TrialResult, TrialState
+
+if TYPE_CHECKING:  # only named here: importing it imports Optuna
+    from loratune.study import Study
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
