@@ -20,13 +20,13 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 import loratune
-from loratune.app import calibrate
 from loratune.app.options import TuneOptions, read_toml
 from loratune.app.tune import CLOCK_CUT, run_tune
 from loratune.app.watch import Quiet
 from loratune.app.workbench import open_workbench
 from loratune.errors import OutputError
 from loratune.reporting.result import TuneResult
+from loratune.run import measuring
 from loratune.run.local import LocalRunner
 from loratune.study import Study
 from loratune.values import METRICS, Stage
@@ -44,7 +44,7 @@ WISHES: dict[str, Any] = {
 @pytest.fixture(scope="module", autouse=True)
 def _short_calibration() -> Iterator[None]:
     patch = pytest.MonkeyPatch()
-    patch.setattr(calibrate, "SECONDS", 0.1)
+    patch.setattr(measuring, "SECONDS", 0.1)
     yield
     patch.undo()
 
