@@ -49,12 +49,12 @@ def task(rows: int, *, seed: int, preference: float = PREFERENCE) -> TokenTable:
 
 @cache
 def speaker() -> BaseModel:
-    """The tiny model after 400 steps on its language, rendered as the task is; treat it as read-only."""
+    """The tiny model after 300 steps on its language, rendered as the task is; treat it as read-only."""
     base = tiny_llama(torch.float32)
     model = base.model.train().requires_grad_(True)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-2, total_steps=400)
-    for step in range(400):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-2, total_steps=300)
+    for step in range(300):
         rows = [torch.tensor(tokens) for tokens, _ in pairs(32, seed=step, preference=0.25)]
         tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-100)
         model(input_ids=tokens.clamp(min=0), labels=tokens).loss.backward()
