@@ -8,7 +8,7 @@ from loratune.maths.noninferiority import Comparison, SeedNoise
 from loratune.maths.rankcurve import RankCurve, Reading
 from loratune.search.bracket import Bracket
 from loratune.search.challenge import ChallengeAnswer, Contender
-from loratune.search.claims import challenge_claims, rank_claims, slope_note
+from loratune.search.claims import challenge_claims, rank_claims, slope_note, stability_claim
 from loratune.search.ranks import Measured, RankAnswer
 from loratune.search.space import trial
 from loratune.values import HyperParameters, SearchContext, TrialResult, TrialState
@@ -187,3 +187,16 @@ def test_a_tie_is_told() -> None:
         == "Tie between batch size 16 and batch size 4 within the noise: batch size 16 is kept."
     )
     assert claims[-1].holds is None
+
+
+@pytest.mark.parametrize(("spread", "holds"), [(0.001, True), (0.05, False)])
+def test_seeds_that_disagree_show_the_edge_of_stability(spread: float, holds: bool) -> None:
+    def repeated(r: int, gap: float) -> Measured:
+        runs = (run(r, 1e-3, 0.5), run(r, 1e-3, 0.5 + gap))
+        return Measured(r=r, learning_rate=1e-3, bracket=None, results=runs)
+
+    found = stability_claim(CONTEXT, answer(repeated(4, spread), repeated(64, 0.001)))
+    assert found is not None
+    assert (found.holds, found.value) == (holds, pytest.approx(spread / 0.001))
+    assert ("edge of stability; 0.0005 is safer" in found.claim) == (not holds)
+    assert stability_claim(CONTEXT, answer(*RANKS)) is None

@@ -12,6 +12,7 @@ import pytest
 from loratune.errors import BudgetError, InputError
 from loratune.run.simulated import TableRunner
 from loratune.search.make import STRATEGIES, make_strategy
+from loratune.search.space import other_batches
 from loratune.search.strategy import Strategy
 from loratune.values import Decision, SearchContext, Trial, TrialResult, TrialState
 from planted import Planted
@@ -101,6 +102,35 @@ def test_resumes_from_any_part_of_the_history(strategy: Strategy) -> None:
         assert told(strategy.decide(history)) == told(strategy.decide(whole))
 
 
+def test_with_trials_running_it_asks_only_for_what_does_not_depend_on_them(strategy: Strategy) -> None:
+    """One trial ends at a time; what can be asked meanwhile is new, within the budget, and enough in the end."""
+    whole = play_out(strategy)
+    running, history = list(strategy.ask([])), list[TrialResult]()
+    while running:
+        history.append(measure(running.pop(0), strategy.context))
+        more = strategy.ask(history, running)
+        assert not set(keys(more)) & {*keys(running), *(result.asked.key for result in history)}
+        running += more
+    assert not strategy.ask(history)
+    assert sum(result.cost for result in history) <= strategy.context.budget + 1e-6
+    assert {r.asked.key for r in history} == {r.asked.key for r in whole}
+    assert told(strategy.decide(history)) == told(strategy.decide(whole))
+
+
+def test_a_free_slot_is_filled_while_other_ranks_still_search_their_learning_rate() -> None:
+    context = replace(table().context(budget=60.0), ranks=(4, 64), seeds=0)
+    strategy, history = make_strategy("evidence", context), list[TrialResult]()
+    trials = strategy.ask(history)
+    while len({trial.hyper_parameters.r for trial in trials if trial.fraction == 1}) < 2:
+        history += [measure(trial, context) for trial in trials]
+        trials = strategy.ask(history)
+    small = [trial for trial in trials if trial.hyper_parameters.r == 4]
+    large = [trial for trial in trials if trial.hyper_parameters.r == 64]
+    more = strategy.ask([*history, *(measure(trial, context) for trial in small)], large)
+    assert more
+    assert {trial.hyper_parameters.r for trial in more} == {4}
+
+
 def test_decides_at_any_time(strategy: Strategy) -> None:
     whole = play_out(strategy)
     for cut in range(len(whole) + 1):
@@ -155,6 +185,13 @@ def test_nothing_larger_than_memory_allows(name: str) -> None:
     context = replace(table().context(budget=30.0), batch_sizes=(), largest_batch=8, seeds=0)
     history = play_out(make_strategy(name, context))
     assert max(r.asked.hyper_parameters.batch_size for r in history) <= 8
+
+
+def test_a_measured_noise_scale_limits_the_batch_sizes() -> None:
+    context = replace(table().context(budget=60.0), batch_sizes=(), largest_batch=64, seeds=0)
+    free = other_batches(context, 16)
+    assert set(free) == {4, 8, 32, 64}
+    assert set(other_batches(replace(context, useful_batches=(6.0, 40.0)), 16)) == {8, 32}
 
 
 def test_an_unknown_name_lists_those_that_exist() -> None:

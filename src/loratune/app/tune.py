@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -38,7 +40,7 @@ from loratune.run.final import Final, FinalRunner
 from loratune.run.kept import LargestAdapter
 from loratune.run.local import LocalRunner
 from loratune.study import Study
-from loratune.values import Decision, Stage, StudiedTask, TrialResult, Truncation
+from loratune.values import Decision, Stage, StudiedTask, Trial, TrialResult, Truncation
 from loratune.values.diagnosis import Diagnosis
 
 CLOCK_CUT = 3
@@ -160,9 +162,18 @@ class _Job:
             if runner.late:
                 return True
             self.watch.stage(str(trials[0].stage), len(trials))
-            history += runner.run(trials)
+            history += runner.run(trials, partial(self._more, tuple(history)))
             self.study.put_fact(SECONDS, self.seconds)
         return False
+
+    def _more(
+        self, before: Sequence[TrialResult], done: Sequence[TrialResult], running: Sequence[Trial]
+    ) -> tuple[Trial, ...]:
+        """What the strategy can ask for while trials are still running."""
+        trials = self.priced.strategy.ask((*before, *done), running)
+        if trials:
+            self.watch.stage(str(trials[0].stage), len(trials))
+        return trials
 
     def _deadline(self) -> float | None:
         """When the search must end for the final run to fit; only a budget in time has one."""

@@ -94,6 +94,19 @@ class Admission:
         self._room -= self._memory[place]
         return self._order[place]
 
+    def add(self, memory: Sequence[float]) -> None:
+        """More trials, numbered on from those before, wait at the end."""
+        first = len(self._order)
+        self._order = [*self._order, *range(first, first + len(memory))]
+        self._place |= {trial: trial for trial in range(first, first + len(memory))}
+        self._memory = np.append(self._memory, memory)
+        self._waiting = np.append(self._waiting, memory)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no trial waits."""
+        return not bool(np.isfinite(self._waiting).any())
+
     def ended(self, trial: int) -> None:
         """A live trial makes room."""
         self._slots += 1

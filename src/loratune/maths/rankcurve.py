@@ -8,7 +8,7 @@ It says what to measure next and which rank to take where a test cannot. It clai
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, lru_cache
 from math import log2
 
 import numpy as np
@@ -104,18 +104,24 @@ class RankCurve:
         The reading is drawn from its prediction (5-point Gauss-Hermite); the rank may be taken afterwards,
         and before it any of `allowed`.
         """
-        weights, means, variances = self._mixture
-        index = self.candidates.index(r)
-        mean = float(weights @ means[:, index])
-        spread = float(weights @ (variances[:, index] + (means[:, index] - mean) ** 2)) + variance
-        after = 0.0
-        for node, weight in zip(_NODES, _NODE_WEIGHTS / _NODE_WEIGHTS.sum(), strict=True):
-            reading = Reading(r, mean + float(node) * spread**0.5, variance)
-            later = RankCurve(self.candidates, self.margin, (*self.readings, reading))
-            after += float(weight) * later.expected_loss(later.choice({*allowed, r}))
-        return self.expected_loss(self.choice(allowed)) - after
+        return _gain(self, r, variance, tuple(sorted(allowed)))
 
 
+@lru_cache(maxsize=4096)  # a search is replayed from its start for every request
+def _gain(curve: RankCurve, r: int, variance: float, allowed: tuple[int, ...]) -> float:
+    weights, means, variances = curve._mixture
+    index = curve.candidates.index(r)
+    mean = float(weights @ means[:, index])
+    spread = float(weights @ (variances[:, index] + (means[:, index] - mean) ** 2)) + variance
+    after = 0.0
+    for node, weight in zip(_NODES, _NODE_WEIGHTS / _NODE_WEIGHTS.sum(), strict=True):
+        reading = Reading(r, mean + float(node) * spread**0.5, variance)
+        later = RankCurve(curve.candidates, curve.margin, (*curve.readings, reading))
+        after += float(weight) * later.expected_loss(later.choice({*allowed, r}))
+    return curve.expected_loss(curve.choice(allowed)) - after
+
+
+@cache
 def _log_prior() -> Floats:
     """[scales, exponents]."""
     exponents = -(((_EXPONENTS - EXPONENT_MEAN) / EXPONENT_SD) ** 2) / 2

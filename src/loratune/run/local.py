@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from loratune.engine.pack import PackEngine, PackProgress
+from loratune.engine.pack import PackEngine
+from loratune.engine.progress import PackProgress
 from loratune.lora.layout import Adapter
 from loratune.maths.packing import Admission
 from loratune.run.kept import LargestAdapter
@@ -16,6 +17,9 @@ from loratune.values import CurvePoint, Trial, TrialResult, TrialState
 
 if TYPE_CHECKING:  # only named here: importing it imports Optuna
     from loratune.study import Study
+
+More = Callable[[Sequence[TrialResult], Sequence[Trial]], Sequence[Trial]]
+"""From the results of this run so far and the trials still running to further trials."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,20 +40,36 @@ class LocalRunner:
     def late(self) -> bool:
         return self.deadline is not None and monotonic() >= self.deadline
 
-    def run(self, trials: Sequence[Trial]) -> list[TrialResult]:
-        """Results in the order in which they ended."""
+    def run(self, trials: Sequence[Trial], more: More | None = None) -> list[TrialResult]:
+        """Results in the order in which they ended.
+
+        `more` is asked for further trials when a slot is free and none waits.
+        """
         plan = self.planner.plan(trials)
         memory = [self.planner.load(trial).memory for trial in trials]
         admission = Admission(memory, plan.order, slots=plan.slots, room=plan.memory)
-        number = {trial.key: i for i, trial in enumerate(trials)}
+        asked = list(trials)
+        number = {trial.key: i for i, trial in enumerate(asked)}
+        running: dict[str, Trial] = {}
         results: list[TrialResult] = []
 
         def next_trial() -> Trial | None:
-            chosen = None if self.late else admission.next()
-            return None if chosen is None else trials[chosen]
+            if self.late:
+                return None
+            if more is not None and admission.empty and running:
+                further = more(results, tuple(running.values()))
+                admission.add([self.planner.load(trial).memory for trial in further])
+                number.update({trial.key: len(asked) + i for i, trial in enumerate(further)})
+                asked.extend(further)
+            chosen = admission.next()
+            if chosen is None:
+                return None
+            running[asked[chosen].key] = asked[chosen]
+            return asked[chosen]
 
         def keep(result: TrialResult, adapter: Adapter) -> None:
             admission.ended(number[result.asked.key])
+            del running[result.asked.key]
             if result.state is TrialState.STOPPED:
                 return  # only the clock stops trials here: --resume is to train it
             if self.largest is not None:

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from math import inf
 
-from loratune.maths.noninferiority import Comparison, Verdict
+from loratune.maths.noninferiority import Comparison, Verdict, pool_seed_noise
 from loratune.search.bracket import Bracket, shared_rate
 from loratune.search.challenge import ChallengeAnswer, Contender
-from loratune.search.compare import FULL, rows_are_paired, unit
+from loratune.search.compare import FULL, loss, rows_are_paired, unit
 from loratune.search.procedure import Ledger
 from loratune.search.ranks import Measured, RankAnswer
 from loratune.search.space import RateScale
@@ -14,6 +14,9 @@ from loratune.values import Evidence, HyperParameters, SearchContext, Stage, Tri
 
 ONE_STEP = 1.1
 """Steps of the learning-rate scale up to which two rates count as one apart: rates are rounded to two digits."""
+
+EDGE_OF_STABILITY = 10.0
+"""Ratio of the sd between seeds to the usual one from which a learning rate is called unstable."""
 
 
 def note(text: str) -> Evidence:
@@ -144,6 +147,24 @@ def _rows(brackets: Sequence[Bracket]) -> str:
     """On which rows learning rates were compared."""
     smallest = min((result.trial.fraction for found in brackets for result in found.results), default=1.0)
     return "all rows" if smallest >= FULL else f"{smallest:.0%} of the rows"
+
+
+def stability_claim(context: SearchContext, answer: RankAnswer) -> Evidence | None:
+    """Whether seeds agree at the chosen learning rate; repeats disagree before the mean loss suffers.
+
+    Against the pooled noise of the other ranks: needs two runs of the chosen one and two of another.
+    """
+    own = [loss(context, result) for result in answer.chosen.results]
+    others = [[loss(context, x) for x in m.results] for m in answer.measured if m.r != answer.chosen.r]
+    usual, here = pool_seed_noise(others), pool_seed_noise([own])
+    if not (usual.known and here.known and usual.variance > 0):
+        return None
+    ratio = (here.variance / usual.variance) ** 0.5
+    rate = answer.chosen.learning_rate
+    text = f"Seeds agree at learning rate {rate:g}: their sd is {ratio:.2g} times that of the other ranks."
+    if ratio > EDGE_OF_STABILITY:
+        text = text[:-1] + f": no, this is the edge of stability; {rate / 2:.2g} is safer."
+    return Evidence(claim=text, value=ratio, unit="times", holds=ratio <= EDGE_OF_STABILITY)
 
 
 def slope_note(context: SearchContext, answer: RankAnswer) -> Evidence | None:

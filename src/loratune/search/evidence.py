@@ -16,6 +16,7 @@ from loratune.search.claims import (
     rate_claim,
     refusals,
     slope_note,
+    stability_claim,
 )
 from loratune.search.effort import Effort, fit_effort, price
 from loratune.search.procedure import Ledger, Procedure
@@ -86,7 +87,11 @@ class EvidenceStrategy(StagedStrategy):
         )
         best = Contender(setting=setting, results=ranks.chosen.results)
         evidence = [*rank_claims(context, ranks), rate_claim(ranks.chosen)]
-        evidence += [claim for claim in (slope_note(context, ranks),) if claim is not None]
+        evidence += [
+            claim
+            for claim in (slope_note(context, ranks), stability_claim(context, ranks))
+            if claim is not None
+        ]
         evidence += refusals(ledger, Stage.RANK)
         answers: Answers = {Stage.RANK: (rank_words(ranks), rank_details(context, ranks))}
         seen = ranks.all_results

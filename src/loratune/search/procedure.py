@@ -3,12 +3,13 @@
 A procedure is a generator: it yields the trials it wants and is sent the results that it gets. `ask` runs it
 from its start against the history until it wants something that is missing; `decide` runs it to its end with
 what there is. So a strategy is a pure function of the history, whatever the order, and resumes from any part.
+Procedures side by side wait for their own results only, so that a slot that becomes free can be filled at once.
 Knows nothing of hyper-parameters.
 """
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from loratune.values import SearchContext, Trial, TrialResult
 
@@ -37,48 +38,90 @@ class Ledger:
 Search = Callable[[Ledger], Procedure[T]]
 
 
-def ask(search: Search[T], context: SearchContext, history: Sequence[TrialResult]) -> Wanted:
-    """The trials that the procedure wants next, within the budget; empty when it has ended."""
-    missing, _ = _replay(search, context, history, stop_at_missing=True)
+class Groups(tuple[Trial, ...]):
+    """The wants of procedures side by side; answered as soon as one of them has all its results."""
+
+    groups: dict[int, Wanted]
+    ready: frozenset[int]
+    """Which of them are answered; filled in by whoever answers."""
+
+    @classmethod
+    def of(cls, groups: dict[int, Wanted]) -> Self:
+        found = cls(trial for wanted in groups.values() for trial in wanted)
+        found.groups = groups
+        found.ready = frozenset(groups)
+        return found
+
+
+def ask(
+    search: Search[T], context: SearchContext, history: Sequence[TrialResult], running: Sequence[Trial] = ()
+) -> Wanted:
+    """The trials that the procedure wants next, within the budget; empty when it has ended.
+
+    `running` were asked before and have no result yet: what does not depend on them is asked for.
+    """
+    missing, _ = _replay(search, context, history, running, stop_at_missing=True)
     return missing
 
 
 def decide(search: Search[T], context: SearchContext, history: Sequence[TrialResult]) -> T:
     """What the procedure returns if it gets no more results than these."""
-    _, answer = _replay(search, context, history, stop_at_missing=False)
+    _, answer = _replay(search, context, history, (), stop_at_missing=False)
     assert answer is not None
     return answer
 
 
 def _replay(
-    search: Search[T], context: SearchContext, history: Sequence[TrialResult], *, stop_at_missing: bool
+    search: Search[T],
+    context: SearchContext,
+    history: Sequence[TrialResult],
+    running: Sequence[Trial],
+    *,
+    stop_at_missing: bool,
 ) -> tuple[Wanted, T | None]:
     known = {result.asked.key: result for result in history}
+    started = {trial.key for trial in running}
+    # what is still to be replayed was paid for too
+    free = context.budget - sum(x.cost for x in known.values()) - sum(context.cost(x) for x in running)
     ledger = Ledger(budget=context.budget)
     paid: set[str] = set()
+    new: dict[str, Trial] = {}
     procedure = search(ledger)
     results: Results | None = None
     while True:
         try:
             wanted = next(procedure) if results is None else procedure.send(results)
         except StopIteration as end:
-            return (), end.value
+            return tuple(new.values()), end.value
         found: list[TrialResult] = []
-        missing: list[Trial] = []
+        missing: set[str] = set()
         for key, trial in unique(wanted).items():
             result = known.get(key)
-            cost = 0.0 if key in paid else context.cost(trial) if result is None else result.cost
+            cost = context.cost(trial) if result is None else result.cost
             if result is not None:
                 found.append(result)
-            elif cost <= ledger.left + ROUNDING:
-                missing.append(trial)
+            elif key in started or key in new:
+                missing.add(key)
+            elif cost <= min(ledger.left, free) + ROUNDING:
+                missing.add(key)
+                new[key] = trial
+                free -= cost
             else:
                 ledger.refused[key] = trial
                 continue
-            paid.add(key)
-            ledger.spent += cost
+            if key not in paid:
+                paid.add(key)
+                ledger.spent += cost
         if missing and stop_at_missing:
-            return tuple(missing), None
+            if not isinstance(wanted, Groups):
+                return tuple(new.values()), None
+            wanted.ready = frozenset(
+                index
+                for index, group in wanted.groups.items()
+                if not missing & {trial.key for trial in group}
+            )
+            if not wanted.ready:
+                return tuple(new.values()), None
         results = tuple(found)
 
 
@@ -107,8 +150,9 @@ def together(procedures: Iterable[Procedure[T]]) -> Procedure[tuple[T, ...]]:
     for index in range(len(running)):
         advance(index, None)
     while wanted:
-        results = yield tuple(trial for request in wanted.values() for trial in request)
-        for index, request in list(wanted.items()):
-            keys = {trial.key for trial in request}
+        groups = Groups.of(dict(wanted))
+        results = yield groups
+        for index in sorted(groups.ready):
+            keys = {trial.key for trial in groups.groups[index]}
             advance(index, tuple(result for result in results if result.asked.key in keys))
     return tuple(answers[index] for index in range(len(running)))

@@ -115,7 +115,7 @@ class RankStage:
         """Screens, measures, tests; then spends what is left on the ranks and seeds that matter."""
         anchored = yield from self._anchor()
         ranks = spread(candidate_ranks(self.context), self.prior, self.effort.ranks)
-        if self.effort.ranks > 2:  # the last one is chosen by the power law through the others
+        if self.effort.ranks > 2:  # the last one is chosen by the curve through the others
             ranks = spread(candidate_ranks(self.context), self.prior, self.effort.ranks - 1)
         order = sorted(ranks, key=lambda r: (r != max(ranks), r != self.prior, -r))
         measured = list((yield from together([self._measure(r, anchored) for r in order])))

@@ -64,8 +64,11 @@ def base_batch(context: SearchContext) -> int:
 
 
 def other_batches(context: SearchContext, batch: int) -> tuple[int, ...]:
-    """Alternatives to `batch` that can be run, nearest first."""
+    """Alternatives to `batch` that can be run, nearest first: the user's, or what a noise scale allows."""
     candidates = set(context.batch_sizes or (batch * 2, batch // 2, batch * 4, batch // 4))
+    if context.useful_batches is not None and not context.batch_sizes:
+        low, high = context.useful_batches
+        candidates = {size for size in candidates if low <= size <= high}
     steps = context.rows * context.epochs
     fitting = [
         size

@@ -45,9 +45,9 @@ class StagedStrategy(ABC):
     def search(self, ledger: Ledger) -> Procedure[Conclusion]:
         """The whole search. Raises `BudgetError` where the budget pays for no trial."""
 
-    def ask(self, history: Sequence[TrialResult]) -> tuple[Trial, ...]:
-        """The next trials, within the budget; empty when nothing is left to ask."""
-        return ask(self.search, self.context, history)
+    def ask(self, history: Sequence[TrialResult], running: Sequence[Trial] = ()) -> tuple[Trial, ...]:
+        """The next trials, within the budget; empty when nothing is left to ask, or not before the running end."""
+        return ask(self.search, self.context, history, running)
 
     def decide(self, history: Sequence[TrialResult]) -> Decision:
         """The answer that this history supports."""

@@ -24,8 +24,11 @@ class Strategy(Protocol):
         """What it would run if all goes as expected, fitted to `context.budget`."""
         ...
 
-    def ask(self, history: Sequence[TrialResult]) -> tuple[Trial, ...]:
-        """Trials to run now, none of them in the history; empty when the search is settled."""
+    def ask(self, history: Sequence[TrialResult], running: Sequence[Trial] = ()) -> tuple[Trial, ...]:
+        """Trials to run now, none of them in the history or running.
+
+        Empty when the search is settled, or with trials `running` when all else depends on them.
+        """
         ...
 
     def decide(self, history: Sequence[TrialResult]) -> Decision:
