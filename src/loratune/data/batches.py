@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from loratune.data.table import TokenTable
+from loratune.maths.sizes import few_sizes
 
 Rows = npt.NDArray[np.int64]
 
@@ -164,12 +165,6 @@ def collate(table: TokenTable, rows: Sequence[int] | Rows, *, device: torch.devi
         longest=width,
         flat=False,
     )
-
-
-def few_sizes(count: int, *, multiple: int = 4, parts: int = 16) -> int:
-    """The next of few sizes, at most 1 / `parts` larger (or a multiple of `multiple`): shapes repeat."""
-    step = max(multiple, (1 << max(count - 1, 1).bit_length()) // (2 * parts))
-    return -(-count // step) * step
 
 
 def collate_flat(

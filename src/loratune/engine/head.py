@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from loratune.data.batches import MicroBatch, few_sizes, to_device
+from loratune.data.batches import MicroBatch, to_device
 from loratune.engine.compiled import CompiledLayers
 from loratune.errors import ModelError
+from loratune.maths.sizes import few_sizes
 from loratune.model.rows import Bounds, flat
 
 _CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}
@@ -58,7 +59,7 @@ class Head:
         tokens, device = batch.tokens.numel(), batch.tokens.device
         ends = batch.starts if batch.starts[-1] == tokens else np.append(batch.starts, tokens)
         if rounded:
-            ends = np.append(ends, np.full(few_sizes(len(ends), parts=8) - len(ends), tokens))
+            ends = np.append(ends, np.full(few_sizes(len(ends), multiple=16, parts=8) - len(ends), tokens))
         longest = max(64, 1 << (batch.longest - 1).bit_length())  # few values: compiled code is kept
         return Line(to_device(batch.places[None], device), Bounds.of(ends, device, longest=longest))
 

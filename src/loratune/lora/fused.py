@@ -19,6 +19,7 @@ from loratune.lora import kernels
 from loratune.lora.dropout import module_salt, threshold
 from loratune.lora.launch import launch
 from loratune.lora.segments import Passenger, Places, Segment, unseen_tokens
+from loratune.maths.sizes import few_sizes
 
 _BLOCK_M = 64
 _LARGEST_BLOCK_R = 128
@@ -117,7 +118,8 @@ def route_of(
     ordered = sorted(runs)
     pieces = [np.array(runs[key], np.int32) for key in ordered]
     # A run of n tokens has at most n / M + 1 blocks: with all that are possible, shapes repeat.
-    limits = [few_sizes(int((run[:, 1] - run[:, 0]).sum())) // _BLOCK_M + len(run) for run in pieces]
+    sums = [int((run[:, 1] - run[:, 0]).sum()) for run in pieces]
+    limits = [few_sizes(n, multiple=256) // _BLOCK_M + len(run) for n, run in zip(sums, pieces, strict=True)]
     whole = [_padded(run, len(run)) for run in pieces]
     blocks = [_padded(_cut(run), limit) for run, limit in zip(pieces, limits, strict=True)]
     return Route(
@@ -129,12 +131,6 @@ def route_of(
         anchor=torch.zeros(1, device=device, requires_grad=True),
         places=places if any(segment.dropout for segment in segments) else None,
     )
-
-
-def few_sizes(count: int) -> int:
-    """The next of few numbers, at most an eighth larger."""
-    step = max(_BLOCK_M, 1 << max(count - 1, 1).bit_length() >> 4)
-    return -(-count // step) * step
 
 
 def to_device(values: npt.NDArray[np.int32], device: torch.device) -> torch.Tensor:
@@ -283,8 +279,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
 def _backward(ctx: Any, grad_y: torch.Tensor, _: None) -> tuple[Any, ...]:
     x, h, table = ctx.saved_tensors
     grad_x, grad_anchor = torch.ops.loratune.low_rank_backward(grad_y, x, h, table, ctx.through)
-    # a compiler drops an operator whose results nobody wants, hence the anchor's gradient
-    anchor = grad_anchor if torch.compiler.is_compiling() else None
+    # A compiler (its tensors are subclasses) drops an operator whose results nobody wants: hence the anchor's.
+    anchor = None if type(grad_y) is torch.Tensor else grad_anchor
     return (grad_x if ctx.through else None), grad_y, anchor, None, None
 
 
