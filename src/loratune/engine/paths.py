@@ -1,7 +1,6 @@
 """Which of the engine's paths a model and a device take, and why. Decides once, when a model is first used."""
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 from loratune.lora.packed import KernelPath, kernel_path
 from loratune.model.base import BaseModel
@@ -28,14 +27,15 @@ class Paths:
         )
 
 
-def choose_paths(base: BaseModel, *, compiled: bool = True) -> Paths:
-    """What is fast and checked on this model and device; `compiled=False` leaves the layers alone."""
+def choose_paths(base: BaseModel, *, longest: int = 0, compiled: bool = True) -> Paths:
+    """What is fast and checked on this model and device, for rows of at most `longest` tokens.
+
+    `compiled=False` leaves the layers as they are.
+    """
     low_rank = kernel_path(base.device, base.dtype)
-    rows = flat_path(base.model)
-    works = compiled and low_rank.triton and rows.flat and find_spec("triton") is not None
+    rows = flat_path(base.model, longest=longest)
+    works = compiled and low_rank.triton and rows.flat
     return Paths(low_rank=low_rank, rows=rows, compiled=works)
 
 
-REFERENCE = Paths(
-    low_rank=KernelPath(False, "asked for"), rows=FlatPath(False, "asked for"), compiled=False
-)
+REFERENCE = Paths(low_rank=KernelPath(False, "asked for"), rows=FlatPath(False, "asked for"), compiled=False)

@@ -13,6 +13,7 @@ import torch
 
 from loratune.data.table import TokenTable
 from loratune.engine.pack import PackEngine
+from loratune.engine.paths import Paths
 from loratune.engine.reference import Course, train_alone
 from loratune.engine.slot import Slot
 from loratune.model.base import BaseModel
@@ -144,10 +145,11 @@ def selfcheck(
     *,
     steps: int = 8,
     trials: Sequence[Trial] = (),
+    paths: Paths | None = None,
 ) -> SelfCheck:
     """Compare a pack of mixed trials with plain PEFT on `base`, which is left as it was.
 
-    `table` holds the rows to train on; random ones by default.
+    `table` holds the rows to train on; random ones by default. `paths` None takes those of real runs.
     """
     chosen = tuple(trials) or mixed_trials(base)
     rows = random_table(base.profile.vocabulary) if table is None else table
@@ -159,6 +161,7 @@ def selfcheck(
         cost=lambda trial: 0.0,
         max_tokens_per_micro_batch=128,
         launch_tokens=16,
+        paths=paths,
     )
     checks = []
     for slot, initial in train_pack(engine, chosen, steps):

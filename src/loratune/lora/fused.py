@@ -101,7 +101,11 @@ def _block_r(rank: int) -> int:
 
 
 def route_of(
-    segments: Sequence[Segment], slots: dict[int, int], tokens: int, places: Places | None, device: torch.device
+    segments: Sequence[Segment],
+    slots: dict[int, int],
+    tokens: int,
+    places: Places | None,
+    device: torch.device,
 ) -> Route:
     """Cut segments into blocks; tokens between them are nobody's. `slots` numbers passengers by id."""
     runs: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
@@ -208,7 +212,9 @@ def _gradient(x: torch.Tensor, h: torch.Tensor, table: torch.Tensor, column: int
         )  # fmt: skip
 
 
-def _buckets(dropout: bool, table: torch.Tensor) -> Iterator[tuple[_Bucket, torch.Tensor, torch.Tensor, bool]]:
+def _buckets(
+    dropout: bool, table: torch.Tensor
+) -> Iterator[tuple[_Bucket, torch.Tensor, torch.Tensor, bool]]:
     """The current buckets, with the tokens' keys and places, and whether inputs are dropped."""
     assert _current is not None, "operators of an adapter run inside a route"
     places = _current.route.places if dropout else None

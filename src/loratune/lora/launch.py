@@ -12,7 +12,12 @@ _handles: dict[tuple[Any, ...], Any] = {}
 
 
 def launch(
-    kernel: Any, grid: tuple[int, ...], arguments: tuple[torch.Tensor | int, ...], *, stages: int, **constants: Any
+    kernel: Any,
+    grid: tuple[int, ...],
+    arguments: tuple[torch.Tensor | int, ...],
+    *,
+    stages: int,
+    **constants: Any,
 ) -> None:
     """`kernel[grid](*arguments, **constants)`; tensors must begin at multiples of 16 bytes."""
     key = (

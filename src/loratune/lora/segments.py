@@ -81,9 +81,7 @@ class _Part(NamedTuple):
     keep: float
 
 
-def parts_of(
-    segments: Sequence[Segment], places: Places | None, name: str, features: int
-) -> list[_Part]:
+def parts_of(segments: Sequence[Segment], places: Places | None, name: str, features: int) -> list[_Part]:
     """The segments whose adapters target the module `name` with `features` inputs."""
     parts = []
     for segment in segments:

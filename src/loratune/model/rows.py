@@ -6,7 +6,7 @@ GPUs in half precision, elsewhere rows of one length together. It is put in plac
 attention interface. Knows nothing of adapters or trials.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -18,8 +18,11 @@ from transformers import AttentionInterface, PreTrainedModel
 
 NAME = "loratune_rows"
 _CHECKED_LENGTHS = (5, 17, 3, 9)
-_TOLERANCE = 0.1
-"""Of the check: half precision deviates by about 0.01, a row that sees another by 0.3 and more."""
+_SEEN = 1e-5
+"""A row's states hardly move when other rows change: products of one shape round alike."""
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+_HALF_TOLERANCE = 0.1
+"""Random weights in half precision deviate by up to 0.03; wrong positions by 0.3 and more."""
 
 
 class Bounds(NamedTuple):
@@ -188,28 +191,49 @@ class FlatPath(NamedTuple):
 
 
 @torch.no_grad()
-def flat_path(model: PreTrainedModel) -> FlatPath:
-    """Compare flat with padded hidden states on a few random rows: no flag of transformers tells."""
+def flat_path(model: PreTrainedModel, *, longest: int) -> FlatPath:
+    """Compare flat with padded hidden states on a few random rows: no flag of transformers tells.
+
+    One of them reaches past the model's attention window where rows of `longest` tokens do.
+    """
     parameter = next(model.parameters())
     if parameter.device.type == "cuda" and parameter.dtype not in (torch.bfloat16, torch.float16):
         return FlatPath(False, f"{str(parameter.dtype).removeprefix('torch.')} has no flash attention")
-    rows = [torch.arange(n, device=parameter.device) * 7 % model.config.vocab_size for n in _CHECKED_LENGTHS]
+    config = model.config.get_text_config()
+    windows = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+    reached = [window + 9 for window in windows if isinstance(window, int) and 0 < window < longest]
+    lengths = [*_CHECKED_LENGTHS, *reached]
+    rows = [torch.arange(n, device=parameter.device) * 7 % config.vocab_size for n in lengths]
     decoder = model.get_decoder()
     padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    expected = decoder(input_ids=padded, use_cache=False).last_hidden_state
-    places = torch.cat([torch.arange(len(row), device=parameter.device) for row in rows])
-    bounds = Bounds.of(np.cumsum([0, *_CHECKED_LENGTHS]), parameter.device)
+    states = decoder(input_ids=padded, use_cache=False).last_hidden_state
+    expected = torch.cat([row[:length] for row, length in zip(states, lengths, strict=True)])
+    others = [rows[0], *((row + 1) % config.vocab_size for row in rows[1:])]
     try:
-        with flat(model, bounds):
-            line = torch.cat(rows).unsqueeze(0)
-            output = decoder(input_ids=line, position_ids=places.unsqueeze(0), use_cache=False)
+        found, again = (_flat_states(decoder, model, line) for line in (rows, others))
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
         return FlatPath(False, f"the architecture refuses it ({str(error).splitlines()[0][:80]})")
-    found = output.last_hidden_state[0].split(_CHECKED_LENGTHS)
-    wanted = torch.cat([row[: len(part)] for row, part in zip(expected, found, strict=True)]).float()
-    deviation = float((torch.cat(found).float() - wanted).norm() / wanted.norm())
-    if not deviation <= _TOLERANCE:
-        return FlatPath(False, f"rows see each other there (deviation {deviation:.2g})")
+    seen = _deviation(again[: len(rows[0])], found[: len(rows[0])])
+    if not seen <= _SEEN:
+        return FlatPath(False, f"rows see each other there (deviation {seen:.2g})")
+    deviation = _deviation(found, expected)
+    if not deviation <= _TOLERANCE.get(parameter.dtype, _HALF_TOLERANCE):
+        return FlatPath(False, f"differs from padded rows (deviation {deviation:.2g})")
     return FlatPath(True, f"agrees with padded rows to {deviation:.1g}")
+
+
+def _flat_states(decoder: nn.Module, model: PreTrainedModel, rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Last hidden states [N, D] of rows in one line."""
+    device = rows[0].device
+    places = torch.cat([torch.arange(len(row), device=device) for row in rows]).unsqueeze(0)
+    ends = np.cumsum([0, *(len(row) for row in rows)])
+    with flat(model, Bounds.of(ends, device)):
+        output = decoder(input_ids=torch.cat(list(rows)).unsqueeze(0), position_ids=places, use_cache=False)
+    return output.last_hidden_state[0]  # type: ignore[no-any-return]
+
+
+def _deviation(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Norm of the difference relative to that of `expected`."""
+    return float((found.double() - expected.double()).norm() / expected.double().norm())

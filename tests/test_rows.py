@@ -1,0 +1,86 @@
+"""Flat micro-batches: no row sees another, and models that cannot have them are found out."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+from engine_fixture import tiny_llama
+from families import FAMILIES, random_model
+from loratune.data.batches import collate, collate_flat, fill
+from loratune.engine.paths import REFERENCE, Paths
+from loratune.engine.selfcheck import random_table, selfcheck
+from loratune.lora.packed import KernelPath
+from loratune.model import rows as rows_module
+from loratune.model.quiet import quiet
+from loratune.model.rows import Bounds, FlatPath, flat, flat_path
+
+CPU = torch.device("cpu")
+FLAT = Paths(low_rank=KernelPath(False, "a CPU"), rows=FlatPath(True, "tested"), compiled=False)
+EXTRA = {
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4},
+    "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_taken_where_it_gives_the_padded_states(family: str) -> None:
+    """Rows longer than Gemma 3's window included; whoever is taken agrees far below the check's tolerance."""
+    model = random_model(family).eval().requires_grad_(False)
+    path = flat_path(model, longest=40)
+    assert path.flat, path
+    table = random_table(260, rows=9, longest=40)
+    decoder = model.get_decoder()
+    padded, line = collate(table, range(9), device=CPU), collate_flat(table, range(9), device=CPU, multiple=4)
+    with torch.no_grad():
+        expected = decoder(input_ids=padded.tokens, use_cache=False).last_hidden_state.flatten(0, 1)
+        ends = np.unique([*line.starts, line.tokens.numel()])
+        with flat(model, Bounds.of(ends, CPU)):
+            places = torch.from_numpy(line.places)[None]
+            found = decoder(input_ids=line.tokens, position_ids=places, use_cache=False).last_hidden_state[0]
+    assert torch.equal(padded.targets, line.targets)
+    torch.testing.assert_close(found[line.positions], expected[padded.positions], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", EXTRA)
+def test_architectures_whose_rows_would_see_each_other_are_refused(family: str) -> None:
+    config = CONFIG_MAPPING[family](vocab_size=260, **EXTRA[family])
+    with quiet():
+        model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    assert not flat_path(model, longest=40).flat
+
+
+def test_a_window_that_is_ignored_is_found_out_only_where_rows_reach_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = random_model("gemma3_text").eval().requires_grad_(False)
+    original = rows_module._by_length
+    monkeypatch.setattr(
+        rows_module,
+        "_by_length",
+        lambda query, key, value, scale, window: original(query, key, value, scale, None),
+    )
+    monkeypatch.setattr(rows_module, "_CHECKED_LENGTHS", (5, 3, 7))
+    assert flat_path(model, longest=8).flat
+    assert not flat_path(model, longest=40).flat
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("paths", [FLAT, REFERENCE], ids=["flat", "padded"])
+def test_exactness_on_both_paths(dtype: torch.dtype, paths: Paths) -> None:
+    check = selfcheck(tiny_llama(dtype), random_table(97), steps=5, paths=paths)
+    assert check.holds, check
+
+
+def test_no_piece_is_larger_than_the_limit_and_sizes_are_even() -> None:
+    random = np.random.default_rng(0)
+    for limit in (50, 128, 1000):
+        lengths = random.integers(1, 60, 200)
+        pieces = fill(lengths, max_tokens=limit)
+        assert np.concatenate(pieces).tolist() == list(range(200))
+        sizes = np.array([lengths[piece].sum() for piece in pieces])
+        assert all(size <= limit or len(piece) == 1 for size, piece in zip(sizes, pieces, strict=True))
+        if limit > 300:
+            assert len(pieces) == -(-int(lengths.sum()) // limit)
+            assert sizes.max() - sizes.min() <= 2 * 60
