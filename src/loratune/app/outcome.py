@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import torch
 
 import loratune
 from loratune.app.forecast import Forecast
@@ -26,14 +23,6 @@ from loratune.values import METRICS, Decision, Evidence, HyperParameters, TrialR
 from loratune.values.diagnosis import Diagnosis
 
 _PACKAGES = ("torch", "transformers", "peft", "optuna", "numpy")
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: what the allocator has held at most on a GPU, what the process has held at most on a CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def named_targets(chosen: HyperParameters, final: Final, bench: Workbench) -> HyperParameters:

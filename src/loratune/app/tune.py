@@ -13,7 +13,7 @@ from loratune.app.experience import TASK, remember, studied, study_key, task_at_
 from loratune.app.fingerprint import fingerprint
 from loratune.app.forecast import Forecast
 from loratune.app.options import TuneOptions, keyword_options
-from loratune.app.outcome import peak_memory, run_facts, write_report
+from loratune.app.outcome import run_facts, write_report
 from loratune.app.resumption import (
     CLOCK_START,
     CUT,
@@ -38,6 +38,7 @@ from loratune.run.budget import Budget
 from loratune.run.diagnose import before_training
 from loratune.run.final import Final, FinalRunner
 from loratune.run.kept import LargestAdapter
+from loratune.run.limits import measured_peak
 from loratune.run.local import LocalRunner
 from loratune.study import Study
 from loratune.values import Decision, Stage, StudiedTask, Trial, TrialResult, Truncation
@@ -222,7 +223,7 @@ class _Job:
                 seconds=self.seconds,
                 predicted_seconds=predicted_seconds(self.study, self.options, self.priced),
                 predicted_bytes=self.priced.peak_bytes,
-                measured_bytes=peak_memory(self.bench.base.device),
+                measured_bytes=measured_peak(self.bench.base.device, self.bench.limits.execution),
                 sequential_seconds=self._sequential_seconds(),
             ),
         )

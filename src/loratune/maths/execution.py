@@ -83,13 +83,13 @@ ON_CPU_PADDED = Execution(
 )
 """Layer by layer on rectangles, adapters segment by segment: for models that do not take flat rows."""
 
-ON_CPU = replace(ON_CPU_PADDED, flat=True, token_multiple=64, attention_outputs=2)
+ON_CPU = replace(ON_CPU_PADDED, flat=True, token_multiple=32, attention_outputs=2)
 """The same on flat rows. Attention runs over rows of one length at a time and collects their outputs."""
 
 ON_CUDA = Execution(
     device="cuda",
     flat=True,
-    token_multiple=64,
+    token_multiple=256,
     recompute=True,
     shared_inner=True,
     logits_at_once=2**27,

@@ -20,7 +20,7 @@ from loratune.maths.execution import (
 )
 from loratune.maths.limits import Limits
 from loratune.model.base import BaseModel
-from loratune.model.device import device_memory, parse_memory
+from loratune.model.device import device_memory, parse_memory, peak_memory
 from loratune.values import default_recipe
 
 MICRO_BATCH_TOKENS: dict[Device, int] = {"cpu": 2048, "cuda": 65536}
@@ -45,6 +45,11 @@ def device_bytes(text: str | None, device: torch.device, execution: Execution) -
         return parse_memory(text)
     context = execution.runtime if device.type == "cuda" else 0  # on a GPU the context is taken already
     return int(device_memory(device)) + context
+
+
+def measured_peak(device: torch.device, execution: Execution) -> int:
+    """Most bytes that the process has held, counted as `device_bytes` and the estimates do."""
+    return peak_memory(device) + (execution.runtime if device.type == "cuda" else 0)
 
 
 def limits_here(
