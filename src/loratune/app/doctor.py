@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 import loratune
-from loratune.model.device import device_memory
-from loratune.model.precision import bfloat16_flags, processor_flags
+from loratune.lora.packed import kernel_path
+from loratune.model.device import device_memory, pick_device
+from loratune.model.precision import bfloat16_flags, processor_flags, resolve_dtype
 
 _PACKAGES = ("torch", "transformers", "peft", "datasets", "optuna", "safetensors", "plotly", "gguf")
 
@@ -30,8 +31,19 @@ def doctor() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "processor_bf16": bfloat16_flags(processor_flags()),
-        "engine_path": "pure PyTorch, right-padded micro-batches: the one path so far, on every device",
+        "engine_path": _engine_path(),
     }
+
+
+def _engine_path() -> str:
+    """How packs run on the device that `auto` picks, and why; rows and layers also depend on the model."""
+    device = pick_device("auto")
+    path = kernel_path(device, resolve_dtype("auto", device))
+    low_rank = "Triton kernels, compiled layers, CUDA graphs" if path.triton else "plain PyTorch"
+    return (
+        f"{low_rank} ({path.reason}); rows in one line without padding where the model allows it "
+        "(`loratune selfcheck --model M` tells)"
+    )
 
 
 def _version(name: str) -> str | None:

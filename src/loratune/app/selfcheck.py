@@ -58,6 +58,7 @@ def _print(check: SelfCheck) -> None:
         )
     console = Console()
     console.print(table)
+    console.print(*check.paths, sep="\n", highlight=False)
     floor = check.trials[0].floor
     words = (
         "The rule holds: every deviation is within three times PEFT's own noise (its rows padded, its batches cut "

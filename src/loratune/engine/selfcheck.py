@@ -77,6 +77,8 @@ class SelfCheck:
 
     steps: int
     trials: tuple[TrialCheck, ...]
+    paths: tuple[str, ...]
+    """Which of the engine's paths were taken, and why; one line each."""
 
     @property
     def holds(self) -> bool:
@@ -179,7 +181,7 @@ def selfcheck(
                 floor=_FLOOR.get(base.dtype, _HALF_FLOOR),
             )
         )
-    return SelfCheck(steps=steps, trials=tuple(checks))
+    return SelfCheck(steps=steps, trials=tuple(checks), paths=engine.chosen_paths.lines())
 
 
 def deviation(found: Course, expected: Course, initial: torch.Tensor) -> Deviation:
