@@ -22,3 +22,9 @@ def rows_of(length: str, vocabulary: int, *, rows: int = 2000, supervised: int =
     return TokenTable.from_rows(
         [(random.integers(0, vocabulary, n).tolist(), (np.arange(n) >= n - s).tolist()) for n, s in pairs]
     )
+
+
+def drawn_rows(length: str, vocabulary: int, rows: int, *, seed: int) -> TokenTable:
+    """Any number of `rows_of`'s rows, drawn with replacement."""
+    table = rows_of(length, vocabulary)
+    return table.take(np.random.default_rng(seed).integers(0, len(table), rows))
