@@ -93,7 +93,7 @@ def trainer_rate(base: BaseModel, table: TokenTable, recipe: HyperParameters, se
                 learning_rate=recipe.learning_rate, optim="adamw_torch_fused", report_to=[], save_strategy="no",
                 logging_strategy="no", disable_tqdm=True, use_cpu=base.device.type == "cpu",
             ),
-            train_dataset=list(range(len(table))),  # type: ignore[arg-type]
+            train_dataset=list(range(len(table))),
             data_collator=lambda rows: padded(table, range(rows[0], rows[0] + len(rows)), torch.device("cpu")),
             callbacks=[clock],
         ).train()  # fmt: skip
@@ -125,7 +125,9 @@ def concurrent_rate(shape: str, batch: int, length: str, processes: int, seconds
         command = [sys.executable, __file__, "--shape", shape, "--batch", str(batch), "--length", length]
         command += ["--seconds", str(seconds), "--folder", folder]
         workers = [
-            subprocess.Popen([*command, "--number", str(i)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            subprocess.Popen(
+                [*command, "--number", str(i)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
             for i in range(processes)
         ]
         while len(list(Path(folder).glob("ready-*"))) < processes:
@@ -149,7 +151,11 @@ def _worker(shape: str, batch: int, length: str, seconds: float, folder: Path, n
             sleep(0.01)
 
     recipe = HyperParameters(r=16, lora_alpha=32, learning_rate=2e-4, batch_size=batch, epochs=1.0)
-    print(json.dumps(loop_rate(base, rows_of(length, base.profile.vocabulary), recipe, seconds, started=started)))
+    print(
+        json.dumps(
+            loop_rate(base, rows_of(length, base.profile.vocabulary), recipe, seconds, started=started)
+        )
+    )
 
 
 def _rate(steps: Iterator[int], seconds: float, device: torch.device) -> float:

@@ -92,7 +92,9 @@ CPU_CELLS = {
 
 def recipe(cell: Cell, rank: int) -> HyperParameters:
     """Hyper-parameters of a trial of the cell."""
-    return HyperParameters(r=rank, lora_alpha=2 * rank, learning_rate=2e-4, batch_size=cell.batch, epochs=1000.0)
+    return HyperParameters(
+        r=rank, lora_alpha=2 * rank, learning_rate=2e-4, batch_size=cell.batch, epochs=1000.0
+    )
 
 
 def packed(base: BaseModel, cell: Cell, slots: int, seconds: float, *, profile: bool = False) -> Measured:
@@ -115,7 +117,7 @@ def packed(base: BaseModel, cell: Cell, slots: int, seconds: float, *, profile: 
     cuda = base.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    rates = []
+    rates: list[float] = []
     with engine.attached() as step:
         step(live), step(live)
         begun = perf_counter()
@@ -138,7 +140,7 @@ def _profile(step: Any, found: Measured) -> None:
         step()
         torch.cuda.synchronize()
     events = profiler.events()
-    kernels = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    kernels = [event for event in events if event.device_type.name == "CUDA"]
     wall = max(e.time_range.end for e in events) - min(e.time_range.start for e in events)
     waiting = sum(e.time_range.elapsed_us() for e in events if "Synchronize" in e.name)
     found.launches = len(kernels)
@@ -151,7 +153,7 @@ def ceiling() -> float:
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     times = []
     for _ in range(30):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         a @ b
         end.record()

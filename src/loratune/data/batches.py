@@ -134,7 +134,7 @@ class MicroBatch:
         if not self.flat:
             return np.tile(np.arange(self.tokens.shape[1]), len(self.tokens))
         starts = np.append(self.starts, width) if self.starts[-1] < width else self.starts
-        return np.arange(width) - np.repeat(starts[:-1], np.diff(starts))
+        return np.asarray(np.arange(width) - np.repeat(starts[:-1], np.diff(starts)), np.int64)
 
 
 def to_device(values: npt.NDArray[np.generic], device: torch.device) -> torch.Tensor:

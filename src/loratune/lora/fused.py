@@ -81,7 +81,7 @@ class Route:
     def buckets(self) -> tuple[_Bucket, ...]:
         """Views of the pieces."""
         sizes = [shape.runs for shape in self.shapes] + [shape.blocks for shape in self.shapes]
-        parts = self.pieces.split(sizes)
+        parts = torch.split(self.pieces, sizes)
         blocks = parts[len(self.shapes) :]
         return tuple(
             _Bucket(block_r=shape.block_r, rank_blocks=shape.rank_blocks, runs=run, blocks=block)
@@ -291,7 +291,7 @@ def _backward(ctx: Any, grad_y: torch.Tensor, _: None) -> tuple[Any, ...]:
 
 
 # Defined on the library itself: `torch.library.custom_op` adds 50 us of checks to each of some hundred calls.
-_LIBRARY = torch.library.Library("loratune", "FRAGMENT")
+_LIBRARY: Any = torch.library.Library("loratune", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define("low_rank(Tensor x, Tensor y, Tensor anchor, Tensor table, Tensor inner) -> (Tensor, Tensor)")
 _LIBRARY.define(
     "low_rank_backward(Tensor grad_y, Tensor x, Tensor h, Tensor table, bool through) -> (Tensor, Tensor)"

@@ -154,12 +154,12 @@ def _by_length(
         distance = places[:, None] - places
         mask = (distance >= 0) & (distance < window) if window is not None and length > window else None
         flat_index = index.flatten()
-        parts = (
-            each[0].index_select(1, flat_index).unflatten(1, (rows, length)).transpose(0, 1)
+        q, k, v = (
+            each[0].index_select(1, flat_index).view(-1, rows, length, each.shape[-1]).transpose(0, 1)
             for each in (query, key, value)
         )
         found = nn.functional.scaled_dot_product_attention(
-            *parts, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
         )
         out = out.index_copy(0, flat_index, found.transpose(1, 2).flatten(0, 1))
     return out.unsqueeze(0)
