@@ -1,4 +1,4 @@
-"""The fast paths on a CUDA device: Triton kernels, flat rows, compiled layers, CUDA graphs, each against the reference."""
+"""The fast paths on a CUDA device, each against the reference: Triton, flat rows, compiled layers, CUDA graphs."""
 
 import pytest
 import torch
