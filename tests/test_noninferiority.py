@@ -1,5 +1,6 @@
 """The paired tests against scipy, scikit-learn and simulated error rates."""
 
+from dataclasses import replace
 from math import inf
 
 import numpy as np
@@ -19,6 +20,7 @@ from loratune.maths.noninferiority import (
     compare_scores,
     macro_f1,
     pool_seed_noise,
+    row_variance,
 )
 
 NO_SEEDS = SeedNoise(variance=0.0, degrees=inf)
@@ -150,3 +152,32 @@ def test_it_has_power() -> None:
     generator = np.random.default_rng(5)
     found = [simulate(generator, 0.2).verdict for _ in range(100)]
     assert np.mean([verdict is Verdict.INFERIOR for verdict in found]) > 0.9
+
+
+def test_noise_of_rows_within_a_run_is_counted_once() -> None:
+    """No noise between seeds but that of their rows: the variance is the item part's alone, whatever was pooled."""
+    generator = np.random.default_rng(6)
+    runs = 0.5 + 0.1 * generator.standard_normal((200, 300))
+    rows = row_variance(runs, np.ones(300))
+    pooled = pool_seed_noise([runs.mean(axis=1)])
+    assert rows == pytest.approx(0.1**2 / 300, rel=0.02)
+    noise = SeedNoise(variance=rows, degrees=pooled.degrees, rows=rows)
+    comparison = compare_nll(runs[:1], runs[1:2], np.ones(300), noise, margin=0.02)
+    assert comparison.standard_error == pytest.approx((2 * 0.1**2 / 300) ** 0.5, rel=0.1)
+
+
+def test_intervals_of_paired_runs_cover_at_their_level() -> None:
+    generator = np.random.default_rng(7)
+    inside = []
+    for _ in range(800):
+        both = []
+        for _ in range(2):
+            setting = 0.02 * generator.standard_normal(200)
+            seeds = 0.0007 * generator.standard_normal((3, 1))
+            both.append(0.5 + setting + seeds + 0.02 * generator.standard_normal((3, 200)))
+        weights = np.ones(200)
+        noise = pool_seed_noise([runs.mean(axis=1) for runs in both])
+        noise = replace(noise, rows=sum(row_variance(runs, weights) for runs in both) / 2)
+        interval = compare_nll(both[0], both[1], weights, noise, margin=0.005).interval
+        inside.append(interval is not None and interval[0] <= 0 <= interval[1])
+    assert 0.93 <= np.mean(inside) <= 0.975

@@ -34,6 +34,8 @@ class SeedNoise:
     variance: float
     degrees: float
     """Degrees of freedom; infinite for an assumed value, 0 where nothing was repeated."""
+    rows: float = 0.0
+    """The part of it that comes from the rows: a paired comparison has that in its item variance already."""
 
     @property
     def known(self) -> bool:
@@ -129,6 +131,17 @@ def pool_seed_noise(repeats: Sequence[Sequence[float]]) -> SeedNoise:
     return SeedNoise(variance=squares / degrees, degrees=float(degrees))
 
 
+def row_variance(runs: Floats, weights: Floats) -> float:
+    """Variance of a run's mean that comes from the rows alone: what a row does differently from seed to seed.
+
+    Args:
+        runs: [seeds, rows] sums over each row, at least 2 seeds. weights: [rows], as in `compare_nll`.
+    """
+    total, rows = float(weights.sum()), runs.shape[1]
+    residuals = runs - runs.sum(axis=1, keepdims=True) / total * weights
+    return float(residuals.var(axis=0, ddof=1).sum()) / total**2 * rows / max(rows - 1, 1)
+
+
 def compare_nll(
     candidate: Floats, reference: Floats, weights: Floats, noise: SeedNoise, margin: float
 ) -> Comparison:
@@ -222,10 +235,11 @@ def _combine(
     margin: float,
 ) -> Comparison:
     """Adds item and seed variance; Satterthwaite's degrees of freedom."""
-    seed_variance = noise.variance * (1 / seeds[0] + 1 / seeds[1])
-    total = item_variance + seed_variance
+    runs = 1 / seeds[0] + 1 / seeds[1]
+    counted = noise.rows if item_variance > 0 else 0.0
+    total = item_variance + max(noise.variance - counted, 0.0) * runs
     share = 0.0
-    for part, degrees in ((item_variance, item_degrees), (seed_variance, noise.degrees)):
+    for part, degrees in ((item_variance, item_degrees), (noise.variance * runs, noise.degrees)):
         if part > 0 and isfinite(degrees) and degrees > 0:
             share += part**2 / degrees
     return Comparison(

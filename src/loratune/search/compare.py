@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from math import inf
 
 import numpy as np
@@ -14,6 +15,7 @@ from loratune.maths.noninferiority import (
     compare_nll,
     compare_scores,
     pool_seed_noise,
+    row_variance,
 )
 from loratune.values import HyperParameters, SearchContext, TrialResult
 
@@ -57,14 +59,28 @@ def finished(context: SearchContext, results: Sequence[TrialResult]) -> tuple[Tr
 
 def seed_noise(context: SearchContext, results: Sequence[TrialResult]) -> SeedNoise:
     """Pooled over the settings run on all rows with several seeds; else the context's assumption; else unknown."""
-    groups: dict[HyperParameters, list[float]] = defaultdict(list)
+    groups: dict[HyperParameters, list[TrialResult]] = defaultdict(list)
     for result in finished(context, results):
         if result.trial.fraction >= FULL:
-            groups[result.trial.hyper_parameters].append(loss(context, result))
-    noise = pool_seed_noise(list(groups.values()))
+            groups[result.trial.hyper_parameters].append(result)
+    noise = pool_seed_noise([[loss(context, result) for result in group] for group in groups.values()])
     if not noise.known and context.seed_sd is not None and context.metric in NLL_METRICS:
         return SeedNoise(variance=context.seed_sd**2, degrees=inf)
-    return noise
+    repeated = [group for group in groups.values() if len(group) > 1]
+    parts = [_row_part(context, group) * (len(group) - 1) for group in repeated]
+    return replace(noise, rows=sum(parts) / noise.degrees) if noise.known else noise
+
+
+def _row_part(context: SearchContext, group: Sequence[TrialResult]) -> float:
+    """Variance of one run's loss that comes from the rows; 0 where no values of each row were kept."""
+    if context.metric == "f1" or not rows_are_paired(context, group):
+        return 0.0
+    if context.metric in NLL_METRICS:
+        assert context.validation_weights is not None
+        runs = np.array([result.example_nll for result in group], dtype=np.float64)
+        return row_variance(runs, context.validation_weights)
+    runs = np.array([result.example_scores[context.metric] for result in group], dtype=np.float64)
+    return row_variance(100 * runs, np.ones(runs.shape[1]))
 
 
 def compare(
