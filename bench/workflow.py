@@ -14,8 +14,7 @@ python bench/workflow.py --list evidence --shape tiny --scale 0.1
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from math import ceil
@@ -27,11 +26,7 @@ from typing import Any, cast
 import torch
 
 from loratune.data.batches import total_steps
-from loratune.data.table import TokenTable
-from loratune.engine.evaluate import Evaluation
-from loratune.engine.pack import PackEngine
 from loratune.engine.progress import PackProgress
-from loratune.lora.layout import Adapter
 from loratune.maths.limits import Limits
 from loratune.model.base import BaseModel
 from loratune.run.calibration import READINGS, Calibration, rows_of_readings
@@ -45,6 +40,7 @@ from peft_side import loop_rate
 from record import append, circumstances
 from rows import drawn_rows
 from shapes import SHAPES, random_base
+from timed import TimedEngine
 
 HERE = Path(__file__).parent
 SMALL_RATE = 1e-3
@@ -103,30 +99,6 @@ class Recorded:
 
 def _gentle(setting: HyperParameters) -> HyperParameters:
     return replace(setting, learning_rate=SMALL_RATE * setting.learning_rate)
-
-
-@dataclass
-class Clock:
-    """Adds up seconds."""
-
-    seconds: float = 0.0
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        started = perf_counter()
-        yield
-        self.seconds += perf_counter() - started
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class TimedEngine(PackEngine):
-    """Adds up the seconds of its evaluations."""
-
-    clock: Clock = field(default_factory=Clock)
-
-    def read(self, models: Sequence[Adapter | None], table: TokenTable) -> list[Evaluation]:
-        with self.clock.running():
-            return super().read(models, table)
 
 
 @dataclass(kw_only=True)

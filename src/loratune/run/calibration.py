@@ -22,12 +22,12 @@ READINGS_SHARE = 0.1
 _FEWEST_READ_ROWS, _MOST_READ_ROWS = 16, 256
 
 
-def rows_of_readings(facts: SearchContext, validation_rows: int) -> int:
+def rows_of_readings(facts: SearchContext, validation_rows: int, readings: int = READINGS) -> int:
     """Validation rows of the readings during a full trial: those before the last cost a tenth of its training.
 
     A forward pass costs half of a training pass, token by token.
     """
-    affordable = 2 * READINGS_SHARE * facts.epochs * facts.tokens / (READINGS - 1)
+    affordable = 2 * READINGS_SHARE * facts.epochs * facts.tokens / (readings - 1)
     rows = affordable / max(1.0, facts.validation_tokens / validation_rows)
     return max(_FEWEST_READ_ROWS, min(_MOST_READ_ROWS, int(rows)))
 
