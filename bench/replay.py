@@ -23,6 +23,20 @@ from loratune.run.play import Score, always, play_and_score
 from loratune.run.simulated import MeasuredTask, TableRunner, read_tasks
 from loratune.search.make import STRATEGIES, make_strategy
 
+HEADER = (
+    *(
+        "table",
+        "margin",
+        "prior",
+        "strategy",
+        "budget",
+        "answers",
+        "inferior",
+        "overshoot_mean",
+        "overshoot_max",
+    ),
+    *("regret_mean", "regret_max", "diverged", "cost_mean", "cost_share"),
+)
 PRIORS: dict[str, dict[str, float]] = {
     "law": {},
     "flat 2e-4": {"flat_rate": 2e-4},
@@ -39,24 +53,7 @@ def benchmark(options: argparse.Namespace) -> None:
     with options.benchmark.open("a", newline="") as file:
         out = csv.writer(file, lineterminator="\n")
         if new:
-            out.writerow(
-                [
-                    "table",
-                    "margin",
-                    "prior",
-                    "strategy",
-                    "budget",
-                    "answers",
-                    "inferior",
-                    "overshoot_mean",
-                    "overshoot_max",
-                    "regret_mean",
-                    "regret_max",
-                    "diverged",
-                    "cost_mean",
-                    "cost_share",
-                ]
-            )
+            out.writerow(HEADER)
         for prior, wishes in PRIORS.items():
             for name in (*STRATEGIES, *FIXED_RANKS):
                 if name == "gp" or (prior != "law" and name in ("random", "tpe", "guide", "grid")):

@@ -228,15 +228,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--budgets", type=float, nargs="+", default=[5.0, 15.0, 30.0])
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
-    found = []
+    out = None
     for row in rows(options.repeats, options.budgets):
-        found.append(row)
         print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-    if options.out is not None:
-        with options.out.open("w", newline="") as file:
-            out = csv.DictWriter(file, fieldnames=list(found[0]), lineterminator="\n")
-            out.writeheader()
-            out.writerows(found)
+        if options.out is not None:
+            new = out is None
+            with options.out.open("w" if new else "a", newline="") as file:
+                out = csv.DictWriter(file, fieldnames=list(row), lineterminator="\n")
+                if new:
+                    out.writeheader()
+                out.writerow(row)
     return 0
 
 

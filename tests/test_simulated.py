@@ -1,5 +1,6 @@
 """The table runner's snapping rules, and the replay's figures."""
 
+import csv
 import json
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -155,7 +156,7 @@ def replay() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("strategy", ["evidence", "guide", "grid", "random"])
+@pytest.mark.parametrize("strategy", ["evidence", "guide", "grid", "random", "tpe"])
 def test_replay_prints_the_fixed_keys(
     replay: ModuleType, strategy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,3 +183,16 @@ def test_replay_explains_a_wrong_name(
     path = Planted(seeds=1).write(tmp_path / "planted.csv")
     assert replay.main(["--table", str(path), "--strategy", "annealing"]) == 2
     assert "must be one of" in capsys.readouterr().err
+
+
+def test_benchmark_writes_a_line_for_each_strategy_and_prior(replay: ModuleType, tmp_path: Path) -> None:
+    table, out = Planted(seeds=1).write(tmp_path / "planted.csv"), tmp_path / "scores.csv"
+    arguments = ["--table", str(table), "--benchmark", str(out), "--budgets", "5", "--seeds", "1"]
+    assert replay.main(arguments) == 0
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["prior"] for row in rows if row["strategy"] == "evidence"} == set(replay.PRIORS)
+    assert {"evidence", "guide", "grid", "random", "tpe", "always r = 16"} <= {
+        row["strategy"] for row in rows
+    }
+    assert all(float(row["cost_mean"]) <= 5 for row in rows if row["strategy"] in ("evidence", "tpe", "grid"))
