@@ -156,7 +156,7 @@ def memorised(
     *,
     labels: int = 16,
     ranks: Sequence[int] = (1, 2, 4, 8),
-    rates: Sequence[float] = (1e-2, 3e-2),
+    rates: Sequence[float] = (3e-3, 1e-2, 3e-2),
     epochs: float = 100.0,
     seed: int = 0,
     targets: tuple[str, ...] = ("all-linear",),
