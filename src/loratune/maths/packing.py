@@ -21,9 +21,9 @@ _WORTH = 0.98
 
 _GOOD = 1.02
 """Times the bound: a plan so close to it is not improved."""
-_SWAPS = 10_000
-"""Trials times swaps."""
-_MOST_SWAPS = 500
+_TRIALS_PLAYED = 30_000
+"""Trials times plans that are played: about half a second."""
+_MOST_PLAYS = 500
 _MOST_PARTS = 32
 """Of the memory, in the bounds that count how many trials fit beside each other."""
 _MOST_THRESHOLDS = 24
@@ -116,9 +116,9 @@ class Admission:
 def plan_packs(loads: Sequence[TrialLoad], *, slots: int, memory: float, times: StepTime) -> PackPlan:
     """The best of some list schedules, played with the measured times; deterministic.
 
-    First orders (`_orders`), then numbers of slots: fewer can be faster where a step of few trials costs little
-    more than its launch, so that a balanced second wave beats a full first one. Then, while the plan is more than
-    2 % above the bound, swaps of two trials, half of them with another number of slots.
+    While the best is more than 2 % above the bound: orders (`_orders`) on all slots; then on fewer (`_slot_counts`),
+    which can be faster, since a step of few trials costs little more than its launch and a balanced second wave
+    beats a full first one; then swaps of two trials in the best order, half of them on another number of slots.
 
     Args:
         slots: trials that a pack may hold, at least 1.
@@ -134,29 +134,29 @@ def plan_packs(loads: Sequence[TrialLoad], *, slots: int, memory: float, times: 
             "or shorter rows."
         )
     bound = lower_bound(loads, slots=slots, memory=memory, times=times)
-    orders = _orders(loads)
-    best = _play(loads, next(orders), min(slots, max(1, len(loads))), memory, times)
-
-    def better(plan: PackPlan, worth: float = _WORTH) -> PackPlan:
-        return plan if plan.seconds < worth * best.seconds else best
-
-    for order in orders:
-        if best.seconds > _GOOD * bound:
-            best = better(_play(loads, order, best.slots, memory, times))
-    counts = _slot_counts(len(loads), slots)
-    for count in counts:
-        if best.seconds > _GOOD * bound:
-            best = better(_play(loads, best.order, count, memory, times))
+    orders = list(_orders(loads))
+    counts = _slot_counts(loads, slots, memory)
+    grid = [(order, count) for count in counts for order in orders]
+    plays = max(len(orders), min(_MOST_PLAYS, _TRIALS_PLAYED // max(1, len(loads))))
+    best = _play(loads, *grid[0], memory, times)
+    for order, count in grid[1:plays]:
+        if best.seconds <= _GOOD * bound:
+            break
+        best = _better(_play(loads, order, count, memory, times), best, _WORTH)
     random = np.random.default_rng(0)
-    for tried in range(min(_MOST_SWAPS, _SWAPS // len(loads)) if len(loads) > 1 else 0):
+    for tried in range(plays - len(grid) if len(loads) > 1 else 0):
         if best.seconds <= _GOOD * bound:
             break
         swapped = list(best.order)
         i, j = random.integers(len(swapped), size=2)
         swapped[i], swapped[j] = swapped[j], swapped[i]
         count = counts[tried // 2 % len(counts)] if tried % 2 else best.slots
-        best = better(_play(loads, swapped, count, memory, times), worth=1.0)
+        best = _better(_play(loads, swapped, count, memory, times), best)
     return replace(best, bound=bound)
+
+
+def _better(plan: PackPlan, best: PackPlan, worth: float = 1.0) -> PackPlan:
+    return plan if plan.seconds < worth * best.seconds else best
 
 
 def _orders(loads: Sequence[TrialLoad]) -> Iterator[tuple[int, ...]]:
@@ -188,10 +188,17 @@ def _mixed(steps: Numbers, kinds: Sequence[tuple[float, ...]]) -> Numbers:
     return when
 
 
-def _slot_counts(trials: int, slots: int) -> list[int]:
-    """Those that divide the trials into equal waves: as few as need be, one more, and so on."""
-    waves = ceil(trials / slots) if trials else 1
-    return list(dict.fromkeys(ceil(trials / n) for n in range(waves, waves + 7) if n <= max(1, trials)))
+def _slot_counts(loads: Sequence[TrialLoad], slots: int, memory: float) -> list[int]:
+    """All; just enough for the fewest steps, and somewhat more; those that divide the trials into equal waves."""
+    trials = max(1, len(loads))
+    if not loads:
+        return [slots]
+    most = min(slots, trials)
+    enough = sum(load.steps for load in loads) / fewest_steps(loads, slots=slots, memory=memory)
+    waves = ceil(trials / most)
+    found = [most, *(ceil(enough * share) for share in (1.0, 1.1, 1.25, 1.5))]
+    found += [ceil(trials / count) for count in range(waves, waves + 4)]
+    return [count for count in dict.fromkeys(found) if count <= most]
 
 
 def _play(
