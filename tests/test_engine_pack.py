@@ -10,8 +10,9 @@ import torch
 from engine_fixture import engine, labelled_table, tiny_llama, trial
 from loratune.engine.calibrate import forward_rate, measure_step
 from loratune.engine.live import EarlyStopping
-from loratune.engine.pack import PackEngine, PackProgress
+from loratune.engine.pack import PackEngine
 from loratune.engine.paths import REFERENCE, Paths
+from loratune.engine.progress import PackProgress
 from loratune.engine.selfcheck import random_table
 from loratune.errors import ResourceError
 from loratune.lora.layout import Adapter

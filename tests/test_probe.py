@@ -35,7 +35,7 @@ def test_lanes_have_the_gradients_of_their_rows_and_their_mean_is_the_whole_batc
 
     def gradient(batch: np.ndarray) -> torch.Tensor:
         class Kept(Slot):
-            def update(self, norm: torch.Tensor, finite: torch.Tensor) -> None:
+            def clip(self, factor: torch.Tensor) -> None:
                 self.kept = self.gradient.clone()
 
         batches = TrialBatches(rows=batch, batch_size=len(batch), epochs=1, seed=0)

@@ -5,7 +5,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from loratune.engine.pack import PackProgress, SlotProgress
+from loratune.engine.progress import PackProgress, SlotProgress
 from loratune.maths.memory import MemoryEstimate
 from loratune.reporting import live
 from loratune.reporting.live import LiveView

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from loratune.app.forecast import Forecast
 from loratune.app.workbench import Workbench
-from loratune.engine.pack import PackProgress
+from loratune.engine.progress import PackProgress
 from loratune.reporting.facts import RunFacts
 from loratune.reporting.live import LiveView
 from loratune.reporting.terminal import print_plan, print_profile, print_summary

@@ -59,10 +59,7 @@ def _largest(engine: PackEngine, trials: Sequence[Trial], steps: int) -> int:
     """Tokens of the largest micro-batch in the first steps of a pack."""
     largest = 0
     for batches in islice(zip(*(engine.batches(trial) for trial in trials), strict=False), steps):
-        lengths = engine.train.lengths[np.concatenate(batches)]
-        for piece in engine._cuts.pieces(lengths):
-            row = lengths[piece]
-            largest = max(largest, int(row.sum() if engine._cuts.flat else len(row) * row.max()))
+        largest = max(largest, engine.largest_micro_batch(engine.train.lengths[np.concatenate(batches)]))
     return largest
 
 

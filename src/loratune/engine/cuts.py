@@ -11,11 +11,11 @@ import torch
 from loratune.data.batches import MicroBatch, Rows, collate, collate_flat, cut, fill
 from loratune.data.table import TokenTable
 
-_MULTIPLE = 64
-"""Tokens of a flat line are a multiple of this: what matrix products like."""
+_MULTIPLE = {"cpu": 32, "cuda": 256}
+"""Tokens of a flat line are a multiple of this: what matrix products like, and shapes that repeat."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class Cuts:
     """How micro-batches are cut."""
 
@@ -32,8 +32,21 @@ class Cuts:
             return fill(lengths, max_tokens=self.max_tokens)
         return cut(lengths, launch_tokens=self.launch_tokens, max_tokens=self.max_tokens)
 
+    def largest(self, lengths: Rows) -> int:
+        """Tokens of the largest micro-batch, padding included (but for what fills a flat line up)."""
+        pieces = [lengths[piece] for piece in self.pieces(lengths)]
+        return max(int(rows.sum() if self.flat else len(rows) * rows.max()) for rows in pieces)
+
+    def halve(self, tokens: int, *, longest: int) -> bool:
+        """After one of so many tokens was too large; False where it was a single row of `longest` already."""
+        smaller = max(longest, min(self.max_tokens, tokens) // 2)
+        if smaller >= min(self.max_tokens, tokens):
+            return False
+        self.max_tokens = smaller
+        return True
+
     def collate(self, table: TokenTable, rows: Sequence[int] | Rows, device: torch.device) -> MicroBatch:
         """Those rows as one micro-batch on the device."""
         if self.flat:
-            return collate_flat(table, rows, device=device, multiple=_MULTIPLE)
+            return collate_flat(table, rows, device=device, multiple=_MULTIPLE[device.type])
         return collate(table, rows, device=device)

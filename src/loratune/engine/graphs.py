@@ -7,8 +7,12 @@ tables that its kernels read. Knows nothing of what it records.
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
+
+from loratune.engine.resources import Failure, attempt
 
 _LARGEST_FLOPS = 40e12
 """Of a micro-batch's products: above, launching costs less than the work (measured on an H100)."""
@@ -34,7 +38,7 @@ class Graphs:
         self._tokens = int(min(_LARGEST_TOKENS, _LARGEST_FLOPS / (4 * max(1, parameters))))
         self._recorded: dict[Hashable, _Recorded | None] = {}
         self._given_up: set[Hashable] = set()
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None
 
     def takes(self, tokens: int) -> bool:
         """Whether micro-batches of so many tokens are recorded."""
@@ -53,11 +57,11 @@ class Graphs:
             return body(inputs)
         recorded = self._recorded[key]
         if recorded is None:
-            try:
-                recorded = self._recorded[key] = self._record(body, inputs)
-            except torch.OutOfMemoryError:
+            found = attempt(partial(self._record, body, inputs), inputs[0].device)
+            if isinstance(found, Failure):  # nothing has run: what is recorded is not executed
                 self._given_up.add(key)
                 return body(inputs)
+            recorded = self._recorded[key] = found
         for own, given in zip(recorded.inputs, inputs, strict=True):
             own.copy_(given)
         recorded.graph.replay()
@@ -68,13 +72,20 @@ class Graphs:
         graph = torch.cuda.CUDAGraph()
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with (
+            torch.cuda.stream(
+                torch.cuda.current_stream()
+            ),  # left as it was even where the recording breaks off
+            torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
+        ):
             output = body(own)
         return _Recorded(graph, own, output)
 
-    def forget(self) -> None:
-        """Give the graphs' memory back."""
+    def forget(self) -> bool:
+        """Give the graphs' memory back; False where there were none."""
+        found = any(recorded is not None for recorded in self._recorded.values())
         self._recorded.clear()
         self._given_up.clear()
         self._pool = None
-
+        torch.cuda.empty_cache()
+        return found

@@ -15,6 +15,7 @@ import torch
 from loratune.data.batches import MicroBatch
 from loratune.data.table import TokenTable
 from loratune.engine.evaluate import Evaluator
+from loratune.engine.resources import is_memory_error
 from loratune.lora.layout import Adapter
 from loratune.lora.segments import Passenger
 
@@ -97,9 +98,9 @@ class LabelScorer:
         expected = self.by_rows([None], rows)[0]
         try:
             found = self.by_trees([None], rows)[0]
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, ValueError, TypeError, IndexError):
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            if is_memory_error(error):
+                raise
             return False  # the architecture refuses a mask of four dimensions or positions of its own
         tolerance = _TOLERANCE.get(self._evaluator.head.model.dtype, _HALF_TOLERANCE)
         return bool(np.all(np.abs(found - expected) <= tolerance * np.maximum(1.0, np.abs(expected))))

@@ -61,13 +61,19 @@ class LiveTrial:
 
     @property
     def reading_due(self) -> bool:
-        """Whether the step just taken is one after which to evaluate."""
-        return not self.slot.failure and self.slot.step in self._reading_steps
+        """Whether the last step is one after which to evaluate, and that has not been done."""
+        step = self.slot.step
+        return not self.slot.failure and step in self._reading_steps and step > self._read_until
 
     @property
     def reads_all_rows(self) -> bool:
         """Whether the reading now due is on all validation rows and not on the subset."""
         return self.stopping is not None or self.slot.step >= self.slot.total_steps
+
+    @property
+    def trains(self) -> bool:
+        """Whether a step comes next."""
+        return not (self.ended or self.reading_due)
 
     def read(self, evaluation: Evaluation) -> None:
         """Take a reading: a point of the curve, and with early stopping a candidate for the best."""
@@ -75,6 +81,9 @@ class LiveTrial:
         if not isfinite(evaluation.nll):
             slot.failure = f"validation loss {evaluation.nll} at step {slot.step}"
             return
+        best = (
+            self._best_with(evaluation) if self.reads_all_rows else self._best
+        )  # may need memory: before all else
         self.curve.append(
             CurvePoint(
                 step=slot.step,
@@ -84,19 +93,29 @@ class LiveTrial:
             )
         )
         self._read_until = slot.step
-        if self.reads_all_rows:
-            self._compare(evaluation)
-
-    def _compare(self, evaluation: Evaluation) -> None:
-        slot = self.slot
-        if self._best is None or evaluation.nll < self._best.evaluation.nll:
-            weights = slot.adapter.weights if slot.done else slot.adapter.weights.clone()
-            self._best = _Best(step=slot.step, evaluation=evaluation, weights=weights)
-            self._without_improvement = 0
+        if not self.reads_all_rows:
             return
-        self._without_improvement += 1
+        self._without_improvement = 0 if best is not self._best else self._without_improvement + 1
+        self._best = best
         if self.stopping and self._without_improvement >= self.stopping.patience and not slot.done:
             self.stopped = f"stopped early at step {slot.step} of {slot.total_steps}"
+
+    def _best_with(self, evaluation: Evaluation) -> _Best | None:
+        """The best evaluation and its weights, this one included."""
+        slot, best = self.slot, self._best
+        if best is not None and evaluation.nll >= best.evaluation.nll:
+            return best
+        weights = slot.adapter.weights if slot.done else slot.adapter.weights.clone()
+        return _Best(step=slot.step, evaluation=evaluation, weights=weights)
+
+    def park(self) -> None:
+        """Put what it holds in the device's memory aside, until `restore`."""
+        best = self._best
+        self.slot.park([] if best is None else [best.weights])
+
+    def restore(self) -> None:
+        """Be in memory again; where that does not suffice its error is raised, no more."""
+        self.slot.restore()
 
     @property
     def final(self) -> Evaluation | None:

@@ -1,4 +1,4 @@
-"""The pack: trials enter slots, train together, are read, leave, and make room for the next.
+"""The packed engine on one base model and one dataset: trains packs, evaluates adapters, from one place.
 
 Knows the base model, the rows and the trials it is handed; nothing of strategies, studies or files.
 """
@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from os import cpu_count
-from time import perf_counter
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from loratune.data.batches import TrialBatches, subset
+from loratune.data.batches import Rows, TrialBatches, subset
 from loratune.data.table import TokenTable
 from loratune.engine.compiled import CompiledLayers
 from loratune.engine.cuts import Cuts
@@ -22,9 +22,12 @@ from loratune.engine.evaluate import Evaluation, Evaluator
 from loratune.engine.graphs import Graphs
 from loratune.engine.head import Head
 from loratune.engine.labels import LabelScorer, LabelTokens
-from loratune.engine.live import EarlyStopping, LiveTrial
+from loratune.engine.live import EarlyStopping
+from loratune.engine.loop import Callers, PackLoop
 from loratune.engine.paths import Paths, choose_paths
-from loratune.engine.resources import memory_errors
+from loratune.engine.progress import PackProgress
+from loratune.engine.resources import DoesNotFit, Failure, attempt, memory_errors
+from loratune.engine.shortage import Place, Shortage, unheard
 from loratune.engine.slot import Slot
 from loratune.engine.step import TrainingStep
 from loratune.lora.init import initial_adapter
@@ -33,29 +36,9 @@ from loratune.lora.packed import PackedAdapters
 from loratune.model.base import BaseModel
 from loratune.values import CurvePoint, Trial, TrialResult
 
+T = TypeVar("T")
+
 ADVICE = "plan with a smaller --device-memory, use fewer slots, or shorten the rows"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SlotProgress:
-    """One live trial."""
-
-    trial: Trial
-    step: int
-    total_steps: int
-    loss: float
-    """Of the last step, nats per supervised token."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PackProgress:
-    """A pack after one step."""
-
-    slots: tuple[SlotProgress, ...]
-    tokens: int
-    """Real tokens trained in this step."""
-    seconds: float
-    """Of this step."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,10 +61,15 @@ class PackEngine:
     evaluations_per_trial: int = 4
     """Readings of a trial, the last of them on all validation rows at its end."""
     max_tokens_per_micro_batch: int = 2048
+    """At first: halved where memory runs out."""
+    max_tokens_per_evaluation: int | None = None
+    """The same without gradients; None: twice as many, for no activations are kept."""
     launch_tokens: int | None = None
     """Cost of one more micro-batch in tokens; None: 64 on a CPU, 1,024 on a GPU."""
     paths: Paths | None = None
     """Which paths to take; None chooses the fastest that are right here."""
+    on_shortage: Callable[[Shortage], None] = unheard
+    """Told of every out-of-memory error that has been survived."""
 
     @cached_property
     def _cuts(self) -> Cuts:
@@ -95,7 +83,8 @@ class PackEngine:
     @cached_property
     def chosen_paths(self) -> Paths:
         """Which paths the engine takes here, and why."""
-        return choose_paths(self.base) if self.paths is None else self.paths
+        longest = int(max(self.train.lengths.max(), self.validation.lengths.max()))
+        return choose_paths(self.base, longest=longest) if self.paths is None else self.paths
 
     @cached_property
     def _head(self) -> Head:
@@ -111,17 +100,27 @@ class PackEngine:
         names = [name for name, _, _ in self.base.profile.targets]
         return PackedAdapters(self.base.model, names, triton=self.chosen_paths.low_rank.triton)
 
+    @property
+    def micro_batch_tokens(self) -> int:
+        """Tokens of a micro-batch in training now, at most."""
+        return self._cuts.max_tokens
+
+    def largest_micro_batch(self, lengths: Rows) -> int:
+        """Tokens of the largest micro-batch of a step on rows of these lengths, padding included."""
+        return self._cuts.largest(lengths)
+
     @cached_property
     def _evaluator(self) -> Evaluator:
-        # no activations are kept, so a forward pass holds more rows
-        return Evaluator(self._head, self._packed, replace(self._cuts, max_tokens=2 * self._cuts.max_tokens))
+        tokens = self.max_tokens_per_evaluation or 2 * self._cuts.max_tokens
+        return Evaluator(self._head, self._packed, replace(self._cuts, max_tokens=tokens))
 
     @cached_property
     def _labels(self) -> LabelScorer | None:
         return None if self.label_tokens is None else LabelScorer(self._evaluator, self.label_tokens)
 
     @cached_property
-    def _subset(self) -> TokenTable:
+    def subset(self) -> TokenTable:
+        """Validation rows of the readings during training."""
         rows = np.random.default_rng(self.study_seed).permutation(len(self.validation))
         return self.validation.take(np.sort(rows[: self.validation_subset_size]))
 
@@ -151,8 +150,10 @@ class PackEngine:
         )
 
     def slot(self, trial: Trial) -> Slot:
-        """A trial before its first step."""
-        return Slot(trial, self.initial(trial), self.batches(trial), vocabulary=self._head.vocabulary)
+        """A trial before its first step, with all the memory that it will need between steps."""
+        slot = Slot(trial, self.initial(trial), self.batches(trial), vocabulary=self._head.vocabulary)
+        slot.allocate()
+        return slot
 
     def slots(self, trials: Sequence[Trial]) -> list[Slot]:
         """Trials before their first step; their initial weights are drawn by as many threads as there are cores."""
@@ -162,7 +163,7 @@ class PackEngine:
 
     def training_step(self) -> TrainingStep:
         """What moves slots one step on; only works inside `run` or `attached`."""
-        return TrainingStep(self._head, self._packed, self.train, self._cuts, self._graphs)
+        return TrainingStep(self._head, self._packed, self.train, self._cuts, self._graphs, self.on_shortage)
 
     @contextmanager
     def attached(self) -> Iterator[TrainingStep]:
@@ -184,106 +185,58 @@ class PackEngine:
 
         A freed slot is offered at the next step boundary, and again after every result, since a result may
         bring new trials. `should_stop` is asked after every reading but the last. `on_result` gets each
-        result with its adapter (with early stopping, the best one). Raises `ResourceError` when memory does
-        not suffice; any exception, Ctrl-C included, leaves the model as it was.
+        result with its adapter (with early stopping, the best one).
+
+        Where memory runs out micro-batches are halved, and then half of the trials put aside until others have
+        ended; no step is taken twice and results differ by rounding only. Raises `ResourceError` where a single
+        trial does not fit; any exception, Ctrl-C included, leaves the model as it was.
         """
-        live: list[LiveTrial] = []
-        offered = True
-        with self.attached() as step:
-            while True:
-                entering: list[Trial] = []
-                while offered and len(live) + len(entering) < slots:
-                    trial = next_trial()
-                    offered = trial is not None
-                    if trial is not None:
-                        entering.append(trial)
-                readings = self.evaluations_per_trial
-                for slot in self.slots(entering):
-                    live.append(LiveTrial(slot, readings=readings, stopping=early_stopping))
-                if not live:
-                    return
-                progress = self._step(step, live)
-                self._read(live, should_stop)
-                ended = [entry for entry in live if entry.ended]
-                live = [entry for entry in live if not entry.ended]
-                for result, adapter in self._results(ended):
-                    on_result(result, adapter)
-                    offered = True
-                if on_progress is not None:
-                    on_progress(progress)
-
-    def _step(self, step: TrainingStep, live: Sequence[LiveTrial]) -> PackProgress:
-        before = [entry.slot.trained_tokens for entry in live]
-        started = perf_counter()
-        tokens = step([entry.slot for entry in live])
-        seconds = perf_counter() - started
-        for entry, count in zip(live, before, strict=True):
-            entry.seconds += seconds * (entry.slot.trained_tokens - count) / max(1, tokens)
-        return PackProgress(
-            slots=tuple(
-                SlotProgress(
-                    trial=entry.trial,
-                    step=entry.slot.step,
-                    total_steps=entry.slot.total_steps,
-                    loss=entry.slot.losses[-1],
-                )
-                for entry in live
-            ),
-            tokens=tokens,
-            seconds=seconds,
+        callers = Callers(
+            next_trial=next_trial, on_result=on_result, on_progress=on_progress, should_stop=should_stop
         )
+        with self.attached() as step:
+            PackLoop(self, step, callers, slots=slots, early_stopping=early_stopping).run()
 
-    def _read(
-        self,
-        live: Sequence[LiveTrial],
-        should_stop: Callable[[Trial, tuple[CurvePoint, ...]], bool] | None,
-    ) -> None:
-        """Evaluate the trials whose reading is due, those on the same rows together."""
-        due = [entry for entry in live if entry.reading_due]
-        for table, entries in (
-            (self._subset, [entry for entry in due if not entry.reads_all_rows]),
-            (self.validation, [entry for entry in due if entry.reads_all_rows]),
-        ):
-            if not entries:
-                continue
-            started = perf_counter()
-            evaluations = self._evaluator.evaluate([entry.slot.adapter for entry in entries], table)
-            seconds = (perf_counter() - started) / len(entries)
-            for entry, evaluation in zip(entries, evaluations, strict=True):
-                entry.seconds += seconds
-                entry.read(evaluation)
-        for entry in due:
-            if should_stop and not entry.ended and should_stop(entry.trial, tuple(entry.curve)):
-                slot = entry.slot
-                entry.stopped = f"stopped by the search at step {slot.step} of {slot.total_steps}"
+    def attempt(self, work: Callable[[], T]) -> T | Failure:
+        """What `work` returns; where memory runs out, tried again without the recorded graphs, if there are any."""
+        found = attempt(work, self.base.device)
+        if isinstance(found, Failure) and self._graphs is not None and self._graphs.forget():
+            found = attempt(work, self.base.device)
+        return found
 
-    def _results(self, ended: Sequence[LiveTrial]) -> Iterator[tuple[TrialResult, Adapter]]:
-        complete = [entry for entry in ended if entry.final is not None]
-        started = perf_counter()
-        asked = complete if self.labels_at_end else []
-        predictions = self._predict([entry.adapter() for entry in asked], self.validation)
-        for entry in complete:
-            entry.seconds += (perf_counter() - started) / len(complete)
-        by_entry = dict(zip(map(id, asked), predictions, strict=True))
-        for entry in ended:
-            labels = self.validation.row_labels
-            result = entry.result(self.cost(entry.trial), labels, by_entry.get(id(entry)))
-            yield result, entry.adapter()
+    def read(self, models: Sequence[Adapter | None], table: TokenTable) -> list[Evaluation]:
+        """As `evaluate`, inside `attached`. Raises `DoesNotFit` where a single row of one model is too much."""
+        return self._halving(lambda: self._evaluator.evaluate(models, table), len(models), table)
 
-    def _predict(
+    def predict(
         self, models: Sequence[Adapter | None], table: TokenTable
     ) -> Sequence[npt.NDArray[np.int64] | None]:
-        if self._labels is None or table.row_labels is None or not models:
+        """[rows] the most likely label of each row, per model, inside `attached`; None where there are no labels."""
+        labels = self._labels
+        if labels is None or table.row_labels is None or not models:
             return [None] * len(models)
-        return self._labels.predict(models, table)
+        return self._halving(lambda: labels.predict(models, table), len(models), table)
+
+    def _halving(self, work: Callable[[], T], models: int, table: TokenTable) -> T:
+        """An evaluation of so many models, with micro-batches halved, for good, as often as memory runs out."""
+        cuts = self._evaluator.cuts
+        while isinstance(found := self.attempt(work), Failure):
+            tokens = min(cuts.max_tokens, models * int(table.lengths.sum()))
+            if not cuts.halve(tokens, longest=int(table.lengths.max())):
+                raise DoesNotFit(found.message)
+            shortage = Shortage(
+                place=Place.EVALUATION, trials=(), tokens=tokens, needed=found.needed, now=cuts.max_tokens
+            )
+            self.on_shortage(shortage)
+        return found
 
     def evaluate(
         self, models: Sequence[Adapter | None], table: TokenTable, *, labels: bool = False
     ) -> list[Evaluation]:
         """Adapters (None: the bare base) on the rows of any table; `labels` asks for predictions too."""
         with self._ready():
-            evaluations = self._evaluator.evaluate(models, table)
+            evaluations = self.read(models, table)
             if not labels:
                 return evaluations
-            predictions = self._predict(models, table)
+            predictions = self.predict(models, table)
         return [replace(e, predictions=p) for e, p in zip(evaluations, predictions, strict=True)]

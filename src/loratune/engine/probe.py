@@ -103,12 +103,15 @@ class _Lane(Slot):
         self.read: list[Rows] = []
         """Rows of each step so far."""
 
-    def next_rows(self) -> Rows:
-        """Rows of the coming step's batch, which are noted."""
-        self.read.append(super().next_rows())
-        return self.read[-1]
+    def record(self, loss: float, gradient_norm: float, tokens: int) -> None:
+        """Count the step just taken, and note its rows."""
+        self.read.append(self.next_rows())
+        super().record(loss, gradient_norm, tokens)
 
-    def update(self, norm: torch.Tensor, finite: torch.Tensor) -> None:
+    def clip(self, factor: torch.Tensor) -> None:
+        """Nothing: the sum is clipped."""
+
+    def update(self, skipped: torch.Tensor) -> None:
         """Nothing: the gradient stays for the sum."""
 
 

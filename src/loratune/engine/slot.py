@@ -3,6 +3,8 @@
 Knows nothing of the base model or of the other slots.
 """
 
+from collections.abc import Sequence
+from copy import copy
 from math import ceil
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 
 from loratune.data.batches import Rows, TrialBatches
 from loratune.engine.guards import DivergenceGuard
+from loratune.engine.parking import Parked, free
 from loratune.lora.dropout import row_keys
 from loratune.lora.layout import Adapter
 from loratune.lora.segments import Passenger, Segment
@@ -29,6 +32,11 @@ def schedule(step: int, *, warmup: int, total: int) -> float:
     if step < warmup:
         return step / max(1, warmup)
     return max(0.0, (total - step) / max(1, total - warmup))
+
+
+def clip_factors(norms: torch.Tensor) -> torch.Tensor:
+    """What gradients of these norms are multiplied by, as in `torch.nn.utils.clip_grad_norm_` to norm 1."""
+    return (MAX_GRADIENT_NORM / (norms + 1e-6)).clamp(max=1.0)
 
 
 def optimiser(weights: torch.Tensor, hyper_parameters: HyperParameters) -> torch.optim.AdamW:
@@ -59,6 +67,8 @@ class Slot:
         self.failure = ""
         """Why the trial has diverged; empty while it has not."""
         self._batches = iter(batches)
+        self._coming: Rows | None = None
+        self._parked: Parked | None = None
         self._warmup = warmup_steps(hyper_parameters, self.total_steps)
         self._optimiser = optimiser(adapter.weights, hyper_parameters)
         self._guard = DivergenceGuard(batch_size=hyper_parameters.batch_size, vocabulary=vocabulary)
@@ -69,8 +79,10 @@ class Slot:
         return self.step >= self.total_steps or bool(self.failure)
 
     def next_rows(self) -> Rows:
-        """Rows of the coming step's batch."""
-        return next(self._batches)
+        """Rows of the coming step's batch; the same until that step is recorded."""
+        if self._coming is None:
+            self._coming = next(self._batches)
+        return self._coming
 
     def segment(self, start: int, stop: int) -> Segment:
         """Its tokens [start, stop) of a micro-batch."""
@@ -86,16 +98,24 @@ class Slot:
         assert self.passenger.gradient is not None
         return self.passenger.gradient
 
-    def update(self, norm: torch.Tensor, finite: torch.Tensor) -> None:
-        """Clip the gradient of that norm to 1, take the optimiser step and empty the gradient.
+    def allocate(self) -> None:
+        """Have the optimiser's moments now, by an update that is skipped: later ones need no memory."""
+        self.update(torch.ones((), device=self.adapter.weights.device))
 
-        Clips as `torch.nn.utils.clip_grad_norm_` does. Where `finite` is False there is no step: a diverged
-        trial keeps its last weights and moments. Both are scalars on the device; the host does not wait.
+    def clip(self, factor: torch.Tensor) -> None:
+        """Multiply the gradient by a scalar on the device; needs no memory, so it happens or it does not."""
+        self.gradient.mul_(factor)
+
+    def update(self, skipped: torch.Tensor) -> None:
+        """Take the optimiser step and empty the gradient; as `clip`, it happens or it does not.
+
+        Where the scalar `skipped`, on the device, is 1 and not 0 there is no step: a diverged trial keeps its
+        last weights and moments. The host does not wait.
         """
-        self.gradient.mul_((MAX_GRADIENT_NORM / (norm + 1e-6)).clamp(max=1.0))
         factor = schedule(self.step, warmup=self._warmup, total=self.total_steps)
         self._optimiser.param_groups[0]["lr"] = self.trial.hyper_parameters.learning_rate * factor
-        self._optimiser.found_inf = (~finite).float()  # what torch's gradient scaler sets to skip a step
+        # what torch's gradient scaler sets to skip a step
+        self._optimiser.found_inf = skipped  # type: ignore[attr-defined]
         self.adapter.weights.grad = self.gradient
         self._optimiser.step()
         self.adapter.weights.grad = None
@@ -107,3 +127,25 @@ class Slot:
         self.losses.append(loss)
         self.trained_tokens += tokens
         self.step += 1
+        self._coming = None
+
+    @property
+    def _moments(self) -> list[torch.Tensor]:
+        """Of the optimiser, each as large as the weights."""
+        weights = self.adapter.weights
+        return [each for each in self._optimiser.state[weights].values() if each.shape == weights.shape]
+
+    def release(self) -> None:
+        """Give back what only further training needs."""
+        free([self.gradient, *self._moments])
+
+    def park(self, also: Sequence[torch.Tensor] = ()) -> None:
+        """Put weights, moments and `also` aside, between two steps; `restore` brings them back."""
+        self._parked = Parked([self.adapter.weights, *self._moments, *also], zeros=[self.gradient])
+
+    def restore(self) -> None:
+        """Be as before `park`, at other addresses; where memory does not suffice its error is raised, no more."""
+        assert self._parked is not None
+        self._parked.restore()
+        self._parked = None
+        self.passenger = copy(self.passenger)  # another one for who has noted the addresses of its tensors

@@ -3,23 +3,31 @@
 Knows the base model and the slots; nothing of evaluation, results or who enters when.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
-from loratune.data.batches import MicroBatch, Rows, few_sizes, to_device
+from loratune.data.batches import MicroBatch, Rows, to_device
 from loratune.data.table import TokenTable
 from loratune.engine.cuts import Cuts
 from loratune.engine.graphs import Graphs
 from loratune.engine.head import Head, Line
-from loratune.engine.slot import Slot
+from loratune.engine.resources import DoesNotFit, Failure, attempt
+from loratune.engine.shortage import Place, Shortage, unheard
+from loratune.engine.slot import Slot, clip_factors
+from loratune.errors import ResourceError
 from loratune.lora.packed import PackedAdapters, Plan
 from loratune.lora.segments import Places, Segment
+from loratune.maths.sizes import few_sizes
 from loratune.model.rows import Bounds
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -34,6 +42,17 @@ class _Gathered:
     """Row of the training table."""
 
 
+class _Prepared(NamedTuple):
+    """What the updates of a step need, made before the first of them."""
+
+    factors: Sequence[torch.Tensor]
+    """Per slot, the multiplier that clips its gradient."""
+    skipped: Sequence[torch.Tensor]
+    """Per slot, 1 where its loss or gradient is not finite, else 0; float32."""
+    numbers: torch.Tensor
+    """[2, slots] losses and gradient norms, float64."""
+
+
 def _gather(slots: Sequence[Slot]) -> _Gathered:
     batches = [slot.next_rows() for slot in slots]
     return _Gathered(
@@ -44,10 +63,20 @@ def _gather(slots: Sequence[Slot]) -> _Gathered:
 
 
 class TrainingStep:
-    """Moves all slots of a pack one optimiser step on."""
+    """Moves all slots of a pack one optimiser step on.
+
+    Where memory runs out among the micro-batches nothing has been updated yet: their cut is halved, for good,
+    and the step begins again with the same rows. The updates come last and need no memory.
+    """
 
     def __init__(
-        self, head: Head, packed: PackedAdapters, table: TokenTable, cuts: Cuts, graphs: Graphs | None = None
+        self,
+        head: Head,
+        packed: PackedAdapters,
+        table: TokenTable,
+        cuts: Cuts,
+        graphs: Graphs | None = None,
+        on_shortage: Callable[[Shortage], None] = unheard,
     ) -> None:
         self._graphs = graphs
         self._head = head
@@ -55,27 +84,80 @@ class TrainingStep:
         self._table = table
         self._cuts = cuts
         self._device = next(head.model.parameters()).device
+        self._on_shortage = on_shortage
 
     def __call__(self, slots: Sequence[Slot]) -> int:
-        """Train every slot on its next batch; returns the real tokens trained. One host synchronisation."""
+        """Train every slot on its next batch; returns the real tokens trained. One host synchronisation.
+
+        Raises `DoesNotFit` where memory does not hold a single row; the slots are then as before.
+        """
         gathered = _gather(slots)
         lengths = self._table.lengths[gathered.row]
+        while isinstance(found := attempt(partial(self._prepare, slots, gathered), self._device), Failure):
+            self._make_smaller(found, slots, lengths)
+        tokens = [int(count) for count in np.bincount(gathered.slot, lengths, minlength=len(slots))]
+        losses, norms = self._update(slots, found)
+        for slot, loss, norm, count in zip(slots, losses, norms, tokens, strict=True):
+            slot.record(loss, norm, count)
+        return sum(tokens)
+
+    def _make_smaller(self, failure: Failure, slots: Sequence[Slot], lengths: Rows) -> None:
+        """Undo the step begun, and cut the next ones into micro-batches of half the size."""
+        for slot in slots:
+            slot.gradient.zero_()
+        if self._graphs is not None:
+            self._graphs.forget()
+        largest = self._cuts.largest(lengths)
+        if not self._cuts.halve(largest, longest=int(lengths.max())):
+            raise DoesNotFit(failure.message)
+        self._on_shortage(
+            Shortage(
+                place=Place.TRAINING,
+                trials=tuple(slot.trial for slot in slots),
+                tokens=largest,
+                needed=failure.needed,
+                now=self._cuts.max_tokens,
+            )
+        )
+
+    def _prepare(self, slots: Sequence[Slot], gathered: _Gathered) -> _Prepared:
+        """All gradients, and all else that the updates need."""
         supervised = self._table.supervised_counts[gathered.row]
         per_slot = np.bincount(gathered.slot, supervised, minlength=len(slots))
         totals = torch.zeros(len(slots), dtype=torch.float64, device=self._device)
         self._packed.board([slot.passenger for slot in slots])
-        for piece in self._cuts.pieces(lengths):
+        for piece in self._cuts.pieces(self._table.lengths[gathered.row]):
             batch = self._cuts.collate(self._table, gathered.row[piece], self._device)
             totals += self._train(batch, gathered, piece, slots, per_slot)
         norms = torch.stack(torch._foreach_norm([slot.gradient for slot in slots]))
-        finite = torch.isfinite(totals) & torch.isfinite(norms)
-        for slot, norm, fine in zip(slots, norms, finite, strict=True):
-            slot.update(norm, fine)
-        tokens = np.bincount(gathered.slot, lengths, minlength=len(slots)).astype(np.int64)
-        numbers = torch.stack([totals, norms.double()]).tolist()
-        for slot, loss, norm, count in zip(slots, *numbers, tokens, strict=True):
-            slot.record(loss, norm, int(count))
-        return int(tokens.sum())
+        return _Prepared(
+            factors=clip_factors(norms).unbind(),
+            skipped=(~(torch.isfinite(totals) & torch.isfinite(norms))).float().unbind(),
+            numbers=torch.stack([totals, norms.double()]),
+        )
+
+    def _update(self, slots: Sequence[Slot], prepared: _Prepared) -> list[list[float]]:
+        """Move all slots on, each exactly once; returns losses and gradient norms."""
+        for slot, factor, skipped in zip(slots, prepared.factors, prepared.skipped, strict=True):
+            self._surely(partial(slot.clip, factor))
+            self._surely(partial(slot.update, skipped))
+        numbers: list[list[float]] = self._surely(prepared.numbers.tolist)
+        return numbers
+
+    def _surely(self, work: Callable[[], T]) -> T:
+        """Work that fails, if at all, before it changes anything: tried a second time with all else given back.
+
+        Raises `ResourceError` where that fails too: slots that have moved on must not be moved again.
+        """
+        if not isinstance(found := attempt(work, self._device), Failure):
+            return found
+        if self._graphs is not None:
+            self._graphs.forget()
+        if isinstance(found := attempt(work, self._device), Failure):
+            raise ResourceError(
+                f"memory ran out while a step of the pack was taken ({found.message}); give the device more room."
+            )
+        return found
 
     def _train(
         self,
@@ -105,7 +187,9 @@ class TrainingStep:
         if not record or line is None or plan.route is None or self._graphs is None:
             return self._pass(inputs, line, plan)
         count = len(weights)
-        rest = few_sizes(count, parts=8) - count  # predictions of the first token, with weight zero
+        rest = (
+            few_sizes(count, multiple=64, parts=8) - count
+        )  # predictions of the first token, with weight zero
         filled = (batch.tokens, *(nn.functional.pad(each, (0, rest)) for each in inputs[1:]))
         longest, route = line.bounds.longest, plan.route
         dropout = () if route.places is None else route.places
@@ -114,7 +198,7 @@ class TrainingStep:
             *own, where, starts, pieces = tensors[:7]
             drawn = Places(*tensors[7:]) if dropout else None
             now = replace(plan, route=replace(route, pieces=pieces, places=drawn))
-            return self._pass(own, Line(where, Bounds(starts, longest, ())), now)
+            return self._pass(own, Line(where, Bounds(starts, longest)), now)
 
         tensors = (*filled, line.places, line.bounds.starts, route.pieces, *dropout)
         key = longest, route.shapes, *(tuple(tensor.shape) for tensor in tensors)
@@ -130,9 +214,7 @@ class TrainingStep:
             states.backward(gradient)  # type: ignore[no-untyped-call]
         return nll
 
-    def _places(
-        self, owners: Rows, places: Rows, batch: MicroBatch, slots: Sequence[Slot]
-    ) -> Places | None:
+    def _places(self, owners: Rows, places: Rows, batch: MicroBatch, slots: Sequence[Slot]) -> Places | None:
         """Who and where every token is, if any slot drops inputs."""
         if not any(slots[owner].passenger.dropout > 0 for owner in np.unique(owners)):
             return None

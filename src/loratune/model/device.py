@@ -95,6 +95,13 @@ def peak_memory(device: torch.device) -> int:
     return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def held_memory(device: torch.device) -> int:
+    """Bytes held now: by PyTorch's allocator on a GPU (without the context), the resident set on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_reserved(device))
+    return _status("VmRSS") or 0
+
+
 def parse_memory(text: str) -> int:
     """`24GiB`, `80G`, `512MiB` → bytes (powers of 1024). Raises `InputError`."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)

@@ -20,7 +20,7 @@ from loratune.reporting.wording import count, duration, rate
 from loratune.values import TrialResult, TrialState
 
 if TYPE_CHECKING:
-    from loratune.engine.pack import PackProgress, SlotProgress
+    from loratune.engine.progress import PackProgress, SlotProgress
 
 _PLAIN_SECONDS = 30.0
 """Between two lines where stderr is no terminal."""

@@ -16,7 +16,8 @@ import numpy.typing as npt
 from loratune.data.table import TokenTable
 from loratune.engine.evaluate import Evaluation
 from loratune.engine.live import EarlyStopping, metrics_of
-from loratune.engine.pack import PackEngine, PackProgress
+from loratune.engine.pack import PackEngine
+from loratune.engine.progress import PackProgress
 from loratune.errors import ResourceError
 from loratune.lora.layout import Adapter, find_targets
 from loratune.lora.peft_io import load_adapter, save_adapter

@@ -1,0 +1,217 @@
+"""The loop of a pack: trials enter slots, train together, are read, leave, and make room for the next.
+
+Where memory runs out beside all live trials, half of them are put aside until others have left. Knows the
+engine that does the work; nothing of strategies, studies or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from time import perf_counter
+from typing import TYPE_CHECKING, TypeVar
+
+from loratune.engine.live import EarlyStopping, LiveTrial
+from loratune.engine.progress import PackProgress, SlotProgress
+from loratune.engine.resources import DoesNotFit, Failure
+from loratune.engine.shortage import Place, Shortage
+from loratune.engine.step import TrainingStep
+from loratune.lora.layout import Adapter
+from loratune.values import CurvePoint, Trial, TrialResult
+
+if TYPE_CHECKING:
+    from loratune.engine.pack import PackEngine
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Callers:
+    """Who brings trials and is told of them; see `PackEngine.run`."""
+
+    next_trial: Callable[[], Trial | None]
+    on_result: Callable[[TrialResult, Adapter], None]
+    on_progress: Callable[[PackProgress], None] | None
+    should_stop: Callable[[Trial, tuple[CurvePoint, ...]], bool] | None
+
+
+class PackLoop:
+    """One run of a pack, inside the engine's `attached`."""
+
+    def __init__(
+        self,
+        engine: PackEngine,
+        step: TrainingStep,
+        callers: Callers,
+        *,
+        slots: int,
+        early_stopping: EarlyStopping | None,
+    ) -> None:
+        self._engine = engine
+        self._take_step = step
+        self._callers = callers
+        self._slots = slots
+        self._early_stopping = early_stopping
+        self._live: list[LiveTrial] = []
+        self._parked: list[LiveTrial] = []
+        """Trials put aside, in the order in which they come back."""
+        self._waiting: list[Trial] = []
+        """Trials that have been handed over and have no slot yet."""
+        self._just_read: list[LiveTrial] = []
+        self._offered = True
+        """Whether the next trial may be asked for: not after a None, until a result."""
+
+    def run(self) -> None:
+        """Until no trial is left."""
+        while True:
+            self._enter()
+            if not self._live:
+                return
+            progress = self._step()
+            self._read()
+            self._end()
+            if progress is not None and self._callers.on_progress is not None:
+                self._callers.on_progress(progress)
+
+    def _enter(self) -> None:
+        """Fill the slots: with trials put aside, with those that wait, with new ones."""
+        while self._parked and len(self._live) < self._slots:
+            restored = self._engine.attempt(self._parked[0].restore)
+            if isinstance(restored, Failure):
+                self._admit_no_more(restored)
+                return
+            self._live.append(self._parked.pop(0))
+        while self._offered and len(self._live) + len(self._waiting) < self._slots:
+            trial = self._callers.next_trial()
+            self._offered = trial is not None
+            if trial is not None:
+                self._waiting.append(trial)
+        many = self._slots - len(self._live)
+        while entering := self._waiting[:many]:
+            found = self._engine.attempt(partial(self._engine.slots, entering))
+            if isinstance(found, Failure):
+                many = len(entering) // 2
+                if not many:
+                    self._admit_no_more(found)
+                    return
+                continue
+            readings = self._engine.evaluations_per_trial
+            self._live += [
+                LiveTrial(slot, readings=readings, stopping=self._early_stopping) for slot in found
+            ]
+            del self._waiting[: len(entering)]
+            many = min(many, self._slots - len(self._live))
+
+    def _admit_no_more(self, failure: Failure) -> None:
+        """Those in memory are as many as it holds."""
+        if not self._live:
+            raise DoesNotFit(failure.message)
+        self._slots = len(self._live)
+        self._tell(failure)
+
+    def _surely(self, work: Callable[[], T], *, fewest: int = 1) -> T:
+        """What `work` returns, with half of the trials put aside as often as memory runs out.
+
+        Raises `DoesNotFit` where only `fewest` are left.
+        """
+        while isinstance(found := self._engine.attempt(work), Failure):
+            if len(self._live) <= fewest:
+                raise DoesNotFit(found.message)
+            half = len(self._live) // 2
+            for entry in self._live[half:]:
+                entry.park()
+            self._parked = self._live[half:] + self._parked
+            self._slots = max(1, half)
+            self._tell(found)
+            del self._live[half:]
+        return found
+
+    def _tell(self, failure: Failure) -> None:
+        self._engine.on_shortage(
+            Shortage(
+                place=Place.PACK,
+                trials=tuple(entry.trial for entry in self._live),
+                tokens=self._engine.micro_batch_tokens,
+                needed=failure.needed,
+                now=self._slots,
+            )
+        )
+
+    def _step(self) -> PackProgress | None:
+        """One step of all live trials; None where all have come back for a reading, or for their end, only."""
+        if not any(entry.trains for entry in self._live):
+            return None
+        return self._surely(self._train)
+
+    def _train(self) -> PackProgress:
+        training = [entry for entry in self._live if entry.trains]
+        before = [entry.slot.trained_tokens for entry in training]
+        started = perf_counter()
+        tokens = self._take_step([entry.slot for entry in training])
+        seconds = perf_counter() - started
+        for entry, count in zip(training, before, strict=True):
+            entry.seconds += seconds * (entry.slot.trained_tokens - count) / max(1, tokens)
+        slots = tuple(
+            SlotProgress(
+                trial=entry.trial,
+                step=entry.slot.step,
+                total_steps=entry.slot.total_steps,
+                loss=entry.slot.losses[-1],
+            )
+            for entry in training
+        )
+        return PackProgress(slots=slots, tokens=tokens, seconds=seconds)
+
+    def _read(self) -> None:
+        """Evaluate the live trials whose reading is due, and ask whether they go on."""
+        self._surely(self._read_due)
+        ask = self._callers.should_stop
+        for entry in self._just_read:
+            if ask is not None and not entry.ended and ask(entry.trial, tuple(entry.curve)):
+                slot = entry.slot
+                entry.stopped = f"stopped by the search at step {slot.step} of {slot.total_steps}"
+        self._just_read.clear()
+
+    def _read_due(self) -> None:
+        """Those on the same rows together. Where memory runs out, those not yet read are still due."""
+        due = [entry for entry in self._live if entry.reading_due]
+        for table, entries in (
+            (self._engine.subset, [entry for entry in due if not entry.reads_all_rows]),
+            (self._engine.validation, [entry for entry in due if entry.reads_all_rows]),
+        ):
+            if not entries:
+                continue
+            started = perf_counter()
+            evaluations = self._engine.read([entry.slot.adapter for entry in entries], table)
+            seconds = (perf_counter() - started) / len(entries)
+            for entry, evaluation in zip(entries, evaluations, strict=True):
+                entry.read(evaluation)
+                entry.seconds += seconds
+                self._just_read.append(entry)
+
+    def _end(self) -> None:
+        """Hand over the trials that have ended."""
+        ended = [entry for entry in self._live if entry.ended and not entry.reading_due]
+        self._live = [entry for entry in self._live if entry not in ended]
+        for entry in ended:
+            entry.slot.release()
+        for result, adapter in self._results(ended):
+            self._callers.on_result(result, adapter)
+            self._offered = True
+
+    def _results(self, ended: Sequence[LiveTrial]) -> list[tuple[TrialResult, Adapter]]:
+        engine = self._engine
+        complete = [entry for entry in ended if entry.final is not None]
+        started = perf_counter()
+        asked = complete if engine.labels_at_end else []
+        adapters = [entry.adapter() for entry in asked]
+        predictions = self._surely(lambda: engine.predict(adapters, engine.validation), fewest=0)
+        for entry in complete:
+            entry.seconds += (perf_counter() - started) / len(complete)
+        by_entry = dict(zip(map(id, asked), predictions, strict=True))
+        labels = engine.validation.row_labels
+        return [
+            (entry.result(engine.cost(entry.trial), labels, by_entry.get(id(entry))), entry.adapter())
+            for entry in ended
+        ]

@@ -1,0 +1,265 @@
+"""Memory that runs out anywhere in a pack: nothing is lost, nothing is done twice, the numbers stay."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from engine_fixture import engine, labelled_table, tiny_llama, trial
+from loratune.data.batches import MicroBatch
+from loratune.engine.head import Head
+from loratune.engine.live import EarlyStopping, LiveTrial
+from loratune.engine.pack import PackEngine
+from loratune.engine.paths import choose_paths
+from loratune.engine.progress import PackProgress
+from loratune.engine.shortage import Place, Shortage
+from loratune.engine.slot import Slot
+from loratune.engine.step import TrainingStep
+from loratune.lora.layout import Adapter
+from loratune.lora.segments import LowRank
+from loratune.values import TrialResult
+
+LABELS = [[5, 6, 90], [7, 90], [8, 9, 90]]
+TRAIN, VALIDATION = labelled_table(LABELS, 24), labelled_table(LABELS, 10, seed=1)
+LONGEST = int(TRAIN.lengths.max())
+TRIALS = [
+    trial(0, batch_size=6),
+    trial(1, r=8, lora_dropout=0.2, batch_size=4),
+    trial(2, epochs=2.0, learning_rate=1e-2, weight_decay=0.1, batch_size=12),
+    trial(3, target_modules=("q_proj", "down_proj"), batch_size=8),
+    trial(4, r=2, fraction=0.5, batch_size=5),
+]
+SLOTS = 3
+BASE = tiny_llama()
+PATHS = choose_paths(BASE)
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What became of a run, by seed."""
+
+    results: dict[int, TrialResult] = field(default_factory=dict)
+    weights: dict[int, torch.Tensor] = field(default_factory=dict)
+    live: list[tuple[int, ...]] = field(default_factory=list)
+    """The seeds that trained together, step by step."""
+    shortages: list[Shortage] = field(default_factory=list)
+
+    @property
+    def places(self) -> list[Place]:
+        return [shortage.place for shortage in self.shortages]
+
+
+def machine(**changes: Any) -> PackEngine:
+    facts: dict[str, Any] = {"validation_subset_size": 4, "evaluations_per_trial": 3}
+    facts |= {"label_tokens": tuple(np.array(label, np.int32) for label in LABELS)}
+    return engine(BASE, TRAIN, VALIDATION, paths=PATHS, **(facts | changes))
+
+
+def run(*, stopping: EarlyStopping | None = None) -> Outcome:
+    """All trials through a pack of three slots: two enter later."""
+    outcome = Outcome()
+    subject = machine(on_shortage=outcome.shortages.append)
+    waiting = list(TRIALS)
+
+    def keep(result: TrialResult, adapter: Adapter) -> None:
+        assert result.trial.seed not in outcome.results, "a trial ends once"
+        outcome.results[result.trial.seed] = result
+        outcome.weights[result.trial.seed] = torch.tensor(adapter.weights.tolist(), dtype=torch.float64)
+
+    def watch(progress: PackProgress) -> None:
+        outcome.live.append(tuple(slot.trial.seed for slot in progress.slots))
+
+    subject.run(
+        lambda: waiting.pop(0) if waiting else None,
+        slots=SLOTS,
+        on_result=keep,
+        on_progress=watch,
+        early_stopping=stopping,
+    )
+    return outcome
+
+
+@contextmanager
+def device(*, tokens: int, slot: int = 0, after: int = 0) -> Iterator[list[int]]:
+    """Holds a micro-batch of so many tokens in training, fewer for each trial, after so many steps of the pack.
+
+    Gives the sizes of the micro-batches that it has held.
+    """
+    train, call = TrainingStep._train, TrainingStep.__call__
+    steps, sizes = count(1), list[int]()
+    now = [0]
+
+    def called(self: TrainingStep, slots: Sequence[Slot]) -> int:
+        now[0] = next(steps)
+        return call(self, slots)
+
+    def seen(self: TrainingStep, batch: MicroBatch, *others: Any) -> torch.Tensor:
+        size, slots = int(batch.starts[-1]), others[2]
+        if now[0] > after and size + slot * len(slots) > tokens:
+            raise out_of_memory()
+        sizes.append(size)
+        return train(self, batch, *others)
+
+    TrainingStep._train, TrainingStep.__call__ = seen, called  # type: ignore[method-assign,assignment]
+    try:
+        yield sizes
+    finally:
+        TrainingStep._train, TrainingStep.__call__ = train, call  # type: ignore[method-assign]
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> Outcome:
+    return run()
+
+
+def assert_same(found: Outcome, expected: Outcome, tolerance: float = 1e-9) -> None:
+    """Every trial's course and end, up to rounding."""
+    assert found.results.keys() == expected.results.keys()
+    for seed, theirs in expected.results.items():
+        ours = found.results[seed]
+        assert ours.state is theirs.state
+        assert ours.steps == theirs.steps
+        assert ours.trained_tokens == theirs.trained_tokens
+        assert ours.metrics == pytest.approx(theirs.metrics, rel=tolerance)
+        np.testing.assert_allclose(ours.step_nll, theirs.step_nll, rtol=tolerance)
+        np.testing.assert_allclose(ours.example_nll, theirs.example_nll, rtol=tolerance)
+        readings = [[(p.step, p.validation_nll, p.train_nll) for p in each.curve] for each in (ours, theirs)]
+        np.testing.assert_allclose(*readings, rtol=tolerance)
+        torch.testing.assert_close(
+            found.weights[seed], expected.weights[seed], rtol=tolerance, atol=tolerance
+        )
+
+
+def out_of_memory() -> torch.OutOfMemoryError:
+    return torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total of 1 GiB"
+    )
+
+
+@contextmanager
+def failing(owner: Any, name: str, *at: int, after: bool = False) -> Iterator[None]:
+    """Calls of that number, from 0, raise before (or after) they do anything."""
+    calls, original = count(), owner.__dict__[name]
+    function = getattr(owner, name)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        failed = next(calls) in at
+        if failed and not after:
+            raise out_of_memory()
+        result = function(*args, **kwargs)
+        if failed:
+            raise out_of_memory()
+        return result
+
+    setattr(owner, name, staticmethod(call) if isinstance(original, staticmethod) else call)
+    try:
+        yield
+        assert next(calls) > max(at), "the failure has happened"
+    finally:
+        setattr(owner, name, original)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "at", "place"),
+    [
+        pytest.param(Head, "hidden", 3, Place.TRAINING, id="first forward of a step"),
+        pytest.param(LowRank, "forward", 25, Place.TRAINING, id="forward of a layer"),
+        pytest.param(LowRank, "backward", 3, Place.TRAINING, id="backward of the first step"),
+        pytest.param(LowRank, "backward", 71, Place.TRAINING, id="backward, gradients half there"),
+        pytest.param(Head, "loss_and_gradient", 4, Place.TRAINING, id="head"),
+        pytest.param(TrainingStep, "_places", 5, Place.TRAINING, id="dropout's keys"),
+        pytest.param(Head, "score", 2, Place.EVALUATION, id="evaluation"),
+        pytest.param(Head, "likelihood", 1, Place.EVALUATION, id="labels"),
+        pytest.param(LiveTrial, "_best_with", 0, Place.PACK, id="best weights"),
+        pytest.param(PackEngine, "slot", 0, None, id="first slot"),
+        pytest.param(PackEngine, "slot", (4, 6), Place.PACK, id="slot beside live ones"),
+        pytest.param(torch.optim.AdamW, "step", 8, None, id="update of the second slot"),
+        pytest.param(Slot, "clip", 7, None, id="clipping of the second slot"),
+    ],
+)  # fmt: skip
+def test_an_error_once(
+    owner: Any, name: str, at: int | tuple[int, ...], place: Place | None, undisturbed: Outcome
+) -> None:
+    """Wherever it comes, every trial ends once and as it would have ended; later steps are smaller."""
+    with failing(owner, name, *(at if isinstance(at, tuple) else (at,))):
+        found = run()
+    assert found.places == ([] if place is None else [place])
+    assert_same(found, undisturbed)
+
+
+def test_an_error_after_all_gradients_are_there(undisturbed: Outcome) -> None:
+    with failing(TrainingStep, "_prepare", 2, after=True):
+        found = run()
+    assert found.places == [Place.TRAINING]
+    assert_same(found, undisturbed)
+
+
+class Allocations(TorchDispatchMode):
+    """Fails at one allocation of the main thread, wherever it is."""
+
+    def __init__(self, at: int = -1) -> None:
+        super().__init__()
+        self.count = 0
+        self._at = at
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not any(returned.alias_info for returned in func._schema.returns) and func._schema.returns:
+            self.count += 1
+            if self.count == self._at:
+                raise RuntimeError(
+                    "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
+                )
+        return func(*args, **(kwargs or {}))
+
+
+def test_an_error_at_any_allocation(undisturbed: Outcome) -> None:
+    """Some of all that a run makes, evenly spread, one per run."""
+    with Allocations() as all_of_them:
+        run()
+    places: list[Place] = []
+    for at in np.linspace(1, all_of_them.count, 8).astype(int):
+        with Allocations(int(at)):
+            found = run()
+        assert_same(found, undisturbed)
+        assert len(found.shortages) <= 1
+        places += found.places
+    assert {Place.TRAINING, Place.EVALUATION} <= set(places)
+
+
+def test_micro_batches_are_halved_until_they_fit(undisturbed: Outcome) -> None:
+    """A device that holds 40 tokens at a time: found by halving, kept from then on."""
+    with device(tokens=40) as sizes:
+        found = run()
+    assert set(found.places) == {Place.TRAINING}
+    assert [shortage.now for shortage in found.shortages] == sorted(
+        {shortage.now for shortage in found.shortages}, reverse=True
+    )
+    assert max(sizes) <= 40, "after the first step nothing is too large"
+    assert found.live == undisturbed.live
+    assert_same(found, undisturbed)
+
+
+def test_a_pack_is_split_where_one_row_does_not_fit_beside_all(undisturbed: Outcome) -> None:
+    """A device that holds one row beside two trials, not beside three: one at a time, the others take turns."""
+    with device(tokens=2 * 100 + LONGEST, slot=100):
+        found = run()
+    assert found.places[-1] is Place.PACK
+    assert found.shortages[-1].now == 1
+    assert {len(live) for live in found.live} == {1}
+    assert found.shortages[-1].trials == tuple(TRIALS[:3])
+    assert_same(found, undisturbed)
+
+
+def test_trials_that_were_put_aside_go_on_where_they_were(undisturbed: Outcome) -> None:
+    """From the fourth step on: three trials with moments, losses and readings behind them."""
+    with device(tokens=2 * 100 + LONGEST, slot=100, after=3):
+        found = run()
+    assert [len(live) for live in found.live[:4]] == [3, 3, 3, 1]
+    assert len(found.live) > len(undisturbed.live)
+    assert_same(found, undisturbed)
