@@ -32,21 +32,38 @@ class Bounds(NamedTuple):
     """[rows + 1] int32 cumulative lengths, on the device."""
     longest: int
     """No row has more tokens."""
-    groups: tuple[torch.Tensor, ...]
-    """Positions [rows, length] of the tokens of all rows of one length, for each length."""
+    by_length: "ByLength | None" = None
+    """For attention without a kernel for rows of any length."""
 
     @classmethod
     def of(cls, starts: npt.NDArray[np.int64], device: torch.device, *, longest: int = 0) -> "Bounds":
         """Bounds of rows that begin at `starts` [rows + 1]; `longest` may round the longest length up."""
-        lengths = np.diff(starts)
-        groups = []
-        if not _has_flash(device):
-            for length in np.unique(lengths):
-                first = starts[:-1][lengths == length]
-                groups.append(torch.from_numpy(first[:, None] + np.arange(length)).to(device))
         line = torch.from_numpy(starts.astype(np.int32))
-        line = line.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else line
-        return cls(line, max(longest, int(lengths.max())), tuple(groups))
+        if _has_flash(device):
+            line = line.pin_memory().to(device, non_blocking=True)
+            return cls(line, max(longest, int(np.diff(starts).max())))
+        return cls(line.to(device), max(longest, int(np.diff(starts).max())), ByLength.of(starts, device))
+
+
+class ByLength(NamedTuple):
+    """The tokens of a line in another order: rows of one length together."""
+
+    order: torch.Tensor
+    """[N] token at each place of that order."""
+    inverse: torch.Tensor
+    """[N] place of each token."""
+    groups: tuple[tuple[int, int], ...]
+    """(rows, length), in that order."""
+
+    @classmethod
+    def of(cls, starts: npt.NDArray[np.int64], device: torch.device) -> "ByLength":
+        """Of rows that begin at `starts` [rows + 1]."""
+        lengths = np.diff(starts)
+        by_length = np.argsort(lengths, kind="stable")
+        order = np.concatenate([np.arange(starts[row], starts[row + 1]) for row in by_length])
+        found, counts = np.unique(lengths, return_counts=True)
+        groups = tuple((int(n), int(length)) for n, length in zip(counts, found, strict=True) if length)
+        return cls(torch.from_numpy(order).to(device), torch.from_numpy(np.argsort(order)).to(device), groups)
 
 
 def _has_flash(device: torch.device) -> bool:
@@ -135,34 +152,41 @@ def _attend(
     if softcap is not None or other.get("s_aux") is not None:
         raise ValueError("row attention has neither soft caps nor sinks")
     assert _bounds is not None, "row attention runs inside `flat`"
-    if _bounds.groups:
-        return _by_length(query, key, value, scaling, sliding_window), None
+    if _bounds.by_length is not None:
+        return _by_length(query, key, value, scaling, sliding_window, _bounds.by_length), None
     window = -1 if sliding_window is None else sliding_window - 1
     lines = (each[0].transpose(0, 1) for each in (query, key, value))
     return row_attention(*lines, scaling, window)[0].unsqueeze(0), None
 
 
 def _by_length(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None, window: int | None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float | None,
+    window: int | None,
+    lines: ByLength,
 ) -> torch.Tensor:
-    """Attention [1, N, heads, D] of rows of one length at a time."""
-    assert _bounds is not None
-    out = torch.empty_like(query[0].transpose(0, 1))
-    for index in _bounds.groups:
-        rows, length = index.shape
-        places = torch.arange(length, device=index.device)
+    """Attention [1, N, heads, D] of rows of one length at a time.
+
+    In half precision CPUs compute it in float32: torch's backward pass in bfloat16 takes several times as long.
+    """
+    dtype = query.dtype
+    if query.device.type == "cpu" and dtype in (torch.bfloat16, torch.float16):
+        query, key, value = query.float(), key.float(), value.float()
+    sizes = [rows * length for rows, length in lines.groups]
+    parts = (torch.split(each[0].index_select(1, lines.order), sizes, 1) for each in (query, key, value))
+    found = []
+    for (rows, length), *own in zip(lines.groups, *parts, strict=True):
+        places = torch.arange(length, device=query.device)
         distance = places[:, None] - places
         mask = (distance >= 0) & (distance < window) if window is not None and length > window else None
-        flat_index = index.flatten()
-        q, k, v = (
-            each[0].index_select(1, flat_index).view(-1, rows, length, each.shape[-1]).transpose(0, 1)
-            for each in (query, key, value)
-        )
-        found = nn.functional.scaled_dot_product_attention(
+        q, k, v = (each.view(len(each), rows, length, -1).transpose(0, 1) for each in own)
+        out = nn.functional.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
         )
-        out = out.index_copy(0, flat_index, found.transpose(1, 2).flatten(0, 1))
-    return out.unsqueeze(0)
+        found.append(out.transpose(1, 2).flatten(0, 1))
+    return torch.cat(found).index_select(0, lines.inverse).unsqueeze(0).to(dtype)
 
 
 AttentionInterface.register(NAME, _attend)
