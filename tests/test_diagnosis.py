@@ -66,7 +66,7 @@ def only(found: tuple[Diagnosis, ...], sign: Sign) -> Diagnosis:
     return found[0]
 
 
-@pytest.mark.parametrize("seed", (10, 12))
+@pytest.mark.parametrize("seed", [10, 12])
 def test_a_healthy_run_has_none(seed: int) -> None:
     found, result = run(task(128, seed=seed), task(64, seed=seed + 50))
     others = [
