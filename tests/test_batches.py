@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from loratune.data.batches import TrialBatches, collate, cut, subset, total_steps
+from loratune.data.batches import TrialBatches, collate, collate_flat, cut, subset, total_steps
 from loratune.data.table import TokenTable
 
 
@@ -71,3 +71,33 @@ def test_collate_names_the_positions_that_predict() -> None:
     assert batch.positions.tolist() == [0, 3, 4]
     assert batch.targets.tolist() == [9, 6, 7]
     assert batch.counts.tolist() == [1, 2]
+
+
+def test_collating_takes_each_row_of_a_selection_as_it_is_stored() -> None:
+    random = np.random.default_rng(0)
+    stored = [
+        (random.integers(1, 99, n).tolist(), random.integers(0, 2, n).astype(bool).tolist())
+        for n in random.integers(1, 9, 20)
+    ]
+    rows = [3, 0, 3, 6]
+    selection = [7, 19, 0, 2, 11, 5, 4]
+    table = TokenTable.from_rows(stored).take(selection)
+    pairs = [stored[selection[row]] for row in rows]
+    flat = collate_flat(table, rows, device=torch.device("cpu"), multiple=4)
+    padded = collate(table, rows, device=torch.device("cpu"))
+    line = [token for tokens, _ in pairs for token in tokens]
+    assert flat.tokens[0, : len(line)].tolist() == line
+    assert flat.starts.tolist() == [0, *np.cumsum([len(tokens) for tokens, _ in pairs])]
+    assert flat.tokens.numel() % 4 == 0
+    assert not flat.tokens[0, len(line) :].any()
+    for batch in (flat, padded):
+        targets, counts = [], []
+        for i, (tokens, flags) in enumerate(pairs):
+            begin = int(batch.starts[i])
+            assert batch.tokens.reshape(-1)[begin : begin + len(tokens)].tolist() == tokens
+            predicted = [place for place in range(1, len(tokens)) if flags[place]]
+            targets += [(begin + place - 1, tokens[place]) for place in predicted]
+            counts.append(len(predicted))
+        assert list(zip(batch.positions.tolist(), batch.targets.tolist(), strict=True)) == targets
+        assert batch.counts.tolist() == counts
+        assert batch.longest == max(len(tokens) for tokens, _ in pairs)

@@ -143,25 +143,41 @@ def to_device(values: npt.NDArray[np.generic], device: torch.device) -> torch.Te
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
+def _tokens_of(
+    table: TokenTable, rows: Sequence[int] | Rows
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_], Rows]:
+    """Tokens of rows one behind the other, which of them are predicted, and where rows begin [rows + 1]."""
+    stored = np.asarray(rows, np.int64)
+    if table.index is not None:
+        stored = table.index[stored]
+    begins = table.offsets[stored]
+    lengths = table.offsets[stored + 1] - begins
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    at = np.arange(starts[-1]) + np.repeat(begins - starts[:-1], lengths)
+    flags = table.supervised[at]
+    flags[starts[:-1]] = False  # nothing predicts a row's first token
+    return table.tokens[at], flags, starts
+
+
 def collate(table: TokenTable, rows: Sequence[int] | Rows, *, device: torch.device) -> MicroBatch:
     """Rows of a table as one right-padded rectangle.
 
     A causal model never looks to the right, so the padding needs no attention mask, whatever token it is.
     """
-    pairs = [table.row(int(i)) for i in rows]
-    width = max(len(tokens) for tokens, _ in pairs)
-    padded = np.zeros((len(pairs), width), np.int64)
-    flags = np.zeros((len(pairs), width), np.bool_)
-    for i, (tokens, supervised) in enumerate(pairs):
-        padded[i, : len(tokens)] = tokens
-        flags[i, 1 : len(tokens)] = supervised[1:]
+    tokens, flags, starts = _tokens_of(table, rows)
+    lengths = np.diff(starts)
+    count, width = len(lengths), int(lengths.max())
+    corners = np.arange(count + 1) * width
+    at = np.arange(len(tokens)) + np.repeat(corners[:-1] - starts[:-1], lengths)
+    padded = np.zeros((count, width), np.int64)
+    padded.reshape(-1)[at] = tokens
     where = np.flatnonzero(flags)
     return MicroBatch(
         tokens=to_device(padded, device),
-        positions=to_device(where - 1, device),
-        targets=to_device(padded.reshape(-1)[where], device),
-        counts=flags.sum(1),
-        starts=np.arange(len(pairs) + 1) * width,
+        positions=to_device(at[where] - 1, device),
+        targets=to_device(tokens[where].astype(np.int64), device),
+        counts=np.add.reduceat(flags, starts[:-1], dtype=np.int64),
+        starts=corners,
         longest=width,
         flat=False,
     )
@@ -171,13 +187,9 @@ def collate_flat(
     table: TokenTable, rows: Sequence[int] | Rows, *, device: torch.device, multiple: int
 ) -> MicroBatch:
     """Rows of a table as one line of tokens, filled up with tokens of nobody to one of `few_sizes`."""
-    pairs = [table.row(int(i)) for i in rows]
-    starts = np.cumsum([0, *(len(tokens) for tokens, _ in pairs)])
-    line = np.zeros(few_sizes(int(starts[-1]), multiple=multiple), np.int64)
-    flags = np.zeros(len(line), np.bool_)
-    line[: starts[-1]] = np.concatenate([tokens for tokens, _ in pairs])
-    flags[: starts[-1]] = np.concatenate([supervised for _, supervised in pairs])
-    flags[starts[:-1]] = False
+    tokens, flags, starts = _tokens_of(table, rows)
+    line = np.zeros(few_sizes(len(tokens), multiple=multiple), np.int64)
+    line[: len(tokens)] = tokens
     where = np.flatnonzero(flags)
     return MicroBatch(
         tokens=to_device(line[None], device),
