@@ -15,7 +15,13 @@ from loratune.lora.layout import Adapter
 from loratune.lora.truncate import decompose
 from loratune.model.base import BaseModel
 from loratune.run.kept import LargestAdapter
-from loratune.run.truncation import FEWEST_ROWS, TruncationRun, affordable_rows, cut_ranks
+from loratune.run.truncation import (
+    FEWEST_HEALING_STEPS,
+    FEWEST_ROWS,
+    TruncationRun,
+    affordable_rows,
+    cut_ranks,
+)
 from loratune.study import Study
 from loratune.values import Cut, SearchContext, Stage, Trial, TrialResult, TrialState
 
@@ -132,6 +138,21 @@ def test_training_on_wins_back_what_the_cut_lost(
     assert [point.rank for point in healed] == [1, 2]
     assert all(after.nll < before.nll - 0.05 for after, before in zip(healed, cut, strict=False))
     assert healed[0].parameters == cut[0].parameters
+
+
+def test_a_short_trial_is_trained_on_for_ten_steps(
+    taught: tuple[PackEngine, Adapter, TrialResult, SearchContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packs, adapter, result, context = taught
+    assert len(packs.batches(result.asked)) == 30
+    steps: list[int] = []
+    slot = PackEngine.slot
+    monkeypatch.setattr(
+        PackEngine, "slot", lambda self, asked: steps.append(len(self.batches(asked))) or slot(self, asked)
+    )
+    found = TruncationRun(engine=packs, context=context).measure(result, adapter, heal=(2,))
+    assert steps == [FEWEST_HEALING_STEPS]
+    assert found.curve(Cut.HEALED)[0].nll < found.curve(Cut.UNIFORM)[1].nll
 
 
 def test_ranks_of_the_curve() -> None:

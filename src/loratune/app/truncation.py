@@ -136,8 +136,7 @@ def truncation_claims(found: Truncation, trained: int, units: str) -> tuple[Evid
         replace(
             _cut_claim(found, point, units),
             claim=(
-                f"Trained on for a twentieth of its steps, the cut to rank {point.rank} loses {point.loss:.4g} "
-                f"{units}."
+                f"Trained on for a few steps, the cut to rank {point.rank} loses {point.loss:.4g} {units}."
             ),
         )
         for point in found.curve(Cut.HEALED)

@@ -39,6 +39,8 @@ TRUNCATION_SHARE = 0.1
 FEWEST_ROWS = 64
 HEALING = 0.05
 """Share of a trial's steps for which a cut adapter is trained on."""
+FEWEST_HEALING_STEPS = 10
+"""But at least so many: in one or two steps the warm-up alone would take place."""
 _ADEQUATE = {Verdict.ADEQUATE: True, Verdict.INFERIOR: False, Verdict.UNDECIDED: None}
 _SAME_ADAPTER = SeedNoise(variance=0.0, degrees=inf)
 """The cuts are of one trained adapter: nothing varies from seed to seed."""
@@ -98,7 +100,7 @@ class TruncationRun:
             margin=self.context.margin,
             points=points,
             layers=_layers(parts),
-            cost=tokens / self.context.full_run + HEALING * len(healed),
+            cost=tokens / self.context.full_run + self._healing(result.asked) * len(healed),
             seconds=monotonic() - started,
         )
 
@@ -141,6 +143,10 @@ class TruncationRun:
             )
         return tuple(points)
 
+    def _healing(self, asked: Trial) -> float:
+        """Share of the trial's steps for which its cuts are trained on."""
+        return max(HEALING, FEWEST_HEALING_STEPS / len(self.engine.batches(asked)))
+
     def _heal(self, asked: Trial, parts: Decomposition, ranks: Sequence[int]) -> list[_Candidate]:
         """Each cut trained on in one pack, at its trial's learning rate carried to the lower rank by the law."""
         setting = asked.hyper_parameters
@@ -151,7 +157,7 @@ class TruncationRun:
             shorter = replace(
                 cut.hyper_parameters,
                 learning_rate=setting.learning_rate * law[0] / law[1],
-                epochs=HEALING * setting.epochs,
+                epochs=self._healing(asked) * setting.epochs,
             )
             slot = self.engine.slot(Trial(hyper_parameters=shorter, seed=asked.seed, stage=Stage.RANK))
             slot.adapter.weights.copy_(cut.weights)
