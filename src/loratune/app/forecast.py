@@ -110,7 +110,7 @@ def forecast(
         times=calibration.times,
         rows=len(bench.data.train),
         tokens=int(bench.data.train.lengths.sum()),
-        slots=options.pack_size or calibration.slots,
+        slots=calibration.slots,
     )
     pricing = _Pricing(planner=planner, calibration=calibration, context=context, largest=largest)
     stages = tuple(pricing.stage(stage) for stage in plan.stages)

@@ -18,6 +18,7 @@ from loratune.lora.peft_io import lora_config
 from loratune.reporting.facts import Gain, ModelScores, RunCost, RunFacts
 from loratune.run.diagnose import DEFAULT_MARGIN, combined, of_run
 from loratune.run.final import Final, FinalModel
+from loratune.run.lessons import survived
 from loratune.run.sensitivity import sensitivity
 from loratune.values import METRICS, Decision, Evidence, HyperParameters, TrialResult, Truncation
 from loratune.values.diagnosis import Diagnosis
@@ -46,12 +47,19 @@ def run_facts(
     cut: bool,
     cost: RunCost,
     before: tuple[Diagnosis, ...],
+    shortages: tuple[str, ...],
 ) -> RunFacts:
     """Everything that the report tells of the run."""
     context = priced.context
     gains = _gains(final, bench, context.metric)
     earlier = [Evidence(claim=note) for note in priced.corrections.notes]
-    evidence = (*decision.evidence, *earlier, *_clock_note(cut), *_final_claims(final, gains))
+    evidence = (
+        *decision.evidence,
+        *earlier,
+        *_clock_note(cut),
+        *survived(shortages),
+        *_final_claims(final, gains),
+    )
     margin = context.margin if context.metric in ("nll", "perplexity") else DEFAULT_MARGIN
     diagnoses = combined(before, of_run(bench.engine, final, results, margin=margin))
     evidence += tuple(each.to_evidence() for each in diagnoses)

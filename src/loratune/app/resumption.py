@@ -13,12 +13,12 @@ from loratune.app.watch import Watch
 from loratune.app.workbench import Workbench, check_out
 from loratune.errors import OutputError
 from loratune.reporting.result import write_atomically
-from loratune.run.calibration import Calibration
+from loratune.run.calibration import CALIBRATION, Calibration
 from loratune.study import Study, masked
 
 _TOML, _RESULT = "loratune.toml", "result.json"
 CUT, SECONDS, CLOCK_START = "cut", "seconds", "clock_start"
-_CALIBRATION, _BUDGET, _CORRECTIONS = "calibration", "budget", "corrections"
+_BUDGET, _CORRECTIONS = "budget", "corrections"
 
 
 def find_study(options: TuneOptions) -> Study | None:
@@ -68,7 +68,7 @@ def price(
     options: TuneOptions, bench: Workbench, study: Study | None, started: float, watch: Watch
 ) -> Forecast:
     """Calibration, budget and what earlier studies say are settled once per study: a resumed search decides alike."""
-    kept = study.get_fact(_CALIBRATION) if study else None
+    kept = study.get_fact(CALIBRATION) if study else None
     if kept is None:
         watch.note("Measuring a few steps to price the plan.")
     calibration = bench.calibrate(options) if kept is None else Calibration.from_dict(kept)
@@ -93,8 +93,8 @@ def begin(study: Study, options: TuneOptions, priced: Forecast) -> None:
         study.put_fact(CLOCK_START, study.get_fact(SECONDS, 0.0))
         result.unlink()
         study.put_fact("facts", None)
-    if study.get_fact(_CALIBRATION) is None:
-        study.put_fact(_CALIBRATION, priced.calibration.to_dict())
+    if study.get_fact(CALIBRATION) is None:
+        study.put_fact(CALIBRATION, priced.calibration.to_dict())
     if study.get_fact(_CORRECTIONS) is None:
         study.put_fact(_CORRECTIONS, priced.corrections.to_dict())
     if _planned(study, options) is None:

@@ -12,11 +12,13 @@ from loratune.app.options import TrainOptions, keyword_options
 from loratune.app.watch import Quiet, Terminal, Watch
 from loratune.app.workbench import Workbench, check_out, open_workbench
 from loratune.engine.live import EarlyStopping, metrics_of
+from loratune.engine.shortage import Shortage
 from loratune.errors import ResourceError
 from loratune.lora.layout import Adapter
 from loratune.lora.peft_io import save_adapter
 from loratune.reporting.result import plain, write_atomically
 from loratune.run.diagnose import DEFAULT_MARGIN, before_training, combined, of_trial
+from loratune.run.lessons import survived
 from loratune.values import Evidence, HyperParameters, Stage, Trial, TrialResult
 from loratune.values.diagnosis import Diagnosis
 
@@ -72,6 +74,13 @@ def run_train(options: TrainOptions, watch: Watch) -> Trained:
         ) as bench,
         watch,
     ):
+        sentences: list[str] = []
+
+        def hear(shortage: Shortage) -> None:
+            sentences.append(shortage.sentence)
+            watch.note(shortage.sentence)
+
+        bench = bench.hearing(hear)
         before = before_training(bench.engine, bench.data.test, removed=bench.data.profile.duplicates_removed)
         for each in before:
             watch.note(each.sentence)
@@ -85,13 +94,14 @@ def run_train(options: TrainOptions, watch: Watch) -> Trained:
         for each in diagnoses:
             if each not in before:
                 watch.note(each.sentence)
+        metrics = {"validation": dict(result.metrics), **_tested(bench, adapter)}
         trained = Trained(
             hyper_parameters=chosen,
-            metrics={"validation": dict(result.metrics), **_tested(bench, adapter)},
+            metrics=metrics,
             steps=result.steps,
             seconds=monotonic() - started,
             directory=Path(options.out),
-            evidence=tuple(each.to_evidence() for each in diagnoses),
+            evidence=(*survived(sentences), *(each.to_evidence() for each in diagnoses)),
         )
         if not trained.helps:
             watch.note(

@@ -38,6 +38,7 @@ from loratune.run.budget import Budget
 from loratune.run.diagnose import before_training
 from loratune.run.final import Final, FinalRunner
 from loratune.run.kept import LargestAdapter
+from loratune.run.lessons import LearningPlanner
 from loratune.run.limits import measured_peak
 from loratune.run.local import LocalRunner
 from loratune.study import Study
@@ -81,10 +82,20 @@ def run_tune(options: TuneOptions, watch: Watch) -> tuple[TuneResult, int]:
         study = open_study(options, bench) if existing is not None else None
         priced = price(options, bench, study, started, watch)
         watch.plan(priced, bench)
-        bench = bench.calibrated(priced.calibration)
         study = study or open_study(options, bench)
         begin(study, options, priced)
-        job = _Job(options=options, bench=bench, priced=priced, study=study, watch=watch, started=started)
+        planner = LearningPlanner(
+            study=study, planner=priced.planner, calibration=priced.calibration, tell=watch.note
+        )
+        job = _Job(
+            options=options,
+            bench=bench.calibrated(priced.calibration).hearing(planner.learn),
+            priced=priced,
+            planner=planner,
+            study=study,
+            watch=watch,
+            started=started,
+        )
         try:
             return job.run()
         except KeyboardInterrupt:
@@ -102,6 +113,7 @@ class _Job:
     options: TuneOptions
     bench: Workbench
     priced: Forecast
+    planner: LearningPlanner
     study: Study
     watch: Watch
     started: float
@@ -148,7 +160,7 @@ class _Job:
         return LocalRunner(
             engine=self.bench.engine,
             study=self.study,
-            planner=self.priced.planner,
+            planner=self.planner,
             on_progress=self.watch.progress,
             on_result=self.watch.result,
             largest=LargestAdapter(self.study, self.bench.base),
@@ -219,6 +231,7 @@ class _Job:
             final=final,
             cut=cut,
             before=before,
+            shortages=self.planner.sentences,
             cost=RunCost(
                 seconds=self.seconds,
                 predicted_seconds=predicted_seconds(self.study, self.options, self.priced),

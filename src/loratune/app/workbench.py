@@ -6,7 +6,7 @@ Everything that can be wrong with the user's input is found here, before anythin
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from loratune.data.prepare import PreparedData, prepare
 from loratune.data.survey import Decoder, survey
 from loratune.engine.pack import PackEngine
 from loratune.engine.paths import choose_paths
+from loratune.engine.shortage import Shortage
 from loratune.errors import OutputError
 from loratune.lora.layout import find_targets
 from loratune.maths.limits import Limits
@@ -47,13 +48,21 @@ class Workbench:
         """A few measured steps of the default recipe."""
         return calibrate(self.engine, self.limits, options.hyper_parameters(), pack_size=options.pack_size)
 
+    def hearing(self, on_shortage: Callable[[Shortage], None]) -> Workbench:
+        """The same with someone who is told of survived out-of-memory errors."""
+        return replace(self, engine=replace(self.engine, on_shortage=on_shortage))
+
     def calibrated(self, calibration: Calibration) -> Workbench:
         """The same with the micro-batches and the memory that were measured here."""
         tokens = calibration.micro_batch_tokens or self.limits.micro_batch_tokens
         tokens = max(tokens, self.limits.max_length)
         return replace(
             self,
-            engine=replace(self.engine, max_tokens_per_micro_batch=tokens),
+            engine=replace(
+                self.engine,
+                max_tokens_per_micro_batch=tokens,
+                max_tokens_per_evaluation=calibration.evaluation_tokens or None,
+            ),
             limits=replace(self.limits, micro_batch_tokens=tokens, correction=calibration.correction),
         )
 

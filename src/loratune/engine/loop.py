@@ -77,7 +77,7 @@ class PackLoop:
     def _enter(self) -> None:
         """Fill the slots: with trials put aside, with those that wait, with new ones."""
         while self._parked and len(self._live) < self._slots:
-            restored = self._engine.attempt(self._parked[0].restore)
+            restored = self._attempt(self._parked[0].restore)
             if isinstance(restored, Failure):
                 self._admit_no_more(restored)
                 return
@@ -89,7 +89,7 @@ class PackLoop:
                 self._waiting.append(trial)
         many = self._slots - len(self._live)
         while entering := self._waiting[:many]:
-            found = self._engine.attempt(partial(self._engine.slots, entering))
+            found = self._attempt(partial(self._engine.slots, entering))
             if isinstance(found, Failure):
                 many = len(entering) // 2
                 if not many:
@@ -102,6 +102,11 @@ class PackLoop:
             ]
             del self._waiting[: len(entering)]
             many = min(many, self._slots - len(self._live))
+
+    def _attempt(self, work: Callable[[], T]) -> T | Failure:
+        """Where nobody is live what fails is tried again, now that what it had made is given back."""
+        found = self._engine.attempt(work)
+        return self._engine.attempt(work) if isinstance(found, Failure) and not self._live else found
 
     def _admit_no_more(self, failure: Failure) -> None:
         """Those in memory are as many as it holds."""
@@ -118,13 +123,13 @@ class PackLoop:
         while isinstance(found := self._engine.attempt(work), Failure):
             if len(self._live) <= fewest:
                 raise DoesNotFit(found.message)
-            half = len(self._live) // 2
-            for entry in self._live[half:]:
+            leaving = self._live[-max(1, len(self._live) // 2) :]
+            for entry in leaving:
                 entry.park()
-            self._parked = self._live[half:] + self._parked
-            self._slots = max(1, half)
+            self._parked = leaving + self._parked
+            self._slots = max(1, len(self._live) - len(leaving))
             self._tell(found)
-            del self._live[half:]
+            del self._live[-len(leaving) :]
         return found
 
     def _tell(self, failure: Failure) -> None:

@@ -11,6 +11,9 @@ from loratune.run.final import evaluations
 from loratune.run.truncation import TRUNCATION_SHARE, affordable_rows, cut_ranks
 from loratune.values import PASSES_PER_LABELLING, SearchContext
 
+CALIBRATION = "calibration"
+"""The fact of a study that holds it."""
+
 _SAFETY = 0.85
 """Share of the time left that the plan may fill: packs run half empty at the end of a stage."""
 _FINAL_TRIALS = 2
@@ -47,6 +50,8 @@ class Calibration:
     """(tokens, seconds) of measured steps of one micro-batch each."""
     micro_batch_tokens: int = 0
     """What a micro-batch is to hold; 0: as planned without measuring."""
+    evaluation_tokens: int = 0
+    """The same in evaluation; 0: in proportion."""
     correction: Correction = UNCORRECTED
     """Of the memory model, on this device."""
 

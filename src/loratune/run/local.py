@@ -12,6 +12,7 @@ from loratune.engine.progress import PackProgress
 from loratune.lora.layout import Adapter
 from loratune.maths.packing import Admission
 from loratune.run.kept import LargestAdapter
+from loratune.run.lessons import LearningPlanner
 from loratune.run.planning import Planner
 from loratune.values import CurvePoint, Trial, TrialResult, TrialState
 
@@ -28,7 +29,7 @@ class LocalRunner:
 
     engine: PackEngine
     study: Study
-    planner: Planner
+    planner: Planner | LearningPlanner
     on_progress: Callable[[PackProgress], None]
     on_result: Callable[[TrialResult], None]
     largest: LargestAdapter | None = None

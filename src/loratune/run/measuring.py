@@ -55,7 +55,7 @@ def calibrate(
         forward=forward_rate(engine, initial, seconds=SECONDS),
         slots=slots,
         steps=points,
-        micro_batch_tokens=max(rung, limits.max_length),
+        micro_batch_tokens=max(min(rung, engine.micro_batch_tokens), limits.max_length),
         correction=fit_correction(peaks),
     )
 
@@ -79,7 +79,10 @@ def _climb(
     peaks: list[Peak] = []
     for rung in rungs:
         trials = _filling(engine, recipe, slots, rung)
+        room = engine.micro_batch_tokens
         step = measure_step(engine, trials, seconds=SECONDS)
+        if steps and engine.micro_batch_tokens < room:
+            break  # memory ran out
         gain = step.rate / max(each.rate for each in steps.values()) if steps else 2.0
         if steps and step.tokens <= max(each.tokens for each in steps.values()):
             break  # the rows are too few for a larger step
