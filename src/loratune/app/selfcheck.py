@@ -60,10 +60,13 @@ def _print(check: SelfCheck) -> None:
     console.print(table)
     console.print(*check.paths, sep="\n", highlight=False)
     floor = check.trials[0].floor
+    rounded = (
+        "" if check.trials[0].format is None else ", or no larger than what half precision itself rounds"
+    )
     words = (
         "The rule holds: every deviation is within three times PEFT's own noise (its rows padded, its batches cut "
         f"into rows), or below the rounding floor of loss {floor.loss:.0e}, norm {floor.norm:.0e}, "
-        f"weights {floor.weights:.0e}."
+        f"weights {floor.weights:.0e}{rounded}."
         if check.holds
         else "The rule does not hold on this model: please report it with `loratune doctor --json`."
     )
