@@ -139,7 +139,7 @@ def row_variance(runs: Floats, weights: Floats) -> float:
     """
     total, rows = float(weights.sum()), runs.shape[1]
     residuals = runs - runs.sum(axis=1, keepdims=True) / total * weights
-    return float(residuals.var(axis=0, ddof=1).sum()) / total**2 * rows / max(rows - 1, 1)
+    return float(residuals.var(axis=0, ddof=1).sum() / total**2 * rows / max(rows - 1, 1))
 
 
 def compare_nll(
@@ -239,7 +239,9 @@ def _combine(
     counted = noise.rows if item_variance > 0 else 0.0
     total = item_variance + max(noise.variance - counted, 0.0) * runs
     share = 0.0
-    for part, degrees in ((item_variance, item_degrees), (noise.variance * runs, noise.degrees)):
+    # few repeats can show less than the rows' own part by chance: that does not make them many
+    uncertain = max(noise.variance, counted) * runs
+    for part, degrees in ((item_variance, item_degrees), (uncertain, noise.degrees)):
         if part > 0 and isfinite(degrees) and degrees > 0:
             share += part**2 / degrees
     return Comparison(

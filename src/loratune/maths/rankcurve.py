@@ -30,7 +30,8 @@ _SCALES = np.concatenate([[0.0], np.geomspace(0.1, 400.0, 25)])
 _MISFITS = (0.05, 0.2, 1.0)
 _LEVEL_SD = 1e3
 """Of the flat prior of L∞ around the readings' mean, in margins and noise sds."""
-_NODES, _NODE_WEIGHTS = np.polynomial.hermite_e.hermegauss(5)
+QUANTILES = 10
+"""Of a reading's prediction, at which its consequences are weighed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +53,8 @@ class RankCurve:
     readings: tuple[Reading, ...]
 
     @cached_property
-    def _mixture(self) -> tuple[Floats, Floats, Floats]:
-        """Weights [components], means [components, ranks] of f, and variances of f(r) - f(reference)."""
+    def _mixture(self) -> tuple[Floats, Floats, Floats, Floats]:
+        """Weights [components]; means of f, variances of f(r) - f(reference) and of f(r) [components, ranks]."""
         ranks = np.asarray(self.candidates, dtype=np.float64)
         at = [self.candidates.index(reading.r) for reading in self.readings]
         losses = np.array([reading.loss for reading in self.readings])
@@ -63,7 +64,7 @@ class RankCurve:
         curves = centre + curves.reshape(-1, len(ranks))
         prior = _log_prior().reshape(-1)
         level = (_LEVEL_SD * (self.margin + float(np.sqrt(noise.max())) + float(np.ptp(losses)))) ** 2
-        logs, means, variances = [], [], []
+        logs, means, variances, own = [], [], [], []
         for misfit in _MISFITS:
             known = (misfit * self.margin) ** 2 * np.eye(len(ranks)) + level
             total = known[np.ix_(at, at)] + np.diag(noise)
@@ -76,14 +77,27 @@ class RankCurve:
             diagonal = np.diagonal(covariance)
             spread = np.maximum(diagonal + diagonal[-1] - 2 * covariance[-1], 0.0)
             variances.append(np.broadcast_to(spread, curves.shape))
+            own.append(np.broadcast_to(np.maximum(diagonal, 0.0), curves.shape))
         log_weights = np.concatenate(logs)
         weights = np.exp(log_weights - log_weights.max())
-        return weights / weights.sum(), np.concatenate(means), np.concatenate(variances)
+        weights /= weights.sum()
+        return weights, np.concatenate(means), np.concatenate(variances), np.concatenate(own)
+
+    def _predicted(self, r: int, variance: float) -> list[float]:
+        """Readings of rank r at equally probable quantiles of their distribution."""
+        weights, means, _, own = self._mixture
+        index = self.candidates.index(r)
+        centre, sd = means[:, index], np.sqrt(own[:, index] + variance)
+        near = weights > 1e-6
+        low, high = (centre[near] - 4 * sd[near]).min(), (centre[near] + 4 * sd[near]).max()
+        at = np.linspace(low, high, 400)
+        below = ndtr((at[:, None] - centre) / sd) @ weights
+        return [float(x) for x in np.interp((np.arange(QUANTILES) + 0.5) / QUANTILES, below, at)]
 
     @cached_property
     def adequate(self) -> dict[int, float]:
         """Probability that a rank's loss exceeds the reference's by at most the margin."""
-        weights, means, variances = self._mixture
+        weights, means, variances, _ = self._mixture
         excess = means - means[:, -1:]
         sd = np.maximum(np.sqrt(variances), 1e-9 * self.margin)
         found = weights @ ndtr((self.margin - excess) / sd)
@@ -101,23 +115,18 @@ class RankCurve:
     def gain(self, r: int, variance: float, allowed: Collection[int]) -> float:
         """How much another reading of rank r, with noise of that variance, is expected to lower the loss.
 
-        The reading is drawn from its prediction (5-point Gauss-Hermite); the rank may be taken afterwards,
-        and before it any of `allowed`.
+        The reading is drawn from its prediction (at its quantiles); the rank may be taken afterwards, and
+        before it any of `allowed`.
         """
         return _gain(self, r, variance, tuple(sorted(allowed)))
 
 
 @lru_cache(maxsize=4096)  # a search is replayed from its start for every request
 def _gain(curve: RankCurve, r: int, variance: float, allowed: tuple[int, ...]) -> float:
-    weights, means, variances = curve._mixture
-    index = curve.candidates.index(r)
-    mean = float(weights @ means[:, index])
-    spread = float(weights @ (variances[:, index] + (means[:, index] - mean) ** 2)) + variance
     after = 0.0
-    for node, weight in zip(_NODES, _NODE_WEIGHTS / _NODE_WEIGHTS.sum(), strict=True):
-        reading = Reading(r, mean + float(node) * spread**0.5, variance)
-        later = RankCurve(curve.candidates, curve.margin, (*curve.readings, reading))
-        after += float(weight) * later.expected_loss(later.choice({*allowed, r}))
+    for loss in curve._predicted(r, variance):
+        later = RankCurve(curve.candidates, curve.margin, (*curve.readings, Reading(r, loss, variance)))
+        after += later.expected_loss(later.choice({*allowed, r})) / QUANTILES
     return curve.expected_loss(curve.choice(allowed)) - after
 
 

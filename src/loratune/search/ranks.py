@@ -115,12 +115,13 @@ class RankStage:
         """Screens, measures, tests; then spends what is left on the ranks and seeds that matter."""
         anchored = yield from self._anchor()
         ranks = spread(candidate_ranks(self.context), self.prior, self.effort.ranks)
-        if self.effort.ranks > 2:  # the last one is chosen by the curve through the others
-            ranks = spread(candidate_ranks(self.context), self.prior, self.effort.ranks - 1)
+        if self.effort.ranks > 2:  # the others are chosen by what these two say
+            ranks = spread(candidate_ranks(self.context), self.prior, 2)
         order = sorted(ranks, key=lambda r: (r != max(ranks), r != self.prior, -r))
         measured = list((yield from together([self._measure(r, anchored) for r in order])))
         yield from self._explore(measured, anchored, planned=self.effort.ranks - len(measured))
         yield from self._prove(measured)
+        yield from self._explore(measured, anchored, planned=0)  # the noise is better known now
         answer = self._answer(measured)
         chosen = yield from self._tuned(answer.chosen)
         return replace(self._answer(measured), chosen=chosen)
@@ -265,12 +266,16 @@ class RankStage:
             curve = self._curve(measured)
             if curve is None:
                 return
-            options = self._options(measured, curve, new_only=planned > 0)
+            room = self.ledger.left - self.reserve
+            options = self._options(measured, curve)
+            if planned > 0:
+                options = [option for option in options if isinstance(option[1], int)]
+            else:
+                options = [(gain, m, cost) for gain, m, cost in options if gain >= SMALLEST_GAIN * cost]
+                options = [option for option in options if option[2] <= room]
             if not options:
                 return
-            gain, m, cost = max(options, key=lambda option: option[0] / option[2])
-            if planned <= 0 and (gain < SMALLEST_GAIN * cost or cost > self.ledger.left - self.reserve):
-                return
+            _, m, _ = max(options, key=lambda option: option[0] / option[2])
             planned -= 1
             if isinstance(m, int):
                 measured.append((yield from self._measure(m, anchored)))
@@ -278,7 +283,7 @@ class RankStage:
                 return
 
     def _options(
-        self, measured: Sequence[Measured], curve: RankCurve, *, new_only: bool
+        self, measured: Sequence[Measured], curve: RankCurve
     ) -> list[tuple[float, "int | Measured", float]]:
         """(expected gain, rank to measure or to repeat, cost in full runs)."""
         effort, unit = self.effort, unit_cost(self.context)
@@ -292,7 +297,7 @@ class RankStage:
         more = self._last_look - effort.seeds
         reference = max((m for m in measured if m.results), key=lambda m: m.r)
         for m in measured:
-            if new_only or m is reference or not m.results or more <= 0 or self._repeated(m):
+            if m is reference or not m.results or more <= 0 or self._repeated(m):
                 continue
             variance = self._guessed_variance(reference) / more
             cost = more * unit * (1 if self._repeated(reference) else 2)
