@@ -20,8 +20,8 @@ def base_bytes_per_token(model: ModelProfile, adapted: frozenset[str], execution
     A frozen linear layer keeps nothing, an adapted one its input, shared by siblings. Attention keeps queries,
     keys and values (after their rotation), its output and a float32 sum per head. A gated MLP keeps gate and
     up; its activated gate and the product only without recomputation (the product is the input of an adapted
-    `down_proj`). A norm keeps a float32 number, and without recomputation a float32 copy of what it sees;
-    with it, what enters the layers behind it is enough.
+    `down_proj`). A norm keeps a float32 number, and without recomputation a float32 copy of what it sees; with it,
+    the residual stream before it and what it gives to the layers behind it stay, in the base's type.
 
     Args:
         adapted: full names of the layers that any trial adapts.
@@ -85,5 +85,6 @@ def _split(group: Sequence[Shape], hidden_size: int) -> tuple[list[Shape], Shape
 
 
 def _inputs(first: Sequence[Shape], adapted: frozenset[str], execution: Execution) -> int:
-    """Distinct inputs kept: of adapted layers, and with recomputation of all (the norm before needs it)."""
-    return sum({inputs for name, inputs, _ in first if execution.recompute or name in adapted})
+    """Distinct inputs kept: of adapted layers, and with recomputation of all, each beside the residual stream."""
+    kept = sum({inputs for name, inputs, _ in first if execution.recompute or name in adapted})
+    return 2 * kept if execution.recompute else kept

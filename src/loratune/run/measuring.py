@@ -23,7 +23,7 @@ PACK_SIZE: dict[Device, int] = {"cpu": 8, "cuda": 32}
 SECONDS = 1.0
 """Of each measurement, after a warm-up."""
 _RUNGS: dict[Device, tuple[int, ...]] = {
-    "cpu": (256, 512, 1024, 2048),
+    "cpu": (256, 512, 1024),
     "cuda": (2048, 4096, 8192, 16384, 32768, 65536),
 }
 """Tokens of a step that are tried, and so of a micro-batch."""
