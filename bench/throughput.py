@@ -64,6 +64,11 @@ CELLS = {
     "0.5b-b16": Cell(shape="qwen2-0.5b", batch=16, slots=32, micro_batch_tokens=32768, processes=(8,)),
     "0.5b-b1": Cell(shape="qwen2-0.5b", batch=1, slots=128),
     "0.5b-mixed": Cell(shape="qwen2-0.5b", batch=4, slots=60, ranks=MIXED, peft=False),
+    # what the mixed pack is compared with: time of the mixed pack against the sum of its parts at these speeds
+    **{
+        f"0.5b-r{rank}": Cell(shape="qwen2-0.5b", batch=4, slots=32, ranks=(rank,), peft=False)
+        for rank in (4, 8, 32, 64, 128)
+    },
     "0.5b-banking77": Cell(shape="qwen2-0.5b", batch=16, slots=32, length="banking77"),
     "1b-b4": Cell(shape="llama3-1b", batch=4, slots=64, micro_batch_tokens=32768, processes=(4, 8), variants=True),
     "1b-b16": Cell(shape="llama3-1b", batch=16, slots=16, micro_batch_tokens=32768),
@@ -151,7 +156,7 @@ def _profile(step: Any, found: Measured) -> None:
 def ceiling() -> float:
     """FLOP/s of a bf16 product of 8192 x 8192 matrices on this device."""
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    times = []
+    times: list[float] = []
     for _ in range(30):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
@@ -159,7 +164,7 @@ def ceiling() -> float:
         end.record()
         torch.cuda.synchronize()
         times.append(start.elapsed_time(end) / 1e3)
-    return float(2 * 8192**3 / median(times))
+    return 2 * 8192**3 / median(times)
 
 
 def useful_flops(base: BaseModel) -> float:
