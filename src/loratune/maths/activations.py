@@ -31,7 +31,7 @@ def base_bytes_per_token(model: ModelProfile, adapted: frozenset[str], execution
     for parent, members in groupby(model.targets, key=lambda target: target[0].rpartition(".")[0]):
         group = list(members)
         if _ATTENTION in parent.lower():
-            features += _attention(group, adapted, model.hidden_size, execution)
+            features += _attention(group, adapted, model, execution)
         else:
             has_mlp = True
             features += _mlp(group, adapted, model.hidden_size, execution)
@@ -49,13 +49,14 @@ def _norms(model: ModelProfile, execution: Execution) -> int:
 
 
 def _attention(
-    group: Sequence[Shape], adapted: frozenset[str], hidden_size: int, execution: Execution
-) -> int:
-    """Features of one attention block: inputs, queries, keys, values, output."""
-    first, last = _split(group, hidden_size)
-    name, output, _ = last
-    copies = execution.attention_outputs if name in adapted else 1
-    return _inputs(first, adapted, execution) + sum(outputs for *_, outputs in first) + copies * output
+    group: Sequence[Shape], adapted: frozenset[str], model: ModelProfile, execution: Execution
+) -> float:
+    """Features of one attention block in the base's type: inputs, queries, keys, values, output."""
+    first, (name, output, _) = _split(group, model.hidden_size)
+    each = FLOAT32 / model.bytes_per_parameter if execution.float32_attention else 1.0
+    inside = each * (sum(outputs for *_, outputs in first) + output)
+    collected = output if execution.collects_attention and name in adapted else 0
+    return _inputs(first, adapted, execution) + inside + collected
 
 
 def _mlp(group: Sequence[Shape], adapted: frozenset[str], hidden_size: int, execution: Execution) -> int:

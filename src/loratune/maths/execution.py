@@ -28,8 +28,10 @@ class Execution:
     """Rows one behind the other without padding; else rectangles as wide as their longest row."""
     token_multiple: int = 1
     """A flat micro-batch is filled up to a multiple of this."""
-    attention_outputs: int = 1
-    """Copies of the attention's output that are kept where the layer after it is adapted."""
+    collects_attention: bool = False
+    """Whether an adapted layer behind the attention keeps a copy of the attention's output."""
+    float32_attention: bool = False
+    """Whether queries, keys, values and output are kept in float32 whatever the base's type."""
     recompute: bool
     """Whether cheap element-wise results are computed again in the backward pass instead of being kept:
     the float32 copies of norms, the activated gate of an MLP, its product with `up`."""
@@ -83,8 +85,8 @@ ON_CPU_PADDED = Execution(
 )
 """Layer by layer on rectangles, adapters segment by segment: for models that do not take flat rows."""
 
-ON_CPU = replace(ON_CPU_PADDED, flat=True, token_multiple=32, attention_outputs=2)
-"""The same on flat rows. Attention runs over rows of one length at a time and collects their outputs."""
+ON_CPU = replace(ON_CPU_PADDED, flat=True, token_multiple=32, collects_attention=True, float32_attention=True)
+"""The same on flat rows. Attention runs in float32 over rows of one length at a time and collects their outputs."""
 
 ON_CUDA = Execution(
     device="cuda",
