@@ -27,9 +27,10 @@ def test_exactness(dtype: torch.dtype) -> None:
 
 
 def test_masks_are_those_of_the_cpu() -> None:
+    keys = torch.from_numpy(row_keys(3, 1, [0, 4])).repeat_interleave(9)
+    places = torch.arange(9, dtype=torch.int32).repeat(2)
     masks = [
-        keep_mask(row_keys(3, 1, [0, 4], torch.device(name)), "q", tokens=9, features=33, p=0.3).cpu()
-        for name in ("cpu", "cuda")
+        keep_mask(keys.to(name), places.to(name), "q", features=33, p=0.3).cpu() for name in ("cpu", "cuda")
     ]
     assert torch.equal(*masks)
 

@@ -18,12 +18,12 @@ from loratune.model.device import held_memory
 T = TypeVar("T")
 
 _TEXTS = (
+    "out of memory",
     "can't allocate memory",
     "not enough memory: you tried to allocate",
-    "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
-"""Of plain RuntimeErrors: the CPU's allocator on Linux and Windows, CUDA and cuBLAS beside torch's allocator."""
+"""Of plain RuntimeErrors: CUDA and Triton beside torch's allocator; the CPU's, on Linux and Windows; cuBLAS."""
 _ASKED = re.compile(r"tried to allocate ([\d.]+) (bytes|KiB|MiB|GiB)", re.IGNORECASE)
 _UNITS = {"bytes": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
