@@ -20,7 +20,6 @@ from loratune.lora.truncate import Decomposition, decompose
 from loratune.maths.noninferiority import SeedNoise, Verdict
 from loratune.maths.spectrum import energy_rank, entropy_rank, stable_rank, threshold_ranks
 from loratune.search.compare import compare
-from loratune.search.space import usual_rate
 from loratune.values import (
     LABEL_METRICS,
     Cut,
@@ -148,17 +147,15 @@ class TruncationRun:
         return max(HEALING, FEWEST_HEALING_STEPS / len(self.engine.batches(asked)))
 
     def _heal(self, asked: Trial, parts: Decomposition, ranks: Sequence[int]) -> list[_Candidate]:
-        """Each cut trained on in one pack, at its trial's learning rate carried to the lower rank by the law."""
+        """Each cut trained on, in one pack, at its trial's learning rate.
+
+        The law's for the lower rank is for training from scratch: on a cut to rank 1 it did harm (docs/log.md).
+        """
         setting = asked.hyper_parameters
         slots = []
         for rank in ranks:
             cut = parts.cut(parts.uniform(rank))
-            law = [usual_rate(self.context, r, setting.batch_size) for r in (rank, setting.r)]
-            shorter = replace(
-                cut.hyper_parameters,
-                learning_rate=setting.learning_rate * law[0] / law[1],
-                epochs=self._healing(asked) * setting.epochs,
-            )
+            shorter = replace(cut.hyper_parameters, epochs=self._healing(asked) * setting.epochs)
             slot = self.engine.slot(Trial(hyper_parameters=shorter, seed=asked.seed, stage=Stage.RANK))
             slot.adapter.weights.copy_(cut.weights)
             slots.append(slot)
