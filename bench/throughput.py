@@ -170,7 +170,7 @@ def ceiling() -> float:
 def useful_flops(base: BaseModel) -> float:
     """Per token: forward and the gradient of the inputs through all weights but embeddings and head."""
     skipped = {id(m.weight) for m in (base.model.get_input_embeddings(), base.model.get_output_embeddings())}
-    return 4.0 * sum(p.numel() for p in base.model.parameters() if id(p) not in skipped)
+    return 4.0 * float(sum(p.numel() for p in base.model.parameters() if id(p) not in skipped))
 
 
 def measure(name: str, cell: Cell, base: BaseModel, limit: float, arguments: argparse.Namespace) -> None:

@@ -158,6 +158,7 @@ class LiveTrial:
             example_nll=final.example_nll if final else None,
             example_scores=scores,
             step_nll=np.array(slot.losses),
+            gradient_norms=np.array(slot.gradient_norms),
             trained_tokens=slot.trained_tokens,
             steps=slot.step,
             cost=full_cost * (slot.step / slot.total_steps),

@@ -63,6 +63,8 @@ class Slot:
         self.step = 0
         self.losses: list[float] = []
         """Mean NLL of each step's batch, nats per supervised token."""
+        self.gradient_norms: list[float] = []
+        """Of each step, before clipping."""
         self.trained_tokens = 0
         self.failure = ""
         """Why the trial has diverged; empty while it has not."""
@@ -125,6 +127,7 @@ class Slot:
         """Count the step just taken; after it `failure` says whether the trial has diverged."""
         self.failure = self._guard.verdict(loss, gradient_norm)
         self.losses.append(loss)
+        self.gradient_norms.append(gradient_norm)
         self.trained_tokens += tokens
         self.step += 1
         self._coming = None
