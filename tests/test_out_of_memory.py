@@ -1,9 +1,13 @@
 """Memory that runs out anywhere in a pack: nothing is lost, nothing is done twice, the numbers stay."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -229,13 +233,31 @@ def test_an_error_at_any_allocation(undisturbed: Outcome) -> None:
     with Allocations() as all_of_them:
         run()
     places: list[Place] = []
-    for at in np.linspace(1, all_of_them.count, 8).astype(int):
+    for at in np.linspace(1, all_of_them.count, 6).astype(int):
         with Allocations(int(at)):
             found = run()
         assert_same(found, undisturbed)
         assert len(found.shortages) <= 1
         places += found.places
     assert {Place.TRAINING, Place.EVALUATION} <= set(places)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of the address space")
+def test_a_process_that_may_not_grow() -> None:
+    """Real errors of the CPU's allocator: half of what a step would take, to be had before the run."""
+    found = []
+    for room in (0, 250_000_000):
+        command = [sys.executable, "limited_memory.py", str(room)]
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=300
+        )
+        found.append(json.loads(done.stdout))
+    unlimited, limited = found
+    assert unlimited["shortages"] == []
+    assert {place for place, _ in limited["shortages"]} == {"training"}
+    assert limited["losses"].keys() == unlimited["losses"].keys()
+    for seed, losses in unlimited["losses"].items():
+        assert limited["losses"][seed] == pytest.approx(losses, rel=1e-5)
 
 
 def test_micro_batches_are_halved_until_they_fit(undisturbed: Outcome) -> None:
