@@ -13,8 +13,8 @@ from loratune.engine.selfcheck import random_table
 from loratune.errors import ModelError
 from loratune.lora.layout import Adapter, find_targets
 from loratune.lora.packed import PackedAdapters
-from loratune.lora.segments import Passenger, Segment
 from loratune.lora.peft_io import load_adapter, save_adapter
+from loratune.lora.segments import Passenger, Segment
 from loratune.model.base import BaseModel
 from loratune.values import ALL_LINEAR
 
