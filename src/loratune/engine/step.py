@@ -201,7 +201,7 @@ class TrainingStep:
             return self._pass(own, Line(where, Bounds(starts, longest)), now)
 
         tensors = (*filled, line.places, line.bounds.starts, route.pieces, *dropout)
-        key = longest, route.shapes, *(tuple(tensor.shape) for tensor in tensors)
+        key = longest, route.shapes, route.aligned, *(tuple(tensor.shape) for tensor in tensors)
         return self._graphs.run(key, body, tensors)[:count]
 
     def _pass(self, inputs: Sequence[torch.Tensor], line: Line | None, plan: Plan) -> torch.Tensor:

@@ -73,6 +73,8 @@ class Route:
     pieces: torch.Tensor
     """[Σ runs + blocks, 3] int32: all buckets' runs, then all buckets' blocks."""
     tokens: int
+    aligned: bool
+    """Whether all matrices begin at multiples of 16 bytes."""
     anchor: torch.Tensor
     """[1] requires a gradient, so that the graph starts at the first adapted module."""
     places: Places | None
@@ -132,6 +134,7 @@ def route_of(
         ),
         pieces=to_device(np.concatenate(whole + blocks), device),
         tokens=tokens,
+        aligned=all(segment.passenger.aligned for segment in segments),
         anchor=torch.zeros(1, device=device, requires_grad=True),
         places=places if any(segment.dropout for segment in segments) else None,
     )
@@ -184,7 +187,7 @@ def _shrink(x: torch.Tensor, h: torch.Tensor, table: torch.Tensor, column: int) 
         launch(
             kernels.shrink, (len(bucket.blocks), bucket.rank_blocks),
             (x, h, table, bucket.blocks, keys, places, features, h.shape[1]),
-            COLUMN=column, DROPOUT=drops, ALIGNED=features % 4 == 0,
+            COLUMN=column, DROPOUT=drops, ALIGNED=_aligned(),
             BLOCK_M=_BLOCK_M, BLOCK_K=128 if small else 64, BLOCK_R=bucket.block_r,
             stages=4 if small and x.dtype != torch.float32 else 2,
         )  # fmt: skip
@@ -196,7 +199,7 @@ def _expand(h: torch.Tensor, y: torch.Tensor, out: torch.Tensor, table: torch.Te
         grid = len(bucket.blocks) * _EXPAND["PARTS"], -(-features // _EXPAND["BLOCK_N"])
         launch(
             kernels.expand, grid, (h, y, out, table, bucket.blocks, keys, places, features, h.shape[1]),
-            COLUMN=column, DROPOUT=drops, ALIGNED=features % 4 == 0,
+            COLUMN=column, DROPOUT=drops, ALIGNED=_aligned(),
             **_EXPAND, BLOCK_R=bucket.block_r, stages=2,
         )  # fmt: skip
 
@@ -207,7 +210,7 @@ def _gradient(x: torch.Tensor, h: torch.Tensor, table: torch.Tensor, column: int
         grid = len(bucket.runs), -(-features // _GRADIENT["BLOCK_N"]), bucket.rank_blocks
         launch(
             kernels.gradient, grid, (x, h, table, bucket.runs, keys, places, features, h.shape[1]),
-            COLUMN=column, DROPOUT=drops, ALIGNED=features % 4 == 0,
+            COLUMN=column, DROPOUT=drops, ALIGNED=_aligned(),
             **_GRADIENT, BLOCK_R=bucket.block_r, stages=2,
         )  # fmt: skip
 
