@@ -215,6 +215,10 @@ def _gradient(x: torch.Tensor, h: torch.Tensor, table: torch.Tensor, column: int
         )  # fmt: skip
 
 
+def _aligned() -> bool:
+    return _current is not None and _current.route.aligned
+
+
 def _buckets(
     dropout: bool, table: torch.Tensor
 ) -> Iterator[tuple[_Bucket, torch.Tensor, torch.Tensor, bool]]:
