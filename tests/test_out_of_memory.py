@@ -17,7 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine_fixture import engine, labelled_table, tiny_llama, trial
 from loratune.data.batches import MicroBatch
+from loratune.data.table import TokenTable
 from loratune.engine import parking
+from loratune.engine.evaluate import Evaluation
 from loratune.engine.graphs import Graphs
 from loratune.engine.head import Head
 from loratune.engine.live import EarlyStopping, LiveTrial
@@ -33,7 +35,7 @@ from loratune.errors import ResourceError
 from loratune.lora.layout import Adapter
 from loratune.lora.segments import LowRank
 from loratune.model.device import held_memory
-from loratune.values import TrialResult
+from loratune.values import Trial, TrialResult
 
 LABELS = [[5, 6, 90], [7, 90], [8, 9, 90]]
 TRAIN, VALIDATION = labelled_table(LABELS, 24), labelled_table(LABELS, 10, seed=1)
@@ -71,11 +73,11 @@ def machine(**changes: Any) -> PackEngine:
     return engine(BASE, TRAIN, VALIDATION, paths=PATHS, **(facts | changes))
 
 
-def run(*, stopping: EarlyStopping | None = None) -> Outcome:
-    """All trials through a pack of three slots: two enter later."""
+def run(*, trials: Sequence[Trial] = TRIALS, stopping: EarlyStopping | None = None) -> Outcome:
+    """All trials through a pack of three slots: the others enter later."""
     outcome = Outcome()
     subject = machine(on_shortage=outcome.shortages.append)
-    waiting = list(TRIALS)
+    waiting = list(trials)
 
     def keep(result: TrialResult, adapter: Adapter) -> None:
         assert result.trial.seed not in outcome.results, "a trial ends once"
@@ -292,6 +294,34 @@ def test_trials_that_were_put_aside_go_on_where_they_were() -> None:
         found = run(stopping=stopping)
     assert [len(live) for live in found.live[:4]] == [3, 3, 3, 1]
     assert found.places.count(Place.PACK) == 2
+    assert_same(found, expected)
+
+
+def test_a_trial_that_comes_back_for_a_reading_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The third is put aside before its reading; when it is back, the fourth enters and does not fit beside it."""
+    trials = [trial(seed, batch_size=12) for seed in range(4)]
+    expected = run(trials=trials)
+    read, step, errors = PackEngine.read, TrainingStep.__call__, [3, (3,)]
+
+    def reads(self: PackEngine, models: Sequence[Adapter | None], table: TokenTable) -> list[Evaluation]:
+        if len(models) in errors:
+            errors.remove(len(models))
+            raise out_of_memory()
+        return read(self, models, table)
+
+    def steps(self: TrainingStep, slots: Sequence[Slot]) -> int:
+        seeds = tuple(slot.trial.seed for slot in slots)
+        if seeds in errors:
+            errors.remove(seeds)
+            raise out_of_memory()
+        return step(self, slots)
+
+    monkeypatch.setattr(PackEngine, "read", reads)
+    monkeypatch.setattr(TrainingStep, "__call__", steps)
+    found = run(trials=trials)
+    assert not errors
+    assert found.places == [Place.PACK, Place.PACK]
+    assert found.live == [(0, 1, 2), (0, 1), (2,), (3,), (3,)]
     assert_same(found, expected)
 
 

@@ -68,7 +68,7 @@ class PackLoop:
             self._enter()
             if not self._live:
                 return
-            progress = self._step()
+            progress = self._surely(self._step)
             self._read()
             self._end()
             if progress is not None and self._callers.on_progress is not None:
@@ -144,13 +144,10 @@ class PackLoop:
         )
 
     def _step(self) -> PackProgress | None:
-        """One step of all live trials; None where all have come back for a reading, or for their end, only."""
-        if not any(entry.trains for entry in self._live):
-            return None
-        return self._surely(self._train)
-
-    def _train(self) -> PackProgress:
+        """One step of the live trials, but for those that came back for a reading or their end; None where all did."""
         training = [entry for entry in self._live if entry.trains]
+        if not training:
+            return None
         before = [entry.slot.trained_tokens for entry in training]
         started = perf_counter()
         tokens = self._take_step([entry.slot for entry in training])
