@@ -12,10 +12,20 @@ import torch
 
 def circumstances() -> dict[str, str]:
     """When, on what and with what something was measured."""
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
+    found = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"cpu, {torch.get_num_threads()} threads"
+    )
     versions = {name: version(name) for name in ("torch", "transformers", "peft")}
-    return {"date": date.today().isoformat(), "commit": found.stdout.strip() or "unknown", "device": device} | versions
+    return {
+        "date": date.today().isoformat(),
+        "commit": found.stdout.strip() or "unknown",
+        "device": device,
+    } | versions
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
