@@ -14,7 +14,7 @@ from loratune.data.prepare import prepare
 from loratune.errors import OutputError
 from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
 from loratune.run.budget import Budget
-from loratune.search.effort import fit_effort
+from loratune.search.effort import fit_effort, price
 from loratune.study import Study
 from loratune.values import SearchContext
 
@@ -63,7 +63,7 @@ def test_not_fresh_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fres
 @real
 @pytest.mark.real
 def test_the_demo_can_compare(tmp_path: Path) -> None:
-    """Its rows fit, and its budget pays for three ranks, three learning rates and a second seed."""
+    """Its rows fit, and its budget pays for three ranks, three learning rates and repeats where they matter."""
     options = demo_options(tmp_path / "demo")
     tokenizer = load_tokenizer(options.model, cache=model_cache())
     data = prepare(data_options(options), tokenizer, end_of_turn=end_of_turn_id(tokenizer))
@@ -88,5 +88,5 @@ def test_the_demo_can_compare(tmp_path: Path) -> None:
     )
     effort, _ = fit_effort(context)
     assert effort.ranks >= 3
-    assert min(effort.anchor_rates, effort.screened_rates) >= 3
-    assert effort.seeds >= 2
+    assert min(effort.anchor_rates, max(effort.screened_rates, effort.full_rates)) >= 3
+    assert effort.seeds >= 2 or runs - price(context, effort).total >= 1

@@ -25,7 +25,7 @@ def test_tune_smollm2_on_reuters(
     out = tmp_path / "run"
     arguments = {
         "model": str(smollm2()), "data": str(train), "test": str(test), "out": str(out), "dtype": "float32",
-        "template": r"News: {text}\nTopic:", "ranks": "2,8", "budget": "3x", "max-length": "32",
+        "template": r"News: {text}\nTopic:", "ranks": "2,8", "budget": "5x", "max-length": "32",
         "train-rows": "64", "validation-rows": "24", "test-rows": "24", "pack-size": "4",
     }  # fmt: skip
     command = [word for name, value in arguments.items() for word in (f"--{name}", value)]

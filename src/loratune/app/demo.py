@@ -30,7 +30,7 @@ def demo_options(out: Path, *, resume: bool = False) -> TuneOptions:
         test_rows=500,
         max_length=32,
         ranks=(2, 8, 32),
-        budget="15x",
+        budget="18x",
         out=str(out),
         resume=resume,
     )
