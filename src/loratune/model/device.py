@@ -79,7 +79,9 @@ def forget_peak(device: torch.device) -> bool:
         torch.cuda.reset_peak_memory_stats(device)
         return True
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # as emptying a GPU's cache: what the heap keeps of earlier work goes back
+        ctypes.CDLL(None).malloc_trim(
+            0
+        )  # as emptying a GPU's cache: what the heap keeps of earlier work goes back
         Path("/proc/self/clear_refs").write_text("5")
     except (OSError, AttributeError, TypeError):
         return False
