@@ -23,7 +23,7 @@ from loratune.maths.sizes import few_sizes
 
 _BLOCK_M = 64
 _LARGEST_BLOCK_R = 128
-# Measured on an H100 at 16,384 tokens, rank 16 (bench/kernels.py).
+# Measured on an H100 at 16,384 tokens, rank 16 (docs/log.md).
 _EXPAND = {"BLOCK_M": 32, "BLOCK_N": 128, "PARTS": 2}
 _GRADIENT = {"BLOCK_M": 64, "BLOCK_N": 128}
 
