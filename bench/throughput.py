@@ -8,7 +8,7 @@ appends every row to bench/results/throughput.csv. Imports neither optuna nor da
 
 import argparse
 import gc
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -55,7 +55,8 @@ class Measured:
     launches: int = 0
     host_ms: float = 0.0
     busy: float = 0.0
-    padding: float = field(default=0.0)
+    padding: float = 0.0
+    """Share of the computed tokens that are not of a row."""
 
 
 CELLS = {
@@ -78,7 +79,7 @@ CELLS = {
     "1b-mixed": Cell(shape="llama3-1b", batch=4, slots=30, ranks=MIXED, peft=False),
     "1b-gsm8k": Cell(shape="llama3-1b", batch=4, slots=32, length="gsm8k", micro_batch_tokens=32768),
     "1b-banking77": Cell(shape="llama3-1b", batch=16, slots=32, length="banking77", micro_batch_tokens=32768),
-    "8b-b4": Cell(shape="llama3-8b", batch=4, slots=16, micro_batch_tokens=8192),
+    "8b-b4": Cell(shape="llama3-8b", batch=4, slots=16, micro_batch_tokens=8192, variants=True),
     "8b-b16": Cell(shape="llama3-8b", batch=16, slots=8, micro_batch_tokens=8192),
     "8b-mixed": Cell(shape="llama3-8b", batch=4, slots=12, ranks=MIXED, micro_batch_tokens=8192, peft=False),
     "8b-banking77": Cell(shape="llama3-8b", batch=16, slots=16, length="banking77", micro_batch_tokens=8192),
@@ -125,13 +126,17 @@ def packed(base: BaseModel, cell: Cell, slots: int, seconds: float, *, profile: 
     rates: list[float] = []
     with engine.attached() as step:
         step(live), step(live)
+        real, step.computed_tokens = 0, 0
         begun = perf_counter()
         while perf_counter() - begun < seconds or len(rates) < 3:
             started = perf_counter()
             tokens = step(live)
+            real += tokens
             rates.append(tokens / (perf_counter() - started))
         found = Measured(
-            rate=median(rates), peak_gib=torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0
+            rate=median(rates),
+            peak_gib=torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0,
+            padding=1 - real / step.computed_tokens,
         )
         if profile and cuda:
             _profile(lambda: step(live), found)
@@ -187,7 +192,7 @@ def measure(name: str, cell: Cell, base: BaseModel, limit: float, arguments: arg
         "pack": round(pack.rate), "one_trial": round(alone.rate) if alone else "",
         "share_of_ceiling": round(pack.rate * useful_flops(base) / limit, 3) if limit else "",
         "peak_gib": round(pack.peak_gib, 2), "launches": pack.launches, "host_ms": round(pack.host_ms, 1),
-        "busy": round(pack.busy, 3),
+        "busy": round(pack.busy, 3), "padding": round(pack.padding, 3),
     }  # fmt: skip
     rows = rows_of(cell.length, base.profile.vocabulary)
     mine = recipe(cell, cell.ranks[0])

@@ -85,6 +85,8 @@ class TrainingStep:
         self._cuts = cuts
         self._device = next(head.model.parameters()).device
         self._on_shortage = on_shortage
+        self.computed_tokens = 0
+        """Tokens in all micro-batches so far, those that fill up a shape included."""
 
     def __call__(self, slots: Sequence[Slot]) -> int:
         """Train every slot on its next batch; returns the real tokens trained. One host synchronisation.
@@ -128,6 +130,7 @@ class TrainingStep:
         self._packed.board([slot.passenger for slot in slots])
         for piece in self._cuts.pieces(self._table.lengths[gathered.row]):
             batch = self._cuts.collate(self._table, gathered.row[piece], self._device)
+            self.computed_tokens += batch.tokens.numel()
             totals += self._train(batch, gathered, piece, slots, per_slot)
         norms = torch.stack(torch._foreach_norm([slot.gradient for slot in slots]))
         return _Prepared(
