@@ -221,8 +221,7 @@ class Workflow:
     def _use(self, tokens: int) -> None:
         """Micro-batches of so many tokens, from now on; one engine for all that follows, as tune has."""
         if tokens != self.engine.max_tokens_per_micro_batch:
-            paths = self.engine.chosen_paths
-            self.engine = replace(self.engine, max_tokens_per_micro_batch=tokens, paths=paths)
+            self.engine = self.engine.with_micro_batches(tokens)
             self.limits = replace(self.limits, micro_batch_tokens=tokens)
 
     def parts(self) -> dict[str, Callable[[Part], None]]:

@@ -1,6 +1,7 @@
 """The pack loop: entering, reading, ending, stopping early, refilling, and leaving the model clean."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import inf, isfinite
 
 import numpy as np
@@ -249,3 +250,26 @@ def test_a_measured_step_counts_real_tokens_and_padded_ones(paths: Paths | None)
     assert step.largest == max(each.sum() if paths is None else len(each) * each.max() for each in lengths)
     assert step.peak_bytes is None or step.peak_bytes > 2**20
     assert forward_rate(subject, trials, seconds=0.0) > 0
+
+
+def test_other_micro_batches_compile_nothing_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does any other setting; another model has layers of its own."""
+    compiled: list[object] = []
+
+    def counting(function: object, **_: object) -> object:
+        compiled.append(function)
+        return function
+
+    monkeypatch.setattr(torch, "compile", counting)
+    base = tiny_llama(torch.float32)
+    large = replace(base, profile=replace(base.profile, parameters=10**15))  # too large to be recorded
+    paths = replace(packs().chosen_paths, compiled=True)
+    first = engine(large, TRAIN, VALIDATION, paths=paths)
+    expected = run(first, [trial(0)])[0][0].nll
+    before = len(compiled)
+    assert before > 0
+    second = replace(first.with_micro_batches(64, in_evaluation=32), labels_at_end=False)
+    assert second.micro_batch_tokens == 64
+    assert run(second, [trial(0)])[0][0].nll == pytest.approx(expected, rel=1e-5)
+    assert len(compiled) == before
+    assert replace(first, base=tiny_llama()).machinery is not first.machinery

@@ -58,10 +58,8 @@ class Workbench:
         tokens = max(tokens, self.limits.max_length)
         return replace(
             self,
-            engine=replace(
-                self.engine,
-                max_tokens_per_micro_batch=tokens,
-                max_tokens_per_evaluation=calibration.evaluation_tokens or None,
+            engine=self.engine.with_micro_batches(
+                tokens, in_evaluation=calibration.evaluation_tokens or None
             ),
             limits=replace(self.limits, micro_batch_tokens=tokens, correction=calibration.correction),
         )

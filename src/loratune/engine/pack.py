@@ -9,14 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from os import cpu_count
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from loratune.data.batches import Rows, TrialBatches, subset
 from loratune.data.table import TokenTable
-from loratune.engine.compiled import CompiledLayers
 from loratune.engine.cuts import Cuts
 from loratune.engine.evaluate import Evaluation, Evaluator
 from loratune.engine.graphs import Graphs
@@ -24,7 +23,8 @@ from loratune.engine.head import Head
 from loratune.engine.labels import LabelScorer, LabelTokens
 from loratune.engine.live import EarlyStopping
 from loratune.engine.loop import Callers, PackLoop
-from loratune.engine.paths import Paths, choose_paths
+from loratune.engine.machinery import Machinery
+from loratune.engine.paths import Paths
 from loratune.engine.progress import PackProgress
 from loratune.engine.resources import DoesNotFit, Failure, attempt, memory_errors
 from loratune.engine.shortage import Place, Shortage, unheard
@@ -71,6 +71,24 @@ class PackEngine:
     on_shortage: Callable[[Shortage], None] = unheard
     """Told of every out-of-memory error that has been survived."""
 
+    machinery: Machinery | None = None
+    """What `dataclasses.replace` hands on to the engine that it makes; None, or one of another base: its own."""
+
+    def __post_init__(self) -> None:
+        longest = int(max(self.train.lengths.max(), self.validation.lengths.max()))
+        if self.machinery is None or not self.machinery.serves(self.base, self.paths, longest):
+            own = Machinery(base=self.base, wished=self.paths, longest=longest)
+            object.__setattr__(self, "machinery", own)
+
+    def with_micro_batches(self, tokens: int, *, in_evaluation: int | None = None) -> Self:
+        """The same with micro-batches of so many tokens.
+
+        What is compiled stays; recorded graphs, whose shapes come no more, give their memory back.
+        """
+        if self._graphs is not None:
+            self._graphs.forget()
+        return replace(self, max_tokens_per_micro_batch=tokens, max_tokens_per_evaluation=in_evaluation)
+
     @cached_property
     def _cuts(self) -> Cuts:
         default = 64 if self.base.device.type == "cpu" else 1024
@@ -80,25 +98,27 @@ class PackEngine:
             flat=self.chosen_paths.rows.flat,
         )
 
-    @cached_property
+    @property
+    def _machinery(self) -> Machinery:
+        assert self.machinery is not None
+        return self.machinery
+
+    @property
     def chosen_paths(self) -> Paths:
         """Which paths the engine takes here, and why."""
-        longest = int(max(self.train.lengths.max(), self.validation.lengths.max()))
-        return choose_paths(self.base, longest=longest) if self.paths is None else self.paths
+        return self._machinery.paths
 
-    @cached_property
+    @property
     def _head(self) -> Head:
-        compiled = CompiledLayers(self.base.model) if self.chosen_paths.compiled else None
-        return Head(self.base.model, compiled)
+        return self._machinery.head
 
-    @cached_property
+    @property
     def _graphs(self) -> Graphs | None:
-        return Graphs(self.base.profile.parameters) if self.chosen_paths.compiled else None
+        return self._machinery.graphs
 
-    @cached_property
+    @property
     def _packed(self) -> PackedAdapters:
-        names = [name for name, _, _ in self.base.profile.targets]
-        return PackedAdapters(self.base.model, names, triton=self.chosen_paths.low_rank.triton)
+        return self._machinery.packed
 
     @property
     def micro_batch_tokens(self) -> int:
