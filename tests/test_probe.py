@@ -10,9 +10,10 @@ from engine_fixture import engine, labelled_table, tiny_llama
 from loratune.data.batches import TrialBatches
 from loratune.data.table import TokenTable
 from loratune.engine import probe as probing
-from loratune.engine.probe import base_loss, guessing_loss, probe
+from loratune.engine.probe import base_loss, gradient_noise, guessing_loss, probe
 from loratune.engine.slot import Slot
 from loratune.maths.intervals import ratio_interval
+from loratune.maths.laws import useful_batches
 from loratune.values import HyperParameters, Trial
 
 LABELS = [[5, 6], [7, 8], [9, 10]]
@@ -93,6 +94,36 @@ def test_the_best_rate_of_a_diverging_ladder_is_below_the_cliff(rows: TokenTable
     assert probing._beyond_edge(losses) == []
     assert probing._beyond_edge({1e-3: 1.0, 3e-3: 0.5}) == [pytest.approx(9e-3)]
     assert probing._beyond_edge({1e-3: 0.4, 3e-3: 0.5}) == [pytest.approx(1e-3 / 3)]
+
+
+def test_the_noise_scale_is_that_of_the_rows_own_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a vanishing learning rate the weights stay: tr(Σ)/|G|² follows from the gradient of each row alone."""
+    table = labelled_table(LABELS, 640)
+    machine = engine(tiny_llama(), table)
+    values = HyperParameters(r=4, lora_alpha=8, learning_rate=1e-12, batch_size=16)
+    monkeypatch.setattr(probing, "_law_values", lambda *_, **__: values)
+    found = gradient_noise(machine, r=4, lora_alpha=8, share=1.0, epochs=1.0)
+    assert found is not None
+    assert found.steps == 40 - 5
+    singles = probing._lanes(machine, values, np.arange(640).reshape(640, 1), seed=0)
+    with machine.attached() as step:
+        step(singles)
+    gradients = torch.stack([lane.gradient for lane in singles])
+    mean = gradients.mean(0)
+    noise = float((gradients - mean).square().sum()) / 639
+    exact = noise / (float(mean.square().sum()) - noise / 640)  # the sample's mean has noise of its own
+    assert found.low < exact < found.high
+    assert found.rows == pytest.approx(exact, rel=0.3)
+
+
+def test_rows_that_are_all_alike_have_no_noise_and_few_rows_are_not_measured() -> None:
+    alike = labelled_table(LABELS, 1).take([0] * 480)
+    machine = engine(tiny_llama(), alike)
+    found = gradient_noise(machine, r=4, lora_alpha=8, share=0.6, epochs=1.0)
+    assert found is not None
+    assert found.rows == pytest.approx(0.0, abs=1e-6)
+    assert useful_batches(rows=20_000, epochs=1.0, noise=found) == (8, 16)
+    assert gradient_noise(machine, r=4, lora_alpha=8, share=0.5, epochs=1.0) is None, "15 steps"
 
 
 def test_too_few_rows_are_measured_in_part(rows: TokenTable) -> None:

@@ -12,7 +12,7 @@ import pytest
 from loratune.errors import BudgetError, InputError
 from loratune.run.simulated import TableRunner
 from loratune.search.make import STRATEGIES, make_strategy
-from loratune.search.space import other_batches
+from loratune.search.space import base_batch, other_batches
 from loratune.search.strategy import Strategy
 from loratune.values import Decision, SearchContext, Trial, TrialResult, TrialState
 from planted import Planted
@@ -192,6 +192,13 @@ def test_a_measured_noise_scale_limits_the_batch_sizes() -> None:
     free = other_batches(context, 16)
     assert set(free) == {4, 8, 32, 64}
     assert set(other_batches(replace(context, useful_batches=(6.0, 40.0)), 16)) == {8, 32}
+    assert base_batch(context) == base_batch(replace(context, useful_batches=(6.0, 40.0))) == 16
+    measured = replace(context, useful_batches=(32.0, 64.0))
+    assert base_batch(measured) == 32, "the ranks too are compared where the noise scale allows"
+    sizes = {
+        result.asked.hyper_parameters.batch_size for result in play_out(make_strategy("evidence", measured))
+    }
+    assert sizes == {32, 64}
 
 
 def test_an_unknown_name_lists_those_that_exist() -> None:

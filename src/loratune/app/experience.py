@@ -46,11 +46,13 @@ class Experience:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Corrections:
-    """Factors on the laws for one task; kept in the study, so that a resumed search decides alike."""
+    """What the laws are corrected by for one task; kept in the study, so that a resumed search decides alike."""
 
     rate: float = 1.0
     rank: float = 1.0
     notes: tuple[str, ...] = ()
+    batches: tuple[float, float] | None = None
+    """Batch sizes worth trying, where a noise scale was measured."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -59,7 +61,14 @@ class Corrections:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Inverse of `to_dict`."""
-        return cls(**{**values, "notes": tuple(values["notes"])})
+        batches = values.get("batches")
+        return cls(
+            **{
+                **values,
+                "notes": tuple(values["notes"]),
+                "batches": None if batches is None else (batches[0], batches[1]),
+            }
+        )
 
 
 def dataset_name(options: CommonOptions) -> str:

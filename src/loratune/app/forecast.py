@@ -43,7 +43,7 @@ class Forecast:
     """The final run, and what is done with the largest adapter of the search before it."""
     peak_bytes: int
     corrections: Corrections
-    """What earlier studies say of learning rate and rank."""
+    """What earlier studies say of learning rate and rank, and a measured noise scale of batch sizes."""
 
     @property
     def context(self) -> SearchContext:
@@ -96,7 +96,13 @@ def forecast(
     if runs is None:
         further = _LAYER_RANK_RUNS if options.layer_ranks else 0
         runs = calibration.runs_within(Budget.parse(options.budget), context, test_tokens, spent, further)
-    context = replace(context, budget=runs, rate_factor=corrections.rate, rank_factor=corrections.rank)
+    context = replace(
+        context,
+        budget=runs,
+        rate_factor=corrections.rate,
+        rank_factor=corrections.rank,
+        useful_batches=corrections.batches,
+    )
     strategy = make_strategy(options.strategy, context)
     plan = strategy.plan()
     largest = _largest(options, context, plan)

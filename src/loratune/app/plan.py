@@ -7,7 +7,8 @@ from time import monotonic
 from typing import Any
 
 from loratune.app.experience import correct, gather, task_at_hand
-from loratune.app.forecast import Forecast, forecast
+from loratune.app.forecast import Forecast
+from loratune.app.noise import first_forecast
 from loratune.app.options import SearchOptions, keyword_options
 from loratune.app.watch import Quiet, Terminal, Watch
 from loratune.app.workbench import open_workbench
@@ -32,7 +33,10 @@ def run_plan(options: SearchOptions, watch: Watch) -> Forecast:
     ) as bench:
         watch.note("Measuring a few steps to price the plan.")
         corrections = correct(task_at_hand(bench, options), gather(options))
-        priced = forecast(bench, options, bench.calibrate(options), started=started, corrections=corrections)
+        calibration = bench.calibrate(options)
+        priced = first_forecast(
+            bench, options, calibration, started=started, corrections=corrections, watch=watch
+        )
         watch.plan(priced, bench)
     return priced
 

@@ -8,6 +8,7 @@ from shlex import quote
 from loratune.app.experience import Corrections, correct, gather, study_key, task_at_hand
 from loratune.app.fingerprint import fingerprint, option_values
 from loratune.app.forecast import Forecast, forecast
+from loratune.app.noise import first_forecast
 from loratune.app.options import TuneOptions, hides_storage, to_toml
 from loratune.app.watch import Watch
 from loratune.app.workbench import Workbench, check_out
@@ -67,7 +68,7 @@ def open_study(options: TuneOptions, bench: Workbench) -> Study:
 def price(
     options: TuneOptions, bench: Workbench, study: Study | None, started: float, watch: Watch
 ) -> Forecast:
-    """Calibration, budget and what earlier studies say are settled once per study: a resumed search decides alike."""
+    """Calibration, budget and what corrects the laws are settled once per study: a resumed search decides alike."""
     kept = study.get_fact(CALIBRATION) if study else None
     if kept is None:
         watch.note("Measuring a few steps to price the plan.")
@@ -75,12 +76,12 @@ def price(
     planned = _planned(study, options) if study else None
     runs = planned["runs"] if planned else None
     known = study.get_fact(_CORRECTIONS) if study else None
-    if known is None:
-        experience = gather(options, own_key=study_key(fingerprint(options, bench)))
-        corrections = correct(task_at_hand(bench, options), experience)
-    else:
+    if known is not None:
         corrections = Corrections.from_dict(known)
-    return forecast(bench, options, calibration, started=started, runs=runs, corrections=corrections)
+        return forecast(bench, options, calibration, started=started, runs=runs, corrections=corrections)
+    experience = gather(options, own_key=study_key(fingerprint(options, bench)))
+    corrections = correct(task_at_hand(bench, options), experience)
+    return first_forecast(bench, options, calibration, started=started, corrections=corrections, watch=watch)
 
 
 def begin(study: Study, options: TuneOptions, priced: Forecast) -> None:

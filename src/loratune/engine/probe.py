@@ -41,6 +41,8 @@ _WARMUP = 5
 """Optimiser steps with a rising learning rate; their gradients are not used (at first only B has any)."""
 _FEWEST_STEPS, _MOST_STEPS = 8, 40
 _FEWEST_NORMS = 4
+_FEWEST_ALONE = 16
+"""Steps without which a search is told no noise scale: eleven are left after the warm-up."""
 _ARM_BATCH = 8
 _SHORTEST_RUN, _LONGEST_RUN = 10, 100
 """Optimiser steps of an arm of the rate test."""
@@ -89,10 +91,13 @@ def probe(engine: PackEngine, *, r: int, lora_alpha: float, seconds: float, seed
     not suffice.
     """
     started = monotonic()
-    walk = _walk(engine, r, lora_alpha, seconds=_NOISE_SHARE * seconds, seed=seed)
+    walk = _walk(engine, r, lora_alpha, steps=_MOST_STEPS, seconds=_NOISE_SHARE * seconds, seed=seed)
+    noise = _noise(walk.norms, seed) if walk is not None else None
+    absorbed = _absorbed(engine, walk.lanes) if walk is not None and noise is not None else None
     left = seconds - (monotonic() - started)
-    test = _rate_test(engine, r, lora_alpha, walk.tokens_per_second, seconds=left, seed=seed)
-    return Probe(noise=walk.noise, absorbed=walk.absorbed, rate=test, seconds=round(monotonic() - started, 1))
+    speed = walk.tokens_per_second if walk is not None else 0.0
+    test = _rate_test(engine, r, lora_alpha, speed, seconds=left, seed=seed)
+    return Probe(noise=noise, absorbed=absorbed, rate=test, seconds=round(monotonic() - started, 1))
 
 
 class _Lane(Slot):
@@ -115,27 +120,45 @@ class _Lane(Slot):
         """Nothing: the gradient stays for the sum."""
 
 
+def gradient_noise(
+    engine: PackEngine, *, r: int, lora_alpha: float, share: float, epochs: float, seed: int = 0
+) -> NoiseScale | None:
+    """The gradient noise scale alone, for at most `share` of the rows of a run of `epochs`; None where that is too few.
+
+    As many steps as these rows allow and no clock: it comes out the same every time. Raises `ResourceError`
+    where memory does not suffice.
+    """
+    steps = min(int(share * epochs * len(engine.train)), len(engine.train)) // (LANES * SMALL_ROWS)
+    if steps < _FEWEST_ALONE:
+        return None
+    path = _walk(engine, r, lora_alpha, steps=min(steps, _MOST_STEPS), seconds=inf, seed=seed)
+    return _noise(path.norms, seed) if path is not None else None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Walk:
-    """What some accumulated steps of one adapter showed."""
+    """Some accumulated steps of one adapter."""
 
-    noise: NoiseScale | None = None
-    absorbed: Absorbed | None = None
-    tokens_per_second: float = 0.0
+    lanes: Sequence[_Lane]
+    norms: Sequence[tuple[float, float]]
+    """Of each step as `_descend` gives them, up to the first that was not finite."""
+    tokens_per_second: float
 
 
-def _walk(engine: PackEngine, r: int, lora_alpha: float, *, seconds: float, seed: int) -> _Walk:
-    """Train one adapter by accumulated gradients, reading the norms of the parts and of the whole.
+def _walk(
+    engine: PackEngine, r: int, lora_alpha: float, *, steps: int, seconds: float, seed: int
+) -> _Walk | None:
+    """Train one adapter by accumulated gradients, reading the norms of the parts and of the whole; None without rows.
 
-    All lanes of a step are at the same weights, each with rows of its own.
+    All lanes of a step are at the same weights, each with rows of its own. At least `_FEWEST_STEPS`, at most `steps`.
     """
     order = np.random.default_rng([seed, 2]).permutation(len(engine.train))
-    steps = min(len(order) // (LANES * SMALL_ROWS), _MOST_STEPS)
-    if steps < _FEWEST_STEPS:
-        return _Walk()
     batch = LANES * SMALL_ROWS
+    steps = min(len(order) // batch, steps)
+    if steps < _FEWEST_STEPS:
+        return None
     values = _law_values(engine, r, lora_alpha, batch_size=batch, rows=steps * batch)
-    lanes = _lanes(engine, values, order[: steps * LANES * SMALL_ROWS].reshape(LANES, -1), seed)
+    lanes = _lanes(engine, values, order[: steps * batch].reshape(LANES, -1), seed)
     started = monotonic()
     norms: list[tuple[float, float]] = []
     for pair in _descend(engine, lanes, values, steps):
@@ -143,15 +166,15 @@ def _walk(engine: PackEngine, r: int, lora_alpha: float, *, seconds: float, seed
         if monotonic() - started > seconds and len(norms) >= _FEWEST_STEPS:
             break
     speed = sum(lane.trained_tokens for lane in lanes) / max(monotonic() - started, 1e-9)
+    return _Walk(lanes=lanes, norms=norms, tokens_per_second=speed)
+
+
+def _noise(norms: Sequence[tuple[float, float]], seed: int) -> NoiseScale | None:
+    """From the steps after the warm-up; None where too few were finite."""
     if len(norms) < _FEWEST_STEPS:
-        return _Walk(tokens_per_second=speed)
-    used = norms[min(_WARMUP, len(norms) - _FEWEST_NORMS) :]
-    small, large = zip(*used, strict=True)
-    return _Walk(
-        noise=noise_scale(small, large, small_rows=SMALL_ROWS, large_rows=SMALL_ROWS * LANES, seed=seed),
-        absorbed=_absorbed(engine, lanes),
-        tokens_per_second=speed,
-    )
+        return None
+    small, large = zip(*norms[min(_WARMUP, len(norms) - _FEWEST_NORMS) :], strict=True)
+    return noise_scale(small, large, small_rows=SMALL_ROWS, large_rows=SMALL_ROWS * LANES, seed=seed)
 
 
 def _lanes(engine: PackEngine, values: HyperParameters, rows: Rows, seed: int) -> list[_Lane]:

@@ -8,6 +8,8 @@ its figures are repeated here. All exponents are of AdamW with linear decay and 
 from dataclasses import dataclass
 from math import exp, floor, log2
 
+from loratune.values import NoiseScale
+
 LEVEL = 3.5e-4
 """Learning rate at r 16, alpha 32, batch 128, 100,000 examples and hidden size 3000 (§0: 95 curves of Tulu-3)."""
 RANK_EXPONENT = 0.18
@@ -233,6 +235,18 @@ def batch_size_law(*, rows: float, epochs: float, noise_scale: float | None = No
         high=value * 4,
         reason=f"{measured}{rows:.0f} rows for {epochs:g} epochs: {steps}",
     )
+
+
+def useful_batches(*, rows: float, epochs: float, noise: NoiseScale) -> tuple[float, float]:
+    """The batch sizes worth comparing, by the ends of a measured noise scale's interval.
+
+    The scale grows as the loss falls (§5) and is measured early, so the upper end is at least twice the law's value.
+    """
+    low, value, high = (
+        batch_size_law(rows=rows, epochs=epochs, noise_scale=scale).value
+        for scale in (noise.low, noise.rows, noise.high)
+    )
+    return low, max(high, 2 * value)
 
 
 def epochs_law(rows: float) -> Prior:

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from math import ceil, log, log2
 from typing import TypedDict
 
-from loratune.maths.laws import Prior, alpha_law, batch_size_law, epochs_law, learning_rate_law
+from loratune.maths.laws import (
+    Prior,
+    alpha_law,
+    batch_size_law,
+    epochs_law,
+    learning_rate_law,
+    useful_batches,
+)
 from loratune.maths.learned import Learned, law_rank, learn_rank, learn_rate
 from loratune.maths.measured import measured_tasks
 from loratune.values import (
@@ -178,22 +185,16 @@ def rate_test_residual(task: StudiedTask, test: RateTest) -> tuple[float, float]
 
 
 def _batch_size(task: StudiedTask, noise: NoiseScale | None) -> Suggested:
-    """The law's; with a measured noise scale its interval is what the scale's own interval comes to.
-
-    The scale grows as the loss falls (§5 of the survey) and a probe measures at the start, so the upper end
-    is at least twice the value.
-    """
+    """The law's; with a measured noise scale its interval is what the scale's own interval comes to."""
     if noise is None:
         return _suggested(batch_size_law(rows=task.rows, epochs=task.epochs))
-    value, low, high = (
-        batch_size_law(rows=task.rows, epochs=task.epochs, noise_scale=scale)
-        for scale in (noise.rows, noise.low, noise.high)
-    )
+    law = batch_size_law(rows=task.rows, epochs=task.epochs, noise_scale=noise.rows)
+    low, high = useful_batches(rows=task.rows, epochs=task.epochs, noise=noise)
     return Suggested(
-        value=value.value,
-        low=low.value,
-        high=max(high.value, 2 * value.value),
-        reason=value.reason,
+        value=law.value,
+        low=low,
+        high=high,
+        reason=law.reason,
         basis=f"90 % of the measured noise scale ({noise.low:.0f} to {noise.high:.0f} rows), n = {noise.steps} steps",
     )
 

@@ -56,8 +56,14 @@ def fitting_batches(context: SearchContext) -> tuple[int, ...]:
 
 
 def base_batch(context: SearchContext) -> int:
-    """The batch size at which ranks are compared: the law's, or the nearest of the user's that fits."""
+    """The batch size at which ranks are compared: the law's, or the nearest of the user's that fits.
+
+    Where a noise scale was measured the law's is moved into the range that this allows.
+    """
     law = batch_size_law(rows=context.rows, epochs=context.epochs).value
+    if context.useful_batches is not None:
+        low, high = context.useful_batches
+        law = min(max(law, low), high)
     if context.batch_sizes:
         return nearest(fitting_batches(context) or [min(context.batch_sizes)], law)
     return max(1, min(int(law), largest_batch(context)))
