@@ -18,6 +18,7 @@ from peft import get_peft_model
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from loratune.data.table import TokenTable
+from loratune.engine.compiled import decoder_layers
 from loratune.lora.layout import find_targets
 from loratune.lora.peft_io import lora_config
 from loratune.model.base import BaseModel
@@ -26,6 +27,8 @@ from rows import rows_of
 from shapes import random_base
 
 Batch = dict[str, torch.Tensor]
+_START_SECONDS = 120.0
+"""In which all concurrent processes must have started."""
 
 
 def padded(table: TokenTable, rows: range, device: torch.device) -> Batch:
@@ -53,9 +56,14 @@ def loop_rate(
     base: BaseModel, table: TokenTable, recipe: HyperParameters, seconds: float, *, compiled: bool = False,
     started: Callable[[], None] = lambda: None,
 ) -> float:  # fmt: skip
-    """The plain training loop everybody writes: loss, backward, clip, AdamW (fused), zero."""
+    """The plain training loop everybody writes: loss, backward, clip, AdamW (fused), zero.
+
+    Compiled layer by layer: the whole of a deep model takes torch.compile longer than these measurements.
+    """
     wrapped = adapted(base, recipe)
-    model = torch.compile(wrapped, dynamic=True) if compiled else wrapped
+    layers = decoder_layers(base.model) if compiled else []
+    for layer in layers:
+        layer.compile()
     parameters = [p for p in wrapped.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, fused=True)
     lengths = table.lengths
@@ -64,7 +72,7 @@ def loop_rate(
         first = 0
         while True:
             rows = range(first, first + recipe.batch_size)
-            model(**padded(table, rows, base.device)).loss.backward()
+            wrapped(**padded(table, rows, base.device), use_cache=False).loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimiser.step()
             optimiser.zero_grad()
@@ -77,6 +85,8 @@ def loop_rate(
     _wait(base.device)
     started()
     rate = _rate(training, seconds, base.device)
+    for layer in layers:
+        layer._compiled_call_impl = None
     wrapped.unload()
     return rate
 
@@ -120,7 +130,7 @@ class _Clock(TrainerCallback):  # type: ignore[misc]
 
 
 def concurrent_rate(shape: str, batch: int, length: str, processes: int, seconds: float) -> float:
-    """Tokens per second of `processes` PEFT loops together on one device; 0 where they do not fit."""
+    """Tokens per second of `processes` PEFT loops together on one device; 0 where they do not fit or start."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--shape", shape, "--batch", str(batch), "--length", length]
         command += ["--seconds", str(seconds), "--folder", folder]
@@ -130,8 +140,12 @@ def concurrent_rate(shape: str, batch: int, length: str, processes: int, seconds
             )
             for i in range(processes)
         ]
+        begun = perf_counter()
         while len(list(Path(folder).glob("ready-*"))) < processes:
-            if any(worker.poll() not in (None, 0) for worker in workers):
+            late = perf_counter() - begun > _START_SECONDS
+            if late or any(worker.poll() not in (None, 0) for worker in workers):
+                for worker in workers:
+                    worker.kill()
                 break
             sleep(0.05)
         (Path(folder) / "go").touch()
@@ -143,7 +157,7 @@ def concurrent_rate(shape: str, batch: int, length: str, processes: int, seconds
 
 def _worker(shape: str, batch: int, length: str, seconds: float, folder: Path, number: int) -> None:
     """One of the processes: warm up, wait for the others, train, print the rate."""
-    base = random_base(shape, torch.bfloat16, "cuda")
+    base = random_base(shape, torch.bfloat16, "cuda" if torch.cuda.is_available() else "cpu")
 
     def started() -> None:
         (folder / f"ready-{number}").touch()
