@@ -31,6 +31,7 @@ from loratune.maths.correction import UNCORRECTED, Correction, fit_correction
 from loratune.maths.execution import Device, Execution
 from loratune.maths.limits import Limits
 from loratune.model.base import BaseModel
+from loratune.model.device import peak_memory
 from loratune.run.limits import device_bytes, execution_of
 from loratune.values import ALL_LINEAR, HyperParameters, Trial
 from memory_plot import draw
@@ -164,10 +165,10 @@ def compare(
     known = replace(limits, micro_batch_tokens=max(in_flight, limits.max_length))
     plain = known.estimate(pack, step_tokens=in_flight)
     fitted = replace(known, correction=bench.correction).estimate(pack, step_tokens=in_flight)
-    context = bench.execution.runtime if cuda else 0
-    allocated = torch.cuda.max_memory_allocated() if cuda and step else 0
-    held = (step.peak_bytes or 0) if step else 0
+    allocated = (step.peak_bytes or 0) if step else 0
+    held = peak_memory(bench.base.device) if step else 0
     free, total = torch.cuda.mem_get_info() if cuda else (0, 0)
+    context = total - free - torch.cuda.memory_reserved() if cuda else 0
     return {
         **circumstances(),
         "shape": bench.base.profile.name.removeprefix("random "),
@@ -181,16 +182,16 @@ def compare(
         "tokens_in_flight": in_flight,
         **{f"predicted_{part}": amount for part, amount in plain.parts.items()},
         "predicted_allocated": plain.allocated,
-        "measured_allocated": allocated,
+        "measured_allocated": allocated if cuda else 0,
         "predicted_total": plain.total,
         "corrected_total": fitted.total,
         "measured_total": held + context if step else 0,
-        "context": total - free - torch.cuda.memory_reserved() if cuda else 0,
+        "context": context,
         "device_bytes": bench.device_bytes,
         "verdict": replace(limits, correction=bench.correction).estimate(pack).verdict(bench.device_bytes),
         "survived": step is not None,
         "seconds": round(perf_counter() - started, 1),
-        "_peak": plain.peak(held + context) if step else None,
+        "_peak": plain.peak(plain.held(allocated) if cuda else held) if step else None,
     }
 
 

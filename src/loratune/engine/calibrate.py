@@ -11,7 +11,7 @@ from time import perf_counter
 import numpy as np
 
 from loratune.engine.pack import PackEngine
-from loratune.model.device import forget_peak, peak_memory
+from loratune.model.device import forget_peak, peak_of_step
 from loratune.values import Trial
 
 
@@ -25,7 +25,7 @@ class MeasuredStep:
     largest: int
     """Tokens, padding included, of the largest of its micro-batches."""
     peak_bytes: int | None
-    """Most memory held during the steps; None where the system cannot tell."""
+    """Most memory during the steps, on a GPU of tensors alone; None where the system cannot tell."""
 
     @property
     def rate(self) -> float:
@@ -49,7 +49,7 @@ def measure_step(engine: PackEngine, trials: Sequence[Trial], *, seconds: float)
 
     told = forget_peak(engine.base.device)
     tokens, each, count = _repeat(train, seconds)
-    peak = peak_memory(engine.base.device) if told else None
+    peak = peak_of_step(engine.base.device) if told else None
     return MeasuredStep(
         tokens=tokens, seconds=each, largest=_largest(engine, trials, count + 1), peak_bytes=peak
     )

@@ -101,7 +101,7 @@ ON_CUDA = Execution(
     float32_input=False,
     workspace=72 * MIB,
     allocator=0.04,
-    runtime=560 * MIB,
+    runtime=840 * MIB,
 )
 """Compiled layers on flat rows, Triton kernels for the adapters."""
 

@@ -82,6 +82,10 @@ class MemoryEstimate:
         """Whether the verdict is `fits`: safe to start."""
         return self.verdict(device_bytes) == "fits"
 
+    def held(self, tensors: int) -> int:
+        """What a GPU holds for that many bytes of tensors, by this estimate."""
+        return tensors + self.allocator + self.runtime
+
     def peak(self, measured: int) -> Peak:
         """This (uncorrected) estimate beside the measured whole, as `fit_correction` wants it."""
         fixed = self.runtime + self.workspace
@@ -116,7 +120,7 @@ def estimate_pack(
     """
     tokens = tokens_in_flight(pack, max_length, micro_batch_tokens, execution, step_tokens)
     parameters = sum(count * adapter_parameters(model, hp) for hp, count in Counter(pack).items())
-    activations = tokens * base_bytes_per_token(model, adapted(model, pack), execution)
+    activations = tokens * base_bytes_per_token(model, adapted(model, pack, execution), execution)
     activations += inner_bytes(model, pack, tokens, max_length, execution)
     logits = logits_bytes(model, tokens, supervised, execution)
     beyond = max(0.0, backward_bytes(model, pack, tokens, max_length, execution) - logits)
@@ -179,8 +183,10 @@ def adapter_bytes(model: ModelProfile, hyper_parameters: HyperParameters) -> int
     return (2 + OPTIMISER_VECTORS) * FLOAT32 * adapter_parameters(model, hyper_parameters)
 
 
-def adapted(model: ModelProfile, pack: Sequence[HyperParameters]) -> frozenset[str]:
-    """Names of the layers that any trial of the pack adapts."""
+def adapted(model: ModelProfile, pack: Sequence[HyperParameters], execution: Execution) -> frozenset[str]:
+    """Names of the layers that any trial of the pack adapts; of all where the kernels visit every layer."""
+    if execution.shared_inner:
+        return frozenset(name for name, _, _ in model.targets)
     choices = {hp.target_modules for hp in pack}
     return frozenset(name for choice in choices for name, _, _ in select_targets(model.targets, choice))
 
@@ -230,7 +236,7 @@ def backward_bytes(
 
     Where the wide input of the MLP's last layer is not kept, its gradient outlives the product by one step.
     """
-    names = adapted(model, pack)
+    names = adapted(model, pack, execution)
     widest = max(model.intermediate_size, *(max(shape[1:]) for shape in model.targets))
     inputs = max(inputs for name, inputs, _ in model.targets if name in names)
     count = execution.backward_wide + (inputs < widest)

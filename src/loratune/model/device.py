@@ -99,6 +99,13 @@ def peak_memory(device: torch.device) -> int:
     return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def peak_of_step(device: torch.device) -> int:
+    """As `peak_memory`, but on a GPU of tensors alone: what the allocator holds beyond depends on what ran before."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return peak_memory(device)
+
+
 def held_memory(device: torch.device) -> int:
     """Bytes held now: by PyTorch's allocator on a GPU (without the context), the resident set on a CPU."""
     if device.type == "cuda":

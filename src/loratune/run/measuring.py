@@ -104,9 +104,8 @@ def _filling(engine: PackEngine, recipe: HyperParameters, slots: int, tokens: in
 
 
 def _peak(limits: Limits, trials: list[Trial], step: MeasuredStep, measured: int) -> Peak:
-    """What was predicted for the measured step beside what was measured, the context of a GPU added."""
+    """What was predicted for the measured step beside what was measured."""
     pack = [trial.hyper_parameters for trial in trials]
     seen = replace(limits, micro_batch_tokens=step.largest, max_length=min(limits.max_length, step.largest))
     estimate = seen.estimate(pack, step_tokens=step.largest)
-    context = limits.execution.runtime if limits.execution.device == "cuda" else 0
-    return estimate.peak(measured + context)
+    return estimate.peak(measured if limits.execution.device == "cpu" else estimate.held(measured))
