@@ -1,10 +1,11 @@
 """What evaluation costs, and one trial alone against PEFT alone, on this device.
 
 `search`: trials of a pack with eight readings, seven of them on the fixed subset, the last on all validation rows.
-`final`: one trial with early stopping, evaluated as often as the final run is. Of each the share of its seconds that
-evaluation takes. `alone`: seconds per token of one trial and of a plain PEFT loop in turns, so that whatever else the
-machine does slows both; the ratio is the median over the turns. Random weights, banking77's lengths, validation 15 %
-of the training rows. Prints as it goes and appends rows to bench/results/evaluation.csv.
+`final`: one trial with early stopping, which looks as often and at as many rows as the final run does, and in the end
+evaluates on all. Of each the share of its seconds that evaluation takes. `alone`: seconds per token of one trial and of
+a plain PEFT loop in turns, so that whatever else the machine does slows both; the ratio is the median over the turns.
+Random weights, banking77's lengths, validation 15 % of the training rows. Prints as it goes and appends rows to
+bench/results/evaluation.csv.
 
 python bench/evaluation.py --shape smollm2-135m --rows 200 --what alone,search,final
 """
@@ -22,7 +23,7 @@ from loratune.engine.live import EarlyStopping
 from loratune.engine.paths import choose_paths
 from loratune.model.base import BaseModel
 from loratune.run.calibration import rows_of_readings
-from loratune.run.final import evaluations
+from loratune.run.final import early_stopping
 from loratune.values import HyperParameters, SearchContext, Trial
 from peft_side import loop_rate
 from record import append, circumstances
@@ -74,15 +75,14 @@ class Bench:
 
     def search(self) -> dict[str, Any]:
         """A pack of the search."""
-        return self._run(self.options.trials, None)
+        return self._run(self.engine(), self.options.trials, None)
 
     def final(self) -> dict[str, Any]:
         """The final run, which never stops early here."""
-        count = evaluations(self.facts.epochs * self.facts.tokens, self.facts.validation_tokens)
-        return self._run(1, EarlyStopping(evaluations=count, patience=ALONE))
-
-    def _run(self, count: int, stopping: EarlyStopping | None) -> dict[str, Any]:
         engine = self.engine()
+        return self._run(engine, 1, early_stopping(engine, self.facts.epochs, patience=ALONE))
+
+    def _run(self, engine: TimedEngine, count: int, stopping: EarlyStopping | None) -> dict[str, Any]:
         waiting = [Trial(hyper_parameters=self.recipe(self.facts.epochs), seed=seed) for seed in range(count)]
         with engine.attached() as step:  # compiles, where anything is compiled
             step(engine.slots(waiting))
@@ -94,10 +94,14 @@ class Bench:
             early_stopping=stopping,
         )
         seconds = perf_counter() - started
+        looked_at = len(engine.sample(stopping.rows if stopping else engine.validation_subset_size))
+        evaluations = READINGS
+        if stopping is not None:  # and the last, on all rows
+            evaluations = stopping.evaluations + (looked_at < len(self.validation))
         return {
             "trials": count,
-            "evaluations": stopping.evaluations if stopping else READINGS,
-            "subset_rows": engine.validation_subset_size if stopping is None else len(self.validation),
+            "evaluations": evaluations,
+            "subset_rows": looked_at,
             "seconds": round(seconds, 2),
             "evaluation_share": round(engine.clock.seconds / seconds, 3),
         }

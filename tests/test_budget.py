@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from loratune.errors import BudgetError
 from loratune.run.budget import Budget, coarse
 from loratune.run.calibration import Calibration
-from loratune.run.final import evaluations
+from loratune.run.final import Looks, plan_looks
 from loratune.values import HyperParameters, SearchContext, Trial
 
 SPEED = Calibration(pack=400.0, alone=200.0, forward=1000.0, slots=8)
@@ -41,8 +42,8 @@ def test_coarse_steps() -> None:
 def test_a_time_budget_is_kept(metric: str, forward: float) -> None:
     """Whatever is spent on full trials or on cheap ones, the predicted time stays within the budget."""
     context, speed = replace(FACTS, metric=metric), replace(SPEED, forward=forward)
-    left = 3600 - 60 - speed.final_seconds(context, 6000)
-    runs = speed.runs_within(Budget(seconds=3600), context, 6000, 60)
+    left = 3600 - 60 - speed.final_seconds(context, 6000, 200)
+    runs = speed.runs_within(Budget(seconds=3600), context, 6000, 200, 60)
     for fraction in (0.1, 1.0):
         trial = Trial(
             hyper_parameters=HyperParameters(r=8, lora_alpha=16, learning_rate=1e-3, batch_size=8),
@@ -56,12 +57,12 @@ def test_a_time_budget_is_kept(metric: str, forward: float) -> None:
 @pytest.mark.parametrize("rank", [8, 64, 256])
 def test_what_comes_between_search_and_final_run_fits_too(rank: int) -> None:
     """The truncation curve, and three more runs where a rank for each layer is asked for."""
-    plain, further = (SPEED.runs_within(Budget(seconds=3600), FACTS, 6000, 60, n) for n in (0, 3))
+    plain, further = (SPEED.runs_within(Budget(seconds=3600), FACTS, 6000, 200, 60, n) for n in (0, 3))
     trial = Trial(hyper_parameters=HyperParameters(r=8, lora_alpha=16, learning_rate=1e-3, batch_size=8))
     trials = int(further / FACTS.cost(trial))
     curve = SPEED.truncation_seconds(replace(FACTS, budget=further), rank, 200)
     seconds = SPEED.search_seconds(FACTS, further, trials) + SPEED.search_seconds(FACTS, 3, 3) + curve
-    assert seconds + SPEED.final_seconds(FACTS, 6000) + 60 <= 3600
+    assert seconds + SPEED.final_seconds(FACTS, 6000, 200) + 60 <= 3600
     assert further < plain
     assert curve > 0
 
@@ -74,11 +75,11 @@ def test_a_small_budget_evaluates_fewer_rows() -> None:
 
 def test_no_time_to_search() -> None:
     with pytest.raises(BudgetError, match="raise --budget"):
-        SPEED.runs_within(Budget(seconds=60), FACTS, 6000, 30)
+        SPEED.runs_within(Budget(seconds=60), FACTS, 6000, 200, 30)
 
 
 def test_runs_need_no_clock() -> None:
-    assert SPEED.runs_within(Budget(runs=3), FACTS, 6000, 1e9) == 3
+    assert SPEED.runs_within(Budget(runs=3), FACTS, 6000, 200, 1e9) == 3
 
 
 def test_scoring_labels_is_paid_for() -> None:
@@ -90,7 +91,33 @@ def test_scoring_labels_is_paid_for() -> None:
     assert labelled.full_run - FACTS.full_run == 2 * 0.5 * FACTS.validation_tokens
 
 
-def test_the_final_run_looks_as_often_as_it_can_afford() -> None:
-    assert evaluations(1000, 10_000) == 3
-    assert evaluations(50_000, 10_000) == 5
-    assert evaluations(10**7, 10_000) == 10
+@pytest.mark.parametrize(
+    ("rows", "validation_rows", "expected"),
+    [
+        (6000, 300, Looks(count=10, rows=114, evaluated_rows=1440, share=0.12)),
+        (100_000, 300, Looks(count=10, rows=300, evaluated_rows=3000, share=0.015)),
+        (3000, 300, Looks(count=6, rows=70, evaluated_rows=720, share=0.12)),
+        (160, 24, Looks(count=3, rows=24, evaluated_rows=72, share=0.225)),
+    ],
+    ids=["three epochs of 2,000", "all rows at every look", "fewer looks", "too few rows"],
+)
+def test_the_final_run_looks_as_often_as_it_can_afford(
+    rows: int, validation_rows: int, expected: Looks
+) -> None:
+    found = plan_looks(15 * rows, 15 * validation_rows, validation_rows)
+    assert found == replace(expected, share=pytest.approx(expected.share, abs=1e-3))  # type: ignore[arg-type]
+
+
+def test_evaluation_stays_within_its_share_of_the_final_run() -> None:
+    """Wherever it has eight evaluations or more; the predicted seconds count the same rows."""
+    many = 0
+    for rows in np.geomspace(100, 1e6, 60).round():
+        for share in (0.02, 0.1, 0.3):
+            held_out = int(max(8, share * rows))
+            looks = plan_looks(20 * rows, 20 * held_out, held_out)
+            assert looks.rows <= held_out
+            assert looks.rows >= min(64, held_out)
+            if looks.evaluated_rows / looks.rows >= 8 and looks.count > 3:
+                many += 1
+                assert looks.share <= 0.12
+    assert many > 50

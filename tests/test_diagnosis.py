@@ -14,7 +14,7 @@ from loratune.engine.live import EarlyStopping
 from loratune.engine.pack import PackEngine
 from loratune.model.base import BaseModel
 from loratune.run.diagnose import before_training, combined, higher_rate_was_worse, of_seeds, of_trial
-from loratune.values import Trial, TrialResult, TrialState
+from loratune.values import Stage, Trial, TrialResult, TrialState
 from loratune.values.diagnosis import Diagnosis, Sign
 
 MARGIN = 0.005
@@ -42,7 +42,7 @@ def run(
         launch_tokens=64,
     )
     facts = {"r": 4, "lora_alpha": 8, "learning_rate": 1.5e-2, "batch_size": 8, "epochs": 3}
-    subject = trial(0, **(facts | changes))
+    subject = replace(trial(0, **(facts | changes)), stage=Stage.FINAL)
     before = before_training(packs)
     result = train_one(packs, subject)
     (bare,) = packs.evaluate([None], packs.validation)

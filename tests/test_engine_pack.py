@@ -1,6 +1,6 @@
 """The pack loop: entering, reading, ending, stopping early, refilling, and leaving the model clean."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import inf, isfinite
 
@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from engine_fixture import engine, labelled_table, tiny_llama, trial
+from loratune.data.table import TokenTable
 from loratune.engine.calibrate import forward_rate, measure_step
+from loratune.engine.evaluate import Evaluation
 from loratune.engine.live import EarlyStopping
 from loratune.engine.pack import PackEngine
 from loratune.engine.paths import REFERENCE, Paths
@@ -178,7 +180,60 @@ def test_early_stopping_hands_over_the_best_weights() -> None:
     assert evaluation.nll == pytest.approx(result.nll, rel=1e-6)
 
 
-def test_nan_is_never_the_best() -> None:
+@pytest.mark.parametrize("patience", [3, 1000], ids=["stopped early", "all steps"])
+def test_early_stopping_looks_at_a_sample_and_reports_on_all_rows(
+    patience: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Always the same few rows; in the end the weights that are best on them are evaluated on all, once."""
+    subject, read, sizes = packs(), PackEngine.read, list[int]()
+
+    def seen(self: PackEngine, models: Sequence[Adapter | None], table: TokenTable) -> list[Evaluation]:
+        sizes.append(len(table))
+        return read(self, models, table)
+
+    monkeypatch.setattr(PackEngine, "read", seen)
+    wanted = trial(0, epochs=20.0, learning_rate=2e-2)
+    stopping = EarlyStopping(evaluations=20, rows=4, patience=patience)
+    result, adapter = run(subject, [wanted], early_stopping=stopping)[0]
+    readings = [point.validation_nll for point in result.curve]
+    assert sizes == [4] * len(readings) + [10]
+    assert (len(readings) < 20) == (patience == 3)
+    of_sample, of_all = (subject.evaluate([adapter], table)[0] for table in (subject.sample(4), VALIDATION))
+    assert of_sample.nll == pytest.approx(min(readings), rel=1e-6)
+    assert of_all.nll == pytest.approx(result.nll, rel=1e-6)
+    assert result.example_nll is not None
+    np.testing.assert_allclose(result.example_nll, of_all.example_nll, rtol=1e-6)
+    np.testing.assert_allclose(result.example_nll[subject.sampled_rows(4)], of_sample.example_nll, rtol=1e-6)
+
+
+def test_samples_are_nested() -> None:
+    subject = packs()
+    small, large, everything = (subject.sampled_rows(rows).tolist() for rows in (3, 7, None))
+    assert set(small) < set(large)
+    assert large == sorted(large)
+    assert everything == list(range(10))
+
+
+def test_best_weights_that_fail_on_other_rows_are_not_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finite on the sample, but not on a row outside it: the trial has diverged."""
+    read = PackEngine.read
+
+    def broken(self: PackEngine, models: Sequence[Adapter | None], table: TokenTable) -> list[Evaluation]:
+        found = read(self, models, table)
+        if len(table) == 10:
+            found[0].example_nll[0] = float("nan")
+        return found
+
+    monkeypatch.setattr(PackEngine, "read", broken)
+    result, _ = run(packs(), [trial(0)], early_stopping=EarlyStopping(evaluations=3, rows=4))[0]
+    assert result.state is TrialState.DIVERGED
+    assert result.nll == inf
+    assert result.example_nll is None
+    assert "validation loss nan" in result.message
+
+
+@pytest.mark.parametrize("rows", [None, 4])
+def test_nan_is_never_the_best(rows: int | None) -> None:
     """The weights become NaN between two readings: the finite reading before counts."""
     subject = packs()
     live: list[Adapter] = []
@@ -194,7 +249,7 @@ def test_nan_is_never_the_best() -> None:
         if progress.slots[0].step == 3:
             live[0].weights.fill_(float("nan"))
 
-    stopping = EarlyStopping(evaluations=3)
+    stopping = EarlyStopping(evaluations=3, rows=rows)
     result, adapter = run(subject, [trial(0)], early_stopping=stopping, on_progress=poison)[0]
     assert result.state is TrialState.COMPLETE
     assert isfinite(result.nll)

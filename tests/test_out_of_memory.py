@@ -67,6 +67,9 @@ class Outcome:
         return [shortage.place for shortage in self.shortages]
 
 
+LOOKS = EarlyStopping(evaluations=6, rows=4, patience=2)
+
+
 def machine(**changes: Any) -> PackEngine:
     facts: dict[str, Any] = {"validation_subset_size": 4, "evaluations_per_trial": 3}
     facts |= {"label_tokens": tuple(np.array(label, np.int32) for label in LABELS)}
@@ -188,7 +191,6 @@ def failing(owner: Any, name: str, *at: int, after: bool = False) -> Iterator[No
         pytest.param(TrainingStep, "_places", 5, Place.TRAINING, id="dropout's keys"),
         pytest.param(Head, "score", 2, Place.EVALUATION, id="evaluation"),
         pytest.param(Head, "likelihood", 1, Place.EVALUATION, id="labels"),
-        pytest.param(LiveTrial, "_best_with", 0, Place.PACK, id="best weights"),
         pytest.param(PackEngine, "slot", 0, None, id="first slot"),
         pytest.param(PackEngine, "slot", (4, 6), Place.PACK, id="slot beside live ones"),
         pytest.param(torch.optim.AdamW, "step", 8, None, id="update of the second slot"),
@@ -203,6 +205,32 @@ def test_an_error_once(
         found = run()
     assert found.places == ([] if place is None else [place])
     assert_same(found, undisturbed)
+
+
+def test_an_error_while_the_best_weights_are_copied() -> None:
+    expected = run(stopping=LOOKS)
+    with failing(LiveTrial, "_best_with", 1):
+        found = run(stopping=LOOKS)
+    assert found.places == [Place.PACK]
+    assert_same(found, expected)
+
+
+def test_trials_that_have_ended_are_put_aside_for_the_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All three have ended; where memory holds the evaluation of one only, they are evaluated in turns."""
+    trials = [trial(seed, batch_size=12) for seed in range(3)]
+    expected = run(trials=trials, stopping=LOOKS)
+    read = PackEngine.read
+
+    def reads(self: PackEngine, models: Sequence[Adapter | None], table: TokenTable) -> list[Evaluation]:
+        if len(table) == len(VALIDATION) and len(models) > 1:
+            raise out_of_memory()
+        return read(self, models, table)
+
+    monkeypatch.setattr(PackEngine, "read", reads)
+    found = run(trials=trials, stopping=LOOKS)
+    assert found.places == [Place.PACK, Place.PACK]
+    assert found.live == expected.live
+    assert_same(found, expected)
 
 
 def test_an_error_after_all_gradients_are_there(undisturbed: Outcome) -> None:
@@ -288,10 +316,9 @@ def test_a_pack_is_split_where_one_row_does_not_fit_beside_all(undisturbed: Outc
 
 def test_trials_that_were_put_aside_go_on_where_they_were() -> None:
     """From the fourth step on one at a time, with moments, losses, readings and best weights behind them."""
-    stopping = EarlyStopping(evaluations=6, patience=2)
-    expected = run(stopping=stopping)
+    expected = run(stopping=LOOKS)
     with device(tokens=100 + LONGEST, slot=100, after=3):
-        found = run(stopping=stopping)
+        found = run(stopping=LOOKS)
     assert [len(live) for live in found.live[:4]] == [3, 3, 3, 1]
     assert found.places.count(Place.PACK) == 2
     assert_same(found, expected)

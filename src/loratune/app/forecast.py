@@ -14,7 +14,8 @@ from loratune.errors import ResourceError
 from loratune.maths.memory import adapter_bytes
 from loratune.maths.packing import PackPlan
 from loratune.run.budget import Budget
-from loratune.run.calibration import Calibration
+from loratune.run.calibration import Calibration, final_looks
+from loratune.run.final import Looks
 from loratune.run.planning import Planner
 from loratune.search.layer_ranks import QUESTION
 from loratune.search.make import make_strategy
@@ -23,6 +24,8 @@ from loratune.search.strategy import Strategy
 from loratune.values import HyperParameters, PlannedStage, SearchContext, SearchPlan, Stage
 
 _LAYER_RANK_RUNS = 3
+_TOLD_SHARE = 0.15
+"""Of evaluation in the final run's training, above which it is told."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,6 +44,8 @@ class Forecast:
     search_seconds: float
     final_seconds: float
     """The final run, and what is done with the largest adapter of the search before it."""
+    looks: Looks
+    """Of early stopping, in the final run."""
     peak_bytes: int
     corrections: Corrections
     """What earlier studies say of learning rate and rank, and a measured noise scale of batch sizes."""
@@ -54,6 +59,16 @@ class Forecast:
         """The whole run, what it took to get here included."""
         return self.spent_seconds + self.search_seconds + self.final_seconds
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of the final run; empty as a rule."""
+        if self.looks.share <= _TOLD_SHARE:
+            return ()
+        return (
+            f"The training rows are few: {self.looks.count} looks of early stopping, each at {self.looks.rows} "
+            f"validation rows, cost {self.looks.share:.0%} of the final run's training.",
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for `plan --json`."""
         return {
@@ -65,6 +80,11 @@ class Forecast:
             "cost": {"full_runs": self.plan.cost},
             "calibration": self.calibration.to_dict(),
             "slots": self.slots,
+            "final_evaluation": {
+                "looks": self.looks.count,
+                "rows": self.looks.rows,
+                "share_of_training": self.looks.share,
+            },
             "predicted_seconds": {
                 "search": self.search_seconds,
                 "final": self.final_seconds,
@@ -91,11 +111,12 @@ def forecast(
     """
     bench = bench.calibrated(calibration)
     context = search_context(bench, options)
-    test_tokens = int(bench.data.test.lengths.sum())
+    test_tokens, validation_rows = int(bench.data.test.lengths.sum()), len(bench.data.validation)
     spent = monotonic() - started
     if runs is None:
         further = _LAYER_RANK_RUNS if options.layer_ranks else 0
-        runs = calibration.runs_within(Budget.parse(options.budget), context, test_tokens, spent, further)
+        budget = Budget.parse(options.budget)
+        runs = calibration.runs_within(budget, context, test_tokens, validation_rows, spent, further)
     context = replace(
         context,
         budget=runs,
@@ -121,8 +142,9 @@ def forecast(
     pricing = _Pricing(planner=planner, calibration=calibration, context=context, largest=largest)
     stages = tuple(pricing.stage(stage) for stage in plan.stages)
     after = tuple(pricing.stage(stage) for stage in _after_search(options))
-    final = calibration.final_seconds(context, test_tokens) + sum(stage.seconds for stage in after)
-    final += calibration.truncation_seconds(context, largest.r, len(bench.data.validation))
+    final = calibration.final_seconds(context, test_tokens, validation_rows)
+    final += sum(stage.seconds for stage in after)
+    final += calibration.truncation_seconds(context, largest.r, validation_rows)
     return Forecast(
         strategy=strategy,
         plan=replace(plan, stages=(*stages, *after)),
@@ -132,6 +154,7 @@ def forecast(
         spent_seconds=spent,
         search_seconds=sum(stage.seconds for stage in stages),
         final_seconds=final,
+        looks=final_looks(context, validation_rows),
         peak_bytes=pricing.peak_bytes(),
         corrections=corrections,
     )

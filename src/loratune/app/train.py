@@ -18,6 +18,7 @@ from loratune.lora.layout import Adapter
 from loratune.lora.peft_io import save_adapter
 from loratune.reporting.result import plain, write_atomically
 from loratune.run.diagnose import DEFAULT_MARGIN, before_training, combined, of_trial
+from loratune.run.final import early_stopping
 from loratune.run.lessons import survived
 from loratune.values import Evidence, HyperParameters, Stage, Trial, TrialResult
 from loratune.values.diagnosis import Diagnosis
@@ -85,12 +86,13 @@ def run_train(options: TrainOptions, watch: Watch) -> Trained:
         for each in before:
             watch.note(each.sentence)
         watch.stage(str(Stage.FINAL), 1)
-        result, adapter = _train(bench, options, watch)
+        stopping = early_stopping(bench.engine, chosen.epochs, options.patience)
+        result, adapter = _train(bench, options, stopping, watch)
         if not result.finished:
             raise ResourceError(
                 f"The run diverged: {result.message}; lower --learning-rate (it was {chosen.learning_rate:g})."
             )
-        diagnoses = _diagnosed(bench, result, before)
+        diagnoses = _diagnosed(bench, result, before, stopping.rows)
         for each in diagnoses:
             if each not in before:
                 watch.note(each.sentence)
@@ -114,7 +116,9 @@ def run_train(options: TrainOptions, watch: Watch) -> Trained:
     return trained
 
 
-def _train(bench: Workbench, options: TrainOptions, watch: Watch) -> tuple[TrialResult, Adapter]:
+def _train(
+    bench: Workbench, options: TrainOptions, stopping: EarlyStopping, watch: Watch
+) -> tuple[TrialResult, Adapter]:
     waiting = [Trial(hyper_parameters=options.hyper_parameters(), seed=options.seed, stage=Stage.FINAL)]
     done: list[tuple[TrialResult, Adapter]] = []
 
@@ -127,13 +131,15 @@ def _train(bench: Workbench, options: TrainOptions, watch: Watch) -> tuple[Trial
         slots=1,
         on_result=keep,
         on_progress=watch.progress,
-        early_stopping=EarlyStopping(patience=options.patience),
+        early_stopping=stopping,
     )
     return done[0]
 
 
-def _diagnosed(bench: Workbench, result: TrialResult, before: tuple[Diagnosis, ...]) -> tuple[Diagnosis, ...]:
-    (base,) = bench.engine.evaluate([None], bench.data.validation)
+def _diagnosed(
+    bench: Workbench, result: TrialResult, before: tuple[Diagnosis, ...], looked_at: int | None
+) -> tuple[Diagnosis, ...]:
+    (base,) = bench.engine.evaluate([None], bench.engine.sample(looked_at))
     return combined(before, of_trial(bench.engine, result, before=base.nll, margin=DEFAULT_MARGIN))
 
 

@@ -111,6 +111,8 @@ class Terminal(LiveView):
             peak_bytes=priced.peak_bytes,
             memory_bytes=bench.limits.device_bytes,
         )
+        for note in priced.notes:
+            self._out.print(f"– {note}", markup=False, highlight=False)
 
     def summary(self, facts: RunFacts) -> None:
         """The answer on one screen."""

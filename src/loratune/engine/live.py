@@ -19,12 +19,17 @@ from loratune.values import CurvePoint, Trial, TrialResult, TrialState
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EarlyStopping:
-    """Evaluate on all validation rows during training and keep the best weights."""
+    """Look at validation rows during training, and keep the weights that are best on them.
+
+    In the end these weights are evaluated on all rows, once; that evaluation is the result.
+    """
 
     evaluations: int = 10
-    """Evaluations over a trial's whole length, evenly spaced; the last is at its end."""
+    """Looks over a trial's whole length, evenly spaced; the last is at its end."""
+    rows: int | None = None
+    """Validation rows of each look, always the same ones; None: all."""
     patience: int = 3
-    """Evaluations in a row without improvement after which the trial ends."""
+    """Looks in a row without improvement after which the trial ends."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -35,9 +40,16 @@ class _Best:
 
 
 class LiveTrial:
-    """A trial in its slot."""
+    """A trial in its slot: readings on some validation rows, in the end the verdict on all of them.
 
-    def __init__(self, slot: Slot, *, readings: int, stopping: EarlyStopping | None) -> None:
+    Without early stopping the verdict is on the last weights, and the last point of the curve; with it on the
+    best, and the readings on some rows alone are the curve.
+    """
+
+    def __init__(
+        self, slot: Slot, *, readings: int, stopping: EarlyStopping | None, sampled: bool = True
+    ) -> None:
+        """`sampled`: whether readings are on fewer rows than all."""
         self.slot = slot
         self.stopping = stopping
         self.curve: list[CurvePoint] = []
@@ -46,9 +58,12 @@ class LiveTrial:
         """Why it ended before its last step, other than by diverging; empty otherwise."""
         count = max(1, stopping.evaluations if stopping else readings)
         total = slot.total_steps
-        self._reading_steps = {max(1, round(i * total / count)) for i in range(1, count)} | {total}
+        steps = {max(1, round(i * total / count)) for i in range(1, count)}
+        self._reading_steps = steps | {total} if stopping else steps - {total}
         self._read_until = 0
+        self._sampled = sampled
         self._best: _Best | None = None
+        self._verdict: Evaluation | None = None
         self._without_improvement = 0
 
     @property
@@ -66,9 +81,16 @@ class LiveTrial:
         return not self.slot.failure and step in self._reading_steps and step > self._read_until
 
     @property
-    def reads_all_rows(self) -> bool:
-        """Whether the reading now due is on all validation rows and not on the subset."""
-        return self.stopping is not None or self.slot.step >= self.slot.total_steps
+    def verdict_due(self) -> bool:
+        """Whether it has ended, and the weights that it hands over are still to be evaluated on all rows."""
+        if not self.ended or self.reading_due or self.final is not None:
+            return False
+        return self._best is not None if self.stopping else not (self.stopped or self.slot.failure)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to be done but to hand it over."""
+        return self.ended and not self.reading_due and not self.verdict_due
 
     @property
     def trains(self) -> bool:
@@ -76,14 +98,36 @@ class LiveTrial:
         return not (self.ended or self.reading_due)
 
     def read(self, evaluation: Evaluation) -> None:
-        """Take a reading: a point of the curve, and with early stopping a candidate for the best."""
-        slot = self.slot
-        if not isfinite(evaluation.nll):
-            slot.failure = f"validation loss {evaluation.nll} at step {slot.step}"
+        """Take a reading of the weights as they are, with early stopping a candidate for the best."""
+        if not self._finite(evaluation):
             return
-        best = (
-            self._best_with(evaluation) if self.reads_all_rows else self._best
-        )  # may need memory: before all else
+        best = self._best_with(evaluation) if self.stopping else None  # may need memory: before all else
+        self._add_point(evaluation)
+        if self.stopping is None:
+            return
+        self._without_improvement = 0 if best is not self._best else self._without_improvement + 1
+        self._best = best
+        if self._without_improvement >= self.stopping.patience and not self.slot.done:
+            self.stopped = f"stopped early at step {self.slot.step} of {self.slot.total_steps}"
+
+    def conclude(self, evaluation: Evaluation) -> None:
+        """Take the verdict: of `adapter`, on all validation rows."""
+        if not self._finite(evaluation):
+            self._best = None
+            return
+        if self.stopping is None:
+            self._add_point(evaluation)
+        self._verdict = evaluation
+
+    def _finite(self, evaluation: Evaluation) -> bool:
+        """Whether the trial can go on; else it has diverged."""
+        if isfinite(evaluation.nll):
+            return True
+        self.slot.failure = f"validation loss {evaluation.nll} at step {self.slot.step}"
+        return False
+
+    def _add_point(self, evaluation: Evaluation) -> None:
+        slot = self.slot
         self.curve.append(
             CurvePoint(
                 step=slot.step,
@@ -93,12 +137,6 @@ class LiveTrial:
             )
         )
         self._read_until = slot.step
-        if not self.reads_all_rows:
-            return
-        self._without_improvement = 0 if best is not self._best else self._without_improvement + 1
-        self._best = best
-        if self.stopping and self._without_improvement >= self.stopping.patience and not slot.done:
-            self.stopped = f"stopped early at step {slot.step} of {slot.total_steps}"
 
     def _best_with(self, evaluation: Evaluation) -> _Best | None:
         """The best evaluation and its weights, this one included."""
@@ -119,8 +157,10 @@ class LiveTrial:
 
     @property
     def final(self) -> Evaluation | None:
-        """The evaluation that counts, on all validation rows; None where there is none."""
-        return self._best.evaluation if self._best else None
+        """The evaluation that counts, of `adapter` on all validation rows; None where there is none."""
+        if self._best is not None and not self._sampled:
+            return self._best.evaluation
+        return self._verdict
 
     def adapter(self) -> Adapter:
         """The adapter that the trial hands over: the best one with early stopping, else the last."""

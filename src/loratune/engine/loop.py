@@ -6,16 +6,19 @@ engine that does the work; nothing of strategies, studies or files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, TypeVar
 
+from loratune.data.table import TokenTable
+from loratune.engine.evaluate import Evaluation
 from loratune.engine.live import EarlyStopping, LiveTrial
 from loratune.engine.progress import PackProgress, SlotProgress
 from loratune.engine.resources import DoesNotFit, Failure
 from loratune.engine.shortage import Place, Shortage
+from loratune.engine.slot import Slot
 from loratune.engine.step import TrainingStep
 from loratune.lora.layout import Adapter
 from loratune.values import CurvePoint, Trial, TrialResult
@@ -53,6 +56,8 @@ class PackLoop:
         self._callers = callers
         self._slots = slots
         self._early_stopping = early_stopping
+        rows = early_stopping.rows if early_stopping else engine.validation_subset_size
+        self._sample = engine.sample(rows)
         self._live: list[LiveTrial] = []
         self._parked: list[LiveTrial] = []
         """Trials put aside, in the order in which they come back."""
@@ -96,12 +101,17 @@ class PackLoop:
                     self._admit_no_more(found)
                     return
                 continue
-            readings = self._engine.evaluations_per_trial
-            self._live += [
-                LiveTrial(slot, readings=readings, stopping=self._early_stopping) for slot in found
-            ]
+            self._live += [self._live_trial(slot) for slot in found]
             del self._waiting[: len(entering)]
             many = min(many, self._slots - len(self._live))
+
+    def _live_trial(self, slot: Slot) -> LiveTrial:
+        return LiveTrial(
+            slot,
+            readings=self._engine.evaluations_per_trial,
+            stopping=self._early_stopping,
+            sampled=len(self._sample) < len(self._engine.validation),
+        )
 
     def _attempt(self, work: Callable[[], T]) -> T | Failure:
         """Where nobody is live what fails is tried again, now that what it had made is given back."""
@@ -178,23 +188,30 @@ class PackLoop:
     def _read_due(self) -> None:
         """Those on the same rows together. Where memory runs out, those not yet read are still due."""
         due = [entry for entry in self._live if entry.reading_due]
-        for table, entries in (
-            (self._engine.subset, [entry for entry in due if not entry.reads_all_rows]),
-            (self._engine.validation, [entry for entry in due if entry.reads_all_rows]),
-        ):
-            if not entries:
-                continue
-            started = perf_counter()
-            evaluations = self._engine.read([entry.slot.adapter for entry in entries], table)
-            seconds = (perf_counter() - started) / len(entries)
-            for entry, evaluation in zip(entries, evaluations, strict=True):
-                entry.read(evaluation)
-                entry.seconds += seconds
-                self._just_read.append(entry)
+        for entry, evaluation in self._evaluated(due, [each.slot.adapter for each in due], self._sample):
+            entry.read(evaluation)
+            self._just_read.append(entry)
+        due = [entry for entry in self._live if entry.verdict_due]
+        adapters = [entry.adapter() for entry in due]
+        for entry, evaluation in self._evaluated(due, adapters, self._engine.validation):
+            entry.conclude(evaluation)
+
+    def _evaluated(
+        self, entries: Sequence[LiveTrial], adapters: Sequence[Adapter], table: TokenTable
+    ) -> Iterator[tuple[LiveTrial, Evaluation]]:
+        """Each with the evaluation of its adapter, which has taken its share of the seconds."""
+        if not entries:
+            return
+        started = perf_counter()
+        evaluations = self._engine.read(adapters, table)
+        seconds = (perf_counter() - started) / len(entries)
+        for entry, evaluation in zip(entries, evaluations, strict=True):
+            entry.seconds += seconds
+            yield entry, evaluation
 
     def _end(self) -> None:
         """Hand over the trials that have ended."""
-        ended = [entry for entry in self._live if entry.ended and not entry.reading_due]
+        ended = [entry for entry in self._live if entry.finished]
         self._live = [entry for entry in self._live if entry not in ended]
         for entry in ended:
             entry.slot.release()

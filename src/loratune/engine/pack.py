@@ -138,11 +138,14 @@ class PackEngine:
     def _labels(self) -> LabelScorer | None:
         return None if self.label_tokens is None else LabelScorer(self._evaluator, self.label_tokens)
 
-    @cached_property
-    def subset(self) -> TokenTable:
-        """Validation rows of the readings during training."""
-        rows = np.random.default_rng(self.study_seed).permutation(len(self.validation))
-        return self.validation.take(np.sort(rows[: self.validation_subset_size]))
+    def sampled_rows(self, rows: int | None) -> Rows:
+        """[rows] ascending, at most as many as there are; of one shuffle, so that samples are nested; None: all."""
+        shuffled = np.random.default_rng(self.study_seed).permutation(len(self.validation))
+        return np.sort(shuffled[:rows])
+
+    def sample(self, rows: int | None) -> TokenTable:
+        """So many validation rows, the same every time."""
+        return self.validation.take(self.sampled_rows(rows))
 
     @contextmanager
     def _ready(self) -> Iterator[None]:

@@ -147,7 +147,7 @@ def curves_sentence(facts: RunFacts) -> str:
     curve = final[0].curve
     best = min(curve, key=lambda point: point.validation_nll)
     where = "at its end" if best is curve[-1] else f"after {best.fraction:.0%} of its steps"
-    return f"The final run had its lowest validation NLL, {best.validation_nll:.4f}, {where}."
+    return f"The final run's validation loss was lowest {where}; on all validation rows it is {final[0].nll:.4f}."
 
 
 def cost_sentence(facts: RunFacts) -> str:

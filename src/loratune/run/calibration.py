@@ -7,7 +7,7 @@ from loratune.errors import BudgetError
 from loratune.maths.correction import UNCORRECTED, Correction
 from loratune.maths.steptime import StepTime
 from loratune.run.budget import Budget, coarse
-from loratune.run.final import evaluations
+from loratune.run.final import Looks, plan_looks
 from loratune.run.truncation import TRUNCATION_SHARE, affordable_rows, cut_ranks
 from loratune.values import PASSES_PER_LABELLING, SearchContext
 
@@ -33,6 +33,11 @@ def rows_of_readings(facts: SearchContext, validation_rows: int, readings: int =
     affordable = 2 * READINGS_SHARE * facts.epochs * facts.tokens / (readings - 1)
     rows = affordable / max(1.0, facts.validation_tokens / validation_rows)
     return max(_FEWEST_READ_ROWS, min(_MOST_READ_ROWS, int(rows)))
+
+
+def final_looks(context: SearchContext, validation_rows: int) -> Looks:
+    """Of a trial of the final run."""
+    return plan_looks(context.epochs * context.tokens, context.validation_tokens, validation_rows)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,16 +98,16 @@ class Calibration:
         evaluated = trials * context.evaluation_passes * context.validation_tokens
         return max(0.0, runs * context.full_run - 0.5 * evaluated)
 
-    def final_seconds(self, context: SearchContext, test_tokens: int) -> float:
+    def final_seconds(self, context: SearchContext, test_tokens: int, validation_rows: int) -> float:
         """Predicted time of the final pack, its evaluations and the test split, in full."""
         speed = max(self.alone, self.pack * _FINAL_TRIALS / self.slots)
         trained = _FINAL_TRIALS * context.epochs * context.tokens / speed
-        looks = evaluations(context.epochs * context.tokens, context.validation_tokens)
+        looks = final_looks(context, validation_rows)
         labelled = 1 + (PASSES_PER_LABELLING if context.labels else 0)
         at_end = context.evaluation_passes * context.validation_tokens
         evaluated = (_FINAL_TRIALS + 1) * (at_end + labelled * test_tokens)
-        evaluated += _FINAL_TRIALS * (looks - 1) * context.validation_tokens
-        return trained + evaluated / self.forward
+        before_end = (looks.evaluated_rows / validation_rows - 1) * context.validation_tokens
+        return trained + (evaluated + _FINAL_TRIALS * before_end) / self.forward
 
     def truncation_seconds(self, context: SearchContext, rank: int, validation_rows: int) -> float:
         """Predicted time of the truncation curve of an adapter of that rank, once the budget is known."""
@@ -115,6 +120,7 @@ class Calibration:
         budget: Budget,
         context: SearchContext,
         test_tokens: int,
+        validation_rows: int,
         spent: float,
         further_runs: float = 0.0,
     ) -> float:
@@ -126,7 +132,8 @@ class Calibration:
         if budget.runs is not None:
             return budget.runs
         assert budget.seconds is not None
-        final = self.final_seconds(context, test_tokens) + further_runs * context.full_run / self.pack
+        final = self.final_seconds(context, test_tokens, validation_rows)
+        final += further_runs * context.full_run / self.pack
         left = budget.seconds - spent - final
         if left <= 0:
             raise BudgetError(

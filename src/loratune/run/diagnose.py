@@ -7,6 +7,7 @@ trained. Where two rules see the same cause, only the one that names it speaks.
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -15,16 +16,21 @@ from loratune.data.batches import Rows
 from loratune.data.sanity import repeats_at_the_ends, shared_rows, whole_text, without_last
 from loratune.data.table import TokenTable
 from loratune.engine.pack import PackEngine
+from loratune.lora.audit import strengths
+from loratune.lora.layout import Adapter
+from loratune.maths import audit
 from loratune.maths import diagnosis as rules
 from loratune.run.final import Final
 from loratune.values import HyperParameters, Stage, TrialResult, TrialState
 from loratune.values.diagnosis import Diagnosis, Sign
 
+Steps = npt.NDArray[np.bool_]
+
 FULL = 0.999
 DEFAULT_MARGIN = 0.005
 """Nats, where the user's margin is in points of a metric or there is none."""
 _OF_ROWS = (Sign.PADDING, Sign.TEMPLATE, Sign.LEAK)
-_OF_READINGS = (Sign.OVERFITTING, Sign.UNDERTRAINED)
+_OF_READINGS = (Sign.OVERFITTING, Sign.UNDERTRAINED, Sign.LEAPS, Sign.NEAR_START, Sign.OUTGROWN)
 _LOOKED_AT = 64
 """Rows of each split that the base model is tried on."""
 _SHARE = 0.01
@@ -98,12 +104,14 @@ def of_trial(
     before: float,
     margin: float,
     higher_rate_is_worse: bool = False,
+    adapter: Adapter | None = None,
 ) -> tuple[Diagnosis, ...]:
     """What the steps and readings of one trial say; its readings must all be on the same validation rows.
 
     Args:
         before: NLL of the base model on these rows; margin: in nats.
         higher_rate_is_worse: whether a higher learning rate was tried at this rank and did worse.
+        adapter: what the trial handed over, to be looked at where steps and readings are healthy.
     """
     skipped = _skipped(engine, result)
     values = result.trial.hyper_parameters
@@ -113,27 +121,53 @@ def of_trial(
         return (rules.diverged(values, result.message),)
     unstable = None
     if result.step_nll is not None:
-        norms = result.gradient_norms if result.gradient_norms is not None else np.empty(0)
-        unstable = rules.unstable_losses(values, result.step_nll, norms)
+        unstable = rules.unstable_losses(values, result.step_nll)
     if unstable is not None:  # the readings of a run that broke down say nothing about its length
         return _found([skipped, unstable])
-    return _found([skipped, *_of_readings(result, before, margin, higher_rate_is_worse)])
+    found = [_leaping(engine, result), *_of_readings(result, before, margin, higher_rate_is_worse)]
+    if adapter is not None and not any(found):
+        found += _of_adapter(engine, adapter, higher_rate_is_worse)
+    return _found([skipped, *found])
+
+
+def _of_adapter(engine: PackEngine, adapter: Adapter, higher_rate_is_worse: bool) -> list[Diagnosis | None]:
+    """What the matrices say where steps and readings are healthy; a higher rate that was tried says more than B."""
+    values = adapter.hyper_parameters
+    found = strengths(adapter, engine.base.model)
+    return [
+        None if higher_rate_is_worse else audit.near_start(values, found.a, found.b),
+        audit.outgrown(values, found.update, found.layer),
+    ]
+
+
+def _leaping(engine: PackEngine, result: TrialResult) -> Diagnosis | None:
+    """Steps whose gradient leapt, and the training rows that all of them had; a step too early to tell is neither."""
+    norms = result.gradient_norms
+    if norms is None:
+        return None
+    leapt = rules.leaps(norms)
+    judged = np.arange(len(norms)) >= rules.SPIKE_WINDOW
+    suspects = _only_in(leapt, engine.batches(result.trial), judged) if leapt.any() else ()
+    steps = (np.flatnonzero(leapt) + 1).tolist()
+    return rules.leaping_gradients(
+        result.trial.hyper_parameters, steps, steps=len(norms), suspects=suspects
+    )
 
 
 def of_run(
     engine: PackEngine, final: Final, results: Sequence[TrialResult], *, margin: float
 ) -> tuple[Diagnosis, ...]:
     """What the final run and the trials of the search say of the recommended setting; `margin` in nats."""
-    result, base = final.recommended.result, final.base_model.validation
+    result = final.recommended.result
     assert result is not None
-    assert base is not None
     searched = [each for each in results if each.asked.stage is not Stage.FINAL]
     found = of_trial(
         engine,
         result,
-        before=base.metrics["nll"],
+        before=final.before,
         margin=margin,
         higher_rate_is_worse=higher_rate_was_worse(result, searched),
+        adapter=final.adapter,
     )
     values = result.trial.hyper_parameters
     repeated = [
@@ -162,7 +196,7 @@ def _of_readings(
         for name in ("fraction", "train_nll", "validation_nll")
     )
     best = result.curve[int(np.argmin(validation))]
-    kept = f"The weights of step {best.step} are kept." if np.isclose(result.nll, best.validation_nll) else ""
+    kept = f"The weights of step {best.step} are kept." if result.asked.stage is Stage.FINAL else ""
     return [
         rules.overfitted(train, validation, fractions * values.epochs, margin=margin, done=kept),
         rules.undertrained(
@@ -180,24 +214,35 @@ def _skipped(engine: PackEngine, result: TrialResult) -> Diagnosis | None:
     """Steps that were not finite, and the training rows that all of them had."""
     if result.step_nll is None:
         return None
-    bad = ~np.isfinite(result.step_nll)
-    if result.gradient_norms is not None:
-        bad |= ~np.isfinite(result.gradient_norms)
+    bad = _not_finite(result)
     if not bad.any():
         return None
     steps = (np.flatnonzero(bad) + 1).tolist()
     suspects = () if result.failure else _only_in(bad, engine.batches(result.trial))
-    return rules.not_finite_steps(steps, steps=len(bad), suspects=suspects)
+    in_gradient = bool(np.isfinite(result.step_nll[bad]).all())
+    return rules.not_finite_steps(steps, steps=len(bad), suspects=suspects, in_gradient=in_gradient)
 
 
-def _only_in(bad: npt.NDArray[np.bool_], batches: Iterable[Rows]) -> tuple[int, ...]:
-    """Rows of the bad steps that no sound step has; none at all where they do not account for every bad step."""
+def _not_finite(result: TrialResult) -> Steps:
+    """[steps] whether loss or gradient was not finite, so that the step was skipped."""
+    assert result.step_nll is not None
+    bad = ~np.isfinite(result.step_nll)
+    if result.gradient_norms is not None:
+        bad |= ~np.isfinite(result.gradient_norms)
+    return bad
+
+
+def _only_in(bad: Steps, batches: Iterable[Rows], judged: Steps | None = None) -> tuple[int, ...]:
+    """Rows of the bad steps that no sound step has; none at all where they do not account for every bad step.
+
+    Steps that are not `judged` are neither.
+    """
     sound: set[int] = set()
     accused: list[set[int]] = []
-    for wrong, rows in zip(bad, batches, strict=False):
-        if wrong:
+    for number, rows in enumerate(islice(batches, len(bad))):
+        if bad[number]:
             accused.append(set(rows.tolist()))
-        else:
+        elif judged is None or judged[number]:
             sound |= set(rows.tolist())
     left = [rows - sound for rows in accused]
     return tuple(sorted(set().union(*left))) if all(left) else ()
@@ -206,8 +251,7 @@ def _only_in(bad: npt.NDArray[np.bool_], batches: Iterable[Rows]) -> tuple[int, 
 def _never_rose(result: TrialResult) -> bool:
     """Whether the losses before the first step that was not finite show no growth: then the rate is innocent."""
     assert result.step_nll is not None
-    finite = np.isfinite(result.step_nll)
-    before = result.step_nll[: int(np.argmin(finite))]
+    before = result.step_nll[: int(np.argmax(_not_finite(result)))]
     return len(before) == 0 or float(before[-1]) <= float(before[0]) + rules.RISE
 
 

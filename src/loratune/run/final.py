@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from loratune.data.batches import Rows
 from loratune.data.table import TokenTable
 from loratune.engine.evaluate import Evaluation
 from loratune.engine.live import EarlyStopping, metrics_of
@@ -27,16 +28,49 @@ if TYPE_CHECKING:  # only named here: importing it imports Optuna
     from loratune.study import Study
 
 _RETRIES = 3
-_FEWEST_EVALUATIONS, _MOST_EVALUATIONS = 3, 10
+EVALUATION_SHARE = 0.12
+"""What all evaluation of a final trial may cost, as a share of its training."""
+_FEWEST_LOOKS, _MOST_LOOKS = 3, 10
+_FEWEST_ROWS = 64
+"""Of a look: decisions on fewer are noise."""
 
 
-def evaluations(trained_tokens: float, validation_tokens: int) -> int:
-    """How often the final run looks at the validation rows: so that it costs at most half of the training.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Looks:
+    """How often early stopping looks at how many validation rows."""
 
-    A forward pass costs half of a training pass, token by token; at least 3 times, at most 10.
+    count: int
+    rows: int
+    """Validation rows of each look."""
+    evaluated_rows: int
+    """Of all looks, with the last evaluation on all rows."""
+    share: float
+    """What these cost, as a share of the training."""
+
+
+def plan_looks(trained_tokens: float, validation_tokens: int, validation_rows: int) -> Looks:
+    """Ten looks at as many rows as `EVALUATION_SHARE` pays for beside the last evaluation, which is on all rows.
+
+    Fewer looks where their rows would be fewer than 64, but three in any case: where the training rows are so few
+    the share is larger. A forward pass costs half of a training pass, token by token, as in `SearchContext.cost`.
     """
-    affordable = int(trained_tokens / max(1, validation_tokens))
-    return min(_MOST_EVALUATIONS, max(_FEWEST_EVALUATIONS, affordable))
+    per_row = max(1, validation_tokens) / validation_rows
+    paid = 2 * EVALUATION_SHARE * trained_tokens / per_row - validation_rows
+    fewest = min(_FEWEST_ROWS, validation_rows)
+    count = min(_MOST_LOOKS, max(_FEWEST_LOOKS, int(paid / fewest)))
+    rows = max(fewest, int(paid / count))
+    evaluated = min(count * rows + validation_rows, count * validation_rows)
+    if evaluated == count * validation_rows:
+        rows = validation_rows  # the best look has then seen all of them, and nothing comes after it
+    share = 0.5 * evaluated * per_row / max(1.0, trained_tokens)
+    return Looks(count=count, rows=rows, evaluated_rows=evaluated, share=share)
+
+
+def early_stopping(engine: PackEngine, epochs: float, patience: int) -> EarlyStopping:
+    """Of final trials of so many epochs."""
+    tokens, validation = int(engine.train.lengths.sum()), engine.validation
+    looks = plan_looks(epochs * tokens, int(validation.lengths.sum()), len(validation))
+    return EarlyStopping(evaluations=looks.count, rows=looks.rows, patience=patience)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,6 +101,8 @@ class Final:
     default_recipe: FinalModel | None
     """None where it diverged or was not asked for."""
     base_model: FinalModel
+    before: float
+    """NLL of the base model on the rows that early stopping looked at."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -137,15 +173,12 @@ class FinalRunner:
                 slots=len(waiting),
                 on_result=keep,
                 on_progress=self.on_progress,
-                early_stopping=EarlyStopping(
-                    evaluations=self._evaluations(trials[0]), patience=self.patience
-                ),
+                early_stopping=self._early_stopping(trials[0].hyper_parameters),
             )
         return [done[trial.key] for trial in trials]
 
-    def _evaluations(self, trial: Trial) -> int:
-        trained = trial.hyper_parameters.epochs * int(self.engine.train.lengths.sum())
-        return evaluations(trained, int(self.engine.validation.lengths.sum()))
+    def _early_stopping(self, chosen: HyperParameters) -> EarlyStopping:
+        return early_stopping(self.engine, chosen.epochs, self.patience)
 
     def _load(self, trial: Trial) -> Adapter:
         base = self.engine.base
@@ -164,6 +197,7 @@ class FinalRunner:
         tested = self.engine.evaluate(models, self.test, labels=labelled)
         validation_labels = labelled and self.engine.labels_at_end
         (base_validation,) = self.engine.evaluate([None], self.engine.validation, labels=validation_labels)
+        looked_at = self.engine.sampled_rows(self._early_stopping(ours[0].trial.hyper_parameters).rows)
         found = [
             FinalModel(
                 validation=_of_result(result), test=_scored(each, self.test), adapter=adapter, result=result
@@ -177,12 +211,19 @@ class FinalRunner:
                 validation=_scored(base_validation, self.engine.validation),
                 test=_scored(tested[-1], self.test),
             ),
+            before=_nll(base_validation, self.engine.validation, looked_at),
             notes=notes,
         )
 
 
 def _trial(hyper_parameters: HyperParameters, seed: int) -> Trial:
     return Trial(hyper_parameters=hyper_parameters, seed=seed, stage=Stage.FINAL)
+
+
+def _nll(evaluation: Evaluation, table: TokenTable, rows: Rows) -> float:
+    """On some rows of the table, nats per supervised token."""
+    supervised = max(1, int(table.supervised_counts[rows].sum()))
+    return float(evaluation.example_nll[rows].sum()) / supervised
 
 
 def _scored(evaluation: Evaluation, table: TokenTable) -> Scored:

@@ -106,7 +106,10 @@ class CurvePoint:
     train_nll: float
     """Mean training loss since the last reading, nats per supervised token."""
     validation_nll: float
-    """On the fixed subset of validation rows (the last reading: on all), nats per supervised token."""
+    """On a fixed sample of validation rows, nats per supervised token; a search's trial has its last point on all.
+
+    With early stopping all points are on the sample, so that they compare; the result is on all rows.
+    """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -119,7 +122,7 @@ class TrialResult:
     """The trial that was run: the same, but for a simulated run that had to take the nearest cell."""
     state: TrialState = TrialState.COMPLETE
     nll: float = inf
-    """Validation NLL over all validation rows at the end; infinite where the trial diverged."""
+    """Of the weights handed over, on all validation rows; infinite where the trial diverged."""
     train_nll: float = inf
     """Mean training loss over the last tenth of the steps, nats per supervised token."""
     metrics: Mapping[str, float] = field(default_factory=dict)
