@@ -117,8 +117,7 @@ def test_generated_studies_end_within_ten_per_cent_of_the_bound() -> None:
         gaps.append(plan.gap)
     assert min(gaps) >= -1e-9
     assert np.mean(gaps) < 0.03
-    assert np.quantile(gaps, 0.95) <= 0.10
-    assert max(gaps) <= 0.20
+    assert max(gaps) <= 0.10
 
 
 def test_the_same_trials_give_the_same_plan() -> None:
@@ -160,7 +159,7 @@ def test_step_times_launch_first_and_then_grow() -> None:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_step_times_of_noisy_points_are_convex_and_their_lines_below(seed: int) -> None:
+def test_step_times_of_noisy_points_are_convex_and_no_step_beats_the_least_rate(seed: int) -> None:
     random = np.random.default_rng(seed)
     tokens = np.sort(random.choice(5000, 5, replace=False)) + 50
     seconds = (0.1 + np.maximum(0.2, tokens / 8000)) * random.uniform(0.9, 1.1, 5)
@@ -174,9 +173,11 @@ def test_step_times_of_noisy_points_are_convex_and_their_lines_below(seed: int) 
     inside = np.diff(found[at <= tokens[-1]])
     assert (inside >= -1e-12).all()
     assert (np.diff(inside) >= -1e-9).all()
-    for a, b in times.lines:
-        assert min(a, b) >= 0
-        assert (a + b * at <= found * (1 + 1e-9)).all()
+    for intercept in times.intercepts:
+        rates = (found - intercept) / at
+        for i in range(0, len(at), 25):
+            least = times.least_rate(at[i], intercept)
+            assert 0 <= least <= max(0.0, rates[i:].min()) + 1e-12
 
 
 def test_the_bound_grows_with_less_memory_and_fewer_slots() -> None:

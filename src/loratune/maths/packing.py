@@ -6,6 +6,7 @@ begins at once: so a plan is an order and a number of slots, and what it takes i
 Knows steps, tokens and bytes; no trial, no device.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
@@ -233,18 +234,26 @@ def _play(
 def lower_bound(loads: Sequence[TrialLoad], *, slots: int, memory: float, times: StepTime) -> float:
     """Seconds below which no plan of these trials can go, whatever it starts when.
 
-    Every plan takes at least S steps (`fewest_steps`) and trains W = Σ steps · tokens. Let (a, b) be a line below
-    the step times: a + b · T ≤ seconds(T). Summed over the plan's steps, each line gives
-    seconds ≥ a · S + b · W; the largest over `StepTime.lines` is a bound. With a = 0 it is the work at the
-    best throughput, with b = 0 the steps at the cost of a launch. And a trial alone takes a step of at least its
-    own tokens for each of its steps, since more tokens never take less.
+    Every plan takes at least S steps (`fewest_steps`). Take any a ≥ 0 off each of its steps: what is left of a step
+    of T tokens, seconds(T) - a, is shared out among its trials by their tokens, and as T ≥ t for each of them, a trial
+    of t tokens bears at least t · min over T ≥ t of (seconds(T) - a) / T (`StepTime.least_rate`) at each of
+    its steps. So seconds ≥ a · S + Σ steps · t · least_rate(t, a); the largest over the a of `StepTime.intercepts` is a
+    bound. With a = 0 it is the work at the best throughput that steps of that size can have, with the largest a
+    the steps at the cost of a launch. And a trial alone takes a step of at least its own tokens for each of its
+    steps, since more tokens never take less.
     """
     if not loads:
         return 0.0
     steps = fewest_steps(loads, slots=slots, memory=memory)
-    work = sum(load.steps * load.tokens for load in loads)
+    work: dict[float, float] = defaultdict(float)
+    for load in loads:
+        work[load.tokens] += load.steps * load.tokens
     longest = max(load.steps * times.seconds(load.tokens) for load in loads)
-    return max(longest, *(a * steps + b * work for a, b in times.lines))
+    shared = (
+        a * steps + sum(total * times.least_rate(tokens, a) for tokens, total in work.items())
+        for a in times.intercepts
+    )
+    return max(longest, *shared)
 
 
 def fewest_steps(loads: Sequence[TrialLoad], *, slots: int, memory: float) -> int:

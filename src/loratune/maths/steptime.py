@@ -71,18 +71,27 @@ class StepTime:
         return float(np.max(corners[1:] / seconds[1:]))
 
     @cached_property
-    def lines(self) -> tuple[tuple[float, float], ...]:
-        """(a, b) of lines with a + b · tokens ≤ seconds(tokens) for every number of tokens; a, b ≥ 0.
-
-        They run along the curve, and from the origin along the best throughput. For a step of k micro-batches
-        k · s(T / k) ≥ k · (a + b · T / k) ≥ a + b · T.
-        """
-        found = [(self.launch, 0.0), (0.0, 1 / self.best_rate)]
+    def intercepts(self) -> tuple[float, ...]:
+        """Seconds at no tokens of the lines along the curve, and 0: where `least_rate` is best asked."""
+        found = {0.0, self.launch}
         for (x0, y0), (x1, y1) in pairwise(zip(*(side.tolist() for side in self._curve), strict=True)):
-            slope = (y1 - y0) / (x1 - x0)
-            if y0 - slope * x0 >= 0:
-                found.append((y0 - slope * x0, slope))
-        return tuple(found)
+            found.add(max(0.0, y0 - (y1 - y0) / (x1 - x0) * x0))
+        return tuple(sorted(found))
+
+    def least_rate(self, tokens: float, intercept: float) -> float:
+        """Seconds per token below which no step of at least so many tokens gets, `intercept` seconds taken off it.
+
+        min over T ≥ tokens of (seconds(T) - intercept) / T: between two corners of the curve that is monotone. A step
+        of k ≥ 2 micro-batches of x = T / k tokens each, more than half full, has (s(x) - intercept / k) / x.
+        """
+        corners, _ = self._curve
+        end = self.micro_batch_tokens
+        whole = np.array([min(tokens, end), *corners[corners > min(tokens, end)]])
+        cut = np.array([end / 2, *corners[corners > end / 2]])
+        rates = [(np.interp(cut, *self._curve) - intercept / 2) / cut]
+        if tokens <= end:
+            rates.append((np.interp(whole, *self._curve) - intercept) / whole)
+        return max(0.0, float(np.min(np.concatenate(rates))))
 
 
 def efficient_tokens(points: Sequence[Point], *, allowed: float, within: float = WITHIN) -> float:
