@@ -1,5 +1,6 @@
 """The pack loop: entering, reading, ending, stopping early, refilling, and leaving the model clean."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import inf, isfinite
@@ -11,6 +12,7 @@ import torch
 from engine_fixture import engine, labelled_table, tiny_llama, trial
 from loratune.data.table import TokenTable
 from loratune.engine.calibrate import forward_rate, measure_step
+from loratune.engine.compiled import compiled
 from loratune.engine.evaluate import Evaluation
 from loratune.engine.live import EarlyStopping
 from loratune.engine.pack import PackEngine
@@ -309,10 +311,10 @@ def test_a_measured_step_counts_real_tokens_and_padded_ones(paths: Paths | None)
 
 def test_other_micro_batches_compile_nothing_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor does any other setting; another model has layers of its own."""
-    compiled: list[object] = []
+    asked: list[object] = []
 
     def counting(function: object, **_: object) -> object:
-        compiled.append(function)
+        asked.append(function)
         return function
 
     monkeypatch.setattr(torch, "compile", counting)
@@ -321,10 +323,22 @@ def test_other_micro_batches_compile_nothing_again(monkeypatch: pytest.MonkeyPat
     paths = replace(packs().chosen_paths, compiled=True)
     first = engine(large, TRAIN, VALIDATION, paths=paths)
     expected = run(first, [trial(0)])[0][0].nll
-    before = len(compiled)
+    before = len(asked)
     assert before > 0
     second = replace(first.with_micro_batches(64, in_evaluation=32), labels_at_end=False)
     assert second.micro_batch_tokens == 64
     assert run(second, [trial(0)])[0][0].nll == pytest.approx(expected, rel=1e-5)
-    assert len(compiled) == before
+    assert len(asked) == before
     assert replace(first, base=tiny_llama()).machinery is not first.machinery
+
+
+def test_one_warning_of_the_compiler_is_silenced() -> None:
+    """Word for word; all others are heard, this one from anybody else too."""
+    inductor = "torch._inductor.lowering"
+    text = "\nOnline softmax is disabled on the fly since Inductor decides to\nsplit the reduction."
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        assert compiled(max)
+        for message, module in ((text, inductor), ("another", inductor), (text, "elsewhere")):
+            warnings.warn_explicit(message, UserWarning, "file.py", 1, module=module)
+    assert [told for each in heard if (told := str(each.message)) in (text, "another")] == ["another", text]

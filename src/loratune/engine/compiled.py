@@ -4,12 +4,26 @@ All layers share one compiled function (their weights and tables are its inputs)
 tokens. Knows nothing of adapters: their operators stay in one piece inside the compiled layers.
 """
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def compiled(function: Callable[P, T]) -> Callable[P, T]:
+    """The function through `torch.compile`, for any number of tokens; it is compiled when it is first called."""
+    # some versions of torch tell everybody about a choice that only they could make otherwise
+    warnings.filterwarnings(
+        "ignore", r"\s*Online softmax is disabled on the fly", UserWarning, module=r"torch\._inductor"
+    )
+    return torch.compile(function, dynamic=True)
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
@@ -24,13 +38,13 @@ class CompiledLayers:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._layers = decoder_layers(model)
-        self._compiled = [torch.compile(layer._call_impl, dynamic=True) for layer in self._layers]
+        self._compiled = [compiled(layer._call_impl) for layer in self._layers]
 
     @contextmanager
     def active(self) -> Iterator[None]:
         """Layers called in this block run compiled."""
-        for layer, compiled in zip(self._layers, self._compiled, strict=True):
-            layer._compiled_call_impl = compiled
+        for layer, form in zip(self._layers, self._compiled, strict=True):
+            layer._compiled_call_impl = form
         try:
             yield
         finally:

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from loratune.data.batches import MicroBatch, to_device
-from loratune.engine.compiled import CompiledLayers
+from loratune.engine.compiled import CompiledLayers, compiled
 from loratune.errors import ModelError
 from loratune.maths.sizes import few_sizes
 from loratune.model.rows import Bounds, flat
@@ -37,10 +37,10 @@ class Head:
     soft caps and biases are those of the architecture.
     """
 
-    def __init__(self, model: PreTrainedModel, compiled: CompiledLayers | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, layers: CompiledLayers | None = None) -> None:
         self.model = model
-        self._compiled = compiled
-        self._slope = torch.compile(_slope, dynamic=True) if compiled else _slope
+        self._layers = layers
+        self._slope = compiled(_slope) if layers else _slope
         self.decoder = model.get_decoder()
         if self.decoder is None or self.decoder is model:
             raise ModelError(
@@ -72,7 +72,7 @@ class Head:
         if line is None:
             yield {}
             return
-        with flat(self.model, line.bounds), self._compiled.active() if self._compiled else nullcontext():
+        with flat(self.model, line.bounds), self._layers.active() if self._layers else nullcontext():
             yield {"position_ids": line.places}
 
     def hidden(self, tokens: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, Any]:

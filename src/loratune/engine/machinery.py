@@ -31,8 +31,7 @@ class Machinery:
 
     @cached_property
     def head(self) -> Head:
-        compiled = CompiledLayers(self.base.model) if self.paths.compiled else None
-        return Head(self.base.model, compiled)
+        return Head(self.base.model, CompiledLayers(self.base.model) if self.paths.compiled else None)
 
     @cached_property
     def graphs(self) -> Graphs | None:
