@@ -94,7 +94,9 @@ class Store:
         """One line to this process's file of that name, at once."""
         path = self.folder / f"{name}-{self.process}.csv"
         new = not path.exists()
+        cut = not new and not path.read_bytes().endswith(b"\n")
         with path.open("a", newline="", encoding="utf-8") as file:
+            file.write("\n" * cut)
             writer = csv.DictWriter(file, columns, lineterminator="\n")
             if new:
                 writer.writeheader()
@@ -455,9 +457,7 @@ def main() -> None:
     parser.add_argument("--tasks", default=",".join(FACTS))
     parser.add_argument("--sizes", type=int, nargs=2, default=SIZES)
     parser.add_argument("--validation", type=int, default=400)
-    parser.add_argument(
-        "--part", default="0/1", help="number/parts: which share of the units this process takes"
-    )
+    parser.add_argument("--process", type=int, default=0, help="its number among those of the folder")
     parser.add_argument(
         "--seconds", type=float, default=inf, help="no unit is begun that would not be done by then"
     )

@@ -66,7 +66,9 @@ def save(folder: Path, task: Task) -> None:
         arrays[f"{split}_supervised"] = np.packbits(np.concatenate([flags for _, flags in rows]))
         arrays[f"{split}_lengths"] = np.array([len(tokens) for tokens, _ in rows], np.int64)
     folder.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(folder / f"{task.facts.name}.npz", **arrays, facts=json.dumps(asdict(task.facts)))
+    np.savez_compressed(
+        folder / f"{task.facts.name}.npz", **arrays, facts=np.array(json.dumps(asdict(task.facts)))
+    )  # type: ignore[arg-type]
 
 
 def load(folder: Path, name: str) -> Task:
