@@ -1,0 +1,64 @@
+"""The final run on a tiny model: what early stopping looks at, what is reported, and what a second call finds."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from engine_fixture import engine, tiny_llama, trial
+from loratune.engine.pack import PackEngine
+from loratune.engine.progress import PackProgress
+from loratune.engine.selfcheck import random_table
+from loratune.run.final import Final, FinalRunner, plan_looks
+from loratune.study import Study
+from loratune.values import TrialResult
+
+TRAIN, VALIDATION, TEST = (random_table(97, rows=rows, seed=seed) for seed, rows in enumerate((480, 100, 20)))
+CHOSEN = trial(batch_size=48, epochs=2.5).hyper_parameters
+DEFAULT = trial(r=8, batch_size=48, epochs=2.5, learning_rate=1e-3).hyper_parameters
+
+
+class Run:
+    """A final run in a folder, and what it told."""
+
+    def __init__(self, subject: PackEngine, folder: Path) -> None:
+        self.steps: list[PackProgress] = []
+        self.results: list[TrialResult] = []
+        study = Study.find(folder) or Study.open(folder, fingerprint={})
+        runner = FinalRunner(
+            engine=subject,
+            study=study,
+            test=TEST,
+            patience=3,
+            on_progress=self.steps.append,
+            on_result=self.results.append,
+        )
+        self.final: Final = runner.run(CHOSEN, DEFAULT, seed=0)
+
+
+def test_the_final_run_reports_on_all_rows_what_it_chose_on_some(tmp_path: Path) -> None:
+    subject = engine(tiny_llama(torch.float32), TRAIN, VALIDATION, max_tokens_per_micro_batch=4096)
+    first = Run(subject, tmp_path)
+    looks = plan_looks(2.5 * TRAIN.lengths.sum(), VALIDATION.lengths.sum(), len(VALIDATION))
+    assert looks.rows < len(VALIDATION)
+    final = first.final
+    assert final.default_recipe is not None
+    sample = subject.sample(looks.rows)
+    for model in (final.recommended, final.default_recipe):
+        assert model.result is not None
+        assert model.adapter is not None
+        assert model.validation is not None
+        on_all, on_some = (subject.evaluate([model.adapter], table)[0] for table in (VALIDATION, sample))
+        readings = [point.validation_nll for point in model.result.curve]
+        assert len(readings) <= looks.count
+        assert on_some.nll == pytest.approx(min(readings), rel=1e-5)
+        assert model.validation.metrics["nll"] == pytest.approx(on_all.nll, rel=1e-5)
+        np.testing.assert_allclose(model.validation.example_nll, on_all.example_nll, rtol=1e-4)
+    (base,) = subject.evaluate([None], sample)
+    assert final.before == pytest.approx(base.nll, rel=1e-6), "where the curve of the readings begins"
+    again = Run(subject, tmp_path)
+    assert not again.steps
+    assert not again.results
+    assert again.final.before == final.before
+    assert again.final.recommended.test.metrics == pytest.approx(final.recommended.test.metrics, rel=1e-6)
