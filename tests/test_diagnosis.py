@@ -9,61 +9,18 @@ import torch
 
 from chain import END, FIRST, PADDING, SEPARATOR, WORDS, pairs, speaker, task
 from engine_fixture import engine, trial
+from injection import MARGIN, TRAIN, VALIDATION, only, run, trained
 from loratune.data.table import TokenTable
-from loratune.engine.live import EarlyStopping
-from loratune.engine.pack import PackEngine
 from loratune.model.base import BaseModel
-from loratune.run.diagnose import before_training, combined, higher_rate_was_worse, of_seeds, of_trial
-from loratune.values import Stage, Trial, TrialResult, TrialState
+from loratune.run.diagnose import before_training, higher_rate_was_worse, of_seeds, of_trial
+from loratune.values import TrialResult, TrialState
 from loratune.values.diagnosis import Diagnosis, Sign
 
-MARGIN = 0.005
-TRAIN, VALIDATION = 1, 7
-"""Seeds of tables that share no row."""
 Pair = tuple[list[int], list[bool]]
 
 
 def table(rows: list[Pair]) -> TokenTable:
     return TokenTable.from_rows(rows)
-
-
-def run(
-    train: TokenTable,
-    validation: TokenTable | None = None,
-    base: BaseModel | None = None,
-    **changes: float,
-) -> tuple[tuple[Diagnosis, ...], TrialResult]:
-    """All that is found on one trial, healthy unless something is changed, and its result."""
-    packs = engine(
-        base or speaker(),
-        train,
-        validation or task(64, seed=VALIDATION),
-        max_tokens_per_micro_batch=2048,
-        launch_tokens=64,
-    )
-    facts = {"r": 4, "lora_alpha": 8, "learning_rate": 1.5e-2, "batch_size": 8, "epochs": 3}
-    subject = replace(trial(0, **(facts | changes)), stage=Stage.FINAL)
-    before = before_training(packs)
-    result = train_one(packs, subject)
-    (bare,) = packs.evaluate([None], packs.validation)
-    return combined(before, of_trial(packs, result, before=bare.nll, margin=MARGIN)), result
-
-
-def train_one(packs: PackEngine, subject: Trial) -> TrialResult:
-    results: list[TrialResult] = []
-    waiting = [subject]
-    packs.run(
-        lambda: waiting.pop() if waiting else None,
-        slots=1,
-        on_result=lambda result, _: results.append(result),
-        early_stopping=EarlyStopping(),
-    )
-    return results[0]
-
-
-def only(found: tuple[Diagnosis, ...], sign: Sign) -> Diagnosis:
-    assert [each.sign for each in found] == [sign], [each.sentence for each in found]
-    return found[0]
 
 
 @pytest.mark.parametrize("seed", [10, 12])
@@ -133,7 +90,7 @@ def test_numbers_that_overflow_everywhere_are_not_blamed_on_the_rows() -> None:
 def test_scattered_overflow_is_not_blamed_on_the_rows() -> None:
     """The same steps with other rows each time."""
     packs = engine(speaker(), task(64, seed=TRAIN), task(64, seed=VALIDATION))
-    result = train_one(packs, trial(0, batch_size=8, epochs=3))
+    result, _ = trained(packs, trial(0, batch_size=8, epochs=3))
     assert result.step_nll is not None
     losses = result.step_nll.copy()
     losses[[3, 11, 18, 21]] = np.nan
@@ -251,7 +208,7 @@ def test_undertraining(learning_rate: float) -> None:
 
 def test_undertraining_where_a_higher_rate_was_worse_asks_for_epochs() -> None:
     packs = engine(speaker(), task(64, seed=TRAIN), task(64, seed=VALIDATION))
-    results = [train_one(packs, trial(0, learning_rate=rate, batch_size=8)) for rate in (3e-3, 0.5)]
+    results = [trained(packs, trial(0, learning_rate=rate, batch_size=8))[0] for rate in (3e-3, 0.5)]
     assert higher_rate_was_worse(results[0], results)
     assert not higher_rate_was_worse(results[1], results)
     before = packs.evaluate([None], packs.validation)[0].nll

@@ -92,7 +92,7 @@ def run_train(options: TrainOptions, watch: Watch) -> Trained:
             raise ResourceError(
                 f"The run diverged: {result.message}; lower --learning-rate (it was {chosen.learning_rate:g})."
             )
-        diagnoses = _diagnosed(bench, result, before, stopping.rows)
+        diagnoses = _diagnosed(bench, result, adapter, before, stopping.rows)
         for each in diagnoses:
             if each not in before:
                 watch.note(each.sentence)
@@ -137,10 +137,15 @@ def _train(
 
 
 def _diagnosed(
-    bench: Workbench, result: TrialResult, before: tuple[Diagnosis, ...], looked_at: int | None
+    bench: Workbench,
+    result: TrialResult,
+    adapter: Adapter,
+    before: tuple[Diagnosis, ...],
+    looked_at: int | None,
 ) -> tuple[Diagnosis, ...]:
     (base,) = bench.engine.evaluate([None], bench.engine.sample(looked_at))
-    return combined(before, of_trial(bench.engine, result, before=base.nll, margin=DEFAULT_MARGIN))
+    after = of_trial(bench.engine, result, before=base.nll, margin=DEFAULT_MARGIN, adapter=adapter)
+    return combined(before, after)
 
 
 def _tested(bench: Workbench, adapter: Adapter) -> dict[str, dict[str, float]]:

@@ -34,6 +34,8 @@ SPIKED_STEPS = 0.02
 SPIKE_WINDOW = 32
 SEED_RATIO = 10.0
 SEED_LEVEL = 0.001
+MOST_NAMED = 8
+"""Steps or rows that a finding lists."""
 PERSISTENT = 3
 """Readings in a row above the best one."""
 LINEAR = 0.5
@@ -168,23 +170,29 @@ def not_finite_base(*, bad: int, rows: int) -> Diagnosis | None:
     )
 
 
-def not_finite_steps(bad: Sequence[int], *, steps: int, suspects: Sequence[int]) -> Diagnosis | None:
+def not_finite_steps(
+    bad: Sequence[int], *, steps: int, suspects: Sequence[int], in_gradient: bool = False
+) -> Diagnosis | None:
     """Steps whose loss or gradient was not finite and that were skipped.
 
     Args:
         bad: numbers of these steps (1-based), of `steps`.
         suspects: training rows (0-based) that were in these steps and in no sound one, at least one for each of
             these steps; none where some step has no such row.
+        in_gradient: whether the loss was finite in all of them, and only the gradient was not.
     """
     if not bad:
         return None
     share = len(bad) / max(1, steps)
-    finding = "Loss or gradient was not finite in " + (
-        f"step {bad[0]} of {steps}" if len(bad) == 1 else f"{len(bad)} of {steps} steps"
+    finding = (
+        "The gradient was not finite, though the loss was, in "
+        if in_gradient
+        else "Loss or gradient was not finite in "
     )
+    finding += _steps(bad, steps)
+    overflow = "Use --dtype bfloat16 or float32; the learning rate is not the cause."
     if suspects:
-        named = ", ".join(str(row) for row in suspects[:8]) + (" and more" if len(suspects) > 8 else "")
-        rows = "row" if len(suspects) == 1 else "rows"
+        rows, named = _rows(suspects)
         finding += f", all of them with training {rows} {named} (counted from 0), in no other step."
         remedy = f"Check the {rows}: the learning rate is not the cause."
     elif share <= FEW_STEPS:
@@ -192,7 +200,9 @@ def not_finite_steps(bad: Sequence[int], *, steps: int, suspects: Sequence[int])
         remedy = "Check the rows, and if they are sound use --dtype bfloat16 or float32."
     else:
         finding += ", whatever the rows: numbers overflow."
-        remedy = "Use --dtype bfloat16 or float32; the learning rate is not the cause."
+        remedy = overflow
+    if in_gradient and suspects:
+        remedy += " If they are sound, numbers overflow on the way back: use --dtype bfloat16 or float32."
     return Diagnosis(
         sign=Sign.NOT_FINITE,
         finding=finding,
@@ -204,6 +214,22 @@ def not_finite_steps(bad: Sequence[int], *, steps: int, suspects: Sequence[int])
     )
 
 
+def _steps(numbers: Sequence[int], of: int) -> str:
+    """Which steps, the first of them by number."""
+    if len(numbers) == 1:
+        return f"step {numbers[0]} of {of}"
+    return f"{len(numbers)} of {of} steps ({_named(numbers)})"
+
+
+def _rows(numbers: Sequence[int]) -> tuple[str, str]:
+    """`row` or `rows`, and which."""
+    return ("row" if len(numbers) == 1 else "rows"), _named(numbers)
+
+
+def _named(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:MOST_NAMED])) + (" and more" if len(numbers) > MOST_NAMED else "")
+
+
 def gentler(values: HyperParameters) -> str:
     """The remedies against instability, the first one first."""
     text = f"Halve the learning rate to {values.learning_rate / 2:.2g}"
@@ -212,33 +238,28 @@ def gentler(values: HyperParameters) -> str:
     return text + "."
 
 
-def unstable_losses(values: HyperParameters, losses: Floats, norms: Floats) -> Diagnosis | None:
-    """A training loss that rose for good, or gradients that keep leaping.
+def unstable_losses(values: HyperParameters, losses: Floats) -> Diagnosis | None:
+    """A training loss that rose for good.
 
     The moving average of the loss lies above its best, where it began included, by 0.5 nats and by six times
-    its own noise (from the median absolute deviation of the steps) for 20 steps in a row; or over 2 % of the
-    steps have a gradient of ten times the median of the 32 before.
+    its own noise (from the median absolute deviation of the steps) for 20 steps in a row.
 
     Args:
-        losses, norms: [steps] mean NLL of each step's batch; norm of its gradient before clipping.
+        losses: [steps] mean NLL of each step's batch.
     """
     rise, tolerated = _lasting_rise(losses, values.batch_size)
-    if rise > tolerated:
-        finding = f"The training loss rose by {rise:.2f} nats above its best and stayed there."
-        value, unit, limit = rise, "nats", tolerated
-    else:
-        leaps = _leaps(norms)
-        if leaps <= SPIKED_STEPS:
-            return None
-        finding = f"In {leaps:.0%} of the steps the gradient leapt to ten times its usual size."
-        value, unit, limit = leaps, "share of the steps", SPIKED_STEPS
+    if rise <= tolerated:
+        return None
     return Diagnosis(
         sign=Sign.UNSTABLE,
-        finding=f"Training at learning rate {values.learning_rate:.2g} was unstable: {_lower(finding)}",
+        finding=(
+            f"Training at learning rate {values.learning_rate:.2g} was unstable: the training loss rose by {rise:.2f} "
+            "nats above its best and stayed there."
+        ),
         remedy=gentler(values),
-        value=value,
-        unit=unit,
-        limit=limit,
+        value=rise,
+        unit="nats",
+        limit=tolerated,
     )
 
 
@@ -259,13 +280,47 @@ def _lasting_rise(losses: Floats, batch_size: int) -> tuple[float, float]:
     return lasting, max(RISE, RISE_DEVIATIONS * noise)
 
 
-def _leaps(norms: Floats) -> float:
-    """Share of the steps whose gradient is ten times the median of the 32 steps before."""
-    norms = norms[np.isfinite(norms)]
-    if len(norms) <= SPIKE_WINDOW:
-        return 0.0
-    before = np.lib.stride_tricks.sliding_window_view(norms, SPIKE_WINDOW)[:-1]
-    return float(np.mean(norms[SPIKE_WINDOW:] > SPIKE * np.median(before, axis=1)))
+def leaps(norms: Floats) -> npt.NDArray[np.bool_]:
+    """[steps] whether the gradient is ten times the median of the 32 steps before; the first 32 never are.
+
+    Args:
+        norms: [steps] norm of each step's gradient before clipping; those that are not finite are no leap.
+    """
+    found = np.zeros(len(norms), bool)
+    finite = np.flatnonzero(np.isfinite(norms))
+    if len(finite) > SPIKE_WINDOW:
+        before = np.lib.stride_tricks.sliding_window_view(norms[finite], SPIKE_WINDOW)[:-1]
+        later = finite[SPIKE_WINDOW:]
+        found[later] = norms[later] > SPIKE * np.median(before, axis=1)
+    return found
+
+
+def leaping_gradients(
+    values: HyperParameters, leapt: Sequence[int], *, steps: int, suspects: Sequence[int]
+) -> Diagnosis | None:
+    """Gradients that leap in over 2 % of the steps while the loss does not rise for good.
+
+    Args:
+        leapt: numbers of these steps (1-based), of `steps`; suspects: as in `not_finite_steps`.
+    """
+    share = len(leapt) / max(1, steps)
+    if share <= SPIKED_STEPS:
+        return None
+    finding = f"The gradient leapt to ten times its usual size and more in {_steps(leapt, steps)}"
+    remedy = gentler(values)
+    if suspects:
+        rows, named = _rows(suspects)
+        finding += f", all of them with training {rows} {named} (counted from 0), in no other step"
+        remedy = f"Check the {rows}; if they are right, {_lower(remedy)}"
+    return Diagnosis(
+        sign=Sign.LEAPS,
+        finding=finding + ".",
+        done="Each step's gradient was clipped to norm 1.",
+        remedy=remedy,
+        value=share,
+        unit="share of the steps",
+        limit=SPIKED_STEPS,
+    )
 
 
 def diverged(values: HyperParameters, reason: str, *, done: str = "") -> Diagnosis:

@@ -141,17 +141,15 @@ def _of_adapter(engine: PackEngine, adapter: Adapter, higher_rate_is_worse: bool
 
 
 def _leaping(engine: PackEngine, result: TrialResult) -> Diagnosis | None:
-    """Steps whose gradient leapt, and the training rows that all of them had; a step too early to tell is neither."""
+    """Steps whose gradient leapt, and the training rows that all of them had; an early outlier counts as neither."""
     norms = result.gradient_norms
     if norms is None:
         return None
     leapt = rules.leaps(norms)
-    judged = np.arange(len(norms)) >= rules.SPIKE_WINDOW
-    suspects = _only_in(leapt, engine.batches(result.trial), judged) if leapt.any() else ()
+    sound = ~leapt & (norms <= rules.SPIKE * np.median(norms))
+    suspects = _only_in(leapt, engine.batches(result.trial), sound) if leapt.any() else ()
     steps = (np.flatnonzero(leapt) + 1).tolist()
-    return rules.leaping_gradients(
-        result.trial.hyper_parameters, steps, steps=len(norms), suspects=suspects
-    )
+    return rules.leaping_gradients(result.trial.hyper_parameters, steps, steps=len(norms), suspects=suspects)
 
 
 def of_run(
@@ -218,7 +216,7 @@ def _skipped(engine: PackEngine, result: TrialResult) -> Diagnosis | None:
     if not bad.any():
         return None
     steps = (np.flatnonzero(bad) + 1).tolist()
-    suspects = () if result.failure else _only_in(bad, engine.batches(result.trial))
+    suspects = () if result.failure else _only_in(bad, engine.batches(result.trial), ~bad)
     in_gradient = bool(np.isfinite(result.step_nll[bad]).all())
     return rules.not_finite_steps(steps, steps=len(bad), suspects=suspects, in_gradient=in_gradient)
 
@@ -232,19 +230,16 @@ def _not_finite(result: TrialResult) -> Steps:
     return bad
 
 
-def _only_in(bad: Steps, batches: Iterable[Rows], judged: Steps | None = None) -> tuple[int, ...]:
-    """Rows of the bad steps that no sound step has; none at all where they do not account for every bad step.
-
-    Steps that are not `judged` are neither.
-    """
-    sound: set[int] = set()
+def _only_in(bad: Steps, batches: Iterable[Rows], sound: Steps) -> tuple[int, ...]:
+    """Rows of the bad steps that no sound step has; none at all where they do not account for every bad step."""
+    cleared: set[int] = set()
     accused: list[set[int]] = []
     for number, rows in enumerate(islice(batches, len(bad))):
         if bad[number]:
             accused.append(set(rows.tolist()))
-        elif judged is None or judged[number]:
-            sound |= set(rows.tolist())
-    left = [rows - sound for rows in accused]
+        elif sound[number]:
+            cleared |= set(rows.tolist())
+    left = [rows - cleared for rows in accused]
     return tuple(sorted(set().union(*left))) if all(left) else ()
 
 

@@ -14,8 +14,11 @@ class Sign(StrEnum):
     LEAK = "evaluation rows in training"
     NOT_FINITE = "steps that are not finite"
     UNSTABLE = "learning rate too high"
+    LEAPS = "gradients that leap"
     OVERFITTING = "over-fitting"
     UNDERTRAINED = "under-training"
+    NEAR_START = "adapter near its start"
+    OUTGROWN = "update stronger than its layers"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
