@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
@@ -59,16 +60,14 @@ LENGTHS = {"banking77": 96, "reuters-r8": 192, "gsm8k": 448, "friends": 192}
 
 def save(folder: Path, task: Task) -> None:
     """One compressed file: rows one behind the other, in the order of the table."""
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {"facts": json.dumps(asdict(task.facts))}
     for split, table in (("train", task.train), ("validation", task.validation)):
         rows = [table.row(i) for i in range(len(table))]
         arrays[f"{split}_tokens"] = np.concatenate([tokens for tokens, _ in rows]).astype(np.int32)
         arrays[f"{split}_supervised"] = np.packbits(np.concatenate([flags for _, flags in rows]))
         arrays[f"{split}_lengths"] = np.array([len(tokens) for tokens, _ in rows], np.int64)
     folder.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(
-        folder / f"{task.facts.name}.npz", **arrays, facts=np.array(json.dumps(asdict(task.facts)))
-    )  # type: ignore[arg-type]
+    np.savez_compressed(folder / f"{task.facts.name}.npz", **arrays)
 
 
 def load(folder: Path, name: str) -> Task:
