@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ from loratune.lora.audit import _direction, strengths
 from loratune.lora.layout import Adapter
 from loratune.maths.diagnosis import leaps
 from loratune.model.base import BaseModel
-from loratune.run.diagnose import of_trial
+from loratune.run.diagnose import before_training, of_run, of_trial
+from loratune.run.final import FinalRunner
+from loratune.study import Study
 from loratune.values.diagnosis import Sign
 
 FAULTY = 17
@@ -199,3 +202,45 @@ def test_a_large_layer_is_sketched_to_the_same_value_and_leaves_the_random_state
     state = torch.random.get_rng_state()
     assert _direction(weight) == pytest.approx(float(torch.linalg.svdvals(weight)[9]), rel=0.05)
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("learning_rate", [0.2, 1.6])
+def test_a_final_run_that_broke_down_is_repeated_at_half_the_rate_and_both_are_told(
+    learning_rate: float, tmp_path: Path
+) -> None:
+    """Without any weights to show, and with those of an early reading, which are worse than none."""
+    packs = pack_engine(task(256, seed=1))
+    study = Study.open(tmp_path, fingerprint={})
+    runner = FinalRunner(
+        engine=packs,
+        study=study,
+        test=task(32, seed=9),
+        patience=3,
+        on_progress=lambda _: None,
+        on_result=lambda _: None,
+    )
+    facts = {"r": 4, "lora_alpha": 8, "batch_size": 8, "epochs": 3, "learning_rate": learning_rate}
+    final = runner.run(trial(0, **facts).hyper_parameters, None, seed=0)
+    results = study.results()
+    taken = final.adapter.hyper_parameters.learning_rate
+    assert taken == min(results, key=lambda result: result.nll).trial.hyper_parameters.learning_rate
+    assert taken < learning_rate
+    broken = [result for result in results if result.failure]
+    assert broken[0].trial.hyper_parameters.learning_rate == learning_rate
+    assert broken[0].finished == (learning_rate > 1)
+    assert len(final.notes) == len(results) - 1
+    assert f"it was repeated at half the learning rate, {learning_rate / 2:.3g}" in final.notes[0]
+    told = [
+        each for each in of_run(packs, final, results, margin=0.005) if each.done.startswith("It was rep")
+    ]
+    assert {each.sign for each in told} == {Sign.UNSTABLE}
+    assert len(told) == sum(each.trial.hyper_parameters.learning_rate > taken for each in broken)
+    assert f"repeated at {taken:.2g}, half the learning rate or less" in told[0].done
+    assert not told[0].remedy
+
+
+def test_rows_that_were_taken_out_are_told_as_done() -> None:
+    told = only(before_training(pack_engine(task(64, seed=1)), removed=3), Sign.LEAK)
+    assert told.finding.startswith("3 rows of validation or test stood in another split too")
+    assert told.done == "They were taken out of validation and test."
+    assert not told.remedy

@@ -176,7 +176,8 @@ def of_run(
         )
         for each in results
         if each.asked.stage is Stage.FINAL
-        and each.state is TrialState.DIVERGED
+        and (each.failure or each.state is TrialState.DIVERGED)
+        and each.trial.hyper_parameters.learning_rate > values.learning_rate
         and replace(each.trial.hyper_parameters, learning_rate=values.learning_rate) == values
     ]
     seeds = of_seeds(values, searched)

@@ -127,20 +127,26 @@ class FinalRunner:
         return self.study.directory / "final"
 
     def run(self, chosen: HyperParameters, default: HyperParameters | None, seed: int) -> Final:
-        """Train, then evaluate everything on the test rows once. Raises `ResourceError` if all of it diverges."""
+        """Train, then evaluate everything on the test rows once. Raises `ResourceError` if all of it diverges.
+
+        A run that its guard ended is repeated at half the learning rate, also where it has earlier weights to
+        show; of all that were trained the best is taken.
+        """
         notes: list[str] = []
         wanted = [chosen] if default is None or default == chosen else [chosen, default]
         trained = self._train([_trial(each, seed) for each in wanted])
-        ours = trained[0]
+        attempts = trained[:1]
         for _ in range(_RETRIES):
-            if ours[0].finished:
+            last = attempts[-1][0]
+            if last.finished and not last.failure:
                 break
             chosen = replace(chosen, learning_rate=chosen.learning_rate / 2)
             notes.append(
-                f"The final run diverged ({ours[0].message}); it was repeated at half the learning rate, "
+                f"The final run diverged ({last.message}); it was repeated at half the learning rate, "
                 f"{chosen.learning_rate:.3g}."
             )
-            ours = self._train([_trial(chosen, seed)])[0]
+            attempts += self._train([_trial(chosen, seed)])
+        ours = min(attempts, key=lambda attempt: attempt[0].nll)
         if not ours[0].finished:
             raise ResourceError(
                 f"The final run diverged at every learning rate tried, the last {chosen.learning_rate:.3g}; "
