@@ -10,15 +10,18 @@ import pytest
 import torch
 
 from engine_fixture import engine, labelled_table, tiny_llama, trial
+from loratune.data.batches import MicroBatch
 from loratune.data.table import TokenTable
 from loratune.engine.calibrate import forward_rate, measure_step
 from loratune.engine.compiled import compiled
+from loratune.engine.cuts import Cuts
 from loratune.engine.evaluate import Evaluation
 from loratune.engine.live import EarlyStopping
 from loratune.engine.pack import PackEngine
 from loratune.engine.paths import REFERENCE, Paths
 from loratune.engine.progress import PackProgress
 from loratune.engine.selfcheck import random_table
+from loratune.engine.slot import Slot
 from loratune.errors import ResourceError
 from loratune.lora.layout import Adapter
 from loratune.values import CurvePoint, Trial, TrialResult, TrialState
@@ -342,3 +345,39 @@ def test_one_warning_of_the_compiler_is_silenced() -> None:
         for message, module in ((text, inductor), ("another", inductor), (text, "elsewhere")):
             warnings.warn_explicit(message, UserWarning, "file.py", 1, module=module)
     assert [told for each in heard if (told := str(each.message)) in (text, "another")] == ["another", text]
+
+
+@pytest.mark.parametrize("paths", [None, REFERENCE], ids=["flat", "padded"])
+def test_a_micro_batch_made_ahead_changes_nothing(
+    paths: Paths | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where the host prepares the next rows before it waits; one trial ends, one enters on the way."""
+    made: list[tuple[int, ...]] = []
+    collate = Cuts.collate
+
+    def seen(self: Cuts, table: TokenTable, rows: np.ndarray, device: torch.device) -> MicroBatch:
+        made.append(tuple(rows))
+        return collate(self, table, rows, device)
+
+    monkeypatch.setattr(Cuts, "collate", seen)
+
+    def train(ahead: bool) -> tuple[list[Slot], int]:
+        subject = packs(max_tokens_per_micro_batch=64, paths=paths)
+        trials = [trial(0, lora_dropout=0.1), trial(1, batch_size=12), trial(2, r=8, batch_size=5)]
+        slots = subject.slots(trials)
+        made.clear()
+        with subject.attached() as step:
+            step._looks_ahead = ahead
+            for now in range(8):
+                live = [slot for i, slot in enumerate(slots) if not slot.done and (i < 2 or now >= 3)]
+                if live:
+                    step(live)
+                    assert (step._ahead is not None) == (ahead and not all(slot.done for slot in live))
+        return slots, len(made)
+
+    (plain, count), (ahead, ahead_count) = train(False), train(True)
+    for ours, theirs in zip(ahead, plain, strict=True):
+        assert ours.step == theirs.step > 0
+        assert ours.losses == theirs.losses
+        assert torch.equal(ours.adapter.weights, theirs.adapter.weights)
+    assert 0 <= ahead_count - count <= 1, "at most where a trial enters what was made is not used"

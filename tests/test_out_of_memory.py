@@ -19,6 +19,7 @@ from engine_fixture import engine, labelled_table, tiny_llama, trial
 from loratune.data.batches import MicroBatch
 from loratune.data.table import TokenTable
 from loratune.engine import parking
+from loratune.engine.cuts import Cuts
 from loratune.engine.evaluate import Evaluation
 from loratune.engine.graphs import Graphs
 from loratune.engine.head import Head
@@ -204,6 +205,24 @@ def test_an_error_once(
     with failing(owner, name, *(at if isinstance(at, tuple) else (at,))):
         found = run()
     assert found.places == ([] if place is None else [place])
+    assert_same(found, undisturbed)
+
+
+@pytest.mark.parametrize("at", range(5))
+def test_an_error_while_rows_are_made_ready(
+    at: int, undisturbed: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the step at hand, of a reading, or, as on a GPU, of the next step while the device still works."""
+    init = TrainingStep.__init__
+
+    def looking_ahead(self: TrainingStep, *args: Any) -> None:
+        init(self, *args)
+        self._looks_ahead = True
+
+    monkeypatch.setattr(TrainingStep, "__init__", looking_ahead)
+    with failing(Cuts, "collate", at):
+        found = run()
+    assert len(found.shortages) <= 1
     assert_same(found, undisturbed)
 
 

@@ -3,6 +3,7 @@
 Knows nothing of the base model or of the other slots.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from copy import copy
 from math import ceil
@@ -69,7 +70,8 @@ class Slot:
         self.failure = ""
         """Why the trial has diverged; empty while it has not."""
         self._batches = iter(batches)
-        self._coming: Rows | None = None
+        self._drawn: deque[Rows] = deque()
+        """Of the coming steps, as far as anybody has asked."""
         self._parked: Parked | None = None
         self._warmup = warmup_steps(hyper_parameters, self.total_steps)
         self._optimiser = optimiser(adapter.weights, hyper_parameters)
@@ -82,9 +84,18 @@ class Slot:
 
     def next_rows(self) -> Rows:
         """Rows of the coming step's batch; the same until that step is recorded."""
-        if self._coming is None:
-            self._coming = next(self._batches)
-        return self._coming
+        rows = self._rows(0)
+        assert rows is not None
+        return rows
+
+    def rows_after_next(self) -> Rows | None:
+        """Of the batch after that; None where there is none."""
+        return self._rows(1)
+
+    def _rows(self, ahead: int) -> Rows | None:
+        while len(self._drawn) <= ahead and (rows := next(self._batches, None)) is not None:
+            self._drawn.append(rows)
+        return self._drawn[ahead] if ahead < len(self._drawn) else None
 
     def segment(self, start: int, stop: int) -> Segment:
         """Its tokens [start, stop) of a micro-batch."""
@@ -130,7 +141,7 @@ class Slot:
         self.gradient_norms.append(gradient_norm)
         self.trained_tokens += tokens
         self.step += 1
-        self._coming = None
+        self._drawn.popleft()
 
     @property
     def _moments(self) -> list[torch.Tensor]:

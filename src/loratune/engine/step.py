@@ -85,6 +85,9 @@ class TrainingStep:
         self._cuts = cuts
         self._device = next(head.model.parameters()).device
         self._on_shortage = on_shortage
+        self._looks_ahead = self._device.type != "cpu"  # a CPU does nothing while the host prepares
+        self._ahead: tuple[Rows, MicroBatch] | None = None
+        """A micro-batch that may come next, and its rows."""
         self.computed_tokens = 0
         """Tokens in all micro-batches so far, those that fill up a shape included."""
 
@@ -98,7 +101,10 @@ class TrainingStep:
         while isinstance(found := attempt(partial(self._prepare, slots, gathered), self._device), Failure):
             self._make_smaller(found, slots, lengths)
         tokens = [int(count) for count in np.bincount(gathered.slot, lengths, minlength=len(slots))]
-        losses, norms = self._update(slots, found)
+        self._update(slots, found)
+        if self._looks_ahead:
+            self._look_ahead(slots)
+        losses, norms = self._surely(found.numbers.tolist)
         for slot, loss, norm, count in zip(slots, losses, norms, tokens, strict=True):
             slot.record(loss, norm, count)
         return sum(tokens)
@@ -129,7 +135,7 @@ class TrainingStep:
         totals = torch.zeros(len(slots), dtype=torch.float64, device=self._device)
         self._packed.board([slot.passenger for slot in slots])
         for piece in self._cuts.pieces(self._table.lengths[gathered.row]):
-            batch = self._cuts.collate(self._table, gathered.row[piece], self._device)
+            batch = self._collated(gathered.row[piece])
             self.computed_tokens += batch.tokens.numel()
             totals += self._train(batch, gathered, piece, slots, per_slot)
         norms = torch.stack(torch._foreach_norm([slot.gradient for slot in slots]))
@@ -139,13 +145,31 @@ class TrainingStep:
             numbers=torch.stack([totals, norms.double()]),
         )
 
-    def _update(self, slots: Sequence[Slot], prepared: _Prepared) -> list[list[float]]:
-        """Move all slots on, each exactly once; returns losses and gradient norms."""
+    def _collated(self, rows: Rows) -> MicroBatch:
+        """Rows of the table on the device."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and np.array_equal(ahead[0], rows):
+            return ahead[1]
+        return self._cuts.collate(self._table, rows, self._device)
+
+    def _look_ahead(self, slots: Sequence[Slot]) -> None:
+        """Have the first micro-batch of the next step made, if just these slots go on, before the host waits.
+
+        It depends on its rows alone: where others come after all it is not used, and nothing else has changed.
+        """
+        coming = [rows for slot in slots if (rows := slot.rows_after_next()) is not None]
+        if not coming:
+            return
+        rows = np.concatenate(coming)
+        first = rows[self._cuts.pieces(self._table.lengths[rows])[0]]
+        made = attempt(partial(self._cuts.collate, self._table, first, self._device), self._device)
+        self._ahead = None if isinstance(made, Failure) else (first, made)
+
+    def _update(self, slots: Sequence[Slot], prepared: _Prepared) -> None:
+        """Move all slots on, each exactly once; the host does not wait."""
         for slot, factor, skipped in zip(slots, prepared.factors, prepared.skipped, strict=True):
             self._surely(partial(slot.clip, factor))
             self._surely(partial(slot.update, skipped))
-        numbers: list[list[float]] = self._surely(prepared.numbers.tolist)
-        return numbers
 
     def _surely(self, work: Callable[[], T]) -> T:
         """Work that fails, if at all, before it changes anything: tried a second time with all else given back.
