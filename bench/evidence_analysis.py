@@ -164,11 +164,20 @@ class Grid:
                 ranks[place.lora_alpha].add(place.rank)
         return [alpha for alpha, found in ranks.items() if len(found) > 1]
 
-    def seed_noise(self, dataset: str, rows: int) -> tuple[SeedNoise, float]:
-        """Of one run's NLL at each rank's best rate, and the relative sd (of ln NLL)."""
-        repeats = [list(c.losses[c.tried].values()) for c in self.by_rank(dataset, rows)]
-        logs = [[log(value) for value in group] for group in repeats if min(group) > 0]
-        return pool_seed_noise(repeats), pool_seed_noise(logs).variance ** 0.5
+    def seed_noise(self, dataset: str, rows: int) -> SeedNoise:
+        """Of one run's NLL, pooled over each rank's best learning rate."""
+        return pool_seed_noise([list(c.losses[c.tried].values()) for c in self.by_rank(dataset, rows)])
+
+    def relative_noise(self, dataset: str, rows: int) -> float:
+        """Sd of one run's ln NLL, pooled alike; over all tasks where this one repeats nothing."""
+        own = _pooled_logs(self.by_rank(dataset, rows))
+        everywhere = [curve for task in self.tasks for curve in self.by_rank(*task)]
+        return (own if own.known else _pooled_logs(everywhere)).variance ** 0.5
+
+
+def _pooled_logs(curves: Sequence[Curve]) -> SeedNoise:
+    repeats = [list(curve.losses[curve.tried].values()) for curve in curves]
+    return pool_seed_noise([[log(value) for value in group] for group in repeats if min(group) > 0])
 
 
 def slope(
@@ -261,7 +270,7 @@ def rank_tests(
         return np.stack([examples[key] for key in keys]) if all(key in examples for key in keys) else None
 
     own = [losses(curve) for curve in curves]
-    noise, _ = grid.seed_noise(dataset, rows)
+    noise = grid.seed_noise(dataset, rows)
     repeated = [each for each in own if each is not None and len(each) > 1]
     if repeated and noise.known:
         parts = [row_variance(each, weights) for each in repeated]

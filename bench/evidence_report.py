@@ -12,199 +12,36 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from math import exp, inf, isfinite, nan
+from dataclasses import dataclass
+from math import exp, isfinite
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from evidence_analysis import (
-    Curve,
-    Examples,
-    Floats,
     Grid,
     Interval,
-    RankTest,
-    Run,
     across,
-    rank_tests,
     ratio_exponent,
     slope,
     smallest_adequate,
 )
-from evidence_figures import COLOURS, Line, Panel, draw
-from evidence_grid import COLUMNS, SIZES
-from evidence_tables import FACTS, load
-from loratune.data.batches import subset
+from evidence_grid import SIZES
+from evidence_plots import draw_optima, draw_ranks, draw_rates
+from evidence_store import Evidence, collect, tables_without
 from loratune.maths.learned import (
     RANK_SPREAD,
     RATE_SPREAD,
-    law_rate,
-    learn_rate,
     rank_residuals,
     rate_residuals,
 )
-from loratune.maths.measured import OPTIMUM_COLUMNS, measured_tasks
-from loratune.maths.optimum import MARGIN, needed_rank
+from loratune.maths.measured import OPTIMUM_COLUMNS
+from loratune.maths.optimum import needed_rank
 from loratune.maths.transfer import Residual, Spread, believe
-from loratune.values import Optimum, StudiedTask
-
-MODEL, FAMILY, HIDDEN_SIZE, PARAMETERS_PER_RANK = "SmolLM2-135M-Instruct", "llama", 576, 305280
-GRID, EXAMPLES, FACTS_FILE = "evidence_grid.csv", "evidence_grid_per_example_nll.npz", "evidence_facts.json"
-SOURCE = "measured with our engine (docs/evidence.md)"
-
-
-# ------------------------------------------------------------------------------------------------- collecting
-
-
-def collect(runs: Path, tables: Path, results: Path) -> None:
-    """Join what the processes wrote: one table, one file of losses per row, one of facts."""
-    rows: dict[tuple[str, ...], dict[str, str]] = {}
-    for path in sorted(runs.glob("grid-*.csv")):
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                if row.get("state"):
-                    rows[tuple(row[name] for name in COLUMNS[:8])] = row  # a trial begun anew reads anew
-    ended = {tuple(row[name] for name in COLUMNS[:6]) for row in rows.values() if row["state"] != "running"}
-    kept = [row for key, row in rows.items() if key[:6] in ended]
-    kept.sort(key=lambda r: (r["task"], float(r["lora_alpha"]) / int(r["rank"]), *map(float, _numbers(r))))
-    results.mkdir(parents=True, exist_ok=True)
-    with (results / GRID).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(kept)
-    losses, base = _losses(runs)
-    np.savez_compressed(results / EXAMPLES, **losses)
-    facts = {name: _facts(tables, name, base) for name in FACTS if any(r["dataset"] == name for r in kept)}
-    (results / FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    print(f"{len(ended)} trials, {len(losses)} with losses of single rows")
-
-
-def _numbers(row: Mapping[str, str]) -> Iterator[str]:
-    return (row[name] for name in ("rank", "batch_size", "learning_rate", "seed", "fraction"))
-
-
-def _losses(runs: Path) -> tuple[dict[str, Any], dict[str, Floats]]:
-    """By the names that replays of tables use (alpha = 2r only), halves for their size; the base model's by task."""
-    losses: dict[str, Any] = {}
-    base: dict[str, Floats] = {}
-    for path in sorted(runs.glob("nll-*.npz")):
-        with np.load(path, allow_pickle=False) as arrays:
-            for key in arrays.files:
-                if key == "base":
-                    dataset = next(name for name in FACTS if f"-{name}-" in path.name)
-                    base[dataset] = arrays[key].astype(np.float64)
-                    continue
-                task, rank, alpha, rate, batch, seed = key.split(",")
-                if float(alpha) == 2 * int(rank):
-                    name = f"task={task},rank={rank},learning_rate={float(rate):g},batch_size={batch},seed={seed}"
-                    losses[name] = arrays[key].astype(np.float16)
-    return losses, base
-
-
-def _facts(tables: Path, name: str, base: Mapping[str, Floats]) -> dict[str, Any]:
-    task = load(tables, name)
-    weights = task.validation.supervised_counts
-    largest = max(SIZES)
-    train = task.train.take(range(min(largest, len(task.train))))
-    tokens = {
-        str(size): int(train.take(subset(len(train), size / largest, 0)).supervised_counts.sum())
-        for size in SIZES
-    }
-    return {
-        **asdict(task.facts),
-        "mean_length": round(float(train.lengths.mean()), 1),
-        "supervised_tokens": tokens,
-        "base_nll": round(float(base[name].sum() / weights.sum()), 4) if name in base else None,
-        "validation_supervised": weights.tolist(),
-    }
-
-
-# --------------------------------------------------------------------------------------------------- reading
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Evidence:
-    """Everything that was measured."""
-
-    grid: Grid
-    examples: Examples
-    facts: Mapping[str, Mapping[str, Any]]
-
-    @classmethod
-    def read(cls, results: Path) -> Evidence:
-        """What `collect` wrote."""
-        with (results / GRID).open(newline="", encoding="utf-8") as file:
-            runs = [run_of(row) for row in csv.DictReader(file) if row["state"] != "running"]
-        examples = {}
-        with np.load(results / EXAMPLES, allow_pickle=False) as arrays:
-            for key in arrays.files:
-                found = dict(part.split("=", 1) for part in key.split(","))
-                dataset, _, rows = found["task"].rpartition("-")
-                place = (int(found["rank"]), float(found["learning_rate"]))
-                after = (int(found["batch_size"]), int(found["seed"]))
-                examples[dataset, int(rows), *place, *after] = arrays[key].astype(np.float64)
-        facts = json.loads((results / FACTS_FILE).read_text(encoding="utf-8"))
-        return cls(grid=Grid(runs), examples=examples, facts=facts)
-
-    def tests(self, dataset: str, rows: int) -> list[RankTest]:
-        weights = np.array(self.facts[dataset]["validation_supervised"], np.float64)
-        return rank_tests(self.grid, dataset, rows, self.examples, weights)
-
-    def studied(self, dataset: str, rows: int) -> StudiedTask:
-        """The task as the prior's tables hold it."""
-        facts = self.facts[dataset]
-        curves = [c for p, c in self.grid.curves.items() if (p.dataset, p.rows) == (dataset, rows)]
-        optima = [
-            Optimum(
-                r=curve.place.rank,
-                lora_alpha=curve.place.lora_alpha,
-                batch_size=curve.place.batch_size,
-                learning_rate=float(f"{curve.best[0]:.3g}"),
-                nll=float(f"{curve.best[1]:.4f}"),
-                inside=curve.best[2],
-            )
-            for curve in curves
-        ]
-        return StudiedTask(
-            dataset=dataset,
-            model=f"{MODEL}, {rows} rows",
-            family=FAMILY,
-            kind=facts["kind"],
-            hidden_size=HIDDEN_SIZE,
-            parameters_per_rank=PARAMETERS_PER_RANK,
-            rows=float(rows),
-            epochs=float(facts["epochs"]),
-            supervised_tokens=int(facts["supervised_tokens"][str(rows)]),
-            labels=int(facts["labels"]),
-            source=SOURCE,
-            optima=tuple(sorted(optima, key=lambda o: (o.batch_size, o.r, o.lora_alpha))),
-        )
-
-
-def run_of(row: Mapping[str, str]) -> Run:
-    """A line of the table."""
-    return Run(
-        dataset=row["dataset"],
-        rows=int(row["rows"]),
-        rank=int(row["rank"]),
-        lora_alpha=float(row["lora_alpha"]),
-        learning_rate=float(row["learning_rate"]),
-        batch_size=int(row["batch_size"]),
-        seed=int(row["seed"]),
-        epochs=float(row["epochs"]),
-        nll=float(row["val_nll"]) if row["val_nll"] else inf,
-        exact_match=float(row["val_exact_match"]) if row["val_exact_match"] else nan,
-    )
-
-
-# ---------------------------------------------------------------------------------------------------- telling
 
 
 def table(header: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
@@ -280,7 +117,8 @@ def tell_needed(evidence: Evidence) -> str:
     lines = []
     for dataset, rows in evidence.grid.tasks:
         tests = evidence.tests(dataset, rows)
-        noise, relative = evidence.grid.seed_noise(dataset, rows)
+        noise = evidence.grid.seed_noise(dataset, rows)
+        relative = evidence.grid.relative_noise(dataset, rows)
         task = evidence.studied(dataset, rows)
         rank = needed_rank(task.optima)
         lines.append(
@@ -312,7 +150,7 @@ def exponents(evidence: Evidence) -> dict[str, list[Exponent]]:
     found: dict[str, list[Exponent]] = {name: [] for name in EXPECTED}
     for dataset, rows in grid.tasks:
         name = f"{dataset}, {rows:,} rows"
-        _, sd = grid.seed_noise(dataset, rows)
+        sd = grid.relative_noise(dataset, rows)
         measured = slope(grid.by_rank(dataset, rows), lambda c: c.place.rank, sd)
         if measured:
             found["rank, alpha = 2r"].append(
@@ -373,7 +211,7 @@ def _row_exponents(grid: Grid) -> Iterator[Exponent]:
             {curve.place.rank: curve for curve in grid.by_rank(dataset, size) if curve.best[2]}
             for size in (sizes[0], sizes[-1])
         )
-        sd = grid.seed_noise(dataset, sizes[-1])[1]
+        sd = grid.relative_noise(dataset, sizes[-1])
         each = [
             ratio_exponent(small[rank], large[rank], sizes[-1] / sizes[0], sd, seed=rank)
             for rank in small.keys() & large.keys()
@@ -438,12 +276,6 @@ def _times(value: float) -> str:
     return f"{exp(value):.2f}"
 
 
-def tables_without(own: Sequence[StudiedTask]) -> list[StudiedTask]:
-    """The package's tasks but for those that are ours."""
-    ours = {(task.dataset, task.model) for task in own}
-    return [task for task in measured_tasks() if (task.dataset, task.model) not in ours]
-
-
 def left_out(target: Residual, residuals: Sequence[Residual], spread: Spread) -> float:
     """ln(measured / predicted) from the tasks on other datasets."""
     others = [each for each in residuals if each.dataset != target.dataset]
@@ -459,121 +291,6 @@ def weighted_factor(values: Sequence[float], residuals: Sequence[Residual]) -> f
 def whole_error(residuals: Sequence[Residual], spread: Spread) -> float:
     """Leave-one-dataset-out error over everything."""
     return weighted_factor([left_out(each, residuals, spread) for each in residuals], residuals)
-
-
-# ---------------------------------------------------------------------------------------------------- drawing
-
-
-def draw_rates(evidence: Evidence, path: Path) -> None:
-    """NLL over the learning rate, a colour per rank."""
-    panels = []
-    for dataset, rows in sorted(evidence.grid.tasks):
-        curves = evidence.grid.by_rank(dataset, rows)
-        lowest = min(curve.best[1] for curve in curves)
-        lines = [_rate_line(curve, number, 1.6 * lowest) for number, curve in enumerate(curves)]
-        panels.append(
-            Panel(title=f"{dataset}, {rows:,} rows", lines=lines, x_label="learning rate", y_label="NLL")
-        )
-    draw(path, panels, columns=2)
-
-
-def _rate_line(curve: Curve, number: int, highest: float) -> Line:
-    values = [value if value <= highest else inf for value in curve.means]
-    return Line(name=f"rank {curve.place.rank}", x=curve.rates, y=values, colour=COLOURS[number])
-
-
-def draw_optima(evidence: Evidence, path: Path) -> None:
-    """The best learning rate by rank, beside the prior that has not seen the dataset."""
-    grid = evidence.grid
-    own = [evidence.studied(dataset, rows) for dataset, rows in grid.tasks]
-    panels = []
-    for task in sorted(own, key=lambda each: (each.dataset, each.rows)):
-        place = (task.dataset, round(task.rows))
-        _, sd = grid.seed_noise(*place)
-        lines = [_optimum_line("alpha = 2r", grid.by_rank(*place), sd, COLOURS[0], dashed=False)]
-        for alpha in grid.constant_alphas(*place):
-            lines.append(
-                _optimum_line(f"alpha {alpha:g}", grid.by_rank(*place, alpha), sd, COLOURS[2], dashed=True)
-            )
-        ranks = [curve.place.rank for curve in grid.by_rank(*place)]
-        batch = grid.usual_batch(task.dataset)
-        law = [law_rate(task, r=r, lora_alpha=2.0 * r, batch_size=batch) for r in ranks]
-        lines.append(Line(name="law", x=ranks, y=law, colour=COLOURS[5], marked=False))
-        known = [each for each in [*tables_without(own), *own] if each.dataset != task.dataset]
-        corrected = [value * learn_rate(task, known).factor for value in law]
-        lines.append(
-            Line(
-                name="corrected, this dataset left out", x=ranks, y=corrected, colour=COLOURS[1], marked=False
-            )
-        )
-        title = f"{task.dataset}, {task.rows:,.0f} rows"
-        panels.append(
-            Panel(title=title, lines=lines, x_label="rank", y_label="best learning rate", log_y=True)
-        )
-    draw(path, panels, columns=2, x_ticks=(2, 8, 32, 128))
-
-
-def _optimum_line(name: str, curves: Sequence[Curve], sd: float, colour: str, *, dashed: bool) -> Line:
-    random = np.random.default_rng(0)
-    ends = []
-    for curve in curves:
-        draws = [replaced_best(curve, curve.drawn(sd, random)) for _ in range(300)]
-        ends.append(np.quantile(draws, [0.025, 0.975]))
-    return Line(
-        name=name,
-        x=[curve.place.rank for curve in curves],
-        y=[curve.best[0] for curve in curves],
-        low=[float(low) for low, _ in ends],
-        high=[float(high) for _, high in ends],
-        hollow=[not curve.best[2] for curve in curves],
-        colour=colour,
-        dashed=dashed,
-    )
-
-
-def replaced_best(curve: Curve, losses: Sequence[float]) -> float:
-    """The best rate of a curve with other losses."""
-    changed = {rate: {0: loss} for rate, loss in zip(curve.rates, losses, strict=True)}
-    return replace(curve, losses=changed).best[0]
-
-
-def draw_ranks(evidence: Evidence, path: Path) -> None:
-    """What a rank costs at its own best rate, with the test's interval, and at one rate for all."""
-    panels = []
-    for dataset, rows in sorted(evidence.grid.tasks):
-        tests = evidence.tests(dataset, rows)[::-1]
-        reference = tests[-1].nll
-        ranks = [test.rank for test in tests]
-        ends = [test.comparison.interval if test.comparison else (0.0, 0.0) for test in tests]
-        usable = all(end is not None for end in ends)
-        own = Line(
-            name="each rank at its own best learning rate",
-            x=ranks,
-            y=[test.nll - reference for test in tests],
-            low=[end[0] for end in ends if end] if usable else (),
-            high=[end[1] for end in ends if end] if usable else (),
-            colour=COLOURS[0],
-        )
-        shared = Line(
-            name="all ranks at the largest rank's learning rate",
-            x=ranks,
-            y=[test.at_shared_rate - reference for test in tests],
-            colour=COLOURS[2],
-            dashed=True,
-        )
-        margin = Line(name="margin", x=ranks, y=[MARGIN] * len(ranks), colour=COLOURS[5], marked=False)
-        panels.append(
-            Panel(
-                title=f"{dataset}, {rows:,} rows",
-                lines=[own, shared, margin],
-                x_label="rank",
-                y_label="NLL above the largest rank",
-            )
-        )
-    draw(path, panels, columns=2, x_ticks=(2, 8, 32, 128))
-
-
-# ---------------------------------------------------------------------------------------------------- writing
 
 
 def print_rows(evidence: Evidence) -> None:
