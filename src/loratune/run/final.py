@@ -55,13 +55,16 @@ def plan_looks(trained_tokens: float, validation_tokens: int, validation_rows: i
     the share is larger. A forward pass costs half of a training pass, token by token, as in `SearchContext.cost`.
     """
     per_row = max(1, validation_tokens) / validation_rows
-    paid = 2 * EVALUATION_SHARE * trained_tokens / per_row - validation_rows
+    paid = 2 * EVALUATION_SHARE * trained_tokens / per_row
+    before_last = paid - validation_rows
     fewest = min(_FEWEST_ROWS, validation_rows)
-    count = min(_MOST_LOOKS, max(_FEWEST_LOOKS, int(paid / fewest)))
-    rows = max(fewest, int(paid / count))
+    affordable = int(max(before_last / fewest, paid / validation_rows))
+    count = min(_MOST_LOOKS, max(_FEWEST_LOOKS, affordable))
+    rows = max(fewest, int(before_last / count))
+    # where looks are at all rows the best one is the last evaluation, and nothing comes after it
     evaluated = min(count * rows + validation_rows, count * validation_rows)
     if evaluated == count * validation_rows:
-        rows = validation_rows  # the best look has then seen all of them, and nothing comes after it
+        rows = validation_rows
     share = 0.5 * evaluated * per_row / max(1.0, trained_tokens)
     return Looks(count=count, rows=rows, evaluated_rows=evaluated, share=share)
 
