@@ -172,7 +172,8 @@ class Grid:
         """Sd of one run's ln NLL, pooled alike; over all tasks where this one repeats nothing."""
         own = _pooled_logs(self.by_rank(dataset, rows))
         everywhere = [curve for task in self.tasks for curve in self.by_rank(*task)]
-        return (own if own.known else _pooled_logs(everywhere)).variance ** 0.5
+        noise = own if own.known else _pooled_logs(everywhere)
+        return float(noise.variance**0.5)
 
 
 def _pooled_logs(curves: Sequence[Curve]) -> SeedNoise:

@@ -119,15 +119,17 @@ def tell_needed(evidence: Evidence) -> str:
         tests = evidence.tests(dataset, rows)
         noise = evidence.grid.seed_noise(dataset, rows)
         relative = evidence.grid.relative_noise(dataset, rows)
-        task = evidence.studied(dataset, rows)
-        rank = needed_rank(task.optima)
+        spread = f"{noise.variance**0.5:.4f} ({100 * relative:.2f} %), {noise.degrees:.0f} degrees"
+        rank = needed_rank(evidence.studied(dataset, rows).optima)
         lines.append(
             (
                 f"{dataset}, {rows:,} rows",
                 min(tests, key=lambda test: test.nll).rank,
                 smallest_adequate(tests),
                 f"{rank:.1f}" if rank else "",
-                f"{noise.variance**0.5:.4f} ({100 * relative:.2f} %), {noise.degrees:.0f} degrees",
+                f"{noise.variance**0.5:.4f} ({100 * relative:.2f} %), {noise.degrees:.0f} degrees"
+                if noise.known
+                else "",
             )
         )
     header = ("task", "rank with the lowest NLL", "smallest shown adequate", "power law at the margin")
