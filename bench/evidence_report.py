@@ -127,9 +127,7 @@ def tell_needed(evidence: Evidence) -> str:
                 min(tests, key=lambda test: test.nll).rank,
                 smallest_adequate(tests),
                 f"{rank:.1f}" if rank else "",
-                f"{noise.variance**0.5:.4f} ({100 * relative:.2f} %), {noise.degrees:.0f} degrees"
-                if noise.known
-                else "",
+                spread if noise.known else "",
             )
         )
     header = ("task", "rank with the lowest NLL", "smallest shown adequate", "power law at the margin")
