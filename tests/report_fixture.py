@@ -51,7 +51,14 @@ DIAGNOSES = (
 )
 SENSITIVITY = Sensitivity(
     impacts=(
-        Impact(name="learning_rate", tried=RATES, effect=0.142, share=0.61, share_interval=(0.44, 0.73)),
+        Impact(
+            name="learning_rate",
+            tried=RATES,
+            effect=0.142,
+            effect_interval=(0.101, 0.183),
+            share=0.61,
+            share_interval=(0.44, 0.73),
+        ),
         Impact(
             name="r",
             tried=(2.0, 8.0, 32.0),

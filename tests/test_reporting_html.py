@@ -81,7 +81,8 @@ def test_every_section_and_figure_is_there(text: str) -> None:
         "Over-fitting: after 2 epochs validation NLL rose by 0.021 nats",
         "The weights of step 240 are kept. Train 2 epochs.",
         "trials diverged, at learning rates from 0.003 on",
-        "learning_rate mattered most: 0.1420 nats between its best and its worst value; next r with 0.0268.",
+        "learning_rate mattered most: 0.1420 nats (0.1010 to 0.1830) between its best and its worst value; next r with "
+        "0.0268 nats.",
         "61% (44% to 73%)",
         "+3 MiB",
         "loratune tune --config runs/mine/loratune.toml",

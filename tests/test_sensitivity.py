@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import inf, log
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,9 @@ import pytest
 from engine_fixture import engine, tiny_llama
 from loratune.engine.selfcheck import random_table
 from loratune.maths.memory import MemoryEstimate
-from loratune.maths.sensitivity import coordinates, own_effect
+from loratune.maths.noninferiority import Comparison, compare_means, pool_seed_noise
+from loratune.maths.sensitivity import contrast, coordinates, range_interval
+from loratune.reporting.impacts import impact_table
 from loratune.run import sensitivity as run
 from loratune.run.sensitivity import sensitivity
 from loratune.run.simulated import read_table
@@ -151,9 +154,80 @@ def test_an_effect_is_at_each_values_best_learning_rate() -> None:
 def test_effects_compare_like_with_like() -> None:
     settings = [{"learning_rate": 1.0, "r": r, "batch_size": b} for r in (1.0, 2.0) for b in (4.0, 8.0)]
     centre = {"learning_rate": 1.0, "r": 1.0, "batch_size": 4.0}
-    assert own_effect("batch_size", settings, [0.0, 1.0, 9.0, 99.0], centre) == 1.0
-    assert own_effect("r", settings, [0.0, 1.0, 9.0, 99.0], centre) == 9.0
-    assert own_effect("r", settings, [0.0, 1.0, inf, 99.0], centre) is None
+    batch, rank = (contrast(name, settings, [0.0, 1.0, 9.0, 99.0], centre) for name in ("batch_size", "r"))
+    assert batch is not None
+    assert rank is not None
+    assert (batch.effect, batch.worst, batch.best, batch.values) == (1.0, (1,), (0,), 2)
+    assert (rank.effect, rank.worst, rank.best) == (9.0, (2,), (0,))
+    assert contrast("r", settings, [0.0, 1.0, inf, 99.0], centre) is None
+
+
+def test_an_interval_of_two_values_is_students_and_of_more_is_wider() -> None:
+    measured = Comparison(difference=0.5, standard_error=0.1, degrees=10, margin=0.0)
+    assert range_interval(measured, 2) == pytest.approx((0.5 - 0.22281, 0.5 + 0.22281), abs=1e-4)
+    assert range_interval(measured, 4) == pytest.approx((0.5 - 0.3059, 0.5 + 0.3059), abs=1e-3)
+    assert range_interval(replace(measured, difference=0.1), 4) == pytest.approx((0.0, 0.4059), abs=1e-3)
+    assert range_interval(replace(measured, seeds_measured=False), 4) is None
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.02])
+def test_intervals_of_effects_cover_although_the_ends_were_picked(slope: float) -> None:
+    """Five ranks, two seeds each: the true range is 0, or that between the outermost ranks."""
+    settings = [{"learning_rate": 1e-3, "r": float(r)} for r in RANKS for _ in range(2)]
+    hits = 0
+    random = np.random.default_rng(0)
+    for _ in range(1000):
+        losses = [slope * log(each["r"]) + 0.02 * random.standard_normal() for each in settings]
+        ends = contrast("r", settings, losses, settings[0])
+        assert ends is not None
+        noise = pool_seed_noise([losses[i : i + 2] for i in range(0, 10, 2)])
+        worst, best = ([losses[i] for i in side] for side in (ends.worst, ends.best))
+        low, high = range_interval(compare_means(worst, best, noise, 0.0), ends.values) or (inf, inf)
+        hits += low <= slope * log(16) <= high
+    assert hits / 1000 >= 0.935
+    if slope == 0:
+        assert hits / 1000 <= 0.965, "exact where all are alike"
+
+
+def test_an_effect_has_the_interval_of_its_seeds_and_of_its_rows() -> None:
+    """Two ranks with two seeds each; with rows that all say the same the rows add nothing."""
+    nlls = {2: (0.30, 0.32), 32: (0.20, 0.22)}
+    results = [result(nll, r=r, seed=seed) for r, pair in nlls.items() for seed, nll in enumerate(pair)]
+    (plain,) = found(results).impacts
+    half = 4.3027 * 0.01 * 2**0.5  # Student's with 2 degrees of freedom; sd of a run .01414
+    assert plain.effect_interval == pytest.approx((max(0.0, 0.1 - half), 0.1 + half), abs=1e-4)
+    weights = random_table(97).supervised_counts.astype(np.float64)
+    alike = [replace(each, example_nll=each.nll * weights) for each in results]
+    assert found(alike).impacts[0].effect_interval == pytest.approx(plain.effect_interval, abs=1e-6)
+    rows = np.random.default_rng(0).standard_normal((4, len(weights))) * weights
+    uneven = [
+        replace(each, example_nll=each.nll * weights + noise - noise.sum() / weights.sum() * weights)
+        for each, noise in zip(alike, rows, strict=True)
+    ]
+    (wide,) = found(uneven).impacts
+    assert wide.effect == pytest.approx(plain.effect)
+    assert wide.effect_interval is not None
+    assert wide.effect_interval[1] > 0.1 + half
+
+
+def test_the_learning_rates_effect_comes_from_part_of_the_rows_where_it_was_only_screened() -> None:
+    """A small study: five rates on a quarter of the rows, one run of each of three ranks on all of them."""
+    screened = [
+        result(1.0 + log(rate / 1e-3) ** 2, learning_rate=rate, fraction=0.25)
+        for rate in (3e-4, 1e-3, 3e-3, 1e-2)
+    ]
+    screened += [result(inf, learning_rate=3e-2, fraction=0.25), result(5.0, r=2, fraction=0.25)]
+    measured = [result(0.2 + 0.01 * i, r=r) for i, r in enumerate((32, 8, 2))]
+    impacts = {each.name: each for each in found(screened + measured).impacts}
+    rate = impacts["learning_rate"]
+    assert rate.effect == pytest.approx(log(10) ** 2)
+    assert (rate.effect_rows, rate.effect_interval, len(rate.tried)) == (0.25, None, 5)
+    assert impacts["r"].effect == pytest.approx(0.02)
+    assert impacts["r"].effect_rows == 1
+    told = impact_table(SimpleNamespace(sensitivity=found(screened + measured)))  # type: ignore[arg-type]
+    assert "on 25% of the rows" in told.takeaway
+    assert "without an interval, for no setting was repeated" in told.basis
+    assert "not told: they need 20 trials" in told.basis
 
 
 def test_costs_by_the_models() -> None:

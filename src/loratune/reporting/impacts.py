@@ -36,8 +36,16 @@ def impact_table(facts: RunFacts) -> ImpactTable:
 def _row(each: Impact) -> tuple[str, ...]:
     told = rate if each.name == "learning_rate" else lambda value: f"{value:g}"
     tried = f"{told(each.tried[0])} … {told(each.tried[-1])} ({len(each.tried)})"
-    effect = "–" if each.effect is None else f"{each.effect:.4f} nats"
-    return each.name, tried, effect, _share(each), _memory(each), _time(each)
+    return each.name, tried, _effect(each), _share(each), _memory(each), _time(each)
+
+
+def _effect(each: Impact) -> str:
+    if each.effect is None:
+        return "–"
+    text = f"{each.effect:.4f} nats"
+    if each.effect_interval is not None:
+        text += f" ({each.effect_interval[0]:.4f} to {each.effect_interval[1]:.4f})"
+    return text if each.effect_rows == 1 else f"{text} on {each.effect_rows:.0%} of the rows"
 
 
 def _share(each: Impact) -> str:
@@ -62,26 +70,38 @@ def _takeaway(found: Sensitivity) -> str:
     measured = [each for each in found.impacts if each.effect is not None]
     if not measured:
         return "No two values of the same hyper-parameter can be compared with all else equal."
-    first = max(measured, key=lambda each: each.effect or 0.0)
-    text = f"{first.name} mattered most: {first.effect:.4f} nats between its best and its worst value"
-    others = [each for each in measured if each is not first]
+    first, *others = sorted(measured, key=lambda each: -(each.effect or 0.0))
+    text = f"{first.name} mattered most: {_effect(first)} between its best and its worst value"
+    if first.effect_interval is not None and first.effect_interval[0] == 0:
+        text = f"Nothing is shown to have mattered beyond noise; most {first.name}: {_effect(first)}"
     if others:
-        second = max(others, key=lambda each: each.effect or 0.0)
-        text += f"; next {second.name} with {second.effect:.4f}"
+        text += f"; next {others[0].name} with {_effect(others[0])}"
     return text + "."
 
 
 def _basis(found: Sensitivity) -> str:
     """What the columns are, and why one may be empty."""
     text = (
-        f"From {found.trials} trials on all rows; trials on part of them never count. Effect: worst against best value "
-        "tried, each at the best learning rate tried with it, all else as recommended. Memory (one trial's predicted "
-        "peak) and time (one trial alone): largest against smallest value, by the models. "
+        f"From {found.trials} trials on all rows. Effect: worst against best value tried, each at the best learning "
+        "rate tried with it, all else as recommended"
+    )
+    if any(each.effect_rows < 1 for each in found.impacts):
+        text += "; of the learning rate from trials on part of the rows, which count for nothing else"
+    if any(each.effect_interval is not None for each in found.impacts):
+        text += (
+            "; in brackets its 95 % interval over seeds and rows, wide enough for having picked the two values that "
+            "differ most"
+        )
+    elif any(each.effect is not None for each in found.impacts):
+        text += "; without an interval, for no setting was repeated with another seed"
+    text += (
+        ". Memory (one trial's predicted peak) and time (one trial alone): largest against smallest value, by the "
+        "models. "
     )
     if found.interactions is None:
         return text + (
-            f"Shares of the variance need {found.wanted_trials} trials on all rows (20 for each hyper-parameter that "
-            "varies): with fewer they are mostly error."
+            f"Shares of the variance are not told: they need {found.wanted_trials} trials on all rows (20 for each "
+            "hyper-parameter that varies), and with fewer they are mostly error. The effects stand by themselves."
         )
     text += (
         f"Share of the variance: functional ANOVA over the values tried, alone; {found.interactions:.0%} is "

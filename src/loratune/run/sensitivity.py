@@ -1,6 +1,6 @@
 """The table of what mattered, from the trials of a study on all rows and from the models of memory and time.
 
-Trials on part of the rows never count: they hide the rank. Shares of variance come from Optuna's fANOVA.
+Trials on part of the rows tell of the learning rate alone: they hide the rank. Shares of variance: Optuna's fANOVA.
 """
 
 from collections import defaultdict
@@ -15,6 +15,13 @@ import numpy as np
 from loratune.engine.pack import PackEngine
 from loratune.maths import sensitivity as maths
 from loratune.maths.memory import MemoryEstimate
+from loratune.maths.noninferiority import (
+    SeedNoise,
+    compare_means,
+    compare_nll,
+    pool_seed_noise,
+    row_variance,
+)
 from loratune.values import HyperParameters, Stage, TrialResult
 from loratune.values.sensitivity import Impact, Sensitivity
 
@@ -43,29 +50,99 @@ def sensitivity(
     wanted = maths.wanted_trials(len(varied))
     enough = bool(varied) and len(peers) >= wanted and any(np.isfinite(losses))
     shares = _shares(varied, settings, losses) if enough else {}
-    impacts = [
-        Impact(
+    noise = _seed_noise(peers, engine)
+    impacts = []
+    for name in varied:
+        contrast = maths.contrast(name, settings, losses, _coordinates(chosen))
+        impact = Impact(
             name=name,
             tried=tried[name],
-            effect=maths.own_effect(name, settings, losses, _coordinates(chosen)),
+            effect=None if contrast is None else contrast.effect,
+            effect_interval=None if contrast is None else _interval(contrast, peers, noise, engine),
             share=shares[name][0] if enough else None,
             share_interval=shares[name][1] if enough else None,
             memory_bytes=_memory(chosen, name, tried[name], memory),
             time_factor=_time(chosen, name, tried[name], engine),
         )
-        for name in varied
-    ]
-    groups: dict[HyperParameters, list[float]] = defaultdict(list)
-    for result in peers:
-        if result.finished:
-            groups[result.trial.hyper_parameters].append(result.nll)
+        impacts.append(impact)
+    if not any(each.name == "learning_rate" and each.effect is not None for each in impacts):
+        impacts = [each for each in impacts if each.name != "learning_rate"] + _of_part(results)
+    groups = [[result.nll for result in group] for group in _repeats(peers).values()]
     return Sensitivity(
         impacts=tuple(sorted(impacts, key=lambda each: (-(each.share or 0.0), -(each.effect or 0.0)))),
         trials=len(peers),
         wanted_trials=wanted,
         interactions=max(0.0, 1 - sum(share for share, _ in shares.values())) if enough else None,
-        noise=maths.noise_share(list(groups.values())) if enough else None,
+        noise=maths.noise_share(groups) if enough else None,
     )
+
+
+def _repeats(results: Sequence[TrialResult]) -> dict[HyperParameters, list[TrialResult]]:
+    """Finished trials by their setting."""
+    groups: dict[HyperParameters, list[TrialResult]] = defaultdict(list)
+    for result in results:
+        if result.finished:
+            groups[result.trial.hyper_parameters].append(result)
+    return groups
+
+
+def _seed_noise(peers: Sequence[TrialResult], engine: PackEngine) -> SeedNoise:
+    """Of one run's NLL, pooled over all settings that were repeated."""
+    groups = [group for group in _repeats(peers).values() if len(group) > 1]
+    noise = pool_seed_noise([[result.nll for result in group] for group in groups])
+    if not noise.known or not _have_rows(peers):
+        return noise
+    weights = _weights(engine)
+    parts = [row_variance(_rows(group), weights) * (len(group) - 1) for group in groups]
+    return replace(noise, rows=sum(parts) / noise.degrees)
+
+
+def _interval(
+    contrast: maths.Contrast, peers: Sequence[TrialResult], noise: SeedNoise, engine: PackEngine
+) -> tuple[float, float] | None:
+    """Of a contrast's effect: paired by validation row where the trials have kept their rows."""
+    worst, best = ([peers[number] for number in side] for side in (contrast.worst, contrast.best))
+    if _have_rows([*worst, *best]):
+        found = compare_nll(_rows(worst), _rows(best), _weights(engine), noise, margin=0.0)
+    else:
+        found = compare_means([x.nll for x in worst], [x.nll for x in best], noise, margin=0.0)
+    return maths.range_interval(found, contrast.values)
+
+
+def _have_rows(results: Sequence[TrialResult]) -> bool:
+    return all(result.example_nll is not None for result in results if result.finished)
+
+
+def _rows(results: Sequence[TrialResult]) -> maths.Floats:
+    """[trials, validation rows] summed NLL."""
+    return np.array([result.example_nll for result in results], np.float64)
+
+
+def _weights(engine: PackEngine) -> maths.Floats:
+    return engine.validation.supervised_counts.astype(np.float64)
+
+
+def _of_part(results: Sequence[TrialResult]) -> list[Impact]:
+    """The learning rate's effect from the trials that screened it on part of the rows, at the rank with most of them.
+
+    Part of the rows hides what a rank is worth, not what a learning rate is.
+    """
+    groups: dict[tuple[float, HyperParameters], list[TrialResult]] = defaultdict(list)
+    for result in results:
+        if result.trial.fraction < FULL:
+            alike = replace(result.trial.hyper_parameters, learning_rate=1.0)
+            groups[result.trial.fraction, alike].append(result)
+    found = []
+    for (fraction, _), group in groups.items():
+        settings = [_coordinates(result.trial.hyper_parameters) for result in group]
+        losses = [result.nll if result.finished else inf for result in group]
+        contrast = maths.contrast("learning_rate", settings, losses, settings[0])
+        if contrast is not None:
+            tried = tuple(sorted({setting["learning_rate"] for setting in settings}))
+            found.append(
+                Impact(name="learning_rate", tried=tried, effect=contrast.effect, effect_rows=fraction)
+            )
+    return [max(found, key=lambda each: len(each.tried))] if found else []
 
 
 def _peers(chosen: HyperParameters, results: Sequence[TrialResult]) -> list[TrialResult]:

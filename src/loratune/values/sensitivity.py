@@ -11,10 +11,14 @@ class Impact:
     name: str
     """As in `HyperParameters`; alpha as `lora_alpha / r`."""
     tried: tuple[float, ...]
-    """Ascending, on all rows."""
+    """Ascending, on as many rows as the effect is from."""
     effect: float | None
     """NLL of the worst value minus that of the best, in nats, each at the best learning rate tried with it and
     all else as recommended; None where no two values can be compared so."""
+    effect_interval: tuple[float, float] | None = None
+    """95 %, over rows and seeds, for whichever two of the values differ most; None where nothing was repeated."""
+    effect_rows: float = 1.0
+    """Share of the training rows of the trials that the effect is from: the learning rate's may be from a part."""
     share: float | None = None
     """Of the variance of validation NLL, by this hyper-parameter alone; None where trials are too few."""
     share_interval: tuple[float, float] | None = None
