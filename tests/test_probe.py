@@ -116,6 +116,20 @@ def test_the_noise_scale_is_that_of_the_rows_own_gradients(monkeypatch: pytest.M
     assert found.rows == pytest.approx(exact, rel=0.3)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_noise_scale_of_a_gpu_is_that_of_the_cpu() -> None:
+    table = labelled_table(LABELS, 640)
+    found = []
+    for device in ("cpu", "cuda"):
+        base = tiny_llama(torch.float32)
+        base.model.to(device)
+        found.append(gradient_noise(engine(base, table), r=4, lora_alpha=8, share=1.0, epochs=1.0))
+    cpu, gpu = found
+    assert cpu is not None
+    assert gpu is not None
+    assert gpu.rows == pytest.approx(cpu.rows, rel=0.02)
+
+
 def test_rows_that_are_all_alike_have_no_noise_and_few_rows_are_not_measured() -> None:
     alike = labelled_table(LABELS, 1).take([0] * 480)
     machine = engine(tiny_llama(), alike)
