@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -201,6 +201,11 @@ def test_plan_as_a_function(place: Place) -> None:
     few, many = (loratune.plan(**place.keywords, ranks=[2, 8], budget=budget) for budget in ("8x", "30x"))
     assert few.plan.cost <= 8
     assert few.plan.trials < many.plan.trials
+    assert few.looks.count == 3
+    assert few.looks.share > 0.15, "the rows are few"
+    (note,) = few.notes
+    assert f"3 looks of early stopping, each at {few.looks.rows} validation rows" in note
+    assert not replace(few, looks=replace(few.looks, share=0.12)).notes
     assert few.search_seconds > 0
 
 
