@@ -35,7 +35,7 @@ HEADER = (
         "overshoot_mean",
         "overshoot_max",
     ),
-    *("regret_mean", "regret_max", "diverged", "cost_mean", "cost_share"),
+    *("regret_mean", "regret_max", "worse", "diverged", "cost_mean", "cost_share"),
 )
 PRIORS: dict[str, dict[str, float]] = {
     "law": {},
@@ -100,6 +100,7 @@ def _line(scores: Sequence[Score]) -> list[float | int | str]:
         max(s.overshoot for s in scores),
         round(float(np.mean(finite)), 5) if finite else "",
         round(max(finite), 5) if finite else "",
+        round(float(np.mean([s.worse for s in scores])), 4),
         len(scores) - len(finite),
         round(float(np.mean([s.cost for s in scores])), 3),
         round(float(np.mean([s.cost_share for s in scores])), 4),
@@ -112,7 +113,8 @@ def table_line(name: str, s: Score | None) -> str:
     rank, rate, batch, alpha = s.chosen
     return (
         f"  {name:<22} rank {rank:>3}  lr {rate:<7g} batch {batch:<4} alpha {alpha:<5g} "
-        f"{'INFERIOR' if s.inferior else 'adequate'}  overshoot {s.overshoot:.1f}  regret {s.regret:7.3%}  "
+        f"{'INFERIOR' if s.inferior else 'adequate'}  overshoot {s.overshoot:.1f}  regret {s.regret:7.3%}"
+        f"{' (significant)' if s.worse else ''}  "
         f"cost {s.cost:5.2f} runs ({s.cost_share:.1%})"
     )
 
@@ -126,6 +128,7 @@ def summary_line(name: str, scores: Sequence[Score | None]) -> str:
         f"  {name:<22} tasks {len(known):>3}  inferior {np.mean([s.inferior for s in known]):6.1%}  "
         f"overshoot {np.mean([s.overshoot for s in known]):.2f}  "
         f"regret mean {np.mean(regrets):.3%} max {max(regrets):.3%}  "
+        f"significantly worse {np.mean([s.worse for s in known]):.0%}  "
         f"cost {np.mean([s.cost for s in known]):.2f} runs ({np.mean([s.cost_share for s in known]):.1%})"
     )
 

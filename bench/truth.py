@@ -1,7 +1,7 @@
 """Proves the search's rules on generated tables whose truth is known: coverage of what it claims, false claims,
 how good its choice is. Deterministic.
 
-python bench/truth.py --repeats 200 --out bench/results/truth.csv
+python bench/truth.py --repeats 200 --first-seed 1000 --out bench/results/truth.csv
 """
 
 import argparse
@@ -18,7 +18,7 @@ import numpy as np
 from loratune.run.play import play
 from loratune.run.simulated import Cell, MeasuredTask, TableRunner
 from loratune.search.make import make_strategy
-from loratune.values import Decision, Evidence
+from loratune.values import Decision
 
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128)
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
@@ -129,16 +129,25 @@ SCENARIOS: dict[str, Truth] = {
 class Tally:
     """What was claimed in the repeats of one scenario, against the truth."""
 
+    silent: list[bool] = field(default_factory=list)
+    """For each run: whether no rank has an interval, as too little was repeated."""
     covered: list[bool] = field(default_factory=list)
-    """For each rank claim with an interval: whether the true difference lies inside."""
+    """For each rank with an interval: whether the true difference to the reference lies inside."""
     covered_chosen: list[bool] = field(default_factory=list)
     """The same for the rank that was recommended."""
     false_adequate: list[bool] = field(default_factory=list)
     """For each run: whether a rank was shown adequate that loses more than the margin."""
     false_inferior: list[bool] = field(default_factory=list)
     false_differs: list[bool] = field(default_factory=list)
-    """For each run: whether any claim says that a setting differs which does not."""
+    """For each run with equal settings: whether anything says of one that it differs or is inferior."""
     inferior: list[bool] = field(default_factory=list)
+    """Whether the recommended rank loses more than the margin at its best."""
+    inferior_unsaid: list[bool] = field(default_factory=list)
+    """Whether it does, and the report does not say that it was not shown as good."""
+    stated: list[float] = field(default_factory=list)
+    """The probability of being adequate that a rank was taken with, where it was not shown as good."""
+    held: list[bool] = field(default_factory=list)
+    """Whether that rank was adequate."""
     overshoot: list[float] = field(default_factory=list)
     regret: list[float] = field(default_factory=list)
     cost: list[float] = field(default_factory=list)
@@ -146,13 +155,18 @@ class Tally:
     def row(self) -> dict[str, float | int]:
         """Means; counts of what the coverage rests on."""
         return {
+            "runs": len(self.cost),
             "claims": len(self.covered),
             "coverage": _mean(self.covered),
             "coverage_chosen": _mean(self.covered_chosen),
+            "silent": _mean(self.silent),
             "false_adequate": _mean(self.false_adequate),
             "false_inferior": _mean(self.false_inferior),
             "false_differs": _mean(self.false_differs),
             "inferior": _mean(self.inferior),
+            "inferior_unsaid": _mean(self.inferior_unsaid),
+            "stated": _mean(self.stated),
+            "held": _mean(self.held),
             "overshoot": _mean(self.overshoot),
             "regret_nats": _mean(self.regret),
             "cost": _mean(self.cost),
@@ -163,45 +177,56 @@ def _mean(values: Sequence[float]) -> float:
     return round(float(np.mean(values)), 4) if values else float("nan")
 
 
+RANKS_CLAIMED = re.compile(r"Rank (\d+) is (?:non-inferior to|as good as) rank (\d+)")
+STATED = re.compile(r"with probability ([\d.]+)")
+
+
 def judge(truth: Truth, runner: TableRunner, decision: Decision, cost: float, tally: Tally) -> None:
     """Adds one run."""
     cells = {entry["r"]: entry["cell_rate"] for entry in decision.stages[0].details["ranks"]}
     chosen = decision.hyper_parameters
-    wrong: dict[str, bool] = {"adequate": False, "inferior": False, "differs": False}
+    inside: dict[int, bool] = {}
+    adequate = inferior = differs = equal = unsaid = False
     for claim in decision.evidence:
-        found = re.match(r"Rank (\d+) .*rank (\d+)", claim.claim)
-        if found is None or claim.interval is None or claim.value is None:
+        found = RANKS_CLAIMED.match(claim.claim)
+        if found is None:
             continue
         r, reference = int(found[1]), int(found[2])
         true = truth.nll(r, cells[r]) - truth.nll(reference, cells[reference])
-        inside = claim.interval[0] <= true <= claim.interval[1]
-        if "non-inferior" in claim.claim:
-            tally.covered.append(inside)
-            if r == chosen.r:
-                tally.covered_chosen.append(inside)
-        wrong["adequate"] |= bool(claim.holds) and true > MARGIN
-        wrong["inferior"] |= "no, it loses" in claim.claim and true <= MARGIN
-        wrong["differs"] |= _differs(claim) and abs(true) < 1e-12
-    tally.false_adequate.append(wrong["adequate"])
-    tally.false_inferior.append(wrong["inferior"])
-    tally.false_differs.append(wrong["differs"])
+        adequate |= bool(claim.holds) and true > MARGIN
+        no_better = "no, it loses" in claim.claim
+        inferior |= no_better and true <= MARGIN
+        unsaid |= r == chosen.r and bool(claim.holds)
+        if claim.interval is not None:
+            inside[r] = claim.interval[0] <= true <= claim.interval[1]
+        if abs(true) < 1e-12:
+            equal = True
+            differs |= no_better or not (
+                claim.interval is None or claim.interval[0] <= 0 <= claim.interval[1]
+            )
+        if (stated := STATED.search(claim.claim)) is not None:
+            tally.stated.append(float(stated[1]))
+            tally.held.append(truth.best(r) - truth.best(reference) <= MARGIN)
+    tally.silent.append(not inside)
+    tally.covered += inside.values()
+    tally.covered_chosen += [inside[r] for r in inside if r == chosen.r]
+    tally.false_adequate.append(adequate)
+    tally.false_inferior.append(inferior)
+    tally.false_differs += [differs] if equal else []
     cell = runner.snap(chosen)
     lowest = min(truth.best(r) for r in truth.ranks)
     tally.inferior.append(truth.best(chosen.r) - truth.best(truth.ranks[-1]) > MARGIN)
+    tally.inferior_unsaid.append(tally.inferior[-1] and unsaid)
     tally.overshoot.append(max(log2(chosen.r / truth.smallest_adequate()), 0.0))
     if cell is not None:
         tally.regret.append(truth.nll(cell.rank, cell.learning_rate) - lowest)
     tally.cost.append(cost)
 
 
-def _differs(claim: Evidence) -> bool:
-    return claim.interval is not None and not claim.interval[0] <= 0 <= claim.interval[1]
-
-
-def run(truth: Truth, budget: float, repeats: int, **wishes: float) -> Tally:
-    """The evidence strategy on `repeats` tables of one truth."""
+def run(truth: Truth, budget: float, repeats: int, first: int = 0, **wishes: float) -> Tally:
+    """The evidence strategy on `repeats` tables of one truth, drawn with the seeds from `first` on."""
     tally = Tally()
-    for repeat in range(repeats):
+    for repeat in range(first, first + repeats):
         runner = TableRunner(truth.table(np.random.default_rng(repeat)))
         context = replace(runner.context(margin=MARGIN, budget=budget, seed=repeat), **wishes)  # type: ignore[arg-type]
         strategy = make_strategy("evidence", context)
@@ -210,12 +235,12 @@ def run(truth: Truth, budget: float, repeats: int, **wishes: float) -> Tally:
     return tally
 
 
-def rows(repeats: int, budgets: Sequence[float]) -> Iterator[dict[str, float | int | str]]:
+def rows(repeats: int, budgets: Sequence[float], first: int) -> Iterator[dict[str, float | int | str]]:
     """One for each scenario and budget, then all of a budget together."""
     for budget in budgets:
         total = Tally()
-        for name, truth in SCENARIOS.items():
-            tally = run(truth, budget, repeats)
+        for index, (name, truth) in enumerate(SCENARIOS.items()):
+            tally = run(truth, budget, repeats, first + 1000 * index)  # each its own noise
             for each in fields(Tally):
                 getattr(total, each.name).extend(getattr(tally, each.name))
             yield {"scenario": name, "budget": budget, **tally.row()}
@@ -226,10 +251,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--repeats", type=int, default=200)
     parser.add_argument("--budgets", type=float, nargs="+", default=[5.0, 15.0, 30.0])
+    parser.add_argument("--first-seed", type=int, default=0, help="others than a rule was chosen with")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     out = None
-    for row in rows(options.repeats, options.budgets):
+    for row in rows(options.repeats, options.budgets, options.first_seed):
         print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
         if options.out is not None:
             new = out is None

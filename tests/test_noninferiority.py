@@ -18,6 +18,7 @@ from loratune.maths.noninferiority import (
     compare_means,
     compare_nll,
     compare_scores,
+    family_intervals,
     macro_f1,
     pool_seed_noise,
     row_variance,
@@ -74,6 +75,55 @@ def test_unknown_seed_noise_decides_nothing() -> None:
     assert comparison.interval is None
     assert comparison.smallest_detectable is None
     assert not comparison.better()
+
+
+def test_one_repeat_is_too_little_to_claim_something() -> None:
+    """With one degree of freedom the interval of a difference would be 13 standard errors wide either way."""
+    once = compare_means([1.0], [2.0], pool_seed_noise([[1.0, 1.1]]), margin=0.1)
+    assert once.verdict is Verdict.UNDECIDED
+    assert once.interval is None
+    twice = compare_means([1.0], [2.0], pool_seed_noise([[1.0, 1.1], [2.0, 2.1]]), margin=0.1)
+    assert twice.interval is not None
+
+
+def normal(z: float) -> Comparison:
+    return Comparison(difference=z, standard_error=1.0, degrees=inf, margin=5.0)
+
+
+def test_one_interval_is_left_alone() -> None:
+    assert family_intervals([normal(2.0)]) == [pytest.approx((0.04, 3.96), abs=1e-3)]
+
+
+def test_several_intervals_leave_0_out_only_where_holm_rejects() -> None:
+    """z = 2.6 and 2.3 have p = .0093 and .021: Holm's bounds for three are .0167, .025, .05."""
+    found = family_intervals([normal(2.3), normal(-2.6), normal(1.99)])
+    assert found[0] == pytest.approx((0.34, 4.26), abs=1e-2)
+    assert found[1] == pytest.approx((-4.56, -0.64), abs=1e-2)
+    assert found[2] == pytest.approx((0.03, 3.95), abs=1e-2)
+    found = family_intervals([normal(2.3), normal(-2.3), normal(1.99)])  # none is below .0167
+    assert [low for low, _ in found[::2]] == [0.0, 0.0]  # type: ignore[misc]
+    assert found[1] == pytest.approx((-4.26, 0.0), abs=1e-2)
+
+
+def test_what_has_no_interval_counts_for_nothing() -> None:
+    unknown = replace(normal(0.0), seeds_measured=False)
+    assert family_intervals([unknown, normal(2.0)]) == [None, pytest.approx((0.04, 3.96), abs=1e-3)]
+
+
+def test_equal_settings_differ_in_one_of_twenty_reports() -> None:
+    """Four settings against one reference, two seeds each: single intervals leave 0 out in a tenth of reports."""
+    generator = np.random.default_rng(8)
+    alone, together = [], []
+    for _ in range(600):
+        runs = generator.standard_normal((5, 2))
+        noise = pool_seed_noise(list(runs))
+        comparisons = [compare_means(list(own), list(runs[0]), noise, margin=3.0) for own in runs[1:]]
+        for told, intervals in (
+            (alone, [comparison.interval for comparison in comparisons]),
+            (together, family_intervals(comparisons)),
+        ):
+            told.append(any(not i[0] <= 0 <= i[1] for i in intervals if i is not None))
+    assert np.mean(together) <= 0.065 < np.mean(alone)
 
 
 def test_smallest_detectable_difference_is_found_with_80_percent_power() -> None:

@@ -47,6 +47,7 @@ def answer(
         comparisons=comparisons,
         settled=unproven is None,
         unproven=unproven,
+        intervals={m.r: (-0.01, 0.01) for m in ranks[:-1]},
         curve=RankCurve((4, 8, 64), 0.005, (Reading(64, 0.5, 1e-6), Reading(4, 0.5, 1e-6))),
         law=None,
         noise=SeedNoise(variance=1e-6, degrees=4),
@@ -127,7 +128,8 @@ def test_undecided_and_a_smaller_rank_taken(comparison: Comparison) -> None:
     found = answer(*RANKS, comparisons=((8, UNDECIDED),), unproven=comparison)
     holds, value, words = told(found, "is taken because")
     assert (holds, value) == (False, comparison.difference)
-    assert words.startswith("Rank 4 is as good as rank 64: not shown, the runs could have detected")
+    bound = f"it may lose up to {comparison.upper:.4g} nats (one-sided 95 %)"
+    assert words.startswith(f"Rank 4 is as good as rank 64: not shown, {bound}")
     assert found.curve is not None
     assert f"with probability {found.curve.adequate[4]:.2f}" in words
 

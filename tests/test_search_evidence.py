@@ -238,8 +238,19 @@ def test_measured_grid_at_a_tenth_of_its_cost(seed: int) -> None:
     own = runs[_place(chosen)]
     comparison = compare_means(own, best, pool_seed_noise([own, best]), MARGIN)
     assert comparison.interval is None or comparison.interval[0] <= 0  # not significantly worse
-    assert chosen.rank <= 16
+    assert chosen.rank <= 32
     assert sum(result.cost for result in history) <= 15
+
+
+@pytest.mark.skipif(not BANKING.exists(), reason="the measured grid is not at hand")
+def test_what_later_stages_leave_goes_back_to_the_ranks() -> None:
+    """Two other batch sizes are planned and cost nothing here: the table has them at one rank only."""
+    runner = TableRunner.open(BANKING, "banking77")
+    strategy = EvidenceStrategy(runner.context(margin=MARGIN, budget=15, seed=0))
+    history = play(strategy, runner)
+    last = max(index for index, result in enumerate(history) if result.asked.stage is Stage.BATCH)
+    assert {result.asked.stage for result in history[last + 1 :]} == {Stage.RANK}
+    assert sum(result.cost for result in history[last + 1 :]) >= 1
 
 
 def _place(cell: Cell) -> tuple[int, float, int]:

@@ -87,10 +87,10 @@ class RankCurve:
         """Readings of rank r at equally probable quantiles of their distribution."""
         weights, means, _, own = self._mixture
         index = self.candidates.index(r)
-        centre, sd = means[:, index], np.sqrt(own[:, index] + variance)
-        near = weights > 1e-6
-        low, high = (centre[near] - 4 * sd[near]).min(), (centre[near] + 4 * sd[near]).max()
-        at = np.linspace(low, high, 400)
+        near = weights > 1e-6  # most components have none
+        weights, centre = weights[near], means[near, index]
+        sd = np.sqrt(own[near, index] + variance)
+        at = np.linspace((centre - 4 * sd).min(), (centre + 4 * sd).max(), 400)
         below = ndtr((at[:, None] - centre) / sd) @ weights
         return [float(x) for x in np.interp((np.arange(QUANTILES) + 0.5) / QUANTILES, below, at)]
 

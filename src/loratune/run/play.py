@@ -1,12 +1,19 @@
 """Plays a strategy to its end against a table of measured results, and judges its answer by the table's truth."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, isfinite, log2
 from typing import Any
 
 import numpy as np
 
+from loratune.maths.noninferiority import (
+    SeedNoise,
+    compare_means,
+    compare_nll,
+    pool_seed_noise,
+    row_variance,
+)
 from loratune.run.simulated import Cell, TableRunner
 from loratune.search.bracket import Bracket, bracket
 from loratune.search.procedure import Ledger, Procedure, ask, decide
@@ -38,6 +45,8 @@ class Score:
     """Full-run equivalents."""
     cost_share: float
     """Of what the whole table cost."""
+    worse: bool
+    """Whether it is significantly worse than the best cell (two-sided 95 %, by rows and seeds of the two)."""
     inferior: bool
     """Whether the rank's best cell loses more than the margin to the largest rank's."""
     overshoot: float
@@ -87,11 +96,36 @@ def score(
         chosen=chosen,
         regret=(means.get(chosen, inf) - lowest) / lowest,
         cost=cost,
+        worse=chosen not in means or _worse(runner, chosen, min(means, key=means.__getitem__)),
         cost_share=cost / sum(max(len(cell.repeats), 1) for cell in runner.full),
         inferior=setting.r not in adequate,
         overshoot=max(log2(setting.r / adequate[0]), 0.0),
         evidence=tuple(evidence),
     )
+
+
+def _worse(runner: TableRunner, chosen: Key, best: Key) -> bool:
+    """By the paired test, all runs of both cells in it; a single run each has the noise that the table assumes."""
+    if chosen == best:
+        return False
+    cells = [[cell for cell in runner.full if _key(cell) == key] for key in (chosen, best)]
+    losses = [[cell.nll for cell in own] for own in cells]
+    noise = pool_seed_noise(losses)
+    if not noise.known:
+        noise = SeedNoise(variance=(runner.noise * float(np.mean(losses[1]))) ** 2, degrees=inf)
+    rows = [
+        [runner.examples.get((*key[:3], float(cell.seed))) for cell in own]
+        for key, own in zip((chosen, best), cells, strict=True)
+    ]
+    if all(row is not None for own in rows for row in own):
+        stacked = [np.array(own, dtype=np.float64) for own in rows]
+        weights = np.ones(stacked[0].shape[1])
+        parts = [row_variance(own, weights) for own in stacked if len(own) > 1]
+        noise = replace(noise, rows=float(np.mean(parts)) if parts else 0.0)
+        interval = compare_nll(stacked[0], stacked[1], weights, noise, 0.0).interval
+    else:
+        interval = compare_means(losses[0], losses[1], noise, 0.0).interval
+    return interval is not None and interval[0] > 0
 
 
 def play_and_score(strategy: Strategy, runner: TableRunner) -> Score:

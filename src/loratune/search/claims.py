@@ -59,7 +59,7 @@ def _rank_claim(context: SearchContext, answer: RankAnswer, r: int, comparison: 
         claim=text,
         value=comparison.difference,
         unit=unit(context),
-        interval=comparison.interval,
+        interval=answer.intervals.get(r),
         margin=comparison.margin,
         holds=comparison.verdict is Verdict.ADEQUATE,
     )
@@ -68,7 +68,7 @@ def _rank_claim(context: SearchContext, answer: RankAnswer, r: int, comparison: 
 def _power(context: SearchContext, comparison: Comparison) -> str:
     """What an undecided comparison could have found."""
     if comparison.smallest_detectable is None:
-        return "no setting was repeated and the noise is unknown"
+        return "too little was repeated to know the noise"
     return f"the runs could have detected {comparison.smallest_detectable:.4g} {unit(context)} (80 % power)"
 
 
@@ -80,8 +80,11 @@ def _undecided_claim(context: SearchContext, answer: RankAnswer) -> Evidence:
     if answer.unproven is not None:
         comparison = answer.unproven
         assert answer.curve is not None
+        bound = _power(context, comparison)
+        if comparison.seeds_measured:
+            bound = f"it may lose up to {comparison.upper:.4g} {unit(context)} (one-sided 95 %), {bound}"
         text = (
-            f"Rank {chosen} is as good as rank {reference}: not shown, {_power(context, comparison)}; "
+            f"Rank {chosen} is as good as rank {reference}: not shown, {bound}; "
             f"it is taken because it is so with probability {answer.curve.adequate[chosen]:.2f} "
             "by the measured curve."
         )
@@ -99,7 +102,7 @@ def _undecided_claim(context: SearchContext, answer: RankAnswer) -> Evidence:
         claim=text,
         value=comparison.difference,
         unit=unit(context),
-        interval=comparison.interval,
+        interval=answer.intervals[last_rank if answer.unproven is None else chosen],
         margin=comparison.margin,
         holds=False,
     )
@@ -117,7 +120,12 @@ def _noise_note(context: SearchContext, answer: RankAnswer) -> Evidence:
         )
     else:
         source = "an unknown noise between seeds"
-    return note(f"Variance model: {paired}, {source} {unit(context)}.")
+    text = f"Variance model: {paired}, {source} {unit(context)}"
+    if sum(interval is not None for interval in answer.intervals.values()) > 1:
+        text += (
+            "; of the two intervals each leaves 0 out only where Holm's test does, at 5 % for both together"
+        )
+    return note(f"{text}.")
 
 
 def rate_claim(chosen: Measured) -> Evidence:

@@ -90,7 +90,8 @@ def price(context: SearchContext, effort: Effort) -> StageCosts:
     if context.seeds == 1:  # the runs that chose are the only ones there are
         free = effort.ranks if effort.full_rates else int(effort.fraction == 1)
         testing = max(testing - free, 0)
-    runs = effort.ranks * effort.full_rates + testing + effort.tuned_rates
+    tuning = max(effort.tuned_rates - 1, 0)  # the rate that was measured is one of them
+    runs = effort.ranks * effort.full_rates + testing + tuning
     batches = effort.batches * effort.rates_per_batch
     return StageCosts(
         trials=(screening + runs, batches, effort.alphas, effort.regularisers),

@@ -20,7 +20,7 @@ from loratune.search.claims import (
 )
 from loratune.search.effort import Effort, fit_effort, price
 from loratune.search.procedure import Ledger, Procedure
-from loratune.search.ranks import RankStage
+from loratune.search.ranks import RankAnswer, RankStage
 from loratune.search.space import (
     RateScale,
     base_batch,
@@ -81,19 +81,11 @@ class EvidenceStrategy(StagedStrategy):
         effort, dropped = self._effort()
         costs = dict(zip(QUESTIONS, price(context, effort).costs, strict=True))
         reserve = targets_reserve(context)
-        ranks = yield from RankStage(context, effort, ledger, price(context, effort).later + reserve).run()
-        setting = hyper_parameters(
-            context, r=ranks.chosen.r, rate=ranks.chosen.learning_rate, batch=base_batch(context)
-        )
-        best = Contender(setting=setting, results=ranks.chosen.results)
-        evidence = [*rank_claims(context, ranks), rate_claim(ranks.chosen)]
-        evidence += [
-            claim
-            for claim in (slope_note(context, ranks), stability_claim(context, ranks))
-            if claim is not None
-        ]
-        evidence += refusals(ledger, Stage.RANK)
-        answers: Answers = {Stage.RANK: (rank_words(ranks), rank_details(context, ranks))}
+        stage_one = RankStage(context, effort, ledger, price(context, effort).later + reserve)
+        ranks = yield from stage_one.run()
+        best = self._contender(ranks)
+        later: list[Evidence] = []
+        answers: Answers = {}
         seen = ranks.all_results
         for stage, alternatives, prefer in (
             (Stage.BATCH, self._batches, True),
@@ -115,12 +107,17 @@ class EvidenceStrategy(StagedStrategy):
                 - reserve
                 - sum(cost for later, cost in costs.items() if _after(later, stage)),
             )
-            evidence += alternatives_not_run(stage, settings, found.all_results, ledger)
+            later += alternatives_not_run(stage, settings, found.all_results, ledger)
             if not found.all_results:
                 continue
             best, seen = found.winner, (*seen, *found.all_results)
-            evidence += _stage_claims(context, stage, found)
+            later += _stage_claims(context, stage, found)
             answers[stage] = (challenge_words(stage, found), {})
+        if best.setting == self._contender(ranks).setting:  # the base of all comparisons of ranks, still
+            ranks = yield from stage_one.resume(ranks, reserve)
+            best = self._contender(ranks)
+        evidence = [*_rank_evidence(context, ranks), *refusals(ledger, Stage.RANK), *later]
+        answers = {Stage.RANK: (rank_words(ranks), rank_details(context, ranks)), **answers}
         if context.tune_targets:
             layers = yield from targets_stage(
                 context, best, seeds=effort.seeds, earlier=seen, spare=ledger.left
@@ -130,6 +127,14 @@ class EvidenceStrategy(StagedStrategy):
             best = layers.winner
         evidence += [note(sentence) for sentence in dropped]
         return Conclusion(hyper_parameters=best.setting, evidence=tuple(evidence), answers=answers)
+
+    def _contender(self, ranks: RankAnswer) -> Contender:
+        """The rank that was chosen, at the batch size and alpha of all comparisons of ranks."""
+        chosen = ranks.chosen
+        setting = hyper_parameters(
+            self.context, r=chosen.r, rate=chosen.learning_rate, batch=base_batch(self.context)
+        )
+        return Contender(setting=setting, results=chosen.results)
 
     def _batches(self, effort: Effort, best: Contender) -> tuple[HyperParameters, ...]:
         scale = RateScale.of(self.context)
@@ -153,6 +158,15 @@ class EvidenceStrategy(StagedStrategy):
         if not (effort.regularisers or overfits(self.context, best.results)):
             return ()
         return regularised(best.setting, self.context.rows)
+
+
+def _rank_evidence(context: SearchContext, ranks: RankAnswer) -> tuple[Evidence, ...]:
+    remarks = (slope_note(context, ranks), stability_claim(context, ranks))
+    return (
+        *rank_claims(context, ranks),
+        rate_claim(ranks.chosen),
+        *(claim for claim in remarks if claim is not None),
+    )
 
 
 def _after(later: Stage, stage: Stage) -> bool:

@@ -3,13 +3,13 @@
 A low-fidelity result may discard a learning rate, never a rank. Knows nothing of later stages.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf, log2, sqrt
 
 import numpy as np
 
-from loratune.maths.noninferiority import Comparison, SeedNoise, Verdict
+from loratune.maths.noninferiority import Comparison, SeedNoise, Verdict, family_intervals
 from loratune.maths.powerlaw import PowerLaw, fit_power_law
 from loratune.maths.rankcurve import RankCurve, Reading
 from loratune.search.bracket import Bracket, bracket
@@ -69,6 +69,8 @@ class RankAnswer:
     """Whether the chosen rank was shown adequate (or is the reference itself)."""
     unproven: Comparison | None
     """The chosen rank's comparison where it was taken without having been shown adequate."""
+    intervals: Mapping[int, tuple[float, float] | None]
+    """Of the rank taken and of the first that was not shown adequate, against the reference."""
     curve: RankCurve | None
     """How probably each rank is adequate; None where fewer than two ranks were measured."""
     law: PowerLaw | None
@@ -100,7 +102,9 @@ class RankStage:
         self.context = context
         self.effort = effort
         self.ledger = ledger
-        self.reserve = reserve + effort.tuned_rates * unit_cost(context)
+        self.tuning = max(effort.tuned_rates - 1, 0) * unit_cost(context)
+        """What the chosen rank's learning rate costs; one of those compared was measured before."""
+        self.reserve = reserve + self.tuning
         """Full-run equivalents kept for later stages and for the chosen rank's learning rate."""
         self.batch = base_batch(context)
         self.scale = RateScale.of(context)
@@ -109,22 +113,42 @@ class RankStage:
         carried = effort.fraction == 1 and not effort.full_rates
         self.anchor = max(candidate_ranks(context)) if carried and effort.ranks > 1 else self.prior
         self.correction = 1.0
+        self.anchored: Bracket | None = None
+        self.measured: list[Measured] = []
         self.seen: list[Results] = []
 
     def run(self) -> Procedure[RankAnswer]:
         """Screens, measures, tests; then spends what is left on the ranks and seeds that matter."""
-        anchored = yield from self._anchor()
+        self.anchored = yield from self._anchor()
         ranks = spread(candidate_ranks(self.context), self.prior, self.effort.ranks)
         if self.effort.ranks > 2:  # the others are chosen by what these two say
             ranks = spread(candidate_ranks(self.context), self.prior, 2)
         order = sorted(ranks, key=lambda r: (r != max(ranks), r != self.prior, -r))
-        measured = list((yield from together([self._measure(r, anchored) for r in order])))
-        yield from self._explore(measured, anchored, planned=self.effort.ranks - len(measured))
-        yield from self._prove(measured)
-        yield from self._explore(measured, anchored, planned=0)  # the noise is better known now
-        answer = self._answer(measured)
+        self.measured = list((yield from together([self._measure(r) for r in order])))
+        yield from self._explore(planned=self.effort.ranks - len(self.measured))
+        return (yield from self._settle())
+
+    def resume(self, answer: RankAnswer, reserve: float) -> Procedure[RankAnswer]:
+        """Goes on with what later stages have left of the budget, after `answer`.
+
+        Another rank whose learning rate the rest does not pay to tune takes over only if it measured as good.
+        """
+        self.reserve = reserve
+        again = yield from self._settle()
+        before = answer.chosen
+        level = mean_loss(self.context, before.results) + self.context.margin
+        untuned = self.tuning and again.chosen in self.measured
+        if again.chosen.r == before.r or (untuned and mean_loss(self.context, again.chosen.results) > level):
+            return replace(self._answer(self.measured, before.r), chosen=before)
+        return again
+
+    def _settle(self) -> Procedure[RankAnswer]:
+        """The test and what the choice still hinges on, then the chosen rank's learning rate."""
+        yield from self._prove()
+        yield from self._explore(planned=0)  # the noise is better known now
+        answer = self._answer(self.measured)
         chosen = yield from self._tuned(answer.chosen)
-        return replace(self._answer(measured), chosen=chosen)
+        return replace(answer, chosen=chosen, all_results=self._all_results)
 
     def _collect(self, procedure: Procedure[Bracket]) -> Procedure[Bracket]:
         found = yield from procedure
@@ -158,10 +182,10 @@ class RankStage:
             self.correction = found.best / usual_rate(self.context, self.anchor, self.batch, fraction)
         return found
 
-    def _measure(self, r: int, anchored: Bracket | None) -> Procedure[Measured]:
+    def _measure(self, r: int) -> Procedure[Measured]:
         """One rank: its learning rate, then runs with seeds that did not choose it."""
         effort = self.effort
-        found = anchored if r == self.anchor else None
+        found = self.anchored if r == self.anchor else None
         if found is None and effort.screened_rates and effort.fraction < 1:
             found = yield from self._bracket(r, effort.screened_rates, effort.fraction)
         on_all_rows = effort.fraction == 1
@@ -188,14 +212,16 @@ class RankStage:
     def _tuned(self, chosen: Measured) -> Procedure[Measured]:
         """The chosen rank with its learning rate compared on all rows, if that was not done and the budget allows.
 
-        What the test said of the rank stays: a better learning rate only makes it more adequate.
+        With the neighbours of the rate that was measured, at a seed for which that run is there already. What the
+        test said of the rank stays: a better learning rate only makes it more adequate.
         """
-        if not (self.effort.tuned_rates and chosen.results):
+        if not (self.effort.tuned_rates and chosen.results) or self.tuning > self.ledger.left:
             return chosen
+        seed = test_seeds(self.context, 1)[0]
         tuned = yield from self._collect(
             bracket(
-                lambda rate: self._trial(chosen.r, rate, search_seed(self.context)),
-                scale=self.scale,
+                lambda rate: self._trial(chosen.r, rate, seed),
+                scale=replace(self.scale, origin=chosen.learning_rate),
                 centre=chosen.learning_rate,
                 count=self.effort.tuned_rates,
                 extensions=1,
@@ -209,8 +235,12 @@ class RankStage:
             return replace(chosen, bracket=tuned)
         return Measured(r=chosen.r, learning_rate=tuned.best, bracket=tuned, results=best)
 
+    @property
+    def _all_results(self) -> Results:
+        return tuple(result for results in self.seen for result in results)
+
     def _noise(self) -> SeedNoise:
-        return seed_noise(self.context, [result for results in self.seen for result in results])
+        return seed_noise(self.context, self._all_results)
 
     def _law(self, measured: Sequence[Measured]) -> PowerLaw | None:
         known = [m for m in measured if m.results]
@@ -256,12 +286,13 @@ class RankStage:
         guess = (USUAL_NOISE * mean_loss(self.context, reference.results)) ** 2
         return (noise.degrees * noise.variance + guess) / (noise.degrees + 1)
 
-    def _explore(self, measured: list[Measured], anchored: Bracket | None, planned: int) -> Procedure[None]:
+    def _explore(self, planned: int) -> Procedure[None]:
         """Measures another rank, or repeats one and the reference: whichever the choice should gain most from.
 
         `planned` further ranks in any case; then while the budget lasts and the expected gain for each run is
         at least `SMALLEST_GAIN`.
         """
+        measured = self.measured
         while True:
             curve = self._curve(measured)
             if curve is None:
@@ -278,8 +309,8 @@ class RankStage:
             _, m, _ = max(options, key=lambda option: option[0] / option[2])
             planned -= 1
             if isinstance(m, int):
-                measured.append((yield from self._measure(m, anchored)))
-            elif not (yield from self._repeat(measured, m)):
+                measured.append((yield from self._measure(m)))
+            elif not (yield from self._repeat(m)):
                 return
 
     def _options(
@@ -290,7 +321,8 @@ class RankStage:
         allowed = [m.r for m in measured if m.results]
         known = {m.r for m in measured}
         typical = float(np.mean([reading.variance for reading in curve.readings]))
-        each = max(effort.full_rates + effort.seeds, 1) * unit
+        screened = effort.screened_rates * unit_cost(self.context, effort.fraction)
+        each = max(effort.full_rates + effort.seeds, 1) * unit + screened
         found: list[tuple[float, int | Measured, float]] = [
             (curve.gain(r, typical, allowed), r, each) for r in curve.candidates if r not in known
         ]
@@ -307,18 +339,26 @@ class RankStage:
     @property
     def _last_look(self) -> int:
         """Runs with test seeds that a rank has at the second look."""
-        return len(test_seeds(self.context, self.effort.seeds + MORE_SEEDS))
+        return len(self._repeating_seeds)
+
+    @property
+    def _repeating_seeds(self) -> tuple[int, ...]:
+        """The test seeds; where there is a single one, also the one that screened rates, on part of the rows only."""
+        seeds = test_seeds(self.context, self.effort.seeds + MORE_SEEDS)
+        spare = self.context.seeds == 2 and self.effort.fraction < 1 and not self.effort.full_rates
+        return (*seeds, search_seed(self.context)) if spare else seeds
 
     def _repeated(self, m: Measured) -> bool:
         return len(m.results) > self.effort.seeds
 
-    def _repeat(self, measured: list[Measured], m: Measured) -> Procedure[bool]:
+    def _repeat(self, m: Measured) -> Procedure[bool]:
         """Brings a rank and the reference to the second look; whether there was anything new."""
+        measured = self.measured
         reference = max((m for m in measured if m.results), key=lambda m: m.r)
         wanted = [
             self._trial(each.r, each.learning_rate, seed)
             for each in (reference, m)
-            for seed in test_seeds(self.context, self._last_look)
+            for seed in self._repeating_seeds
         ]
         results = yield tuple(wanted)
         self.seen.append(results)
@@ -328,8 +368,9 @@ class RankStage:
             measured[index] = replace(each, results=finished(self.context, (*each.results, *own)))
         return sum(len(each.results) for each in measured) > before
 
-    def _prove(self, measured: list[Measured]) -> Procedure[None]:
+    def _prove(self) -> Procedure[None]:
         """Repeats the first rank that the test leaves undecided, while the budget lasts and it could be shown."""
+        measured = self.measured
         while True:
             reference, comparisons = self._test(measured)
             if reference is None or not comparisons or self.effort.seeds == 0:
@@ -342,7 +383,7 @@ class RankStage:
                 return
             if cost > self.ledger.left - self.reserve or not self._provable(measured, m, comparison):
                 return
-            if not (yield from self._repeat(measured, m)):
+            if not (yield from self._repeat(m)):
                 return
 
     def _provable(self, measured: Sequence[Measured], m: Measured, comparison: Comparison) -> bool:
@@ -382,21 +423,22 @@ class RankStage:
         late = compare(self.context, m.results, reference.results, noise)
         return late.after(early)
 
-    def _answer(self, measured: Sequence[Measured]) -> RankAnswer:
+    def _answer(self, measured: Sequence[Measured], kept: int | None = None) -> RankAnswer:
+        """With the rank that has the smallest expected loss, or `kept`, where that was decided before."""
         reference, comparisons = self._test(measured)
         curve = self._curve(measured)
         by_rank = {m.r: m for m in measured}
-        shown = [r for r, c in comparisons if c.verdict is Verdict.ADEQUATE]
         unproven = None
         if reference is None:
             chosen = by_rank.get(self.prior, measured[0])
         else:
-            chosen = by_rank[min(shown, default=reference.r)]
-            if curve is not None:
-                best = by_rank[curve.choice(self._not_inferior(measured, reference, chosen.r))]
-                if best.r < chosen.r:
-                    chosen = best
-                    unproven = self._compare(best, reference)
+            largest = min((r for r, c in comparisons if c.verdict is Verdict.ADEQUATE), default=reference.r)
+            if kept is None:
+                allowed = self._not_inferior(measured, reference, largest)
+                kept = largest if curve is None else curve.choice(allowed)
+            chosen = by_rank[kept]
+            if kept < largest:
+                unproven = self._compare(chosen, reference)
         return RankAnswer(
             chosen=chosen,
             reference=reference,
@@ -404,11 +446,12 @@ class RankStage:
             comparisons=comparisons,
             settled=unproven is None and bool(comparisons),
             unproven=unproven,
+            intervals=_intervals(chosen.r, comparisons, unproven),
             curve=curve,
             law=self._law(measured),
             noise=self._noise(),
             correction=self.correction,
-            all_results=tuple(result for results in self.seen for result in results),
+            all_results=self._all_results,
         )
 
     def _not_inferior(
@@ -421,3 +464,13 @@ class RankStage:
                 break
             found.append(m.r)
         return tuple(found)
+
+
+def _intervals(
+    chosen: int, comparisons: Sequence[tuple[int, Comparison]], unproven: Comparison | None
+) -> dict[int, tuple[float, float] | None]:
+    """Of what the decision rests on. The ranks between have their one-sided bounds, which the test is about."""
+    told = {r: c for r, c in comparisons if r == chosen or c.verdict is not Verdict.ADEQUATE}
+    if unproven is not None:
+        told[chosen] = unproven
+    return dict(zip(told, family_intervals(list(told.values())), strict=True))
