@@ -20,7 +20,7 @@ from loratune.run import sensitivity as run
 from loratune.run.sensitivity import sensitivity
 from loratune.run.simulated import read_table
 from loratune.values import HyperParameters, Stage, Trial, TrialResult, TrialState
-from loratune.values.sensitivity import Sensitivity
+from loratune.values.sensitivity import Impact, Sensitivity
 
 BANKING = Path(__file__).parents[2] / "shared" / "data" / "grid_banking77.csv"
 RANKS, RATES = (2, 4, 8, 16, 32), (1e-4, 3e-4, 1e-3, 3e-3)
@@ -253,3 +253,15 @@ def test_each_value_stands_for_an_equal_part_of_the_box() -> None:
     np.testing.assert_allclose(np.exp([low, *values, high]), [10**-0.5, 1, 10, 100, 10**2.5])
     _, box = coordinates([0.0, 0.05, 0.1])
     assert box == pytest.approx((-0.025, 0.125))
+
+
+def test_the_takeaway_names_what_is_shown_before_what_is_only_large() -> None:
+    def told(*impacts: Impact) -> str:
+        found = Sensitivity(impacts=impacts, trials=9, wanted_trials=40)
+        return impact_table(SimpleNamespace(sensitivity=found)).takeaway  # type: ignore[arg-type]
+
+    rank = Impact(name="r", tried=(2.0, 8.0), effect=0.5, effect_interval=(0.0, 2.0))
+    rate = Impact(name="learning_rate", tried=(1e-3, 3e-3), effect=0.2, effect_interval=(0.1, 0.3))
+    assert told(rank, rate).startswith("learning_rate mattered most: 0.2000 nats (0.1000 to 0.3000)")
+    assert told(rank, rate).endswith("next r with 0.5000 nats (0.0000 to 2.0000).")
+    assert told(rank).startswith("Nothing is shown to have mattered beyond noise; most r: 0.5000 nats")

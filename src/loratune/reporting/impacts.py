@@ -70,10 +70,13 @@ def _takeaway(found: Sensitivity) -> str:
     measured = [each for each in found.impacts if each.effect is not None]
     if not measured:
         return "No two values of the same hyper-parameter can be compared with all else equal."
-    first, *others = sorted(measured, key=lambda each: -(each.effect or 0.0))
-    text = f"{first.name} mattered most: {_effect(first)} between its best and its worst value"
-    if first.effect_interval is not None and first.effect_interval[0] == 0:
-        text = f"Nothing is shown to have mattered beyond noise; most {first.name}: {_effect(first)}"
+    shown = [each for each in measured if each.effect_interval is None or each.effect_interval[0] > 0]
+    first, *others = sorted(measured, key=lambda each: (each not in shown, -(each.effect or 0.0)))
+    text = (
+        f"{first.name} mattered most: {_effect(first)} between its best and its worst value"
+        if shown
+        else f"Nothing is shown to have mattered beyond noise; most {first.name}: {_effect(first)}"
+    )
     if others:
         text += f"; next {others[0].name} with {_effect(others[0])}"
     return text + "."
