@@ -190,7 +190,7 @@ def test_intervals_of_effects_cover_although_the_ends_were_picked(slope: float) 
 
 
 def test_an_effect_has_the_interval_of_its_seeds_and_of_its_rows() -> None:
-    """Two ranks with two seeds each; with rows that all say the same the rows add nothing."""
+    """Two ranks with two seeds each; rows widen it where the ranks, not the seeds, make them differ."""
     nlls = {2: (0.30, 0.32), 32: (0.20, 0.22)}
     results = [result(nll, r=r, seed=seed) for r, pair in nlls.items() for seed, nll in enumerate(pair)]
     (plain,) = found(results).impacts
@@ -199,7 +199,7 @@ def test_an_effect_has_the_interval_of_its_seeds_and_of_its_rows() -> None:
     weights = random_table(97).supervised_counts.astype(np.float64)
     alike = [replace(each, example_nll=each.nll * weights) for each in results]
     assert found(alike).impacts[0].effect_interval == pytest.approx(plain.effect_interval, abs=1e-6)
-    rows = np.random.default_rng(0).standard_normal((4, len(weights))) * weights
+    rows = np.repeat(np.random.default_rng(0).standard_normal((2, len(weights))) * weights, 2, axis=0)
     uneven = [
         replace(each, example_nll=each.nll * weights + noise - noise.sum() / weights.sum() * weights)
         for each, noise in zip(alike, rows, strict=True)
@@ -207,7 +207,7 @@ def test_an_effect_has_the_interval_of_its_seeds_and_of_its_rows() -> None:
     (wide,) = found(uneven).impacts
     assert wide.effect == pytest.approx(plain.effect)
     assert wide.effect_interval is not None
-    assert wide.effect_interval[1] > 0.1 + half
+    assert wide.effect_interval[1] > 0.1 + 1.5 * half
 
 
 def test_the_learning_rates_effect_comes_from_part_of_the_rows_where_it_was_only_screened() -> None:
@@ -226,7 +226,7 @@ def test_the_learning_rates_effect_comes_from_part_of_the_rows_where_it_was_only
     assert impacts["r"].effect_rows == 1
     told = impact_table(SimpleNamespace(sensitivity=found(screened + measured)))  # type: ignore[arg-type]
     assert "on 25% of the rows" in told.takeaway
-    assert "without an interval, for no setting was repeated" in told.basis
+    assert "without an interval, for too little was repeated" in told.basis
     assert "not told: they need 20 trials" in told.basis
 
 
