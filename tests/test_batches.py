@@ -83,7 +83,7 @@ def test_collating_takes_each_row_of_a_selection_as_it_is_stored() -> None:
     selection = [7, 19, 0, 2, 11, 5, 4]
     table = TokenTable.from_rows(stored).take(selection)
     pairs = [stored[selection[row]] for row in rows]
-    flat = collate_flat(table, rows, device=torch.device("cpu"), multiple=4)
+    flat = collate_flat(table, rows, device=torch.device("cpu"), multiple=4, parts=16)
     padded = collate(table, rows, device=torch.device("cpu"))
     line = [token for tokens, _ in pairs for token in tokens]
     assert flat.tokens[0, : len(line)].tolist() == line

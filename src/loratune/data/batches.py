@@ -184,11 +184,11 @@ def collate(table: TokenTable, rows: Sequence[int] | Rows, *, device: torch.devi
 
 
 def collate_flat(
-    table: TokenTable, rows: Sequence[int] | Rows, *, device: torch.device, multiple: int
+    table: TokenTable, rows: Sequence[int] | Rows, *, device: torch.device, multiple: int, parts: int
 ) -> MicroBatch:
     """Rows of a table as one line of tokens, filled up with tokens of nobody to one of `few_sizes`."""
     tokens, flags, starts = _tokens_of(table, rows)
-    line = np.zeros(few_sizes(len(tokens), multiple=multiple), np.int64)
+    line = np.zeros(few_sizes(len(tokens), multiple=multiple, parts=parts), np.int64)
     line[: len(tokens)] = tokens
     where = np.flatnonzero(flags)
     return MicroBatch(

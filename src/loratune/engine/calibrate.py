@@ -4,15 +4,16 @@ Knows the engine; the numbers leave no trace in any trial.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from time import perf_counter
 
 import numpy as np
 
 from loratune.engine.pack import PackEngine
+from loratune.lora.layout import Adapter
 from loratune.model.device import forget_peak, peak_of_step
-from loratune.values import Trial
+from loratune.values import HyperParameters, Trial
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,12 +39,13 @@ def measure_step(engine: PackEngine, trials: Sequence[Trial], *, seconds: float)
 
     Raises `ResourceError` where the pack does not fit in memory.
     """
-    slots = [engine.slot(trial) for trial in trials]
+    adapters = _alike(engine, trials)
+    slots = [engine.slot(trial, adapter) for trial, adapter in zip(trials, adapters, strict=True)]
 
     def train() -> int:
         for i, slot in enumerate(slots):
             if slot.done:
-                slots[i] = engine.slot(slot.trial)
+                slots[i] = engine.slot(slot.trial, slot.adapter)
         with engine.attached() as step:
             return step(slots)
 
@@ -53,6 +55,16 @@ def measure_step(engine: PackEngine, trials: Sequence[Trial], *, seconds: float)
     return MeasuredStep(
         tokens=tokens, seconds=each, largest=_largest(engine, trials, count + 1), peak_bytes=peak
     )
+
+
+def _alike(engine: PackEngine, trials: Sequence[Trial]) -> list[Adapter]:
+    """An adapter for each trial, those of one setting alike: drawing one takes a second of an 8B model."""
+    drawn: dict[HyperParameters, Adapter] = {}
+    for trial in trials:
+        if trial.hyper_parameters not in drawn:
+            drawn[trial.hyper_parameters] = engine.initial(trial)
+    found = (drawn[trial.hyper_parameters] for trial in trials)
+    return [replace(adapter, weights=adapter.weights.clone()) for adapter in found]
 
 
 def _largest(engine: PackEngine, trials: Sequence[Trial], steps: int) -> int:
@@ -65,7 +77,7 @@ def _largest(engine: PackEngine, trials: Sequence[Trial], steps: int) -> int:
 
 def forward_rate(engine: PackEngine, trials: Sequence[Trial], *, seconds: float) -> float:
     """Tokens per second of evaluating the initial adapters of `trials` without gradients, all together."""
-    adapters = [engine.initial(trial) for trial in trials]
+    adapters = _alike(engine, trials)
     rows = engine.validation.take(range(min(len(engine.validation), 32)))
     evaluated = int(rows.lengths.sum()) * len(adapters)
 

@@ -1,10 +1,12 @@
 """CUDA graphs of whole micro-batches: one launch where a small model's thousands cost more than their work.
 
-A graph is recorded the second time a shape is seen (the first pass compiles and counts as any other), reads
-its inputs from buffers of its own, and survives refilled slots: what it does to which adapter stands in the
-tables that its kernels read. Knows nothing of what it records.
+A graph is recorded when its shape is first seen, after one ordinary pass of its kind, which compiles; it reads its
+inputs from buffers of its own, and survives refilled slots: what it does to which adapter stands in the tables
+that its kernels read. Knows nothing of what it records.
 """
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,13 +14,17 @@ from typing import Any
 
 import torch
 
-from loratune.engine.resources import Failure, attempt
+from loratune.engine.resources import attempt
 
-_LARGEST_FLOPS = 40e12
+_LARGEST_FLOPS = 80e12
 """Of a micro-batch's products: above, launching costs less than the work (measured on an H100)."""
 _LARGEST_TOKENS = 16384
 """A graph keeps its activations' memory for good."""
-_LARGEST_COUNT = 24
+_LARGEST_COUNT = 32
+_ATTEMPTS = 2
+"""The first may fail because a library loads its kernels while recording."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,36 +42,58 @@ class Graphs:
 
     def __init__(self, parameters: int) -> None:
         self._tokens = int(min(_LARGEST_TOKENS, _LARGEST_FLOPS / (4 * max(1, parameters))))
-        self._recorded: dict[Hashable, _Recorded | None] = {}
-        self._given_up: set[Hashable] = set()
+        self._recorded: dict[Hashable, _Recorded] = {}
+        """The one used last is last."""
+        self._warm: set[Hashable] = set()
+        self._failures: Counter[Hashable] = Counter()
+        self._largest = 0
+        self._stopped = False
         self._pool: Any = None
 
     def takes(self, tokens: int) -> bool:
         """Whether micro-batches of so many tokens are recorded."""
-        return tokens <= self._tokens
+        return not self._stopped and tokens <= self._tokens
 
-    def run(self, key: Hashable, body: Body, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+    def run(
+        self, key: Hashable, body: Body, inputs: Sequence[torch.Tensor], *, kind: Hashable, tokens: int
+    ) -> torch.Tensor:
         """`body(inputs)`; equal keys promise equal shapes and a body that differs in `inputs` only.
 
-        The result is valid until the next call.
+        Bodies of one `kind` run the same compiled code. The result is valid until the next call.
         """
-        if key in self._given_up:
-            return body(inputs)
-        if key not in self._recorded:
-            if len(self._recorded) < _LARGEST_COUNT:
-                self._recorded[key] = None
-            return body(inputs)
-        recorded = self._recorded[key]
+        recorded = self._recorded.pop(key, None) or self._new(key, body, inputs, kind, tokens)
         if recorded is None:
-            found = attempt(partial(self._record, body, inputs), inputs[0].device)
-            if isinstance(found, Failure):  # nothing has run: what is recorded is not executed
-                self._given_up.add(key)
-                return body(inputs)
-            recorded = self._recorded[key] = found
+            return body(inputs)
+        self._recorded[key] = recorded
+        if len(self._recorded) > _LARGEST_COUNT:
+            del self._recorded[next(iter(self._recorded))]
         for own, given in zip(recorded.inputs, inputs, strict=True):
             own.copy_(given)
         recorded.graph.replay()
         return recorded.output
+
+    def _new(
+        self, key: Hashable, body: Body, inputs: Sequence[torch.Tensor], kind: Hashable, tokens: int
+    ) -> _Recorded | None:
+        """A graph for a key that has none; None where the body must run as it is."""
+        if kind not in self._warm:
+            self._warm.add(kind)
+            return None
+        if self._failures[key] >= _ATTEMPTS:
+            return None
+        if tokens > self._largest:
+            # the pool's blocks serve smaller graphs too, but no larger ones
+            self.forget()
+            self._largest = tokens
+        try:
+            found = attempt(partial(self._record, body, inputs), inputs[0].device)
+        except RuntimeError as error:  # nothing has run: what is recorded is not executed
+            _log.info("a micro-batch runs without a CUDA graph: %s", error)
+            found = None
+        if isinstance(found, _Recorded):
+            return found
+        self._failures[key] += 1
+        return None
 
     def _record(self, body: Body, inputs: Sequence[torch.Tensor]) -> _Recorded:
         own = tuple(each.clone() for each in inputs)
@@ -83,9 +111,14 @@ class Graphs:
 
     def forget(self) -> bool:
         """Give the graphs' memory back; False where there were none."""
-        found = any(recorded is not None for recorded in self._recorded.values())
+        found = bool(self._recorded)
         self._recorded.clear()
-        self._given_up.clear()
+        self._largest = 0
         self._pool = None
         torch.cuda.empty_cache()
         return found
+
+    def stop(self) -> bool:
+        """`forget`, and record no more: their memory is needed."""
+        self._stopped = True
+        return self.forget()

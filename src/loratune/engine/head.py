@@ -59,7 +59,7 @@ class Head:
         tokens, device = batch.tokens.numel(), batch.tokens.device
         ends = batch.starts if batch.starts[-1] == tokens else np.append(batch.starts, tokens)
         if rounded:
-            ends = np.append(ends, np.full(few_sizes(len(ends), multiple=16, parts=8) - len(ends), tokens))
+            ends = np.append(ends, np.full(few_sizes(len(ends), multiple=16, parts=2) - len(ends), tokens))
         longest = max(64, 1 << (batch.longest - 1).bit_length())  # few values: compiled code is kept
         return Line(to_device(batch.places[None], device), Bounds.of(ends, device, longest=longest))
 

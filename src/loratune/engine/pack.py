@@ -172,9 +172,13 @@ class PackEngine:
             device=self.base.device,
         )
 
-    def slot(self, trial: Trial) -> Slot:
-        """A trial before its first step, with all the memory that it will need between steps."""
-        slot = Slot(trial, self.initial(trial), self.batches(trial), vocabulary=self._head.vocabulary)
+    def slot(self, trial: Trial, initial: Adapter | None = None) -> Slot:
+        """A trial before its first step, with all the memory that it will need between steps.
+
+        `initial`: what it starts with and trains; None: `self.initial`.
+        """
+        adapter = self.initial(trial) if initial is None else initial
+        slot = Slot(trial, adapter, self.batches(trial), vocabulary=self._head.vocabulary)
         slot.allocate()
         return slot
 

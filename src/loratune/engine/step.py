@@ -99,7 +99,7 @@ class TrainingStep:
         gathered = _gather(slots)
         lengths = self._table.lengths[gathered.row]
         while isinstance(found := attempt(partial(self._prepare, slots, gathered), self._device), Failure):
-            self._make_smaller(found, slots, lengths)
+            self._make_room(found, slots, lengths)
         tokens = [int(count) for count in np.bincount(gathered.slot, lengths, minlength=len(slots))]
         self._update(slots, found)
         if self._looks_ahead:
@@ -109,12 +109,12 @@ class TrainingStep:
             slot.record(loss, norm, count)
         return sum(tokens)
 
-    def _make_smaller(self, failure: Failure, slots: Sequence[Slot], lengths: Rows) -> None:
-        """Undo the step begun, and cut the next ones into micro-batches of half the size."""
+    def _make_room(self, failure: Failure, slots: Sequence[Slot], lengths: Rows) -> None:
+        """Undo the step begun; go on without recorded graphs, else with micro-batches of half the size."""
         for slot in slots:
             slot.gradient.zero_()
-        if self._graphs is not None:
-            self._graphs.forget()
+        if self._graphs is not None and self._graphs.stop():
+            return
         largest = self._cuts.largest(lengths)
         if not self._cuts.halve(largest, longest=int(lengths.max())):
             raise DoesNotFit(failure.message)
@@ -214,9 +214,7 @@ class TrainingStep:
         if not record or line is None or plan.route is None or self._graphs is None:
             return self._pass(inputs, line, plan)
         count = len(weights)
-        rest = (
-            few_sizes(count, multiple=64, parts=8) - count
-        )  # predictions of the first token, with weight zero
+        rest = few_sizes(count, multiple=64, parts=2) - count  # of the first token, with weight zero
         filled = (batch.tokens, *(nn.functional.pad(each, (0, rest)) for each in inputs[1:]))
         longest, route = line.bounds.longest, plan.route
         dropout = () if route.places is None else route.places
@@ -228,8 +226,9 @@ class TrainingStep:
             return self._pass(own, Line(where, Bounds(starts, longest)), now)
 
         tensors = (*filled, line.places, line.bounds.starts, route.pieces, *dropout)
-        key = longest, route.shapes, route.aligned, *(tuple(tensor.shape) for tensor in tensors)
-        return self._graphs.run(key, body, tensors)[:count]
+        kind = tuple(shape[:2] for shape in route.shapes), route.aligned, bool(dropout)
+        key = kind, longest, route.shapes, *(tuple(tensor.shape) for tensor in tensors)
+        return self._graphs.run(key, body, tensors, kind=kind, tokens=plan.tokens)[:count]
 
     def _pass(self, inputs: Sequence[torch.Tensor], line: Line | None, plan: Plan) -> torch.Tensor:
         """Forward and backward pass of (tokens, positions, targets, weights); returns the NLL [S]."""

@@ -23,6 +23,8 @@ from loratune.maths.sizes import few_sizes
 
 _BLOCK_M = 64
 _LARGEST_BLOCK_R = 128
+_RUNS = 8
+"""Runs of tokens are filled up with empty ones to a multiple of this, so that shapes repeat."""
 # Measured on an H100 at 16,384 tokens, rank 16 (docs/log.md).
 _EXPAND = {"BLOCK_M": 32, "BLOCK_N": 128, "PARTS": 2}
 _GRADIENT = {"BLOCK_M": 64, "BLOCK_N": 128}
@@ -111,22 +113,24 @@ def route_of(
 ) -> Route:
     """Cut segments into blocks; tokens between them are nobody's. `slots` numbers passengers by id."""
     runs: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
+    nobodys: list[tuple[int, int, int]] = []
     end = 0
     for segment in [*segments, None]:
         start = tokens if segment is None else segment.start
         if start > end:
-            runs.setdefault((16, 1), []).append((end, start, -1))
+            nobodys.append((end, start, -1))
         if segment is not None:
             rank = segment.passenger.adapter.layout.r
             block, end = _block_r(rank), segment.stop
             key = block, -(-rank // block)
             runs.setdefault(key, []).append((start, end, slots[id(segment.passenger)]))
-    ordered = sorted(runs)
+    ordered = sorted(runs) or [(16, 1)]
+    runs.setdefault(ordered[0], []).extend(nobodys)  # with any others: shapes repeat more
     pieces = [np.array(runs[key], np.int32) for key in ordered]
+    whole = [_padded(run, few_sizes(len(run), multiple=_RUNS, parts=1)) for run in pieces]
     # A run of n tokens has at most n / M + 1 blocks: with all that are possible, shapes repeat.
-    sums = [int((run[:, 1] - run[:, 0]).sum()) for run in pieces]
-    limits = [few_sizes(n, multiple=256) // _BLOCK_M + len(run) for n, run in zip(sums, pieces, strict=True)]
-    whole = [_padded(run, len(run)) for run in pieces]
+    sums = [few_sizes(int((run[:, 1] - run[:, 0]).sum()), multiple=256, parts=1) for run in pieces]
+    limits = [min(tokens, n) // _BLOCK_M + len(run) for n, run in zip(sums, whole, strict=True)]
     blocks = [_padded(_cut(run), limit) for run, limit in zip(pieces, limits, strict=True)]
     return Route(
         shapes=tuple(

@@ -114,6 +114,8 @@ def expand(
     Rows of no slot, or of a slot without this module, get y, or zero. A block is done in PARTS.
     """
     block = blocks + (tl.program_id(0) // PARTS) * 3
+    if tl.load(block) >= tl.load(block + 1):  # an empty one
+        return
     slot = tl.load(block + 2)
     m = tl.load(block) + (tl.program_id(0) % PARTS) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
