@@ -80,10 +80,10 @@ def test_the_range_is_the_laws_at_the_ends_of_the_interval() -> None:
     assert useful_batches(rows=100_000, epochs=1.0, noise=noise) == (32, 128)  # of 130/4 and 600/4 rows
     assert useful_batches(rows=2_000, epochs=3.0, noise=noise) == (16, 32), "300 steps are 20 rows each"
     early = NoiseScale(rows=4.5, low=3.0, high=7.0, steps=30)
-    assert useful_batches(rows=2_000, epochs=3.0, noise=early) == (8, 16), (
-        "no smaller than 8"
+    assert useful_batches(rows=2_000, epochs=3.0, noise=early) == (8, 16), "no smaller than 8"
     banking = NoiseScale(rows=24.3, low=18.2, high=34.5, steps=32)
-    assert useful_batches(rows=2_000, epochs=3.0, noise=banking) == (8, 16), "8 and 16 tie there, 4 and 32 lose"
+    assert useful_batches(rows=2_000, epochs=3.0, noise=banking) == (8, 16), (
+        "8 and 16 tie there, 4 and 32 lose"
     )
     assert useful_batches(rows=200_000, epochs=1.0, noise=early) == (8, 64), "early is a lower end only"
     endless = NoiseScale(rows=float("inf"), low=130.0, high=float("inf"), steps=30)
