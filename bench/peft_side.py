@@ -14,6 +14,7 @@ from time import perf_counter, sleep
 from typing import Any
 
 import torch
+import torch._dynamo
 from peft import get_peft_model
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -87,6 +88,8 @@ def loop_rate(
     rate = _rate(training, seconds, base.device)
     for layer in layers:
         layer._compiled_call_impl = None
+    if compiled:
+        torch._dynamo.reset()
     wrapped.unload()
     return rate
 

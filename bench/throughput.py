@@ -26,6 +26,8 @@ from rows import rows_of
 from shapes import random_base
 
 RESULTS = Path(__file__).parent / "results" / "throughput.csv"
+WARM_UP = 20
+"""Steps at most before the measured ones: shapes are compiled and recorded."""
 MIXED = (4, 8, 16, 32, 64, 128)
 
 
@@ -125,7 +127,10 @@ def packed(base: BaseModel, cell: Cell, slots: int, seconds: float, *, profile: 
         torch.cuda.reset_peak_memory_stats()
     rates: list[float] = []
     with engine.attached() as step:
-        step(live), step(live)
+        begun, count = perf_counter(), 0
+        while count < 2 or (perf_counter() - begun < seconds and count < WARM_UP):
+            step(live)
+            count += 1
         real, step.computed_tokens = 0, 0
         begun = perf_counter()
         while perf_counter() - begun < seconds or len(rates) < 3:

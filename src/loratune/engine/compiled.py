@@ -10,8 +10,12 @@ from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
 import torch
+import torch._dynamo
 from torch import nn
 from transformers import PreTrainedModel
+
+_FORMS = 64
+"""Of one layer that may be compiled: with and without gradients, of its input too, for each model of a process."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -46,7 +50,8 @@ class CompiledLayers:
         for layer, form in zip(self._layers, self._compiled, strict=True):
             layer._compiled_call_impl = form
         try:
-            yield
+            with torch._dynamo.config.patch(recompile_limit=_FORMS):
+                yield
         finally:
             for layer in self._layers:
                 layer._compiled_call_impl = None
