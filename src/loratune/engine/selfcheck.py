@@ -22,6 +22,8 @@ from loratune.values import HyperParameters, Trial
 
 _PADS = (7, 40)
 _TOLERATED_NOISE = 3.0
+_TOLERATED_ROUNDING = 2.0
+"""Pack and PEFT are each that far from float32, each its own way: twice as far from each other at most."""
 _ENTRY_STEP = 2
 
 
@@ -41,6 +43,7 @@ class Deviation:
     """
 
 
+_NONE = Deviation(loss=0.0, norm=0.0, weights=0.0)
 _FLOOR = {
     torch.float64: Deviation(loss=1e-9, norm=1e-9, weights=1e-9),
     torch.float32: Deviation(loss=1e-5, norm=1e-5, weights=1e-4),
@@ -68,10 +71,10 @@ class TrialCheck:
 
     @property
     def holds(self) -> bool:
-        """Whether the pack deviates by at most three times the noise, or by no more than the format rounds."""
-        rounding = self.format or self.floor
+        """Whether the pack deviates by at most three times the noise, or twice what the format rounds."""
+        rounding = self.format or _NONE
         return all(
-            found <= max(floor, _TOLERATED_NOISE * noise, rounded)
+            found <= max(floor, _TOLERATED_NOISE * noise, _TOLERATED_ROUNDING * rounded)
             for found, noise, floor, rounded in zip(
                 astuple(self.pack), astuple(self.noise), astuple(self.floor), astuple(rounding), strict=True
             )
