@@ -1,0 +1,93 @@
+"""Which micro-batches are recorded, which recordings stay: decided without a GPU, a plain call standing in for a graph."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from loratune.engine import graphs as subject
+from loratune.engine.graphs import Body, Graphs
+
+KIND = "kind"
+
+
+class Call:
+    """Replays by calling the body on the recorded inputs."""
+
+    def __init__(self, body: Body, inputs: Sequence[torch.Tensor], output: torch.Tensor) -> None:
+        self.body, self.inputs, self.output = body, inputs, output
+
+    def replay(self) -> None:
+        self.output.copy_(self.body(self.inputs))
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes recorded so far."""
+    sizes: list[int] = []
+
+    def record(self: Graphs, body: Body, inputs: Sequence[torch.Tensor]) -> subject._Recorded:
+        own = tuple(each.clone() for each in inputs)
+        output = torch.zeros_like(own[0])
+        sizes.append(len(own[0]))
+        return subject._Recorded(Call(body, own, output), own, output)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Graphs, "_record", record)
+    return sizes
+
+
+def run(graphs: Graphs, size: int, kind: str = KIND) -> None:
+    """Doubling, whose answer is known."""
+    given = torch.rand(size)
+    found = graphs.run((kind, size), lambda tensors: tensors[0] * 2, [given], kind=kind, tokens=size)
+    assert torch.equal(found, given * 2)
+
+
+def test_a_shape_is_recorded_once_after_a_first_pass_of_its_kind(recorded: list[int]) -> None:
+    graphs = Graphs(parameters=0)
+    for size in (8, 8, 8, 6, 6):
+        run(graphs, size)
+    assert recorded == [8, 6]
+    run(graphs, 8, "other")
+    assert recorded == [8, 6], "a new kind is compiled first"
+
+
+def test_a_larger_shape_than_any_begins_anew(recorded: list[int]) -> None:
+    """Blocks of a pool serve smaller shapes only; beside them a larger one would take its memory twice."""
+    graphs = Graphs(parameters=0)
+    for size in (4, 4, 8, 4, 8):
+        run(graphs, size)
+    assert recorded == [4, 8, 4]
+
+
+def test_the_shape_not_used_for_longest_makes_room(
+    recorded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subject, "_LARGEST_COUNT", 2)
+    graphs = Graphs(parameters=0)
+    for size in (9, 9, 8, 9, 7, 9, 8):
+        run(graphs, size)
+    assert recorded == [9, 8, 7, 8]
+
+
+def test_nothing_is_recorded_after_memory_ran_out(recorded: list[int]) -> None:
+    graphs = Graphs(parameters=0)
+    run(graphs, 8)
+    run(graphs, 8)
+    assert graphs.takes(8)
+    assert graphs.stop()
+    assert not graphs.takes(8)
+
+
+def test_a_recording_that_breaks_off_is_tried_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def record(self: Graphs, body: Body, inputs: Sequence[torch.Tensor]) -> subject._Recorded:
+        tried.append(len(inputs[0]))
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(Graphs, "_record", record)
+    graphs = Graphs(parameters=0)
+    for _ in range(5):
+        run(graphs, 8)
+    assert tried == [8, 8]
