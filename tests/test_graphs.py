@@ -1,4 +1,4 @@
-"""Which micro-batches are recorded, which recordings stay: decided without a GPU, a plain call standing in for a graph."""
+"""Which micro-batches are recorded and which recordings stay: without a GPU, a plain call stands in for a graph."""
 
 from collections.abc import Sequence
 

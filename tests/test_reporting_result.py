@@ -42,8 +42,17 @@ KEYS = {
     "sensitivity": {
         "impacts": [
             dict.fromkeys(
-                ["name", "tried", "effect", "effect_interval", "effect_rows", "share", "share_interval"]
-                + ["memory_bytes", "time_factor"]
+                [
+                    "name",
+                    "tried",
+                    "effect",
+                    "effect_interval",
+                    "effect_rows",
+                    "share",
+                    "share_interval",
+                    "memory_bytes",
+                    "time_factor",
+                ]
             )
         ],
         **dict.fromkeys(["trials", "wanted_trials", "interactions", "noise"]),

@@ -32,7 +32,10 @@ def test_taken_where_it_gives_the_padded_states(family: str) -> None:
     assert path.flat, path
     table = random_table(260, rows=9, longest=40)
     decoder = model.get_decoder()
-    padded, line = collate(table, range(9), device=CPU), collate_flat(table, range(9), device=CPU, multiple=4, parts=16)
+    padded, line = (
+        collate(table, range(9), device=CPU),
+        collate_flat(table, range(9), device=CPU, multiple=4, parts=16),
+    )
     with torch.no_grad():
         expected = decoder(input_ids=padded.tokens, use_cache=False).last_hidden_state.flatten(0, 1)
         ends = np.unique([*line.starts, line.tokens.numel()])
