@@ -10,9 +10,9 @@ from engine_fixture import engine, tiny_llama, trial
 from loratune.engine.pack import PackEngine
 from loratune.engine.progress import PackProgress
 from loratune.engine.selfcheck import random_table
-from loratune.run.final import Final, FinalRunner, plan_looks
+from loratune.run.final import Final, FinalRunner, best_seed, plan_looks
 from loratune.study import Study
-from loratune.values import TrialResult
+from loratune.values import Trial, TrialResult
 
 TRAIN, VALIDATION, TEST = (random_table(97, rows=rows, seed=seed) for seed, rows in enumerate((480, 100, 20)))
 CHOSEN = trial(batch_size=48, epochs=2.5).hyper_parameters
@@ -22,7 +22,9 @@ DEFAULT = trial(r=8, batch_size=48, epochs=2.5, learning_rate=1e-3).hyper_parame
 class Run:
     """A final run in a folder, and what it told."""
 
-    def __init__(self, subject: PackEngine, folder: Path) -> None:
+    def __init__(
+        self, subject: PackEngine, folder: Path, *, seed: int = 0, default_seed: int | None = None
+    ) -> None:
         self.steps: list[PackProgress] = []
         self.results: list[TrialResult] = []
         study = Study.find(folder) or Study.open(folder, fingerprint={})
@@ -34,7 +36,7 @@ class Run:
             on_progress=self.steps.append,
             on_result=self.results.append,
         )
-        self.final: Final = runner.run(CHOSEN, DEFAULT, seed=0)
+        self.final: Final = runner.run(CHOSEN, DEFAULT, seed, default_seed)
 
 
 def test_the_final_run_reports_on_all_rows_what_it_chose_on_some(tmp_path: Path) -> None:
@@ -62,3 +64,28 @@ def test_the_final_run_reports_on_all_rows_what_it_chose_on_some(tmp_path: Path)
     assert not again.results
     assert again.final.before == final.before
     assert again.final.recommended.test.metrics == pytest.approx(final.recommended.test.metrics, rel=1e-6)
+
+
+def test_the_final_run_is_the_best_whole_run_again(tmp_path: Path) -> None:
+    """Of the runs with just these hyper-parameters, on all rows, that finished."""
+    subject = engine(tiny_llama(torch.float32), TRAIN, VALIDATION, max_tokens_per_micro_batch=4096)
+    found: list[TrialResult] = []
+    runs = ((CHOSEN, 3, 1.0), (CHOSEN, 4, 1.0), (CHOSEN, 5, 0.5), (DEFAULT, 6, 1.0))
+    waiting = [Trial(hyper_parameters=setting, seed=seed, fraction=share) for setting, seed, share in runs]
+    subject.run(
+        lambda: waiting.pop() if waiting else None,
+        slots=4,
+        on_result=lambda result, adapter: found.append(result),
+    )
+    losses = {result.trial.seed: result.nll for result in found if result.trial.seed in (3, 4)}
+    seed = best_seed(found, CHOSEN)
+    assert seed == min(losses, key=lambda each: losses[each])
+    assert best_seed([result for result in found if result.trial.seed > 4], CHOSEN) is None
+    assert seed is not None
+    final = Run(subject, tmp_path, seed=seed, default_seed=0).final
+    assert final.recommended.result is not None
+    assert final.default_recipe is not None
+    assert final.default_recipe.result is not None
+    assert final.recommended.result.nll == pytest.approx(losses[seed], rel=1e-3)
+    assert final.default_recipe.result.trial.seed == 0
+    assert any(f"seed {seed}" in note for note in final.notes)

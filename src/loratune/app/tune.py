@@ -36,7 +36,7 @@ from loratune.reporting.result import TuneResult, load_result, write_result
 from loratune.reporting.stored import to_stored
 from loratune.run.budget import Budget
 from loratune.run.diagnose import before_training
-from loratune.run.final import Final, FinalRunner
+from loratune.run.final import Final, FinalRunner, best_seed
 from loratune.run.kept import LargestAdapter
 from loratune.run.lessons import LearningPlanner
 from loratune.run.limits import measured_peak
@@ -198,7 +198,8 @@ class _Job:
         return self.started + left
 
     def _final(self, decision: Decision) -> Final:
-        recipe = self.options.hyper_parameters()
+        recipe, seed = self.options.hyper_parameters(), self.options.seed
+        known = best_seed(self._history(), decision.hyper_parameters)
         fits = recipe.r <= self.priced.context.largest_rank
         return FinalRunner(
             engine=self.bench.engine,
@@ -207,7 +208,7 @@ class _Job:
             patience=self.options.patience,
             on_progress=self.watch.progress,
             on_result=self.watch.result,
-        ).run(decision.hyper_parameters, recipe if fits else None, self.options.seed)
+        ).run(decision.hyper_parameters, recipe if fits else None, seed if known is None else known, seed)
 
     def _write(
         self,

@@ -5,7 +5,7 @@ Knows the engine and the study; the recommendation comes from outside.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -129,15 +129,29 @@ class FinalRunner:
     def _folder(self) -> Path:
         return self.study.directory / "final"
 
-    def run(self, chosen: HyperParameters, default: HyperParameters | None, seed: int) -> Final:
+    def run(
+        self,
+        chosen: HyperParameters,
+        default: HyperParameters | None,
+        seed: int,
+        default_seed: int | None = None,
+    ) -> Final:
         """Train, then evaluate everything on the test rows once. Raises `ResourceError` if all of it diverges.
+
+        `default_seed` None: the default recipe is trained with `seed` too.
 
         A run that its guard ended is repeated at half the learning rate, also where it has earlier weights to
         show; of all that were trained the best is taken.
         """
         notes: list[str] = []
         wanted = [chosen] if default is None or default == chosen else [chosen, default]
-        trained = self._train([_trial(each, seed) for each in wanted])
+        seeds = (seed, seed if default_seed is None else default_seed)
+        if seeds[0] != seeds[1]:
+            notes.append(
+                f"The final run has seed {seed}, that of the search's best whole run with these hyper-parameters; "
+                f"the default recipe has seed {default_seed}."
+            )
+        trained = self._train([_trial(each, own) for each, own in zip(wanted, seeds, strict=False)])
         attempts = trained[:1]
         for _ in range(_RETRIES):
             last = attempts[-1][0]
@@ -223,6 +237,16 @@ class FinalRunner:
             before=_nll(base_validation, self.engine.validation, looked_at),
             notes=notes,
         )
+
+
+def best_seed(results: Sequence[TrialResult], chosen: HyperParameters) -> int | None:
+    """Of the whole runs with these hyper-parameters that the search made, the seed of the best; None: there is none."""
+    whole = [
+        result
+        for result in results
+        if result.finished and result.trial.hyper_parameters == chosen and result.trial.fraction >= 1
+    ]
+    return min(whole, key=lambda result: result.nll).trial.seed if whole else None
 
 
 def _trial(hyper_parameters: HyperParameters, seed: int) -> Trial:

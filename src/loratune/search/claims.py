@@ -85,8 +85,8 @@ def _undecided_claim(context: SearchContext, answer: RankAnswer) -> Evidence:
             bound = f"it may lose up to {comparison.upper:.4g} {unit(context)} (one-sided 95 %), {bound}"
         text = (
             f"Rank {chosen} is as good as rank {reference}: not shown, {bound}; "
-            f"it is taken because it is so with probability {answer.curve.adequate[chosen]:.2f} "
-            "by the measured curve."
+            f"it is taken because it is so with {_probability(answer.curve.adequate[chosen])} by the measured curve"
+            f"{'' if answer.noise.known else ', if seeds scatter as they usually do'}."
         )
     elif chosen == reference:
         text = (
@@ -108,19 +108,23 @@ def _undecided_claim(context: SearchContext, answer: RankAnswer) -> Evidence:
     )
 
 
+def _probability(value: float) -> str:
+    return "a probability above 0.99" if value > 0.99 else f"probability {value:.2f}"
+
+
 def _noise_note(context: SearchContext, answer: RankAnswer) -> Evidence:
     results = [result for m in answer.measured for result in m.results]
     paired = "paired by validation row" if rows_are_paired(context, results) else "without values per row"
     if answer.noise.degrees == inf:
-        source = f"an assumed sd of {answer.noise.variance**0.5:.2g}"
+        source = f"an assumed sd of {answer.noise.variance**0.5:.2g} {unit(context)}"
     elif answer.noise.known:
         source = (
-            f"an sd of {answer.noise.variance**0.5:.2g} between seeds "
+            f"an sd of {answer.noise.variance**0.5:.2g} {unit(context)} between seeds "
             f"({answer.noise.degrees:.0f} degrees of freedom)"
         )
     else:
-        source = "an unknown noise between seeds"
-    text = f"Variance model: {paired}, {source} {unit(context)}"
+        source = "what seeds change is not known"
+    text = f"Variance model: {paired}, {source}"
     if sum(interval is not None for interval in answer.intervals.values()) > 1:
         text += (
             "; of the two intervals each leaves 0 out only where Holm's test does, at 5 % for both together"
