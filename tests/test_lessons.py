@@ -22,6 +22,7 @@ from loratune.engine.pack import PackEngine
 from loratune.engine.shortage import Place, Shortage
 from loratune.engine.slot import Slot
 from loratune.engine.step import TrainingStep
+from loratune.lora.layout import Adapter
 from loratune.maths.correction import UNCORRECTED, Correction
 from loratune.maths.execution import ON_CUDA
 from loratune.maths.limits import Limits
@@ -97,10 +98,10 @@ def small_device() -> Iterator[set[str]]:
             fail("final" if slots[0].trial.stage is Stage.FINAL else "search")
         return train(self, *inputs)
 
-    def made(self: PackEngine, wanted: Trial) -> Slot:
+    def made(self: PackEngine, wanted: Trial, *initial: Adapter) -> Slot:
         if "search" not in left:
             fail("entry")
-        return make(self, wanted)
+        return make(self, wanted, *initial)
 
     def scored(self: Head, *inputs: Any) -> Any:
         fail("evaluation")

@@ -355,7 +355,9 @@ def test_an_interrupt_waits_for_the_transaction(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(study._study, "add_trial", interrupted)
     result = make_result()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     with pytest.raises(KeyboardInterrupt):
         study.record(result)
+    signal.signal(signal.SIGINT, before)
     study.put_fact("seconds", 1.0)
     assert [each.asked.key for each in Study.load(tmp_path / "run").results()] == [result.asked.key]
