@@ -34,7 +34,7 @@ def test_taken_where_it_gives_the_padded_states(family: str) -> None:
     decoder = model.get_decoder()
     padded, line = (
         collate(table, range(9), device=CPU),
-        collate_flat(table, range(9), device=CPU, multiple=4, parts=16),
+        collate_flat(table, range(9), device=CPU, tokens=int(table.lengths.sum()) + 3),
     )
     with torch.no_grad():
         expected = decoder(input_ids=padded.tokens, use_cache=False).last_hidden_state.flatten(0, 1)

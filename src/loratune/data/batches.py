@@ -12,7 +12,6 @@ import numpy.typing as npt
 import torch
 
 from loratune.data.table import TokenTable
-from loratune.maths.sizes import few_sizes
 
 Rows = npt.NDArray[np.int64]
 
@@ -184,12 +183,12 @@ def collate(table: TokenTable, rows: Sequence[int] | Rows, *, device: torch.devi
 
 
 def collate_flat(
-    table: TokenTable, rows: Sequence[int] | Rows, *, device: torch.device, multiple: int, parts: int
+    table: TokenTable, rows: Sequence[int] | Rows, *, device: torch.device, tokens: int
 ) -> MicroBatch:
-    """Rows of a table as one line of tokens, filled up with tokens of nobody to one of `few_sizes`."""
-    tokens, flags, starts = _tokens_of(table, rows)
-    line = np.zeros(few_sizes(len(tokens), multiple=multiple, parts=parts), np.int64)
-    line[: len(tokens)] = tokens
+    """Rows of a table as one line of `tokens` tokens, those beyond the rows' nobody's."""
+    own, flags, starts = _tokens_of(table, rows)
+    line = np.zeros(tokens, np.int64)
+    line[: len(own)] = own
     where = np.flatnonzero(flags)
     return MicroBatch(
         tokens=to_device(line[None], device),

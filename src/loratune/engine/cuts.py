@@ -10,11 +10,10 @@ import torch
 
 from loratune.data.batches import MicroBatch, Rows, collate, collate_flat, cut, fill
 from loratune.data.table import TokenTable
+from loratune.maths.sizes import line_tokens
 
 _MULTIPLE = {"cpu": 32, "cuda": 256}
 """Tokens of a flat line are a multiple of this: what matrix products like, and shapes that repeat."""
-_PARTS, _PARTS_OF_LONG, _LONG = 8, 32, 16384
-"""And at most a share of 1 / this is filled up beyond; less where a line is too long to be recorded as a graph."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -50,7 +49,7 @@ class Cuts:
     def collate(self, table: TokenTable, rows: Sequence[int] | Rows, device: torch.device) -> MicroBatch:
         """Those rows as one micro-batch on the device."""
         if self.flat:
-            recorded = device.type == "cuda" and table.lengths[rows].sum() <= _LONG
-            parts = _PARTS if recorded else _PARTS_OF_LONG
-            return collate_flat(table, rows, device=device, multiple=_MULTIPLE[device.type], parts=parts)
+            tokens, kind = int(table.lengths[rows].sum()), device.type
+            filled = line_tokens(tokens, multiple=_MULTIPLE[kind], recorded=kind == "cuda")
+            return collate_flat(table, rows, device=device, tokens=filled)
         return collate(table, rows, device=device)

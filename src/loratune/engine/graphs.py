@@ -15,11 +15,10 @@ from typing import Any
 import torch
 
 from loratune.engine.resources import attempt
+from loratune.maths.sizes import RECORDED_TOKENS
 
 _LARGEST_FLOPS = 80e12
 """Of a micro-batch's products: above, launching costs less than the work (measured on an H100)."""
-_LARGEST_TOKENS = 16384
-"""A graph keeps its activations' memory for good."""
 _LARGEST_COUNT = 32
 _ATTEMPTS = 2
 """The first may fail because a library loads its kernels while recording."""
@@ -41,7 +40,7 @@ class Graphs:
     """Runs bodies on tensors, from a graph where there is one for the key."""
 
     def __init__(self, parameters: int) -> None:
-        self._tokens = int(min(_LARGEST_TOKENS, _LARGEST_FLOPS / (4 * max(1, parameters))))
+        self._tokens = int(min(RECORDED_TOKENS, _LARGEST_FLOPS / (4 * max(1, parameters))))
         self._recorded: dict[Hashable, _Recorded] = {}
         """The one used last is last."""
         self._warm: set[Hashable] = set()

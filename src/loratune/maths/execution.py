@@ -27,7 +27,7 @@ class Execution:
     flat: bool
     """Rows one behind the other without padding; else rectangles as wide as their longest row."""
     token_multiple: int = 1
-    """A flat micro-batch is filled up to a multiple of this."""
+    """A flat micro-batch is filled up to a multiple of this; see `sizes.line_tokens`."""
     collects_attention: bool = False
     """Whether an adapted layer behind the attention keeps a copy of the attention's output."""
     float32_attention: bool = False

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from loratune.maths.activations import base_bytes_per_token
 from loratune.maths.correction import UNCORRECTED, Correction, Peak
 from loratune.maths.execution import FLOAT32, NF4_BYTES, OPTIMISER_VECTORS, Execution
+from loratune.maths.sizes import line_tokens
 from loratune.maths.targets import select_targets
 from loratune.values import HyperParameters, ModelProfile
 
@@ -168,7 +169,7 @@ def tokens_in_flight(
         return min(limit, step)
     count = ceil(step / limit)
     largest = step if count == 1 else min(limit, ceil(step / count) + max_length - 1)
-    return -(-largest // execution.token_multiple) * execution.token_multiple
+    return line_tokens(largest, multiple=execution.token_multiple, recorded=execution.device == "cuda")
 
 
 def adapter_parameters(model: ModelProfile, hyper_parameters: HyperParameters) -> int:
