@@ -49,10 +49,11 @@ class Head:
             )
         self.vocabulary = int(model.config.get_text_config().vocab_size)
 
-    def line(self, batch: MicroBatch, *, rounded: bool = False) -> Line | None:
+    def line(self, batch: MicroBatch, *, rounded: bool = False, longest: int = 0) -> Line | None:
         """Where the rows of a flat micro-batch lie, for `running`; None where it is padded.
 
-        With `rounded` the number of rows is filled up with empty ones, so that shapes repeat.
+        With `rounded` the number of rows is filled up with empty ones, and no row is taken to be shorter than
+        `longest`, so that shapes repeat.
         """
         if not batch.flat:
             return None
@@ -60,7 +61,7 @@ class Head:
         ends = batch.starts if batch.starts[-1] == tokens else np.append(batch.starts, tokens)
         if rounded:
             ends = np.append(ends, np.full(few_sizes(len(ends), multiple=16, parts=2) - len(ends), tokens))
-        longest = max(64, 1 << (batch.longest - 1).bit_length())  # few values: compiled code is kept
+        longest = max(64, 1 << (max(batch.longest, longest) - 1).bit_length())  # few values: graphs are kept
         return Line(to_device(batch.places[None], device), Bounds.of(ends, device, longest=longest))
 
     @contextmanager

@@ -82,6 +82,7 @@ class TrainingStep:
         self._head = head
         self._packed = packed
         self._table = table
+        self._longest = int(table.lengths.max())
         self._cuts = cuts
         self._device = next(head.model.parameters()).device
         self._on_shortage = on_shortage
@@ -209,7 +210,7 @@ class TrainingStep:
     def _losses(self, batch: MicroBatch, plan: Plan, weights: torch.Tensor) -> torch.Tensor:
         """NLL [S] of the supervised tokens; the gradients of Σ weights · NLL are added to the slots'."""
         record = self._graphs is not None and batch.flat and self._graphs.takes(batch.tokens.numel())
-        line = self._head.line(batch, rounded=record)
+        line = self._head.line(batch, rounded=record, longest=self._longest if record else 0)
         inputs = batch.tokens, batch.positions, batch.targets, weights
         if not record or line is None or plan.route is None or self._graphs is None:
             return self._pass(inputs, line, plan)

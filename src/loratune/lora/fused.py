@@ -8,6 +8,7 @@ Knows nothing of optimisers or losses. Imported only where Triton works.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -128,9 +129,10 @@ def route_of(
     runs.setdefault(ordered[0], []).extend(nobodys)  # with any others: shapes repeat more
     pieces = [np.array(runs[key], np.int32) for key in ordered]
     whole = [_padded(run, few_sizes(len(run), multiple=_RUNS, parts=1)) for run in pieces]
-    # A run of n tokens has at most n / M + 1 blocks: with all that are possible, shapes repeat.
-    sums = [few_sizes(int((run[:, 1] - run[:, 0]).sum()), multiple=256, parts=1) for run in pieces]
-    limits = [min(tokens, n) // _BLOCK_M + len(run) for n, run in zip(sums, whole, strict=True)]
+    # A run of n tokens has at most n / M + 1 blocks: with all that are possible in the quarters of the line that the
+    # bucket's tokens take, shapes repeat.
+    quarters = [ceil(4 * int((run[:, 1] - run[:, 0]).sum()) / tokens) for run in pieces]
+    limits = [n * tokens // (4 * _BLOCK_M) + len(run) for n, run in zip(quarters, whole, strict=True)]
     blocks = [_padded(_cut(run), limit) for run, limit in zip(pieces, limits, strict=True)]
     return Route(
         shapes=tuple(
