@@ -26,7 +26,8 @@ def test_tune_smollm2_on_reuters(
     arguments = {
         "model": str(smollm2()), "data": str(train), "test": str(test), "out": str(out), "dtype": "float32",
         "template": r"News: {text}\nTopic:", "ranks": "2,8", "budget": "5x", "max-length": "32",
-        "train-rows": "64", "validation-rows": "24", "test-rows": "24", "pack-size": "4",
+        "train-rows": "64", "validation-rows": "24", "test-rows": "24", "pack-size": "4", "epochs": "2",
+        "learning-rates": "1e-3,3e-3",  # higher ones are a matter of luck with 16 steps
     }  # fmt: skip
     command = [word for name, value in arguments.items() for word in (f"--{name}", value)]
     monkeypatch.setattr(sys, "argv", ["loratune", "tune", *command, "--json"])
@@ -37,9 +38,7 @@ def test_tune_smollm2_on_reuters(
     assert values == json.loads((out / "result.json").read_text())
     metrics = values["metrics"]
     assert metrics["test"]["nll"] < metrics["base_model"]["test"]["nll"] - 1
-    # 64 rows teach to answer with a label; which one is a matter of luck yet, a third are of the largest class
-    assert metrics["base_model"]["test"]["exact_match"] == 0
-    assert metrics["test"]["exact_match"] >= 0.25
+    assert metrics["test"]["exact_match"] > 0.4, "a third of the rows is of the largest class"
     assert {each["claim"] for each in values["evidence"] if each["holds"] is None}, "what the budget left out"
     base = load_model(str(smollm2()), dtype="float32", device="cpu", cache=model_cache())
     tuned = PeftModel.from_pretrained(base.model, out / "adapter").eval()
