@@ -187,12 +187,18 @@ def compare(
         "corrected_total": fitted.total,
         "measured_total": held + context if step else 0,
         "context": context,
+        "growing_segments": cuda and _growing_segments(),
         "device_bytes": bench.device_bytes,
         "verdict": replace(limits, correction=bench.correction).estimate(pack).verdict(bench.device_bytes),
         "survived": step is not None,
         "seconds": round(perf_counter() - started, 1),
         "_peak": plain.peak(plain.held(allocated) if cuda else held) if step else None,
     }
+
+
+def _growing_segments() -> bool:
+    """Whether the allocator extends its segments, see `model.device`."""
+    return any(each["is_expandable"] for each in torch.cuda.memory_snapshot())  # type: ignore[no-untyped-call]
 
 
 def line(row: dict[str, Any]) -> str:

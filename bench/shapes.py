@@ -4,6 +4,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen2Config
 
 from loratune.model.base import BaseModel
+from loratune.model.device import pick_device
 from loratune.model.profile import profile_of
 
 SHAPES: dict[str, PreTrainedConfig] = {
@@ -31,7 +32,8 @@ SHAPES: dict[str, PreTrainedConfig] = {
 
 
 def random_base(shape: str, dtype: torch.dtype, device: str) -> BaseModel:
-    """A frozen model of that shape with seeded random weights."""
+    """A frozen model of that shape with seeded random weights, on a device set up as the product does."""
+    pick_device(device)
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(SHAPES[shape], dtype=dtype)

@@ -188,7 +188,7 @@ def test_parts_add_up_and_grow_with_what_they_depend_on() -> None:
     double = on_cuda([trial(8, 4)] * 8)
     assert (double.adapters, double.optimiser) == (2 * small.adapters, 2 * small.optimiser)
     assert on_cuda([trial(8, 4)] * 4, max_length=256).activations == 2 * small.activations
-    assert small.steady - small.weights == 4 * adapter_bytes(llama_8b(), trial(8, 4))
+    assert small.steady - small.weights == 4 * adapter_bytes(llama_8b(), trial(8, 4), ON_CUDA)
     rarely = on_cuda([trial(8, 4)] * 4, supervised=0.125)
     assert rarely.logits < small.logits
     assert rarely.activations == small.activations
@@ -205,7 +205,11 @@ def test_a_rank_pattern_counts_each_layer_with_its_own_rank() -> None:
     model = llama_8b()
     name, inputs, outputs = model.targets[0]
     patterned = replace(trial(8), rank_pattern=((name, 24),))
-    assert adapter_bytes(model, patterned) - adapter_bytes(model, trial(8)) == 16 * 16 * (inputs + outputs)
+    assert adapter_bytes(model, patterned, ON_CPU_PADDED) - adapter_bytes(
+        model, trial(8), ON_CPU_PADDED
+    ) == 16 * 16 * (inputs + outputs)
+    copied = adapter_bytes(model, patterned, ON_CUDA) - adapter_bytes(model, trial(8), ON_CUDA)
+    assert copied == 18 * 16 * (inputs + outputs), "a bfloat16 copy of the weights"
 
 
 def test_four_bit_bases_hold_their_linear_layers_in_nf4() -> None:
@@ -273,7 +277,7 @@ def test_limits_are_the_last_values_that_fit() -> None:
 def test_what_adapters_may_take_is_what_is_left() -> None:
     """Trials whose adapters fill the room fit together; with one more they do not."""
     subject, recipe = limits(), trial(16, 8)
-    each = adapter_bytes(subject.model, recipe)
+    each = subject.adapter_bytes(recipe)
     count = subject.room([recipe] * 64) // each
     assert subject.fits([recipe] * count)
     assert not subject.fits([recipe] * (count + 1))

@@ -11,7 +11,6 @@ from loratune.app.experience import Corrections
 from loratune.app.options import SearchOptions
 from loratune.app.workbench import Workbench
 from loratune.errors import ResourceError
-from loratune.maths.memory import adapter_bytes
 from loratune.maths.packing import PackPlan
 from loratune.run.budget import Budget
 from loratune.run.calibration import Calibration, final_looks
@@ -219,8 +218,5 @@ class _Pricing:
         """The most that any pack is predicted to take."""
         held = max((pack.peak for pack in self.packs), default=0)
         alone = self.planner.limits.estimate([self.largest])
-        return (
-            alone.total
-            - adapter_bytes(self.planner.limits.model, self.largest)
-            + max(held, adapter_bytes(self.planner.limits.model, self.largest))
-        )
+        own = self.planner.limits.adapter_bytes(self.largest)
+        return alone.total - own + max(held, own)

@@ -12,7 +12,7 @@ from loratune.data.batches import MicroBatch, Rows, collate, collate_flat, cut, 
 from loratune.data.table import TokenTable
 from loratune.maths.sizes import line_tokens
 
-_MULTIPLE = {"cpu": 32, "cuda": 256}
+_MULTIPLE = {"cpu": 32, "cuda": 128}
 """Tokens of a flat line are a multiple of this: what matrix products like, and shapes that repeat."""
 
 

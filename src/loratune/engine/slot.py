@@ -11,6 +11,7 @@ from math import ceil
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.autograd.graph import increment_version
 
 from loratune.data.batches import Rows, TrialBatches
 from loratune.engine.guards import DivergenceGuard
@@ -42,7 +43,7 @@ def clip_factors(norms: torch.Tensor) -> torch.Tensor:
 
 def optimiser(weights: torch.Tensor, hyper_parameters: HyperParameters) -> torch.optim.AdamW:
     """AdamW with transformers' defaults (betas .9 and .999, eps 1e-8) on one flat vector."""
-    return torch.optim.AdamW(
+    descent = torch.optim.AdamW(
         [weights],
         lr=hyper_parameters.learning_rate,
         betas=(0.9, 0.999),
@@ -50,6 +51,9 @@ def optimiser(weights: torch.Tensor, hyper_parameters: HyperParameters) -> torch
         weight_decay=hyper_parameters.weight_decay,
         fused=True,
     )
+    # fused steps do not count as changes by themselves; who reads a copy of the weights must know
+    descent.register_step_post_hook(lambda *_: increment_version(weights))
+    return descent
 
 
 class Slot:

@@ -227,8 +227,8 @@ class TrainingStep:
             return self._pass(own, Line(where, Bounds(starts, longest)), now)
 
         tensors = (*filled, line.places, line.bounds.starts, route.pieces, *dropout)
-        kind = tuple(shape[:2] for shape in route.shapes), route.aligned, bool(dropout)
-        key = kind, longest, route.shapes, *(tuple(tensor.shape) for tensor in tensors)
+        kind = route.largest, route.rank_blocks, route.aligned, bool(dropout)
+        key = kind, longest, route.runs, *(tuple(tensor.shape) for tensor in tensors)
         return self._graphs.run(key, body, tensors, kind=kind, tokens=plan.tokens)[:count]
 
     def _pass(self, inputs: Sequence[torch.Tensor], line: Line | None, plan: Plan) -> torch.Tensor:

@@ -6,7 +6,7 @@ gradients, behind autograd's back: neither autograd nor the compiler ever sees a
 Knows nothing of optimisers or losses. Imported only where Triton works.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any, NamedTuple
@@ -23,24 +23,29 @@ from loratune.lora.segments import Passenger, Places, Segment, unseen_tokens
 from loratune.maths.sizes import few_sizes
 
 _BLOCK_M = 64
-_LARGEST_BLOCK_R = 128
 _RUNS = 8
 """Runs of tokens are filled up with empty ones to a multiple of this, so that shapes repeat."""
-# Measured on an H100 at 16,384 tokens, rank 16 (docs/log.md).
+# Measured on an H200 (`bench/kernels.py`, docs/log.md).
+_SHRINK = {"BLOCK_K": 128, "STAGES": 4}
 _EXPAND = {"BLOCK_M": 32, "BLOCK_N": 128, "PARTS": 2}
-_GRADIENT = {"BLOCK_M": 64, "BLOCK_N": 128}
+_GRADIENT = {"BLOCK_M": 64, "BLOCK_N": 128, "STAGES": 3}
 
 Table = npt.NDArray[np.int64]
 
 
-def passenger_rows(passenger: Passenger, names: Sequence[str]) -> Table:
-    """[modules, COLUMNS] one slot's rows in the tables of the modules; rank 0 where it has no matrices."""
+def passenger_rows(passenger: Passenger, weights: torch.Tensor, names: Sequence[str]) -> Table:
+    """[modules, COLUMNS] one slot's rows in the tables of the modules; rank 0 where it has no matrices.
+
+    `weights` [layout.size] is what the products read, in the base's type.
+    """
+    read = passenger.adapter.layout.views(weights)
     keep = np.float32(1 / (1 - passenger.dropout))
     rows = np.zeros((len(names), kernels.COLUMNS), np.int64)
     for row, name in zip(rows, names, strict=True):
         matrices = passenger.matrices.get(name)
         if matrices is not None:
-            row[:4] = [0 if matrix is None else matrix.data_ptr() for matrix in matrices]
+            used = *read[name], matrices.gradient_a, matrices.gradient_b
+            row[:4] = [0 if matrix is None else matrix.data_ptr() for matrix in used]
             row[4] = matrices.a.shape[0]
             row[5] = np.float32(passenger.scaling).view(np.int32)
             row[6:8] = module_salt(name), threshold(passenger.dropout)
@@ -48,34 +53,19 @@ def passenger_rows(passenger: Passenger, names: Sequence[str]) -> Table:
     return rows
 
 
-class _Bucket(NamedTuple):
-    """The slots whose largest rank needs the same block of the kernels."""
-
-    block_r: int
-    rank_blocks: int
-    blocks: torch.Tensor
-    """[count, 3] int32: first token, end, slot (-1: nobody's)."""
-    runs: torch.Tensor
-    """[count, 3] int32: the same, uncut."""
-
-
-class _Shape(NamedTuple):
-    """Of one bucket's part in a route's pieces."""
-
-    block_r: int
-    rank_blocks: int
-    runs: int
-    blocks: int
-
-
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Route:
     """A micro-batch as the kernels see it."""
 
-    shapes: tuple[_Shape, ...]
     pieces: torch.Tensor
-    """[Σ runs + blocks, 3] int32: all buckets' runs, then all buckets' blocks."""
+    """[runs + blocks, 3] int32, first token, end and slot (-1: nobody's) each: the runs of tokens of one slot, then
+    the same cut into blocks."""
+    runs: int
     tokens: int
+    largest: int
+    """The block of ranks that holds the largest rank; see `kernels.RANK_BLOCKS`."""
+    rank_blocks: int
+    """How many of them it takes."""
     aligned: bool
     """Whether all matrices begin at multiples of 16 bytes."""
     anchor: torch.Tensor
@@ -83,26 +73,9 @@ class Route:
     places: Places | None
 
     @property
-    def buckets(self) -> tuple[_Bucket, ...]:
-        """Views of the pieces."""
-        sizes = [shape.runs for shape in self.shapes] + [shape.blocks for shape in self.shapes]
-        parts = torch.split(self.pieces, sizes)
-        blocks = parts[len(self.shapes) :]
-        return tuple(
-            _Bucket(block_r=shape.block_r, rank_blocks=shape.rank_blocks, runs=run, blocks=block)
-            for shape, run, block in zip(self.shapes, parts, blocks, strict=False)
-        )
-
-    @property
     def inner(self) -> torch.Tensor:
         """[N, largest block of ranks] without memory of its own: the shape of the inner products."""
-        largest = max(shape.block_r * shape.rank_blocks for shape in self.shapes)
-        return self.anchor.detach().expand(self.tokens, largest)
-
-
-def _block_r(rank: int) -> int:
-    """Ranks are computed in blocks that the matrix units take; three sizes, so that mixed packs launch little."""
-    return next((block for block in (16, 64) if rank <= block), _LARGEST_BLOCK_R)
+        return self.anchor.detach().expand(self.tokens, self.largest * self.rank_blocks)
 
 
 def route_of(
@@ -113,33 +86,26 @@ def route_of(
     device: torch.device,
 ) -> Route:
     """Cut segments into blocks; tokens between them are nobody's. `slots` numbers passengers by id."""
-    runs: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
-    nobodys: list[tuple[int, int, int]] = []
+    runs: list[tuple[int, int, int]] = []
     end = 0
-    for segment in [*segments, None]:
-        start = tokens if segment is None else segment.start
-        if start > end:
-            nobodys.append((end, start, -1))
-        if segment is not None:
-            rank = segment.passenger.adapter.layout.r
-            block, end = _block_r(rank), segment.stop
-            key = block, -(-rank // block)
-            runs.setdefault(key, []).append((start, end, slots[id(segment.passenger)]))
-    ordered = sorted(runs) or [(16, 1)]
-    runs.setdefault(ordered[0], []).extend(nobodys)  # with any others: shapes repeat more
-    pieces = [np.array(runs[key], np.int32) for key in ordered]
-    whole = [_padded(run, few_sizes(len(run), multiple=_RUNS, parts=1)) for run in pieces]
-    # A run of n tokens has at most n / M + 1 blocks: with all that are possible in the quarters of the line that the
-    # bucket's tokens take, shapes repeat.
-    quarters = [ceil(4 * int((run[:, 1] - run[:, 0]).sum()) / tokens) for run in pieces]
-    limits = [n * tokens // (4 * _BLOCK_M) + len(run) for n, run in zip(quarters, whole, strict=True)]
-    blocks = [_padded(_cut(run), limit) for run, limit in zip(pieces, limits, strict=True)]
+    for segment in segments:
+        if segment.start > end:
+            runs.append((end, segment.start, -1))
+        runs.append((segment.start, segment.stop, slots[id(segment.passenger)]))
+        end = segment.stop
+    if tokens > end:
+        runs.append((end, tokens, -1))
+    whole = _padded(np.array(runs, np.int32), few_sizes(len(runs), multiple=_RUNS, parts=1))
+    # a run of n tokens has at most n / M + 1 blocks: with all that are possible shapes repeat
+    blocks = _padded(_cut(np.array(runs, np.int32)), tokens // _BLOCK_M + len(whole))
+    rank = max((segment.passenger.adapter.layout.r for segment in segments), default=1)
+    largest = next((block for block in kernels.RANK_BLOCKS if rank <= block), kernels.RANK_BLOCKS[-1])
     return Route(
-        shapes=tuple(
-            _Shape(*key, len(run), len(cut)) for key, run, cut in zip(ordered, whole, blocks, strict=True)
-        ),
-        pieces=to_device(np.concatenate(whole + blocks), device),
+        pieces=to_device(np.concatenate([whole, blocks]), device),
+        runs=len(whole),
         tokens=tokens,
+        largest=largest,
+        rank_blocks=ceil(rank / largest),
         aligned=all(segment.passenger.aligned for segment in segments),
         anchor=torch.zeros(1, device=device, requires_grad=True),
         places=places if any(segment.dropout for segment in segments) else None,
@@ -172,7 +138,8 @@ class _Current(NamedTuple):
     """The route in force, with what every operator of a micro-batch asks for."""
 
     route: Route
-    buckets: tuple[_Bucket, ...]
+    runs: torch.Tensor
+    blocks: torch.Tensor
     anchor: torch.Tensor
     inner: torch.Tensor
 
@@ -183,59 +150,56 @@ _current: _Current | None = None
 def set_route(route: Route | None) -> None:
     """Say which micro-batch the operators work on, backward passes included."""
     global _current
-    _current = None if route is None else _Current(route, route.buckets, route.anchor, route.inner)
+    if route is None:
+        _current = None
+    else:
+        runs, blocks = route.pieces[: route.runs], route.pieces[route.runs :]
+        _current = _Current(route, runs, blocks, route.anchor, route.inner)
 
 
 def _shrink(x: torch.Tensor, h: torch.Tensor, table: torch.Tensor, column: int) -> None:
-    features = x.shape[-1]
-    for bucket, keys, places, drops in _buckets(column == kernels.COLUMN_A, table):
-        small = bucket.block_r == 16
-        launch(
-            kernels.shrink, (len(bucket.blocks), bucket.rank_blocks),
-            (x, h, table, bucket.blocks, keys, places, features, h.shape[1]),
-            COLUMN=column, DROPOUT=drops, ALIGNED=_aligned(),
-            BLOCK_M=_BLOCK_M, BLOCK_K=128 if small else 64, BLOCK_R=bucket.block_r,
-            stages=4 if small and x.dtype != torch.float32 else 2,
-        )  # fmt: skip
+    now, constants, who = _launching(column, table, dropping=kernels.COLUMN_A)
+    launch(
+        kernels.shrink, (len(now.blocks), now.route.rank_blocks),
+        (x, h, table, now.blocks, *who, x.shape[-1], h.shape[1]),
+        **constants, BLOCK_M=_BLOCK_M, **_SHRINK,
+    )  # fmt: skip
 
 
 def _expand(h: torch.Tensor, y: torch.Tensor, out: torch.Tensor, table: torch.Tensor, column: int) -> None:
+    now, constants, who = _launching(column, table, dropping=kernels.COLUMN_A)
     features = out.shape[-1]
-    for bucket, keys, places, drops in _buckets(column == kernels.COLUMN_A, table):
-        grid = len(bucket.blocks) * _EXPAND["PARTS"], -(-features // _EXPAND["BLOCK_N"])
-        launch(
-            kernels.expand, grid, (h, y, out, table, bucket.blocks, keys, places, features, h.shape[1]),
-            COLUMN=column, DROPOUT=drops, ALIGNED=_aligned(),
-            **_EXPAND, BLOCK_R=bucket.block_r, stages=2,
-        )  # fmt: skip
+    launch(
+        kernels.expand, (len(now.blocks) * _EXPAND["PARTS"], -(-features // _EXPAND["BLOCK_N"])),
+        (h, y, out, table, now.blocks, *who, features, h.shape[1]),
+        **constants, **_EXPAND,
+    )  # fmt: skip
 
 
 def _gradient(x: torch.Tensor, h: torch.Tensor, table: torch.Tensor, column: int) -> None:
+    now, constants, who = _launching(column, table, dropping=kernels.COLUMN_GRADIENT_A)
     features = x.shape[-1]
-    for bucket, keys, places, drops in _buckets(column == kernels.COLUMN_GRADIENT_A, table):
-        grid = len(bucket.runs), -(-features // _GRADIENT["BLOCK_N"]), bucket.rank_blocks
-        launch(
-            kernels.gradient, grid, (x, h, table, bucket.runs, keys, places, features, h.shape[1]),
-            COLUMN=column, DROPOUT=drops, ALIGNED=_aligned(),
-            **_GRADIENT, BLOCK_R=bucket.block_r, stages=2,
-        )  # fmt: skip
+    launch(
+        kernels.gradient, (len(now.runs), -(-features // _GRADIENT["BLOCK_N"]), now.route.rank_blocks),
+        (x, h, table, now.runs, *who, features, h.shape[1]),
+        **constants, **_GRADIENT,
+    )  # fmt: skip
 
 
-def _aligned() -> bool:
-    return _current is not None and _current.route.aligned
+def _launching(
+    column: int, table: torch.Tensor, *, dropping: int
+) -> tuple[_Current, dict[str, int | bool], tuple[torch.Tensor, torch.Tensor]]:
+    """The route in force, the constants that all kernels share, and the tokens' keys and places for dropout.
 
-
-def _buckets(
-    dropout: bool, table: torch.Tensor
-) -> Iterator[tuple[_Bucket, torch.Tensor, torch.Tensor, bool]]:
-    """The current buckets, with the tokens' keys and places, and whether inputs are dropped."""
+    Inputs are dropped where `column` is `dropping`.
+    """
     assert _current is not None, "operators of an adapter run inside a route"
-    places = _current.route.places if dropout else None
-    for bucket in _current.buckets:
-        if places is None:
-            yield bucket, table, table, False
-        else:
-            yield bucket, places.keys, places.places, True
+    route = _current.route
+    places = route.places if column == dropping else None
+    constants = {
+        "COLUMN": column, "DROPOUT": places is not None, "ALIGNED": route.aligned, "LARGEST": route.largest
+    }  # fmt: skip
+    return _current, constants, (table, table) if places is None else (places.keys, places.places)
 
 
 def low_rank(

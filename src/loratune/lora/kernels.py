@@ -2,9 +2,10 @@
 
 Shapes: N tokens of the micro-batch, D features of a module's input or output, R rank. A launch works on
 blocks of tokens that belong to one slot each; where the slot's matrices lie comes from a table of
-addresses (see `fused`), so a slot that is refilled changes numbers, not launches. No block reads another
-slot's rows or weights. Every output element is written by one program: results do not depend on timing.
-Knows nothing of torch modules or autograd.
+addresses (see `fused`), so a slot that is refilled changes numbers, not launches. A slot's rank is computed in
+blocks of 16, 64 or 128 ranks, whichever holds it: a program branches on it, so that all slots share one launch and
+none pays for another's rank. No block reads another slot's rows or weights. Every output element is written by one
+program: results do not depend on timing. Knows nothing of torch modules or autograd.
 """
 
 import triton
@@ -22,6 +23,9 @@ SALT = tl.constexpr(6)  # of the module, for dropout
 THRESHOLD = tl.constexpr(7)  # int32: inputs whose hash lies below are dropped
 KEEP = tl.constexpr(8)  # bits of the float32 1 / (1 - p)
 _COLUMNS = tl.constexpr(COLUMNS)
+RANK_BLOCKS = (16, 64, 128)
+"""Ranks are computed in the smallest of these that holds them, larger ranks in several of the last."""
+SMALL, MIDDLE, LARGE = (tl.constexpr(block) for block in RANK_BLOCKS)
 
 _FIRST = tl.constexpr(0x7FEB352D)
 _SECOND = tl.constexpr(0x846CA68B)
@@ -34,9 +38,9 @@ def _float(bits):
 
 
 @triton.jit
-def _matrix(row, column, ALIGNED: tl.constexpr):
-    """Pointer to a float32 matrix; aligned to 16 bytes where the features are a multiple of four."""
-    pointer = tl.load(row + column).to(tl.pointer_type(tl.float32))
+def _matrix(row, column, kind: tl.constexpr, ALIGNED: tl.constexpr):
+    """Pointer to a matrix of that type; aligned to 16 bytes where the features are a multiple of eight."""
+    pointer = tl.load(row + column).to(tl.pointer_type(kind))
     if ALIGNED:
         pointer = tl.multiple_of(pointer, 16)
     return pointer
@@ -67,27 +71,17 @@ def _multiplier(row, keys, places, tokens, inside, features):
 
 
 @triton.jit
-def shrink(
-    x, h, table, blocks, keys, places, features, stride_h,
+def _shrink(
+    x, h, row, rank, first, m, inside, keys, places, features, stride_h,
     COLUMN: tl.constexpr, DROPOUT: tl.constexpr, ALIGNED: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """h [N, R] = x [N, D] · Aᵀ (COLUMN A, dropout on x), or scaling · x · B (COLUMN B)."""
-    block = blocks + tl.program_id(0) * 3
-    slot = tl.load(block + 2)
-    if slot < 0:
-        return
-    row = table + slot * _COLUMNS
-    rank = tl.load(row + RANK).to(tl.int32)
-    r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
-    if tl.program_id(1) * BLOCK_R >= rank:
-        return
-    m = tl.load(block) + tl.arange(0, BLOCK_M)
-    inside = m < tl.load(block + 1)
+    """`shrink` of tokens m and BLOCK_R ranks from `first` on."""
+    r = first + tl.arange(0, BLOCK_R)
     start = m.to(tl.int64)[:, None] * features
-    weights = _matrix(row, COLUMN, ALIGNED)
+    weights = _matrix(row, COLUMN, x.dtype.element_ty, ALIGNED)
     accumulator = tl.zeros((BLOCK_M, BLOCK_R), tl.float32)
-    for begin in range(0, features, BLOCK_K):
+    for begin in tl.range(0, features, BLOCK_K, num_stages=STAGES):
         k = begin + tl.arange(0, BLOCK_K)
         here = k < features
         value = tl.load(x + start + k[None, :], mask=inside[:, None] & here[None, :], other=0.0)
@@ -96,7 +90,7 @@ def shrink(
             value = (value.to(tl.float32) * scale).to(value.dtype)
         index = r[None, :] * features + k[:, None] if COLUMN == A else k[:, None] * rank + r[None, :]
         weight = tl.load(weights + index, mask=here[:, None] & (r < rank)[None, :], other=0.0)
-        accumulator = tl.dot(value, weight.to(value.dtype), accumulator, input_precision="ieee")
+        accumulator = tl.dot(value, weight, accumulator, input_precision="ieee")
     if COLUMN == B:
         accumulator *= _float(tl.load(row + SCALING))
     where = h + m.to(tl.int64)[:, None] * stride_h + r[None, :]
@@ -104,10 +98,76 @@ def shrink(
 
 
 @triton.jit
+def shrink(
+    x, h, table, blocks, keys, places, features, stride_h,
+    COLUMN: tl.constexpr, DROPOUT: tl.constexpr, ALIGNED: tl.constexpr, LARGEST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """h [N, R] = x [N, D] · Aᵀ (COLUMN A, dropout on x), or scaling · x · B (COLUMN B)."""
+    block = blocks + tl.program_id(0) * 3
+    slot = tl.load(block + 2)
+    if slot < 0:
+        return
+    row = table + slot * _COLUMNS
+    rank = tl.load(row + RANK).to(tl.int32)
+    first = tl.program_id(1) * LARGE
+    if first >= rank:
+        return
+    m = tl.load(block) + tl.arange(0, BLOCK_M)
+    inside = m < tl.load(block + 1)
+    if rank <= SMALL:
+        _shrink(
+            x, h, row, rank, first, m, inside, keys, places, features, stride_h,
+            COLUMN, DROPOUT, ALIGNED, BLOCK_M, BLOCK_K, SMALL, STAGES,
+        )  # fmt: skip
+    if LARGEST > SMALL:
+        if (rank > SMALL) & (rank <= MIDDLE):
+            _shrink(
+                x, h, row, rank, first, m, inside, keys, places, features, stride_h,
+                COLUMN, DROPOUT, ALIGNED, BLOCK_M, BLOCK_K // 2, MIDDLE, STAGES,
+            )  # fmt: skip
+    if LARGEST > MIDDLE:
+        if rank > MIDDLE:
+            _shrink(
+                x, h, row, rank, first, m, inside, keys, places, features, stride_h,
+                COLUMN, DROPOUT, ALIGNED, BLOCK_M, BLOCK_K // 2, LARGE, STAGES,
+            )  # fmt: skip
+
+
+@triton.jit
+def _product(
+    h,
+    weights,
+    rank,
+    m,
+    n,
+    inside,
+    here,
+    features,
+    stride_h,
+    accumulator,
+    COLUMN: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    """accumulator + h · Bᵀ (COLUMN B), or h · A, of tokens m and features n."""
+    for begin in range(0, rank, BLOCK_R):
+        r = begin + tl.arange(0, BLOCK_R)
+        used = r < rank
+        inner = tl.load(
+            h + m.to(tl.int64)[:, None] * stride_h + r[None, :],
+            mask=inside[:, None] & used[None, :], other=0.0,
+        )  # fmt: skip
+        index = n[None, :] * rank + r[:, None] if COLUMN == B else r[:, None] * features + n[None, :]
+        weight = tl.load(weights + index, mask=used[:, None] & here[None, :], other=0.0)
+        accumulator = tl.dot(inner, weight, accumulator, input_precision="ieee")
+    return accumulator
+
+
+@triton.jit
 def expand(
     h, y, out, table, blocks, keys, places, features, stride_h,
-    COLUMN: tl.constexpr, DROPOUT: tl.constexpr, ALIGNED: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr, PARTS: tl.constexpr,
+    COLUMN: tl.constexpr, DROPOUT: tl.constexpr, ALIGNED: tl.constexpr, LARGEST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """out [N, D] = y + scaling · h · Bᵀ (COLUMN B), or h · A times the dropout's multiplier (COLUMN A).
 
@@ -128,17 +188,21 @@ def expand(
     accumulator = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     row = table + tl.maximum(slot, 0) * _COLUMNS
     rank = tl.where(slot < 0, 0, tl.load(row + RANK).to(tl.int32))
-    weights = _matrix(row, COLUMN, ALIGNED)
-    for begin in range(0, rank, BLOCK_R):
-        r = begin + tl.arange(0, BLOCK_R)
-        used = r < rank
-        inner = tl.load(
-            h + m.to(tl.int64)[:, None] * stride_h + r[None, :],
-            mask=inside[:, None] & used[None, :], other=0.0,
-        )  # fmt: skip
-        index = n[None, :] * rank + r[:, None] if COLUMN == B else r[:, None] * features + n[None, :]
-        weight = tl.load(weights + index, mask=used[:, None] & here[None, :], other=0.0)
-        accumulator = tl.dot(inner, weight.to(inner.dtype), accumulator, input_precision="ieee")
+    weights = _matrix(row, COLUMN, h.dtype.element_ty, ALIGNED)
+    if rank <= SMALL:
+        accumulator = _product(
+            h, weights, rank, m, n, inside, here, features, stride_h, accumulator, COLUMN, SMALL
+        )
+    if LARGEST > SMALL:
+        if (rank > SMALL) & (rank <= MIDDLE):
+            accumulator = _product(
+                h, weights, rank, m, n, inside, here, features, stride_h, accumulator, COLUMN, MIDDLE
+            )
+    if LARGEST > MIDDLE:
+        if rank > MIDDLE:
+            accumulator = _product(
+                h, weights, rank, m, n, inside, here, features, stride_h, accumulator, COLUMN, LARGE
+            )
     if COLUMN == B:
         accumulator *= _float(tl.load(row + SCALING))
         accumulator += base.to(tl.float32)
@@ -148,28 +212,18 @@ def expand(
 
 
 @triton.jit
-def gradient(
-    x, h, table, segments, keys, places, features, stride_h,
+def _gradient(
+    x, h, row, rank, first, begin, stop, n, keys, places, features, stride_h,
     COLUMN: tl.constexpr, DROPOUT: tl.constexpr, ALIGNED: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Adds hᵀ · dropout(x) [R, D] to A's gradient, or scaling · xᵀ · h [D, R] to B's."""
-    segment = segments + tl.program_id(0) * 3
-    slot = tl.load(segment + 2)
-    if slot < 0:
-        return
-    row = table + slot * _COLUMNS
-    rank = tl.load(row + RANK).to(tl.int32)
-    r = tl.program_id(2) * BLOCK_R + tl.arange(0, BLOCK_R)
-    if tl.program_id(2) * BLOCK_R >= rank:
-        return
+    """`gradient` of features n and BLOCK_R ranks from `first` on, of the tokens [begin, stop)."""
+    r = first + tl.arange(0, BLOCK_R)
     used = r < rank
-    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     here = n < features
-    stop = tl.load(segment + 1)
     accumulator = tl.zeros((BLOCK_N, BLOCK_R), tl.float32)
-    for begin in range(tl.load(segment), stop, BLOCK_M):
-        m = begin + tl.arange(0, BLOCK_M)
+    for start in tl.range(begin, stop, BLOCK_M, num_stages=STAGES):
+        m = start + tl.arange(0, BLOCK_M)
         inside = m < stop
         value = tl.load(
             x + m.to(tl.int64)[:, None] * features + n[None, :],
@@ -187,6 +241,44 @@ def gradient(
         index = n[:, None] * rank + r[None, :]
     else:
         index = r[None, :] * features + n[:, None]
-    where = _matrix(row, COLUMN, ALIGNED) + index
+    where = _matrix(row, COLUMN, tl.float32, ALIGNED) + index
     mask = here[:, None] & used[None, :]
     tl.store(where, tl.load(where, mask=mask, other=0.0) + accumulator, mask=mask)
+
+
+@triton.jit
+def gradient(
+    x, h, table, segments, keys, places, features, stride_h,
+    COLUMN: tl.constexpr, DROPOUT: tl.constexpr, ALIGNED: tl.constexpr, LARGEST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Adds hᵀ · dropout(x) [R, D] to A's gradient, or scaling · xᵀ · h [D, R] to B's."""
+    segment = segments + tl.program_id(0) * 3
+    slot = tl.load(segment + 2)
+    if slot < 0:
+        return
+    row = table + slot * _COLUMNS
+    rank = tl.load(row + RANK).to(tl.int32)
+    first = tl.program_id(2) * LARGE
+    if first >= rank:
+        return
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    begin = tl.load(segment)
+    stop = tl.load(segment + 1)
+    if rank <= SMALL:
+        _gradient(
+            x, h, row, rank, first, begin, stop, n, keys, places, features, stride_h,
+            COLUMN, DROPOUT, ALIGNED, BLOCK_M, BLOCK_N, SMALL, STAGES,
+        )  # fmt: skip
+    if LARGEST > SMALL:
+        if (rank > SMALL) & (rank <= MIDDLE):
+            _gradient(
+                x, h, row, rank, first, begin, stop, n, keys, places, features, stride_h,
+                COLUMN, DROPOUT, ALIGNED, BLOCK_M, BLOCK_N, MIDDLE, STAGES,
+            )  # fmt: skip
+    if LARGEST > MIDDLE:
+        if rank > MIDDLE:
+            _gradient(
+                x, h, row, rank, first, begin, stop, n, keys, places, features, stride_h,
+                COLUMN, DROPOUT, ALIGNED, BLOCK_M, BLOCK_N, LARGE, STAGES,
+            )  # fmt: skip

@@ -15,21 +15,19 @@ def launch(
     kernel: Any,
     grid: tuple[int, ...],
     arguments: tuple[torch.Tensor | int, ...],
-    *,
-    stages: int,
     **constants: Any,
 ) -> None:
     """`kernel[grid](*arguments, **constants)`; tensors must begin at multiples of 16 bytes."""
     key = (
-        kernel.fn, stages, *constants.values(),
+        kernel.fn, *constants.values(),
         *(a if isinstance(a, int) else (a.dtype, a.device.index) for a in arguments),
     )  # fmt: skip
     handle = _handles.get(key)
     if handle is None:
-        handle = kernel[grid](*arguments, **constants, num_stages=stages)
+        handle = kernel[grid](*arguments, **constants)
         _handles[key] = handle if _launchable(handle) else kernel
     elif handle is kernel:
-        kernel[grid](*arguments, **constants, num_stages=stages)
+        kernel[grid](*arguments, **constants)
     else:
         ordered = (constants[name] for name in kernel.arg_names[len(arguments) :])
         handle[(*grid, 1, 1)[:3]](*arguments, *ordered)

@@ -64,6 +64,20 @@ class Plan:
     """The same for the Triton kernels."""
 
 
+@dataclass(slots=True, eq=False)
+class _Read:
+    """What the Triton products read of a passenger: its weights, in half precision a copy of them."""
+
+    weights: torch.Tensor
+    version: int = -1
+    """Of the passenger's weights when they were copied."""
+
+    @classmethod
+    def of(cls, passenger: Passenger, dtype: torch.dtype) -> "_Read":
+        own = passenger.adapter.weights
+        return cls(own if own.dtype == dtype else torch.empty_like(own, dtype=dtype))
+
+
 @dataclass(eq=False)
 class PackedAdapters:
     """Hooks on the adaptable modules of a model; without a route they do nothing.
@@ -80,6 +94,8 @@ class PackedAdapters:
     _tables: torch.Tensor | None = field(default=None, init=False)
     _slots: dict[int, int] = field(default_factory=dict, init=False)
     _aboard: list[Passenger] = field(default_factory=list, init=False)
+    _read: dict[int, _Read] = field(default_factory=dict, init=False)
+    """By the passengers' ids."""
 
     @property
     def _parameter(self) -> torch.Tensor:
@@ -102,7 +118,7 @@ class PackedAdapters:
                 handle.remove()
             for module in modules:
                 module.__dict__.pop("loratune_table", None)
-            self._slots, self._aboard = {}, []
+            self._slots, self._aboard, self._read = {}, [], {}
 
     def _attach_kernels(self, modules: Sequence[nn.Module]) -> list[Any]:
         from loratune.lora import fused, kernels
@@ -122,10 +138,25 @@ class PackedAdapters:
             raise ModelError(f"at most {CAPACITY} adapters fit into one pack, {len(passengers)} were given.")
         from loratune.lora import fused
 
-        rows = np.stack([fused.passenger_rows(passenger, self.names) for passenger in passengers], 1)
-        self._tables[:, : len(passengers)].copy_(torch.from_numpy(rows))
+        dtype = self._parameter.dtype
+        read = {id(p): self._read.get(id(p)) or _Read.of(p, dtype) for p in passengers}
+        rows = [fused.passenger_rows(p, read[id(p)].weights, self.names) for p in passengers]
+        self._tables[:, : len(passengers)].copy_(torch.from_numpy(np.stack(rows, 1)))
         self._slots = {id(passenger): i for i, passenger in enumerate(passengers)}
-        self._aboard = list(passengers)  # kept alive: the tables hold addresses
+        self._aboard, self._read = list(passengers), read  # kept alive: the tables hold addresses
+
+    def _follow(self) -> None:
+        """Copy the weights that have changed since they were copied."""
+        stale = [
+            (read, passenger.adapter.weights)
+            for passenger, read in zip(self._aboard, self._read.values(), strict=True)
+            if read.weights is not passenger.adapter.weights
+            and read.version != passenger.adapter.weights._version
+        ]
+        if stale:
+            torch._foreach_copy_([read.weights for read, _ in stale], [weights for _, weights in stale])
+        for read, weights in stale:
+            read.version = weights._version
 
     def plan(self, segments: Sequence[Segment], tokens: int, places: Places | None = None) -> "Plan":
         """Say whose the `tokens` of a micro-batch are; other tokens see the bare base.
@@ -139,6 +170,7 @@ class PackedAdapters:
         if any(id(segment.passenger) not in self._slots for segment in segments):
             unique = {id(segment.passenger): segment.passenger for segment in segments}
             self.board(list(unique.values()))
+        self._follow()
         route = fused.route_of(segments, self._slots, tokens, places, self._parameter.device)
         return Plan(segments=segments, tokens=tokens, places=places, route=route)
 

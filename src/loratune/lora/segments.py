@@ -35,9 +35,9 @@ class Passenger:
         self.scaling = adapter.hyper_parameters.scaling
         self.dropout = adapter.hyper_parameters.lora_dropout
         self.aligned = all(
-            target.in_features % 4 == 0 and target.out_features % 4 == 0 for target in adapter.layout.targets
+            target.in_features % 8 == 0 and target.out_features % 8 == 0 for target in adapter.layout.targets
         )
-        """Whether every matrix begins at a multiple of 16 bytes in the flat vector."""
+        """Whether every matrix begins at a multiple of 16 bytes in the flat vector, in half precision too."""
         self.gradient = torch.zeros_like(adapter.weights) if trainable else None
         gradients = adapter.layout.views(self.gradient) if self.gradient is not None else {}
         self.matrices = {

@@ -40,9 +40,10 @@ class Execution:
     shared_inner: bool
     """Whether the inner products A·x of every adaptable layer are as wide as the widest trial's, in the
     base's type and rounded up to a block of ranks; else each trial's own, in float32."""
-    smallest_block: int = 16
-    """Of ranks, for `shared_inner`: blocks are powers of two from here on."""
-    largest_block: int = 64
+    rank_blocks: tuple[int, ...] = (16, 64, 128)
+    """For `shared_inner`: ranks take the smallest of these that holds them, or several of the last."""
+    copies_weights: bool = False
+    """Whether the products read a copy of the adapters in the base's type, where that is smaller than float32."""
     logits_at_once: int
     """Logits that the head holds at a time."""
     likelihoods: int
@@ -63,8 +64,13 @@ class Execution:
 
     def rank_block(self, r: int) -> int:
         """The width that the inner products of a trial of rank r take."""
-        block = min(self.largest_block, max(self.smallest_block, 1 << (r - 1).bit_length()))
+        block = next((block for block in self.rank_blocks if r <= block), self.rank_blocks[-1])
         return -(-r // block) * block
+
+    def adapter_bytes(self, bytes_per_parameter: float) -> float:
+        """Of an adapter's weights, for each of its parameters, on a base with so many bytes for each of its own."""
+        copied = self.copies_weights and bytes_per_parameter < FLOAT32
+        return FLOAT32 + (bytes_per_parameter if copied else 0)
 
 
 ON_CPU_PADDED = Execution(
@@ -91,16 +97,18 @@ ON_CPU = replace(ON_CPU_PADDED, flat=True, token_multiple=32, collects_attention
 ON_CUDA = Execution(
     device="cuda",
     flat=True,
-    token_multiple=256,
+    token_multiple=128,
     recompute=True,
     shared_inner=True,
+    copies_weights=True,
     logits_at_once=2**27,
     likelihoods=0,
     backward_wide=5.0,
     backward_hidden=12.0,
     float32_input=False,
-    workspace=72 * MIB,
-    allocator=0.04,
+    workspace=136 * MIB,
+    # with segments that grow: 1 to 2 % on H200s
+    allocator=0.02,
     runtime=840 * MIB,
 )
 """Compiled layers on flat rows, Triton kernels for the adapters."""

@@ -46,13 +46,17 @@ class Limits:
         """Whether a pack fits with room to spare."""
         return self.estimate(pack).fits(self.device_bytes)
 
+    def adapter_bytes(self, recipe: HyperParameters) -> int:
+        """What one more trial holds between steps."""
+        return adapter_bytes(self.model, recipe, self.execution)
+
     def room(self, trials: Sequence[HyperParameters]) -> int:
         """Bytes that adapters (`adapter_bytes`) may take while any of `trials` train beside each other.
 
         What a step needs beyond them is counted as if all trained at once: it does not grow beyond a micro-batch.
         """
         estimate = self.estimate(trials)
-        adapters = sum(count * adapter_bytes(self.model, hp) for hp, count in Counter(trials).items())
+        adapters = sum(count * self.adapter_bytes(hp) for hp, count in Counter(trials).items())
         return floor(TIGHT * self.device_bytes) - (estimate.total - adapters)
 
     def largest_pack(self, trial: HyperParameters, limit: int = 4096) -> int:

@@ -128,7 +128,7 @@ def estimate_pack(
     slack = execution.allocator * (activations + logits + beyond)
     return MemoryEstimate(
         weights=weight_bytes(model, nf4=nf4),
-        adapters=FLOAT32 * parameters,
+        adapters=round(execution.adapter_bytes(model.bytes_per_parameter) * parameters),
         gradients=FLOAT32 * parameters,
         optimiser=OPTIMISER_VECTORS * FLOAT32 * parameters,
         activations=round(correction.scale * activations),
@@ -179,9 +179,10 @@ def adapter_parameters(model: ModelProfile, hyper_parameters: HyperParameters) -
     return sum(r * (inputs + outputs) for r, (_, inputs, outputs) in zip(ranks, targets, strict=True))
 
 
-def adapter_bytes(model: ModelProfile, hyper_parameters: HyperParameters) -> int:
+def adapter_bytes(model: ModelProfile, hyper_parameters: HyperParameters, execution: Execution) -> int:
     """What one more trial holds between steps: weights, gradients and moments."""
-    return (2 + OPTIMISER_VECTORS) * FLOAT32 * adapter_parameters(model, hyper_parameters)
+    each = execution.adapter_bytes(model.bytes_per_parameter) + (1 + OPTIMISER_VECTORS) * FLOAT32
+    return round(each * adapter_parameters(model, hyper_parameters))
 
 
 def adapted(model: ModelProfile, pack: Sequence[HyperParameters], execution: Execution) -> frozenset[str]:

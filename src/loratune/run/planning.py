@@ -6,7 +6,6 @@ from math import ceil
 
 from loratune.data.batches import total_steps
 from loratune.maths.limits import Limits
-from loratune.maths.memory import adapter_bytes
 from loratune.maths.packing import PackPlan, TrialLoad, plan_packs
 from loratune.maths.steptime import StepTime
 from loratune.values import HyperParameters, Trial
@@ -31,13 +30,13 @@ class Planner:
         rows = ceil(round(trial.fraction * self.rows, 9))
         steps = total_steps(rows, chosen.batch_size, chosen.epochs)
         trained = chosen.epochs * rows * self.tokens / self.rows
-        return TrialLoad(steps=steps, tokens=trained / steps, memory=adapter_bytes(self.limits.model, chosen))
+        return TrialLoad(steps=steps, tokens=trained / steps, memory=self.limits.adapter_bytes(chosen))
 
     def equal_loads(self, trials: int, trained_tokens: float, recipe: HyperParameters) -> list[TrialLoad]:
         """So many trials of one recipe that train so many tokens together: of a stage not known in detail."""
         tokens = recipe.batch_size * self.tokens / self.rows
         steps = max(1, ceil(trained_tokens / max(1, trials) / tokens))
-        memory = adapter_bytes(self.limits.model, recipe)
+        memory = self.limits.adapter_bytes(recipe)
         return [TrialLoad(steps=steps, tokens=tokens, memory=memory)] * trials
 
     def plan(self, trials: Sequence[Trial]) -> PackPlan:
