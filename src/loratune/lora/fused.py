@@ -25,7 +25,7 @@ from loratune.maths.sizes import few_sizes
 _BLOCK_M = 64
 _RUNS = 8
 """Runs of tokens are filled up with empty ones to a multiple of this, so that shapes repeat."""
-# Measured on an H200 (`bench/kernels.py`, docs/log.md).
+# Measured on an H200 (`bench/low_rank.py`, docs/log.md).
 _SHRINK = {"BLOCK_K": 128, "STAGES": 4}
 _EXPAND = {"BLOCK_M": 32, "BLOCK_N": 128, "PARTS": 2}
 _GRADIENT = {"BLOCK_M": 64, "BLOCK_N": 128, "STAGES": 3}

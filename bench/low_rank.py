@@ -3,9 +3,9 @@
 A layer's widths and a pack's ranks; each kernel is timed through a CUDA graph of many launches, over inputs that do
 not fit into the cache. Told are GB/s of the activations that a kernel must read and write once (the adapters' own
 numbers are not counted), and their share of what a copy reaches. `--tune` tries other block sizes. Prints as it goes
-and appends a row for each kernel to bench/results/kernels.csv.
+and appends a row for each kernel to bench/results/low_rank.csv.
 
-PYTHONPATH=src:bench python bench/kernels.py [--tokens 15360] [--tune]
+PYTHONPATH=src:bench python bench/low_rank.py [--tokens 15360] [--tune]
 """
 
 import argparse
@@ -25,7 +25,7 @@ from loratune.lora.segments import Passenger, Segment
 from loratune.values import HyperParameters
 from record import append, circumstances
 
-RESULTS = Path(__file__).parent / "results" / "kernels.csv"
+RESULTS = Path(__file__).parent / "results" / "low_rank.csv"
 RANKS = {"16": (16,), "64": (64,), "128": (128,), "mixed": (4, 8, 16, 32, 64, 128)}
 WIDTHS = ((896, 4864), (4864, 896), (2048, 8192), (8192, 2048))
 """(inputs, outputs) of a module."""
