@@ -72,6 +72,8 @@ def run(
 
     def fill(progress: PackProgress) -> None:
         if leave is not None and next(steps) == at_step:
+            if engine._graphs is not None:
+                engine._graphs.forget()  # else their memory, which is given back first, would do
             held.append(ballast(leave()))
 
     if leave is not None and at_step == 0:

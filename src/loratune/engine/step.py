@@ -227,7 +227,7 @@ class TrainingStep:
             return self._pass(own, Line(where, Bounds(starts, longest)), now)
 
         tensors = (*filled, line.places, line.bounds.starts, route.pieces, *dropout)
-        kind = route.largest, route.rank_blocks, route.aligned, bool(dropout)
+        kind = route.largest, route.rank_blocks, route.aligned, route.eights, bool(dropout)
         key = kind, longest, route.runs, *(tuple(tensor.shape) for tensor in tensors)
         return self._graphs.run(key, body, tensors, kind=kind, tokens=plan.tokens)[:count]
 

@@ -8,6 +8,7 @@ Knows nothing of optimisers or losses. Imported only where Triton works.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import ceil
 from typing import Any, NamedTuple
 
@@ -26,9 +27,14 @@ _BLOCK_M = 64
 _RUNS = 8
 """Runs of tokens are filled up with empty ones to a multiple of this, so that shapes repeat."""
 # Measured on an H200 (`bench/low_rank.py`, docs/log.md).
-_SHRINK = {"BLOCK_K": 128, "STAGES": 4}
-_EXPAND = {"BLOCK_M": 32, "BLOCK_N": 128, "PARTS": 2}
-_GRADIENT = {"BLOCK_M": 64, "BLOCK_N": 128, "STAGES": 3}
+_SHRINK = {"BLOCK_K": 128}
+_EXPAND = {"BLOCK_M": 64, "BLOCK_N": 128, "PARTS": 1}
+_EXPAND_SMALL_A = {"BLOCK_M": 32, "BLOCK_N": 128, "PARTS": 2}
+"""For the gradient of the input where no rank is above 16."""
+_GRADIENT = {"BLOCK_M": 64, "BLOCK_N": 128}
+_STAGES, _FEW_STAGES = 3, 2
+"""Of loads ahead of their use; few where there is less shared memory than on an A100."""
+_MUCH_SHARED_MEMORY = 160 * 2**10
 
 Table = npt.NDArray[np.int64]
 
@@ -68,6 +74,8 @@ class Route:
     """How many of them it takes."""
     aligned: bool
     """Whether all matrices begin at multiples of 16 bytes."""
+    eights: bool
+    """Whether all ranks above the smallest block are multiples of eight."""
     anchor: torch.Tensor
     """[1] requires a gradient, so that the graph starts at the first adapted module."""
     places: Places | None
@@ -98,7 +106,8 @@ def route_of(
     whole = _padded(np.array(runs, np.int32), few_sizes(len(runs), multiple=_RUNS, parts=1))
     # a run of n tokens has at most n / M + 1 blocks: with all that are possible shapes repeat
     blocks = _padded(_cut(np.array(runs, np.int32)), tokens // _BLOCK_M + len(whole))
-    rank = max((segment.passenger.adapter.layout.r for segment in segments), default=1)
+    ranks = {rank for segment in segments for rank in segment.passenger.ranks}
+    rank = max(ranks, default=1)
     largest = next((block for block in kernels.RANK_BLOCKS if rank <= block), kernels.RANK_BLOCKS[-1])
     return Route(
         pieces=to_device(np.concatenate([whole, blocks]), device),
@@ -107,6 +116,7 @@ def route_of(
         largest=largest,
         rank_blocks=ceil(rank / largest),
         aligned=all(segment.passenger.aligned for segment in segments),
+        eights=all(rank % 8 == 0 for rank in ranks if rank > kernels.RANK_BLOCKS[0]),
         anchor=torch.zeros(1, device=device, requires_grad=True),
         places=places if any(segment.dropout for segment in segments) else None,
     )
@@ -162,17 +172,19 @@ def _shrink(x: torch.Tensor, h: torch.Tensor, table: torch.Tensor, column: int) 
     launch(
         kernels.shrink, (len(now.blocks), now.route.rank_blocks),
         (x, h, table, now.blocks, *who, x.shape[-1], h.shape[1]),
-        **constants, BLOCK_M=_BLOCK_M, **_SHRINK,
+        **constants, BLOCK_M=_BLOCK_M, **_SHRINK, STAGES=_stages(x.device),
     )  # fmt: skip
 
 
 def _expand(h: torch.Tensor, y: torch.Tensor, out: torch.Tensor, table: torch.Tensor, column: int) -> None:
     now, constants, who = _launching(column, table, dropping=kernels.COLUMN_A)
     features = out.shape[-1]
+    small = column == kernels.COLUMN_A and now.route.largest == kernels.RANK_BLOCKS[0]
+    sizes = _EXPAND_SMALL_A if small else _EXPAND
     launch(
-        kernels.expand, (len(now.blocks) * _EXPAND["PARTS"], -(-features // _EXPAND["BLOCK_N"])),
+        kernels.expand, (len(now.blocks) * sizes["PARTS"], -(-features // sizes["BLOCK_N"])),
         (h, y, out, table, now.blocks, *who, features, h.shape[1]),
-        **constants, **_EXPAND,
+        **constants, **sizes,
     )  # fmt: skip
 
 
@@ -182,8 +194,17 @@ def _gradient(x: torch.Tensor, h: torch.Tensor, table: torch.Tensor, column: int
     launch(
         kernels.gradient, (len(now.runs), -(-features // _GRADIENT["BLOCK_N"]), now.route.rank_blocks),
         (x, h, table, now.runs, *who, features, h.shape[1]),
-        **constants, **_GRADIENT,
+        **constants, **_GRADIENT, STAGES=_stages(x.device),
     )  # fmt: skip
+
+
+@cache
+def _stages(device: torch.device) -> int:
+    if device.type != "cuda":
+        return _FEW_STAGES
+    properties = torch.cuda.get_device_properties(device)
+    shared = getattr(properties, "shared_memory_per_multiprocessor", 0)
+    return _STAGES if shared >= _MUCH_SHARED_MEMORY else _FEW_STAGES
 
 
 def _launching(
@@ -197,7 +218,8 @@ def _launching(
     route = _current.route
     places = route.places if column == dropping else None
     constants = {
-        "COLUMN": column, "DROPOUT": places is not None, "ALIGNED": route.aligned, "LARGEST": route.largest
+        "COLUMN": column, "DROPOUT": places is not None, "ALIGNED": route.aligned, "LARGEST": route.largest,
+        "EIGHTS": route.eights,
     }  # fmt: skip
     return _current, constants, (table, table) if places is None else (places.keys, places.places)
 

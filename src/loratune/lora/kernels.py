@@ -71,6 +71,12 @@ def _multiplier(row, keys, places, tokens, inside, features):
 
 
 @triton.jit
+def _wide(rank, EIGHTS: tl.constexpr):
+    """A rank above 16; where it is a multiple of eight the compiler learns it here and reads B 16 bytes at a time."""
+    return rank // 8 * 8 if EIGHTS else rank
+
+
+@triton.jit
 def _shrink(
     x, h, row, rank, first, m, inside, keys, places, features, stride_h,
     COLUMN: tl.constexpr, DROPOUT: tl.constexpr, ALIGNED: tl.constexpr,
@@ -100,7 +106,7 @@ def _shrink(
 @triton.jit
 def shrink(
     x, h, table, blocks, keys, places, features, stride_h,
-    COLUMN: tl.constexpr, DROPOUT: tl.constexpr, ALIGNED: tl.constexpr, LARGEST: tl.constexpr,
+    COLUMN: tl.constexpr, DROPOUT: tl.constexpr, ALIGNED: tl.constexpr, LARGEST: tl.constexpr, EIGHTS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """h [N, R] = x [N, D] · Aᵀ (COLUMN A, dropout on x), or scaling · x · B (COLUMN B)."""
@@ -123,13 +129,13 @@ def shrink(
     if LARGEST > SMALL:
         if (rank > SMALL) & (rank <= MIDDLE):
             _shrink(
-                x, h, row, rank, first, m, inside, keys, places, features, stride_h,
+                x, h, row, _wide(rank, EIGHTS), first, m, inside, keys, places, features, stride_h,
                 COLUMN, DROPOUT, ALIGNED, BLOCK_M, BLOCK_K // 2, MIDDLE, STAGES,
             )  # fmt: skip
     if LARGEST > MIDDLE:
         if rank > MIDDLE:
             _shrink(
-                x, h, row, rank, first, m, inside, keys, places, features, stride_h,
+                x, h, row, _wide(rank, EIGHTS), first, m, inside, keys, places, features, stride_h,
                 COLUMN, DROPOUT, ALIGNED, BLOCK_M, BLOCK_K // 2, LARGE, STAGES,
             )  # fmt: skip
 
@@ -166,7 +172,7 @@ def _product(
 @triton.jit
 def expand(
     h, y, out, table, blocks, keys, places, features, stride_h,
-    COLUMN: tl.constexpr, DROPOUT: tl.constexpr, ALIGNED: tl.constexpr, LARGEST: tl.constexpr,
+    COLUMN: tl.constexpr, DROPOUT: tl.constexpr, ALIGNED: tl.constexpr, LARGEST: tl.constexpr, EIGHTS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """out [N, D] = y + scaling · h · Bᵀ (COLUMN B), or h · A times the dropout's multiplier (COLUMN A).
@@ -196,12 +202,34 @@ def expand(
     if LARGEST > SMALL:
         if (rank > SMALL) & (rank <= MIDDLE):
             accumulator = _product(
-                h, weights, rank, m, n, inside, here, features, stride_h, accumulator, COLUMN, MIDDLE
+                h,
+                weights,
+                _wide(rank, EIGHTS),
+                m,
+                n,
+                inside,
+                here,
+                features,
+                stride_h,
+                accumulator,
+                COLUMN,
+                MIDDLE,
             )
     if LARGEST > MIDDLE:
         if rank > MIDDLE:
             accumulator = _product(
-                h, weights, rank, m, n, inside, here, features, stride_h, accumulator, COLUMN, LARGE
+                h,
+                weights,
+                _wide(rank, EIGHTS),
+                m,
+                n,
+                inside,
+                here,
+                features,
+                stride_h,
+                accumulator,
+                COLUMN,
+                LARGE,
             )
     if COLUMN == B:
         accumulator *= _float(tl.load(row + SCALING))
@@ -249,7 +277,7 @@ def _gradient(
 @triton.jit
 def gradient(
     x, h, table, segments, keys, places, features, stride_h,
-    COLUMN: tl.constexpr, DROPOUT: tl.constexpr, ALIGNED: tl.constexpr, LARGEST: tl.constexpr,
+    COLUMN: tl.constexpr, DROPOUT: tl.constexpr, ALIGNED: tl.constexpr, LARGEST: tl.constexpr, EIGHTS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Adds hᵀ · dropout(x) [R, D] to A's gradient, or scaling · xᵀ · h [D, R] to B's."""
@@ -273,12 +301,12 @@ def gradient(
     if LARGEST > SMALL:
         if (rank > SMALL) & (rank <= MIDDLE):
             _gradient(
-                x, h, row, rank, first, begin, stop, n, keys, places, features, stride_h,
+                x, h, row, _wide(rank, EIGHTS), first, begin, stop, n, keys, places, features, stride_h,
                 COLUMN, DROPOUT, ALIGNED, BLOCK_M, BLOCK_N, MIDDLE, STAGES,
             )  # fmt: skip
     if LARGEST > MIDDLE:
         if rank > MIDDLE:
             _gradient(
-                x, h, row, rank, first, begin, stop, n, keys, places, features, stride_h,
+                x, h, row, _wide(rank, EIGHTS), first, begin, stop, n, keys, places, features, stride_h,
                 COLUMN, DROPOUT, ALIGNED, BLOCK_M, BLOCK_N, LARGE, STAGES,
             )  # fmt: skip

@@ -38,6 +38,7 @@ class Passenger:
             target.in_features % 8 == 0 and target.out_features % 8 == 0 for target in adapter.layout.targets
         )
         """Whether every matrix begins at a multiple of 16 bytes in the flat vector, in half precision too."""
+        self.ranks = frozenset(adapter.layout.ranks)
         self.gradient = torch.zeros_like(adapter.weights) if trainable else None
         gradients = adapter.layout.views(self.gradient) if self.gradient is not None else {}
         self.matrices = {
