@@ -8,6 +8,7 @@ appends every row to bench/results/throughput.csv. Imports neither optuna nor da
 
 import argparse
 import gc
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -39,6 +40,8 @@ class Cell:
     batch: int
     slots: int
     length: str = "128"
+    supervised: int = 16
+    """Tokens of a row, where all rows have one length."""
     ranks: tuple[int, ...] = (16,)
     micro_batch_tokens: int = 16384
     processes: tuple[int, ...] = ()
@@ -71,6 +74,19 @@ CELLS = {
     **{
         f"0.5b-r{rank}": Cell(shape="qwen2-0.5b", batch=4, slots=32, ranks=(rank,), peft=False)
         for rank in (4, 8, 32, 64, 128)
+    },
+    # rows of one length beside real ones: as many tokens of a row supervised on the average, since predicting costs
+    **{
+        f"{shape}-{data}-equal": Cell(
+            shape=full, batch=batch, slots=slots, length=str(length), supervised=supervised,
+            micro_batch_tokens=tokens, peft=False,
+        )
+        for shape, full, data, batch, slots, length, supervised, tokens in (
+            ("0.5b", "qwen2-0.5b", "banking77", 16, 32, 25, 5, 16384),
+            ("1b", "llama3-1b", "gsm8k", 4, 32, 191, 126, 32768),
+            ("1b", "llama3-1b", "banking77", 16, 32, 25, 5, 32768),
+            ("8b", "llama3-8b", "banking77", 16, 16, 25, 5, 8192),
+        )
     },
     "0.5b-banking77": Cell(shape="qwen2-0.5b", batch=16, slots=32, length="banking77"),
     "1b-b4": Cell(shape="llama3-1b", batch=4, slots=64, micro_batch_tokens=32768, processes=(4, 8), variants=True),
@@ -107,7 +123,7 @@ def recipe(cell: Cell, rank: int) -> HyperParameters:
 
 def packed(base: BaseModel, cell: Cell, slots: int, seconds: float, *, profile: bool = False) -> Measured:
     """Our engine with that many trials."""
-    rows = rows_of(cell.length, base.profile.vocabulary)
+    rows = rows_of(cell.length, base.profile.vocabulary, supervised=cell.supervised)
     engine = PackEngine(
         base=base,
         train=rows,
@@ -183,12 +199,12 @@ def useful_flops(base: BaseModel) -> float:
     return 4.0 * float(sum(p.numel() for p in base.model.parameters() if id(p) not in skipped))
 
 
-def measure(name: str, cell: Cell, base: BaseModel, limit: float, arguments: argparse.Namespace) -> None:
-    """Both sides of one cell; prints and appends a row."""
+def measure(name: str, cell: Cell, base: BaseModel, limit: float, arguments: argparse.Namespace) -> float:
+    """Tokens per second of our pack; both sides of one cell; prints and appends a row."""
     seconds = arguments.seconds
     row: dict[str, Any] = {
         "cell": name, "shape": cell.shape, "dtype": str(base.dtype).removeprefix("torch."), "batch": cell.batch,
-        "slots": cell.slots, "length": cell.length, "ranks": " ".join(map(str, cell.ranks)),
+        "slots": cell.slots, "length": cell.length, "supervised": cell.supervised, "ranks": " ".join(map(str, cell.ranks)),
         "micro_batch_tokens": cell.micro_batch_tokens,
     }  # fmt: skip
     pack = packed(base, cell, cell.slots, seconds, profile=True)
@@ -199,7 +215,7 @@ def measure(name: str, cell: Cell, base: BaseModel, limit: float, arguments: arg
         "peak_gib": round(pack.peak_gib, 2), "launches": pack.launches, "host_ms": round(pack.host_ms, 1),
         "busy": round(pack.busy, 3), "padding": round(pack.padding, 3),
     }  # fmt: skip
-    rows = rows_of(cell.length, base.profile.vocabulary)
+    rows = rows_of(cell.length, base.profile.vocabulary, supervised=cell.supervised)
     mine = recipe(cell, cell.ranks[0])
     rates = {"peft_loop": 0.0, "peft_trainer": 0.0, "peft_compiled": 0.0}
     if cell.peft and not arguments.skip_peft:
@@ -222,6 +238,22 @@ def measure(name: str, cell: Cell, base: BaseModel, limit: float, arguments: arg
     }  # fmt: skip
     print({key: value for key, value in row.items() if value != ""}, flush=True)
     append(RESULTS, circumstances() | row)
+    return pack.rate
+
+
+def tell_parts(rates: Mapping[str, float]) -> None:
+    """Mixed ranks against the sum of their parts, real lengths against equal ones; where all of it was measured."""
+    alone = {16: "0.5b-b4-32"} | {rank: f"0.5b-r{rank}" for rank in MIXED if rank != 16}
+    if "0.5b-mixed" in rates and rates.keys() >= set(alone.values()):
+        parts = len(MIXED) / sum(
+            1 / rates[name] for name in alone.values()
+        )  # each rank trains as many tokens
+        print(
+            f"mixed ranks: {rates['0.5b-mixed'] / parts:.1%} of the speed of their parts ({parts:.0f} tokens/s)"
+        )
+    for name, rate in rates.items():
+        if (equal := rates.get(f"{name}-equal")) is not None:
+            print(f"{name}: {rate / equal:.1%} of the speed with rows of one length ({equal:.0f} tokens/s)")
 
 
 def main() -> None:
@@ -237,6 +269,7 @@ def main() -> None:
     limit = ceiling() if cuda else 0.0
     print(f"ceiling {limit / 1e12:.0f} TFLOP/s" if cuda else f"{torch.get_num_threads()} threads", flush=True)
     base, loaded = None, ("", "")
+    rates: dict[str, float] = {}
     for name in names:
         cell = cells[name]
         dtype = name.rpartition("-")[2] if not cuda else "bfloat16"
@@ -248,9 +281,10 @@ def main() -> None:
             loaded = cell.shape, dtype
             print(*choose_paths(base).lines(), sep="\n", flush=True)
         assert base is not None
-        measure(name, cell, base, limit, arguments)
+        rates[name] = measure(name, cell, base, limit, arguments)
         gc.collect()
         torch.cuda.empty_cache()
+    tell_parts(rates)
 
 
 if __name__ == "__main__":

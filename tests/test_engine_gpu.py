@@ -9,6 +9,7 @@ from loratune.engine.selfcheck import random_table, selfcheck
 from loratune.lora.dropout import keep_mask, row_keys
 from loratune.lora.layout import Adapter
 from loratune.model.base import BaseModel
+from loratune.model.device import pick_device
 from loratune.values import TrialResult
 
 pytestmark = pytest.mark.gpu
@@ -24,6 +25,13 @@ def on_gpu(base: BaseModel) -> BaseModel:
 def test_exactness(dtype: torch.dtype) -> None:
     check = selfcheck(on_gpu(tiny_llama(dtype)), random_table(97), steps=8)
     assert check.holds, check
+
+
+def test_the_allocator_extends_its_segments() -> None:
+    """So that it holds hardly more than its tensors, whatever ran before."""
+    kept = torch.empty(2**26, dtype=torch.uint8, device=pick_device("cuda"))
+    segments = [each for each in torch.cuda.memory_snapshot() if each["total_size"] >= kept.numel()]
+    assert any(each["is_expandable"] for each in segments)
 
 
 def test_masks_are_those_of_the_cpu() -> None:

@@ -16,16 +16,17 @@ from loratune.model.base import BaseModel
 from loratune.model.profile import profile_of
 
 pytestmark = pytest.mark.gpu
-TARGETS = (Target("first", 40, 130), Target("second", 130, 37))
+WIDE = 1100
+TARGETS = (Target("first", 40, WIDE), Target("second", WIDE, 37))
 TOKENS = 300
 
 
 class Two(nn.Module):
-    """Two linear layers, the second one wider than the kernels' blocks and of odd size."""
+    """Two linear layers, the second one of odd size and so wide that few tokens are computed in parts of it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second = nn.Linear(40, 130), nn.Linear(130, 37)
+        self.first, self.second = nn.Linear(40, WIDE), nn.Linear(WIDE, 37)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.second(torch.tanh(self.first(x)))

@@ -32,6 +32,12 @@ _EXPAND = {"BLOCK_M": 64, "BLOCK_N": 128, "PARTS": 1}
 _EXPAND_SMALL_A = {"BLOCK_M": 32, "BLOCK_N": 128, "PARTS": 2}
 """For the gradient of the input where no rank is above 16."""
 _GRADIENT = {"BLOCK_M": 64, "BLOCK_N": 128}
+_GRADIENT_NARROW = {"BLOCK_M": 64, "BLOCK_N": 32}
+"""Where there are few runs of tokens, so that all processors have work."""
+_FEWEST_FEATURES = 512
+"""Of a part, where the features of a `shrink` are cut into parts."""
+_ADDED = 1024
+"""Numbers that a program of `add_parts` adds up."""
 _STAGES, _FEW_STAGES = 3, 2
 """Of loads ahead of their use; few where there is less shared memory than on an A100."""
 _MUCH_SHARED_MEMORY = 160 * 2**10
@@ -169,11 +175,22 @@ def set_route(route: Route | None) -> None:
 
 def _shrink(x: torch.Tensor, h: torch.Tensor, table: torch.Tensor, column: int) -> None:
     now, constants, who = _launching(column, table, dropping=kernels.COLUMN_A)
+    grid = len(now.blocks), now.route.rank_blocks
+    parts = _parts(grid[0] * grid[1], x.shape[-1], x.device)
+    target = h if parts == 1 else torch.empty((parts, *h.shape), dtype=torch.float32, device=h.device)
     launch(
-        kernels.shrink, (len(now.blocks), now.route.rank_blocks),
-        (x, h, table, now.blocks, *who, x.shape[-1], h.shape[1]),
-        **constants, BLOCK_M=_BLOCK_M, **_SHRINK, STAGES=_stages(x.device),
+        kernels.shrink, (*grid, parts),
+        (x, target, table, now.blocks, *who, x.shape[-1], h.shape[1], h.numel()),
+        **constants, BLOCK_M=_BLOCK_M, **_SHRINK, STAGES=_stages(x.device), PARTS=parts,
     )  # fmt: skip
+    if parts > 1:
+        launch(
+            kernels.add_parts,
+            (-(-h.numel() // _ADDED),),
+            (target, h, h.numel(), h.numel()),
+            PARTS=parts,
+            BLOCK=_ADDED,
+        )
 
 
 def _expand(h: torch.Tensor, y: torch.Tensor, out: torch.Tensor, table: torch.Tensor, column: int) -> None:
@@ -191,11 +208,26 @@ def _expand(h: torch.Tensor, y: torch.Tensor, out: torch.Tensor, table: torch.Te
 def _gradient(x: torch.Tensor, h: torch.Tensor, table: torch.Tensor, column: int) -> None:
     now, constants, who = _launching(column, table, dropping=kernels.COLUMN_GRADIENT_A)
     features = x.shape[-1]
+    programs = len(now.runs) * -(-features // _GRADIENT["BLOCK_N"])
+    sizes = _GRADIENT if programs >= 2 * _processors(x.device) else _GRADIENT_NARROW
     launch(
-        kernels.gradient, (len(now.runs), -(-features // _GRADIENT["BLOCK_N"]), now.route.rank_blocks),
+        kernels.gradient, (len(now.runs), -(-features // sizes["BLOCK_N"]), now.route.rank_blocks),
         (x, h, table, now.runs, *who, features, h.shape[1]),
-        **constants, **_GRADIENT, STAGES=_stages(x.device),
+        **constants, **sizes, STAGES=_stages(x.device),
     )  # fmt: skip
+
+
+def _parts(programs: int, features: int, device: torch.device) -> int:
+    """Parts of the features that a `shrink` of few programs is cut into, so that all processors have work."""
+    parts = 1
+    while 2 * parts * programs <= _processors(device) and features >= 2 * parts * _FEWEST_FEATURES:
+        parts *= 2
+    return parts
+
+
+@cache
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 @cache

@@ -78,18 +78,20 @@ def _wide(rank, EIGHTS: tl.constexpr):
 
 @triton.jit
 def _shrink(
-    x, h, row, rank, first, m, inside, keys, places, features, stride_h,
-    COLUMN: tl.constexpr, DROPOUT: tl.constexpr, ALIGNED: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr, STAGES: tl.constexpr,
+    x, h, row, rank, first, m, inside, keys, places, features, stride_h, part,
+    COLUMN: tl.constexpr, DROPOUT: tl.constexpr, ALIGNED: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr, STAGES: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """`shrink` of tokens m and BLOCK_R ranks from `first` on."""
+    """`shrink` of tokens m and BLOCK_R ranks from `first` on, over the features of one of PARTS."""
+    share = tl.cdiv(tl.cdiv(features, PARTS), BLOCK_K) * BLOCK_K
+    stop = tl.minimum((part + 1) * share, features)
     r = first + tl.arange(0, BLOCK_R)
     start = m.to(tl.int64)[:, None] * features
     weights = _matrix(row, COLUMN, x.dtype.element_ty, ALIGNED)
     accumulator = tl.zeros((BLOCK_M, BLOCK_R), tl.float32)
-    for begin in tl.range(0, features, BLOCK_K, num_stages=STAGES):
+    for begin in tl.range(part * share, stop, BLOCK_K, num_stages=STAGES):
         k = begin + tl.arange(0, BLOCK_K)
-        here = k < features
+        here = k < stop
         value = tl.load(x + start + k[None, :], mask=inside[:, None] & here[None, :], other=0.0)
         if DROPOUT:
             scale = _multiplier(row, keys, places, m, inside, k)
@@ -105,11 +107,14 @@ def _shrink(
 
 @triton.jit
 def shrink(
-    x, h, table, blocks, keys, places, features, stride_h,
+    x, h, table, blocks, keys, places, features, stride_h, plane,
     COLUMN: tl.constexpr, DROPOUT: tl.constexpr, ALIGNED: tl.constexpr, LARGEST: tl.constexpr, EIGHTS: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """h [N, R] = x [N, D] · Aᵀ (COLUMN A, dropout on x), or scaling · x · B (COLUMN B)."""
+    """h [N, R] = x [N, D] · Aᵀ (COLUMN A, dropout on x), or scaling · x · B (COLUMN B).
+
+    With several PARTS of the features h is [PARTS, N, R], to be added up by `add_parts`.
+    """
     block = blocks + tl.program_id(0) * 3
     slot = tl.load(block + 2)
     if slot < 0:
@@ -119,25 +124,38 @@ def shrink(
     first = tl.program_id(1) * LARGE
     if first >= rank:
         return
+    part = tl.program_id(2)
+    h += part.to(tl.int64) * plane
     m = tl.load(block) + tl.arange(0, BLOCK_M)
     inside = m < tl.load(block + 1)
     if rank <= SMALL:
         _shrink(
-            x, h, row, rank, first, m, inside, keys, places, features, stride_h,
-            COLUMN, DROPOUT, ALIGNED, BLOCK_M, BLOCK_K, SMALL, STAGES,
+            x, h, row, rank, first, m, inside, keys, places, features, stride_h, part,
+            COLUMN, DROPOUT, ALIGNED, BLOCK_M, BLOCK_K, SMALL, STAGES, PARTS,
         )  # fmt: skip
     if LARGEST > SMALL:
         if (rank > SMALL) & (rank <= MIDDLE):
             _shrink(
-                x, h, row, _wide(rank, EIGHTS), first, m, inside, keys, places, features, stride_h,
-                COLUMN, DROPOUT, ALIGNED, BLOCK_M, BLOCK_K // 2, MIDDLE, STAGES,
+                x, h, row, _wide(rank, EIGHTS), first, m, inside, keys, places, features, stride_h, part,
+                COLUMN, DROPOUT, ALIGNED, BLOCK_M, BLOCK_K // 2, MIDDLE, STAGES, PARTS,
             )  # fmt: skip
     if LARGEST > MIDDLE:
         if rank > MIDDLE:
             _shrink(
-                x, h, row, _wide(rank, EIGHTS), first, m, inside, keys, places, features, stride_h,
-                COLUMN, DROPOUT, ALIGNED, BLOCK_M, BLOCK_K // 2, LARGE, STAGES,
+                x, h, row, _wide(rank, EIGHTS), first, m, inside, keys, places, features, stride_h, part,
+                COLUMN, DROPOUT, ALIGNED, BLOCK_M, BLOCK_K // 2, LARGE, STAGES, PARTS,
             )  # fmt: skip
+
+
+@triton.jit
+def add_parts(parts, h, count, plane, PARTS: tl.constexpr, BLOCK: tl.constexpr):
+    """h [count] = the sum of PARTS planes, in one order; what no slot has written stays meaningless."""
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < count
+    total = tl.zeros((BLOCK,), tl.float32)
+    for part in range(PARTS):
+        total += tl.load(parts + part * plane + place, mask=inside, other=0.0)
+    tl.store(h + place, total.to(h.dtype.element_ty), mask=inside)
 
 
 @triton.jit
