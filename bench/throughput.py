@@ -204,7 +204,8 @@ def measure(name: str, cell: Cell, base: BaseModel, limit: float, arguments: arg
     seconds = arguments.seconds
     row: dict[str, Any] = {
         "cell": name, "shape": cell.shape, "dtype": str(base.dtype).removeprefix("torch."), "batch": cell.batch,
-        "slots": cell.slots, "length": cell.length, "supervised": cell.supervised, "ranks": " ".join(map(str, cell.ranks)),
+        "slots": cell.slots, "length": cell.length, "supervised": cell.supervised,
+        "ranks": " ".join(map(str, cell.ranks)),
         "micro_batch_tokens": cell.micro_batch_tokens,
     }  # fmt: skip
     pack = packed(base, cell, cell.slots, seconds, profile=True)

@@ -34,12 +34,19 @@ class MeasuredStep:
         return self.tokens / self.seconds
 
 
-def measure_step(engine: PackEngine, trials: Sequence[Trial], *, seconds: float) -> MeasuredStep:
+Drawn = dict[HyperParameters, Adapter]
+"""Initial adapters of recipes, whatever their batch size: drawing one takes a second of an 8B model."""
+
+
+def measure_step(
+    engine: PackEngine, trials: Sequence[Trial], *, seconds: float, drawn: Drawn | None = None
+) -> MeasuredStep:
     """Train a pack of `trials` for a warm-up step, and then for about `seconds`.
 
-    Raises `ResourceError` where the pack does not fit in memory.
+    `drawn` keeps what was drawn, for further measurements. Raises `ResourceError` where the pack does not fit in
+    memory.
     """
-    adapters = _alike(engine, trials)
+    adapters = _alike(engine, trials, {} if drawn is None else drawn)
     slots = [engine.slot(trial, adapter) for trial, adapter in zip(trials, adapters, strict=True)]
 
     def train() -> int:
@@ -57,14 +64,17 @@ def measure_step(engine: PackEngine, trials: Sequence[Trial], *, seconds: float)
     )
 
 
-def _alike(engine: PackEngine, trials: Sequence[Trial]) -> list[Adapter]:
-    """An adapter for each trial, those of one setting alike: drawing one takes a second of an 8B model."""
-    drawn: dict[HyperParameters, Adapter] = {}
+def _alike(engine: PackEngine, trials: Sequence[Trial], drawn: Drawn) -> list[Adapter]:
+    """An adapter for each trial, those of one recipe alike."""
+    found = []
     for trial in trials:
-        if trial.hyper_parameters not in drawn:
-            drawn[trial.hyper_parameters] = engine.initial(trial)
-    found = (drawn[trial.hyper_parameters] for trial in trials)
-    return [replace(adapter, weights=adapter.weights.clone()) for adapter in found]
+        recipe = trial.hyper_parameters
+        kind = replace(recipe, batch_size=1)
+        if kind not in drawn:
+            drawn[kind] = engine.initial(trial)
+        weights = drawn[kind].weights.clone()
+        found.append(replace(drawn[kind], hyper_parameters=recipe, weights=weights))
+    return found
 
 
 def _largest(engine: PackEngine, trials: Sequence[Trial], steps: int) -> int:
@@ -75,9 +85,11 @@ def _largest(engine: PackEngine, trials: Sequence[Trial], steps: int) -> int:
     return largest
 
 
-def forward_rate(engine: PackEngine, trials: Sequence[Trial], *, seconds: float) -> float:
+def forward_rate(
+    engine: PackEngine, trials: Sequence[Trial], *, seconds: float, drawn: Drawn | None = None
+) -> float:
     """Tokens per second of evaluating the initial adapters of `trials` without gradients, all together."""
-    adapters = _alike(engine, trials)
+    adapters = _alike(engine, trials, {} if drawn is None else drawn)
     rows = engine.validation.take(range(min(len(engine.validation), 32)))
     evaluated = int(rows.lengths.sum()) * len(adapters)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from loratune.engine.calibrate import MeasuredStep, forward_rate, measure_step
+from loratune.engine.calibrate import Drawn, MeasuredStep, forward_rate, measure_step
 from loratune.engine.pack import PackEngine
 from loratune.maths.correction import Peak, fit_correction
 from loratune.maths.execution import Device
@@ -43,7 +43,8 @@ def calibrate(
     recipe = replace(recipe, r=min(recipe.r, engine.base.profile.largest_rank))
     slots = pack_size or PACK_SIZE[limits.execution.device]
     slots, allowed = _share_memory(limits, recipe, slots)
-    steps, peaks = _climb(engine, limits, recipe, slots, allowed)
+    drawn: Drawn = {}
+    steps, peaks = _climb(engine, limits, recipe, slots, allowed, drawn)
     points = tuple((step.tokens, step.seconds) for step in steps.values())
     best = efficient_tokens(points, allowed=max(tokens for tokens, _ in points))
     rung = next(rung for rung, step in steps.items() if step.tokens == best)
@@ -51,8 +52,8 @@ def calibrate(
     initial = [Trial(hyper_parameters=alone, seed=seed) for seed in range(min(slots, PACK_SIZE["cpu"]))]
     return Calibration(
         pack=steps[rung].rate,
-        alone=measure_step(engine, initial[:1], seconds=SECONDS).rate,
-        forward=forward_rate(engine, initial, seconds=SECONDS),
+        alone=measure_step(engine, initial[:1], seconds=SECONDS, drawn=drawn).rate,
+        forward=forward_rate(engine, initial, seconds=SECONDS, drawn=drawn),
         slots=slots,
         steps=points,
         micro_batch_tokens=max(min(rung, engine.micro_batch_tokens), limits.max_length),
@@ -71,7 +72,7 @@ def _share_memory(limits: Limits, recipe: HyperParameters, slots: int) -> tuple[
 
 
 def _climb(
-    engine: PackEngine, limits: Limits, recipe: HyperParameters, slots: int, allowed: int
+    engine: PackEngine, limits: Limits, recipe: HyperParameters, slots: int, allowed: int, drawn: Drawn
 ) -> tuple[dict[int, MeasuredStep], list[Peak]]:
     """Steps by rung, ascending, and the peaks of memory where they can be measured."""
     rungs = [rung for rung in _RUNGS[limits.execution.device] if rung <= allowed] or [allowed]
@@ -80,7 +81,7 @@ def _climb(
     for rung in rungs:
         trials = _filling(engine, recipe, slots, rung)
         room = engine.micro_batch_tokens
-        step = measure_step(engine, trials, seconds=SECONDS)
+        step = measure_step(engine, trials, seconds=SECONDS, drawn=drawn)
         if steps and engine.micro_batch_tokens < room:
             break  # memory ran out
         gain = step.rate / max(each.rate for each in steps.values()) if steps else 2.0
