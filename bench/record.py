@@ -1,6 +1,7 @@
 """Rows of results: appended to a CSV file, each with the date, the commit, the device and the versions."""
 
 import csv
+import fcntl
 import subprocess
 from datetime import date
 from importlib.metadata import version
@@ -29,14 +30,14 @@ def circumstances() -> dict[str, str]:
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
-    """Add a row; new columns widen the file, old rows stay."""
+    """Add a row; new columns widen the file, old rows stay. Several processes may do so at once."""
     path.parent.mkdir(exist_ok=True)
-    rows: list[dict[str, Any]] = []
-    if path.exists():
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    columns = list(dict.fromkeys([name for each in [*rows, row] for name in each]))
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("a+", newline="", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        rows: list[dict[str, Any]] = [*csv.DictReader(file), row]
+        columns = list(dict.fromkeys([name for each in rows for name in each]))
+        file.truncate(0)
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
-        writer.writerows([*rows, row])
+        writer.writerows(rows)
