@@ -356,7 +356,9 @@ def test_memory_from_a_configuration_alone(shell: Shell, config: Path) -> None:
     for told in (small, large):
         assert sum(told["parts"].values()) == told["total"]
     adapters = 2 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64))
-    assert small["parts"]["adapters"] == 2 * adapters * (4 + 2), "float32, and the bfloat16 that the products read"
+    assert small["parts"]["adapters"] == 2 * adapters * (4 + 2), (
+        "float32, and the bfloat16 that the products read"
+    )
     assert large["parts"]["adapters"] == 16 * adapters * (4 + 2)
     assert large["total"] > small["total"]
     assert large["largest_rank"] == 16

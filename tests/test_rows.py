@@ -8,6 +8,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from engine_fixture import tiny_llama
 from families import FAMILIES, random_model
 from loratune.data.batches import collate, collate_flat, fill
+from loratune.engine.head import Head
 from loratune.engine.paths import REFERENCE, Paths
 from loratune.engine.selfcheck import random_table, selfcheck
 from loratune.lora.packed import KernelPath
@@ -85,3 +86,23 @@ def test_no_piece_is_larger_than_the_limit_and_sizes_are_even() -> None:
         if limit > 300:
             assert len(pieces) == -(-int(lengths.sum()) // limit)
             assert sizes.max() - sizes.min() <= 2 * 60
+
+
+def test_what_fills_a_line_up_is_cut_into_rows_so_that_shapes_repeat() -> None:
+    """A line of 16,384 tokens may lack 1,000: as one row they would be the longest, and another with each step."""
+    head = Head(tiny_llama().model)
+    table = random_table(97, rows=60, longest=24)
+    lines = [
+        head.line(
+            collate_flat(table, range(rows), device=CPU, tokens=1024),
+            rounded=True,
+            longest=int(table.lengths.max()),
+        )
+        for rows in (60, 55, 50)
+    ]
+    assert len({line.bounds.longest for line in lines if line is not None}) == 1
+    assert len({line.bounds.starts.shape for line in lines if line is not None}) == 1
+    for line in lines:
+        assert line is not None
+        assert int(line.bounds.starts.diff().max()) <= line.bounds.longest == 64
+        assert int(line.bounds.starts[-1]) == 1024

@@ -52,16 +52,18 @@ class Head:
     def line(self, batch: MicroBatch, *, rounded: bool = False, longest: int = 0) -> Line | None:
         """Where the rows of a flat micro-batch lie, for `running`; None where it is padded.
 
-        With `rounded` the number of rows is filled up with empty ones, and no row is taken to be shorter than
-        `longest`, so that shapes repeat.
+        What fills the line up is cut into rows as long as the longest at most. With `rounded` the number of rows is
+        filled up with empty ones, and no row is taken to be shorter than `longest`, so that shapes repeat.
         """
         if not batch.flat:
             return None
         tokens, device = batch.tokens.numel(), batch.tokens.device
-        ends = batch.starts if batch.starts[-1] == tokens else np.append(batch.starts, tokens)
+        longest = max(64, 1 << (max(batch.longest, longest) - 1).bit_length())  # few values: graphs are kept
+        ends = batch.starts
+        if ends[-1] < tokens:
+            ends = np.concatenate([ends, np.arange(ends[-1] + longest, tokens, longest), [tokens]])
         if rounded:
             ends = np.append(ends, np.full(few_sizes(len(ends), multiple=16, parts=2) - len(ends), tokens))
-        longest = max(64, 1 << (max(batch.longest, longest) - 1).bit_length())  # few values: graphs are kept
         return Line(to_device(batch.places[None], device), Bounds.of(ends, device, longest=longest))
 
     @contextmanager

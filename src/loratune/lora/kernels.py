@@ -160,21 +160,11 @@ def add_parts(parts, h, count, plane, PARTS: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def _product(
-    h,
-    weights,
-    rank,
-    m,
-    n,
-    inside,
-    here,
-    features,
-    stride_h,
-    accumulator,
-    COLUMN: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-):
+    h, weights, rank, m, n, inside, here, features, stride_h, accumulator,
+    COLUMN: tl.constexpr, BLOCK_R: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
     """accumulator + h · Bᵀ (COLUMN B), or h · A, of tokens m and features n."""
-    for begin in range(0, rank, BLOCK_R):
+    for begin in tl.range(0, rank, BLOCK_R, num_stages=STAGES):
         r = begin + tl.arange(0, BLOCK_R)
         used = r < rank
         inner = tl.load(
@@ -215,39 +205,20 @@ def expand(
     weights = _matrix(row, COLUMN, h.dtype.element_ty, ALIGNED)
     if rank <= SMALL:
         accumulator = _product(
-            h, weights, rank, m, n, inside, here, features, stride_h, accumulator, COLUMN, SMALL
+            h, weights, rank, m, n, inside, here, features, stride_h, accumulator, COLUMN, SMALL, 3
         )
+    # one turn of the loop but for huge ranks: loads ahead would only take shared memory
     if LARGEST > SMALL:
         if (rank > SMALL) & (rank <= MIDDLE):
+            wide = _wide(rank, EIGHTS)
             accumulator = _product(
-                h,
-                weights,
-                _wide(rank, EIGHTS),
-                m,
-                n,
-                inside,
-                here,
-                features,
-                stride_h,
-                accumulator,
-                COLUMN,
-                MIDDLE,
+                h, weights, wide, m, n, inside, here, features, stride_h, accumulator, COLUMN, MIDDLE, 1
             )
     if LARGEST > MIDDLE:
         if rank > MIDDLE:
+            wide = _wide(rank, EIGHTS)
             accumulator = _product(
-                h,
-                weights,
-                _wide(rank, EIGHTS),
-                m,
-                n,
-                inside,
-                here,
-                features,
-                stride_h,
-                accumulator,
-                COLUMN,
-                LARGE,
+                h, weights, wide, m, n, inside, here, features, stride_h, accumulator, COLUMN, LARGE, 1
             )
     if COLUMN == B:
         accumulator *= _float(tl.load(row + SCALING))
