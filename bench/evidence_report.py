@@ -33,6 +33,7 @@ from evidence_analysis import (
 from evidence_grid import SIZES
 from evidence_plots import draw_optima, draw_ranks, draw_rates
 from evidence_store import Evidence, collect, tables_without
+from loratune.maths import laws
 from loratune.maths.learned import (
     RANK_SPREAD,
     RATE_SPREAD,
@@ -183,11 +184,11 @@ def exponents(evidence: Evidence) -> dict[str, list[Exponent]]:
 
 
 EXPECTED = {
-    "rank, alpha = 2r": "-0.62",
-    "rank, alpha constant": "0.18",
-    "alpha, rank constant": "-0.80",
-    "batch size": "0.5",
-    "rows": "-0.26",
+    "rank, alpha = 2r": f"{laws.RANK_EXPONENT + laws.ALPHA_EXPONENT:.2f}",
+    "rank, alpha constant": f"{laws.RANK_EXPONENT:.2f}",
+    "alpha, rank constant": f"{laws.ALPHA_EXPONENT:.2f}",
+    "batch size": f"{laws.BATCH_EXPONENT:.2f}",
+    "rows": f"{laws.EXAMPLES_EXPONENT:.2f}",
 }
 """The laws' exponents (`maths/laws.py`)."""
 
@@ -309,7 +310,7 @@ def print_rows(evidence: Evidence) -> None:
                 f"{o.lora_alpha:g}",
                 o.batch_size,
                 f"{o.learning_rate:.3g}",
-                f"{o.nll:.4f}",
+                f"{o.nll:.4f}" if isfinite(o.nll) else "",
                 int(o.inside),
             )
             out.writerow((t.dataset, t.model, *facts))

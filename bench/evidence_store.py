@@ -20,6 +20,7 @@ from evidence_grid import COLUMNS, SIZES
 from evidence_tables import FACTS, load
 from loratune.data.batches import subset
 from loratune.maths.measured import measured_tasks
+from loratune.maths.optimum import MARGIN
 from loratune.values import Optimum, StudiedTask
 
 MODEL, FAMILY, HIDDEN_SIZE, PARAMETERS_PER_RANK = "SmolLM2-135M-Instruct", "llama", 576, 305280
@@ -44,6 +45,9 @@ def collect(runs: Path, tables: Path, results: Path) -> None:
         writer.writeheader()
         writer.writerows(kept)
     losses, base = _losses(runs)
+    if (results / EXAMPLES).exists():  # of earlier runs, whose rows are among those joined
+        with np.load(results / EXAMPLES, allow_pickle=False) as earlier:
+            losses = {**earlier, **losses}
     np.savez_compressed(results / EXAMPLES, **losses)
     facts = {name: _facts(tables, name, base) for name in FACTS if any(r["dataset"] == name for r in kept)}
     (results / FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
@@ -118,9 +122,19 @@ class Evidence:
         weights = np.array(self.facts[dataset]["validation_supervised"], np.float64)
         return rank_tests(self.grid, dataset, rows, self.examples, weights)
 
+    def readable(self, dataset: str, rows: int) -> bool:
+        """Whether two seeds' mean is known to a margin, so that a needed rank can be read off the curve.
+
+        The noise is the task's own, where nothing was repeated that of its other size.
+        """
+        found = [self.grid.seed_noise(dataset, size) for size in (rows, *SIZES)]
+        known = next(noise for noise in found if noise.known)
+        return float(known.variance / 2) ** 0.5 <= MARGIN
+
     def studied(self, dataset: str, rows: int) -> StudiedTask:
-        """The task as the prior's tables hold it."""
+        """The task as the prior's tables hold it: losses of ranks only where a needed rank can be read off them."""
         facts = self.facts[dataset]
+        readable = self.readable(dataset, rows)
         curves = [c for p, c in self.grid.curves.items() if (p.dataset, p.rows) == (dataset, rows)]
         optima = [
             Optimum(
@@ -128,7 +142,7 @@ class Evidence:
                 lora_alpha=curve.place.lora_alpha,
                 batch_size=curve.place.batch_size,
                 learning_rate=float(f"{curve.best[0]:.3g}"),
-                nll=float(f"{curve.best[1]:.4f}"),
+                nll=float(f"{curve.best[1]:.4f}") if readable else inf,
                 inside=curve.best[2],
             )
             for curve in curves

@@ -59,7 +59,7 @@ def test_every_number_lies_in_its_interval_and_names_its_source() -> None:
         r=r, lora_alpha=2 * r, batch_size=16, rows=10_000, epochs=2, hidden_size=576, family="llama"
     )
     assert alone.learning_rate.value == pytest.approx(law.value)
-    assert (alone.learning_rate.tasks, prior.learning_rate.tasks) == (0, 29)
+    assert (alone.learning_rate.tasks, prior.learning_rate.tasks) == (0, 37)
 
 
 def test_banking77_with_smollm2_contains_what_was_measured() -> None:
@@ -101,12 +101,12 @@ def test_mixtures_of_experts_have_no_law() -> None:
 
 
 def test_a_classification_needs_less_rank_than_a_reasoning_task_of_its_size() -> None:
-    """The tables: banking77 needs 4, the reasoning tasks on small models 128 and more."""
+    """The tables: banking77 and Reuters R8 need 2 to 4, GSM8K on as many rows 17, MetaMath more."""
     few, many = (
         recommend(replace(TEXT, rows=2000, supervised_tokens=12_000, survey=surveyed(kind)), SMOLLM2).r.value
         for kind in (TaskKind.CLASSIFICATION, TaskKind.REASONING)
     )
-    assert few <= 8 < 32 <= many
+    assert few <= 4 < many
 
 
 def surveyed(kind: TaskKind) -> Survey:

@@ -55,8 +55,8 @@ def test_the_base_models_loss_is_part_of_the_profile(model: Path, data: Path) ->
     assert loss is not None
     assert loss.low < loss.nll < loss.high
     assert loss.nll == pytest.approx(log(257), abs=1.0)  # random weights know nothing
-    assert found.recommendation.r.tasks == 8
-    assert "n = 8 tasks of 4 datasets" in found.recommendation.r.basis
+    assert found.recommendation.r.tasks == 13
+    assert "n = 13 tasks of 6 datasets" in found.recommendation.r.basis
     assert any("measure it" in note for note in found.recommendation.notes)
 
 
