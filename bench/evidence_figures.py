@@ -9,9 +9,10 @@ from math import ceil, floor, isfinite, log10
 from pathlib import Path
 
 COLOURS = ("#4269d0", "#efb118", "#d1495b", "#3ca951", "#a463f2", "#6b6b6b")
-_WIDTH, _HEIGHT = 290, 220
-_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 10, 26, 34
-_LEGEND = 26
+_WIDTH, _HEIGHT = 305, 220
+_LEFT, _RIGHT, _TOP, _BOTTOM = 65, 10, 26, 34
+_LEGEND = 20
+"""Of a row of the legend."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,31 +82,37 @@ class _Axis:
 def draw(path: Path, panels: Sequence[Panel], columns: int, *, x_ticks: Sequence[float] = ()) -> None:
     """Write the panels row by row, one legend above all; `x_ticks` replaces the ticks of the x axes."""
     rows = ceil(len(panels) / columns)
-    width, height = columns * _WIDTH, rows * _HEIGHT + _LEGEND
+    width = columns * _WIDTH
+    legend, above = _legend(panels, width)
+    height = rows * _HEIGHT + above
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
         f'height="{height}" font-family="sans-serif" font-size="11">',
         f'<rect width="{width}" height="{height}" fill="white"/>',
-        *_legend(panels),
+        *legend,
     ]
     for number, panel in enumerate(panels):
         row, column = divmod(number, columns)
-        parts.append(f'<g transform="translate({column * _WIDTH} {row * _HEIGHT + _LEGEND})">')
+        parts.append(f'<g transform="translate({column * _WIDTH} {row * _HEIGHT + above})">')
         parts += [*_panel(panel, x_ticks), "</g>"]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join([*parts, "</svg>", ""]), encoding="utf-8")
 
 
-def _legend(panels: Sequence[Panel]) -> list[str]:
+def _legend(panels: Sequence[Panel], width: float) -> tuple[list[str], float]:
+    """Names of all lines, in as many rows as they need, and the height of these."""
     lines = {line.name: line for panel in panels for line in panel.lines if line.name}
-    parts, x = [], 14.0
+    parts, x, y = [], 14.0, 13.0
     for line in lines.values():
-        parts.append(_stroke([(x, 13), (x + 20, 13)], line))
+        room = 42 + 6.2 * len(line.name)
+        if x > 14 and x + room > width:
+            x, y = 14.0, y + _LEGEND
+        parts.append(_stroke([(x, y), (x + 20, y)], line))
         if line.marked:
-            parts.append(f'<circle cx="{x + 10}" cy="13" r="3" fill="{line.colour}"/>')
-        parts.append(f'<text x="{x + 25}" y="17">{escape(line.name)}</text>')
-        x += 42 + 6.2 * len(line.name)
-    return parts
+            parts.append(f'<circle cx="{x + 10}" cy="{y}" r="3" fill="{line.colour}"/>')
+        parts.append(f'<text x="{x + 25}" y="{y + 4}">{escape(line.name)}</text>')
+        x += room
+    return parts, y + 13
 
 
 def _stroke(points: Sequence[tuple[float, float]], line: Line) -> str:

@@ -129,7 +129,7 @@ class Evidence:
         """
         found = [self.grid.seed_noise(dataset, size) for size in (rows, *SIZES)]
         known = next(noise for noise in found if noise.known)
-        return float(known.variance / 2) ** 0.5 <= MARGIN
+        return bool((known.variance / 2) ** 0.5 <= MARGIN)
 
     def studied(self, dataset: str, rows: int) -> StudiedTask:
         """The task as the prior's tables hold it: losses of ranks only where a needed rank can be read off them."""

@@ -3,7 +3,7 @@
 For each shape two small packs calibrate, as `loratune plan` does; then packs of mixed ranks, batches, lengths and
 targets are predicted and trained for three steps, the last of them sized close to what the device has. Measured
 are what PyTorch's allocator gave out and what it held (GPU), or the resident set (CPU). Prints as it goes and
-appends every row to bench/results/memory.csv; `--draw` draws the CSV into memory.svg instead. Imports neither
+appends every row to bench/results/memory.csv; `--draw` draws docs/performance-memory.svg instead. Imports neither
 optuna nor datasets.
 
 On a GPU: PYTHONPATH=src:bench python bench/memory.py; on a CPU add --small --shapes smollm2-135m
@@ -40,6 +40,7 @@ from rows import rows_of
 from shapes import SHAPES, random_base
 
 RESULTS = Path(__file__).parent / "results" / "memory.csv"
+PICTURE = Path(__file__).parents[1] / "docs" / "performance-memory.svg"
 MLP = ("gate_proj", "up_proj", "down_proj")
 QV = ("q_proj", "v_proj")
 
@@ -284,11 +285,14 @@ def main() -> None:
     parser.add_argument(
         "--small", action="store_true", help="an eighth of the rows, of at most 64 tokens: for CPUs"
     )
-    parser.add_argument("--draw", action="store_true", help="draw the CSV, measure nothing")
+    parser.add_argument(
+        "--draw", action="store_true", help="draw the last packs measured on a GPU, measure nothing"
+    )
     arguments = parser.parse_args()
     if arguments.draw:
         with RESULTS.open(newline="", encoding="utf-8") as file:
-            draw(list(csv.DictReader(file)), RESULTS.with_suffix(".svg"))
+            rows = [row for row in csv.DictReader(file) if not row["device"].startswith("cpu")]
+            draw([row for row in rows if row["commit"] == rows[-1]["commit"]], PICTURE)
         return
     arguments.packs = arguments.packs.split(",")
     rows = []
