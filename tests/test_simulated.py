@@ -123,6 +123,19 @@ def test_per_example_values_are_read(tmp_path: Path) -> None:
     assert context.validation_weights == pytest.approx([1.0, 1.0])
 
 
+def test_sums_over_tokens_are_brought_to_the_tables_unit(tmp_path: Path) -> None:
+    """Rows of 20 tokens on the average, whose mean NLL is the table's 0.51 nats per token."""
+    path = tmp_path / "small.csv"
+    path.write_text(",".join(COLUMNS) + "\n" + ROWS)
+    sums = np.array([8.0, 12.4])
+    np.savez(
+        tmp_path / "small_per_example_nll.npz", **{"rank=4,learning_rate=0.001,batch_size=8,seed=0": sums}
+    )
+    runner = TableRunner.open(path, "a")
+    (found,) = runner.run([Trial(hyper_parameters=setting(batch=8))], runner.context())
+    assert found.example_nll == pytest.approx([0.4, 0.62])
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

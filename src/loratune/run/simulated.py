@@ -121,7 +121,9 @@ def read_tasks(path: Path) -> dict[str, MeasuredTask]:
     noise = _rerun_noise(tasks.values())
     examples = path.with_name(f"{path.stem}_per_example_nll.npz")
     return {
-        name: MeasuredTask(name=name, cells=cells, noise=noise, examples=_per_example(examples, name))
+        name: MeasuredTask(
+            name=name, cells=cells, noise=noise, examples=_per_token(_per_example(examples, name), cells)
+        )
         for name, cells in tasks.items()
     }
 
@@ -264,6 +266,25 @@ def _per_example(path: Path, task: str) -> dict[tuple[float, float, float, float
                 rank, rate, batch, seed = (float(facts[name]) for name in names)
                 found[(rank, rate, batch, seed)] = arrays[key].astype(np.float64)
     return found
+
+
+def _per_token(examples: Examples, cells: Sequence[Cell]) -> Examples:
+    """Values whose mean over the rows is the table's NLL: a file may hold sums over each row's tokens.
+
+    Divided by the ratio of the means, the tokens of an average row; within 1 % of 1 they are means already.
+    """
+    last = max(cell.fraction for cell in cells)
+    ratios = [
+        float(examples[key].mean()) / cell.nll
+        for cell in cells
+        if cell.fraction == last
+        and 0 < cell.nll < inf
+        and (key := (cell.rank, cell.learning_rate, cell.batch_size, cell.seed)) in examples
+    ]
+    tokens = float(np.median(ratios)) if ratios else 1.0
+    if abs(tokens - 1) < 0.01:
+        return examples
+    return {key: values / tokens for key, values in examples.items()}
 
 
 def _rerun_noise(tasks: Iterable[Sequence[Cell]]) -> float:
