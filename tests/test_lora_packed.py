@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from engine_fixture import tiny_llama, trial
+from loratune.engine.slot import optimiser
 from loratune.errors import ModelError
 from loratune.lora.init import initial_adapter
 from loratune.lora.layout import find_targets
@@ -130,3 +131,13 @@ def test_a_layer_that_does_not_see_every_token_is_named() -> None:
     segments = [Segment(passenger=passenger(1), start=0, stop=6 * 9)]
     with packed.attached(), packed.route(segments, 6 * 10), pytest.raises(ModelError, match="q_proj saw"):
         BASE.model(input_ids=TOKENS)
+
+
+def test_an_optimiser_step_counts_as_a_change_of_the_weights() -> None:
+    """Kernels read a half-precision copy that is renewed when the weights' version has changed: fused steps hide it."""
+    weights = torch.zeros(8)
+    descent = optimiser(weights, trial().hyper_parameters)
+    weights.grad = torch.ones(8)
+    before = weights._version
+    descent.step()
+    assert weights._version > before
