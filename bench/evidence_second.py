@@ -4,9 +4,9 @@ PYTHONPATH=src:bench python bench/evidence_second.py --model FOLDER --tables FOL
 PYTHONPATH=src:bench python bench/evidence_second.py --out FOLDER --collect bench/results   # once, after the runs
 
 Made for one thread of a CPU: two trials at a time, two learning rates of every rank first, then one further rate
-wherever the best is at an edge, until every rank has its best between two others. Can be cut at any time; the same
-command goes on. Knows `bench/evidence_grid.py`, whose files it writes and which also unpacks the model. What
-`bench/evidence_report.py` tells of it is `tell_second`.
+wherever the best is at an edge, until every rank has its best between two others. Can be cut at any time: the same
+command goes on (delete `claims` in the folder before). Knows `bench/evidence_grid.py`, whose files it writes and which
+also unpacks the model. What `bench/evidence_report.py` tells of it is `tell_second`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import argparse
 import csv
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from math import exp, inf, isfinite, log
 from pathlib import Path
 
@@ -23,9 +23,10 @@ import numpy as np
 import torch
 
 from evidence_analysis import Curve, Grid, slope
-from evidence_grid import COLUMNS, CellKey, Measuring, Plan, Store, Unit, load_tasks
+from evidence_grid import COLUMNS, CellKey, Measuring, Plan, Store, Unit
 from evidence_store import Evidence, run_of
-from evidence_tables import FACTS
+from evidence_tables import FACTS, load
+from loratune.data.batches import subset
 from loratune.engine.pack import PackEngine
 from loratune.maths.laws import FAMILY_RATE
 from loratune.maths.learned import law_rate, learn_rate
@@ -38,32 +39,54 @@ FILE = "evidence_second_family.csv"
 MODEL_COLUMNS = ("model", "family", "hidden_size", "parameters_per_rank", "base_nll")
 
 TASK, ROWS, EPOCHS, VALIDATION = "banking77", 200, 2.0, 100
-WINDOWS = {2: (5, 7), 128: (3, 5), 8: (4, 6), 32: (4, 6)}
-"""Of the grid's rates: the law's and the next higher one."""
-AT_ONCE, ROUNDS = 2, 12
+WINDOWS = {2: (5, 7), 128: (3, 5), 32: (4, 6), 8: (4, 6)}
+"""Of the grid's rates: those around the law's."""
+LAST = 8
+"""The rank that tells least of the slope."""
+AT_ONCE, ROUNDS, FEWEST_RATES = 2, 6, 3
 
 
 class SecondPlan(Plan):
     """Few trials, those at edges in small units: the losses of single rows are kept when a unit ends."""
 
     def units(self) -> Iterator[Unit]:
-        """Every rank at two rates, then edges as long as there are any."""
+        """Ranks far apart at two rates, their edges, then the rank between."""
         for rank, window in WINDOWS.items():
+            if rank == LAST:
+                yield from self.rounds("edges")
             trials = self.trials(TASK, {rank: window}, size=ROWS, seeds=(0,))
             yield Unit(name=f"rank{rank}-{TASK}", task=TASK, trials=tuple(trials))
+        yield from self.rounds("last")
+
+    def rounds(self, name: str) -> Iterator[Unit]:
+        """Edges as long as there are any."""
         for number in range(ROUNDS):
-            yield Unit(name=f"edges{number}-{TASK}", task=TASK, trials=(), edges=True)
+            yield Unit(name=f"{name}{number}-{TASK}", task=TASK, trials=(), edges=True)
 
     def edges(self, task: str, ended: Mapping[CellKey, float]) -> Iterator[Trial]:
-        """No more than train at once."""
-        yield from islice(super().edges(task, ended), AT_ONCE)
+        """No more than train at once; then rates half-way to what diverged, so that a parabola can be laid."""
+        yield from islice(chain(super().edges(task, ended), self.between(ended)), AT_ONCE)
+
+    def between(self, ended: Mapping[CellKey, float]) -> Iterator[Trial]:
+        """Where the best rate's higher neighbour on the grid diverged: the geometric mean of both."""
+        for rank in WINDOWS:
+            curve = {key[3]: nll for key, nll in ended.items() if key[1] == rank}
+            finite = [rate for rate in curve if isfinite(curve[rate])]
+            if len(finite) < FEWEST_RATES:
+                best = min(finite, key=lambda rate: curve[rate], default=inf)
+                above = min((rate for rate in curve if rate > best), default=inf)
+                if isfinite(above) and not isfinite(curve[above]):
+                    middle = float(f"{(best * above) ** 0.5:.2g}")
+                    yield self.trial(TASK, ROWS, rank, 2.0 * rank, middle, None, 0)
 
 
 def measure(model: str, tables: Path, out: Path) -> None:
     """Train what is not done, one thread."""
     torch.set_num_threads(1)
-    (task,) = load_tasks(tables, [TASK], (ROWS, ROWS), VALIDATION).values()
-    task = replace(task, facts=replace(task.facts, epochs=EPOCHS))
+    task = load(tables, TASK)
+    some = subset(len(task.validation), VALIDATION / len(task.validation), 0)
+    facts = replace(task.facts, epochs=EPOCHS)
+    task = replace(task, facts=facts, validation=task.validation.take(some))
     engine = PackEngine(
         base=load_model(model, dtype="float32", device="cpu"),
         train=task.train,
@@ -74,7 +97,7 @@ def measure(model: str, tables: Path, out: Path) -> None:
         evaluations_per_trial=1,
         max_tokens_per_micro_batch=2048,
     )
-    plan = SecondPlan({TASK: task}, (ROWS, ROWS))
+    plan = SecondPlan({TASK: task}, (ROWS, len(task.train)))
     measuring = Measuring(plan, Store(folder=out, process=0), engine, seconds=inf, slots=AT_ONCE)
     for unit in plan.units():
         measuring.measure(unit)
