@@ -32,6 +32,7 @@ from evidence_analysis import (
 )
 from evidence_grid import SIZES
 from evidence_plots import draw_optima, draw_ranks, draw_rates
+from evidence_second import tell_second
 from evidence_store import Evidence, collect, tables_without
 from loratune.maths import laws
 from loratune.maths.learned import (
@@ -348,6 +349,7 @@ def main() -> None:
         "needed": tell_needed(evidence),
         "exponents": tell_exponents(evidence),
         "errors": tell_errors(evidence),
+        "second family": tell_second(given.results, evidence),
     }
     draw_rates(evidence, given.docs / "evidence-rates.svg")
     draw_optima(evidence, given.docs / "evidence-optima.svg")
