@@ -28,7 +28,7 @@ from evidence_store import Evidence, run_of
 from evidence_tables import FACTS, load
 from loratune.data.batches import subset
 from loratune.engine.pack import PackEngine
-from loratune.maths.laws import FAMILY_RATE
+from loratune.maths.laws import ALPHA_EXPONENT, FAMILY_RATE, RANK_EXPONENT
 from loratune.maths.learned import law_rate, learn_rate
 from loratune.maths.measured import measured_tasks
 from loratune.model.load import load_model
@@ -169,9 +169,10 @@ def _conclusions(curves: list[Curve], first: Evidence) -> Iterator[str]:
     sd = first.grid.relative_noise(TASK, min(size for name, size in first.grid.tasks if name == TASK))
     used = [curve for curve in curves if curve.best[2]]
     fitted = slope(curves, lambda curve: curve.place.rank, sd)
+    law = RANK_EXPONENT + ALPHA_EXPONENT
     yield (
         f"- Exponent of the best learning rate in rank, {len(used)} ranks inside: "
-        f"{fitted[0].told() if fitted else 'not to be had'}; the law has -0.62. The interval takes the spread of "
+        f"{fitted[0].told() if fitted else 'not to be had'}; the law has {law:.2f}. The interval takes the spread of "
         f"seeds from SmolLM2's runs ({100 * sd:.1f} % of the NLL)."
     )
     mean = float(np.mean([residual(curve) for curve in used or curves]))
