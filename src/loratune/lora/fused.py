@@ -209,7 +209,7 @@ def _gradient(x: torch.Tensor, h: torch.Tensor, table: torch.Tensor, column: int
     now, constants, who = _launching(column, table, dropping=kernels.COLUMN_GRADIENT_A)
     features = x.shape[-1]
     programs = len(now.runs) * -(-features // _GRADIENT["BLOCK_N"])
-    sizes = _GRADIENT if programs >= 2 * _processors(x.device) else _GRADIENT_NARROW
+    sizes = _GRADIENT if programs >= _processors(x.device) else _GRADIENT_NARROW
     launch(
         kernels.gradient, (len(now.runs), -(-features // sizes["BLOCK_N"]), now.route.rank_blocks),
         (x, h, table, now.runs, *who, features, h.shape[1]),
