@@ -80,6 +80,45 @@ def test_kernels_give_what_loops_give(compiled: bool, first_needs_gradient: bool
         assert torch.linalg.vector_norm(fast - reference) <= 2e-6 * torch.linalg.vector_norm(reference)
 
 
+@pytest.mark.parametrize("ranks", [(16, 8, 16), (4, 20, 128)], ids=["small", "mixed"])
+def test_half_precision_reads_a_copy_that_follows_the_weights(ranks: tuple[int, ...]) -> None:
+    """So wide a layer that few tokens are computed in parts of it; all products, before and after a change."""
+    torch.manual_seed(0)
+    target = (Target("0", 1024, 256),)
+    model = nn.Sequential(nn.Linear(1024, 256, bias=False)).to("cuda", torch.bfloat16).requires_grad_(False)
+    passengers = [Passenger(adapter(r, 0.0, target), trainable=True) for r in ranks]
+    segments = [
+        Segment(passenger=each, start=100 * i, stop=100 * (i + 1)) for i, each in enumerate(passengers)
+    ]
+    x, cotangent = torch.randn(TOKENS, 1024).cuda().bfloat16(), torch.randn(TOKENS, 256).cuda().bfloat16()
+    packed = PackedAdapters(model, ["0"], triton=True)
+    weight = model[0].weight.float()
+    with packed.attached():
+        for _ in range(2):
+            own = x.clone().requires_grad_()
+            with packed.route(segments, TOKENS):
+                y = model(own)
+                y.backward(cotangent)
+            assert own.grad is not None
+            for part in segments:
+                a, b = (each.bfloat16().float() for each in part.passenger.adapter.views()["0"])
+                rows, scaling = slice(part.start, part.stop), part.passenger.scaling
+                given, slope = x[rows].float(), cotangent[rows].float()
+                inner, back = given @ a.T, slope @ b * scaling
+                collected = part.passenger.matrices["0"]
+                for found, expected in (
+                    (y[rows], given @ weight.T + inner @ b.T * scaling),
+                    (own.grad[rows], slope @ weight + back @ a),
+                    (collected.gradient_a, back.T @ given),
+                    (collected.gradient_b, slope.T @ inner * scaling),
+                ):
+                    assert found is not None
+                    assert torch.linalg.vector_norm(found.float() - expected) <= 0.01 * expected.norm()
+                assert part.passenger.gradient is not None
+                part.passenger.gradient.zero_()
+                part.passenger.adapter.weights.mul_(-2)
+
+
 def small(dtype: torch.dtype) -> BaseModel:
     config = LlamaConfig(
         vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=2,
