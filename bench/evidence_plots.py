@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from evidence_analysis import Curve
-from evidence_figures import COLOURS, Line, Panel, draw
 from evidence_store import Evidence, tables_without
+from figures import COLOURS, Line, Panel, draw
 from loratune.maths.learned import law_rate, learn_rate
 from loratune.maths.optimum import MARGIN
 

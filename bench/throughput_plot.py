@@ -7,7 +7,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from evidence_figures import COLOURS, Line, Panel, draw
+from figures import COLOURS, Line, Panel, draw
 
 HERE = Path(__file__).parent
 RESULTS, PICTURE = HERE / "results" / "throughput.csv", HERE.parent / "docs" / "performance-throughput.svg"
