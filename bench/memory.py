@@ -1,7 +1,7 @@
 """Predicted against measured peak memory of packs, with random weights, over several architectures.
 
 For each shape two small packs calibrate, as `loratune plan` does; then packs of mixed ranks, batches, lengths and
-targets are predicted and trained for three steps, the last of them sized close to what the device has. Measured
+targets are predicted and trained for three steps, the last two of them sized to what the device has. Measured
 are what PyTorch's allocator gave out and what it held (GPU), or the resident set (CPU). Prints as it goes and
 appends every row to bench/results/memory.csv; `--draw` draws docs/performance-memory.svg instead. Imports neither
 optuna nor datasets.
@@ -30,6 +30,7 @@ from loratune.errors import ResourceError
 from loratune.maths.correction import UNCORRECTED, Correction, fit_correction
 from loratune.maths.execution import Device, Execution
 from loratune.maths.limits import Limits
+from loratune.maths.memory import TIGHT
 from loratune.model.base import BaseModel
 from loratune.model.device import peak_memory
 from loratune.run.limits import device_bytes, execution_of
@@ -78,8 +79,9 @@ PACKS = {
     "unlike": Pack(trials=((128, 2, QV), (4, 16, MLP), (32, 8, ALL_LINEAR), (1, 32, ALL_LINEAR))),
     "many": Pack(trials=equal(24, 8, 16), share=0.5),
 }
-LIMIT = "limit"
-"""The pack that is sized close to what the device has."""
+LIMITS = {"limit": 1.0, "tight": (1 + TIGHT) / 2 / TIGHT}
+"""Packs sized to what the device has: to where it just `fits`, and to the middle of `tight`."""
+LIMIT_TRIALS = 4
 
 
 def hyper_parameters(pack: Pack) -> list[HyperParameters]:
@@ -137,15 +139,18 @@ class Bench:
         return measure_step(engine, trials, seconds=0.0)
 
 
-def limit_pack(bench: Bench, table: TokenTable, most_tokens: int) -> tuple[list[HyperParameters], int]:
-    """Trials and micro-batch of which the corrected model says that they just fit: tokens first, then trials."""
-    limits = replace(bench.limits(table, most_tokens), correction=bench.correction)
+def limit_pack(bench: Bench, table: TokenTable, share: float) -> tuple[list[HyperParameters], int]:
+    """Trials whose step is one micro-batch, the largest of which the corrected model says that it just fits.
+
+    With `share` other than 1 into that share of the device.
+    """
+    limits = replace(
+        bench.limits(table, 0), correction=bench.correction, device_bytes=int(share * bench.device_bytes)
+    )
     trial = hyper_parameters(Pack(trials=equal(1, 64, 16)))[0]
-    tokens = min(most_tokens, limits.largest_micro_batch([trial] * 2))
-    limits = replace(limits, micro_batch_tokens=tokens)
-    trials = limits.largest_pack(trial, 160)
-    rows = -(-tokens // limits.max_length // max(1, trials)) + 1
-    return [replace(trial, batch_size=max(1, rows))] * max(1, trials), tokens
+    rows = limits.largest_micro_batch([trial] * LIMIT_TRIALS, 2**20) // limits.max_length // LIMIT_TRIALS
+    pack = [replace(trial, batch_size=max(1, rows))] * LIMIT_TRIALS
+    return pack, max(1, rows) * LIMIT_TRIALS * limits.max_length
 
 
 def compare(
@@ -249,7 +254,7 @@ def measure(shape: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
         chosen = PACKS.get(name)
         if chosen is None:
             table = rows_of("128", base.profile.vocabulary)
-            trials, tokens = limit_pack(bench, table, arguments.most_tokens)
+            trials, tokens = limit_pack(bench, table, LIMITS[name])
         else:
             chosen = shrunk(chosen) if arguments.small else chosen
             trials, tokens = hyper_parameters(chosen), int(usual * chosen.share)
@@ -275,12 +280,9 @@ def main() -> None:
     """Measure the shapes asked for, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shapes", default=",".join(SHAPES), help="separated by commas")
-    parser.add_argument("--packs", default=",".join([*PACKS, LIMIT]), help="separated by commas")
+    parser.add_argument("--packs", default=",".join([*PACKS, *LIMITS]), help="separated by commas")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--micro-batch-tokens", type=int, default=8192)
-    parser.add_argument(
-        "--most-tokens", type=int, default=65536, help="of the micro-batch close to the limit"
-    )
     parser.add_argument("--device-memory", default=None, help="what to size the last pack for, e.g. 24GiB")
     parser.add_argument(
         "--small", action="store_true", help="an eighth of the rows, of at most 64 tokens: for CPUs"

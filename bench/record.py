@@ -38,6 +38,6 @@ def append(path: Path, row: dict[str, Any]) -> None:
         rows: list[dict[str, Any]] = [*csv.DictReader(file), row]
         columns = list(dict.fromkeys([name for each in rows for name in each]))
         file.truncate(0)
-        writer = csv.DictWriter(file, columns, restval="")
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

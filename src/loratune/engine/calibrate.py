@@ -6,6 +6,7 @@ Knows the engine; the numbers leave no trace in any trial.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from statistics import median
 from time import perf_counter
 
 import numpy as np
@@ -49,15 +50,17 @@ def measure_step(
     adapters = _alike(engine, trials, {} if drawn is None else drawn)
     slots = [engine.slot(trial, adapter) for trial, adapter in zip(trials, adapters, strict=True)]
 
-    def train() -> int:
-        for i, slot in enumerate(slots):
-            if slot.done:
-                slots[i] = engine.slot(slot.trial, slot.adapter)
-        with engine.attached() as step:
+    told = forget_peak(engine.base.device)
+    # attached once, as a pack is: adapters that come aboard anew at every step would cost more than the step
+    with engine.attached() as step:
+
+        def train() -> int:
+            for i, slot in enumerate(slots):
+                if slot.done:
+                    slots[i] = engine.slot(slot.trial, slot.adapter)
             return step(slots)
 
-    told = forget_peak(engine.base.device)
-    tokens, each, count = _repeat(train, seconds)
+        tokens, each, count = _repeat(train, seconds)
     peak = peak_of_step(engine.base.device) if told else None
     return MeasuredStep(
         tokens=tokens, seconds=each, largest=_largest(engine, trials, count + 1), peak_bytes=peak
@@ -94,19 +97,27 @@ def forward_rate(
     evaluated = int(rows.lengths.sum()) * len(adapters)
 
     def evaluate() -> int:
-        engine.evaluate(adapters, rows)
+        engine.read(adapters, rows)
         return evaluated
 
-    tokens, each, _ = _repeat(evaluate, seconds)
+    with engine.attached():
+        tokens, each, _ = _repeat(evaluate, seconds)
     return tokens / each
 
 
 def _repeat(work: Callable[[], int], seconds: float) -> tuple[float, float, int]:
-    """Mean tokens and seconds of repeated `work`, the first call left out, and how often it was repeated."""
+    """Tokens and seconds of a call of `work`, the first left out, and how often it was repeated.
+
+    Seconds by the median speed: a shape that is met for the first time compiles, and is met often later.
+    """
     work()
-    tokens, count = 0, 0
-    started = perf_counter()
-    while not count or perf_counter() - started < seconds:
-        tokens += work()
-        count += 1
-    return tokens / count, (perf_counter() - started) / count, count
+    tokens: list[int] = []
+    rates: list[float] = []
+    begun = started = perf_counter()
+    while not tokens or started - begun < seconds:
+        tokens.append(work())
+        ended = perf_counter()
+        rates.append(tokens[-1] / (ended - started))
+        started = ended
+    mean = sum(tokens) / len(tokens)
+    return mean, mean / median(rates), len(tokens)
