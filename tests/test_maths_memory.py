@@ -274,6 +274,17 @@ def test_limits_are_the_last_values_that_fit() -> None:
     assert not whole.fits([replace(recipe, batch_size=batch + 1)])
 
 
+@pytest.mark.parametrize("device", [40, 60, 80, 140])
+def test_the_largest_micro_batch_fits_where_a_step_fills_it(device: int) -> None:
+    """Longer steps are cut into equal parts, which are smaller than the largest allowed."""
+    subject, recipe = limits(device_bytes=device * GIB), trial(16, 8)
+    tokens = subject.largest_micro_batch([recipe])
+    full = replace(recipe, batch_size=tokens // 512)
+    assert replace(subject, micro_batch_tokens=tokens).fits([full])
+    more = replace(recipe, batch_size=tokens // 512 + 1)
+    assert not replace(subject, micro_batch_tokens=tokens + 512).fits([more])
+
+
 def test_what_adapters_may_take_is_what_is_left() -> None:
     """Trials whose adapters fill the room fit together; with one more they do not."""
     subject, recipe = limits(), trial(16, 8)

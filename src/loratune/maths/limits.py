@@ -76,7 +76,14 @@ class Limits:
         """
         rows = -(-limit // self.max_length) + 1
         full = [replace(hp, batch_size=max(hp.batch_size, rows)) for hp in pack]
-        return _largest(lambda tokens: replace(self, micro_batch_tokens=tokens).fits(full), limit)
+
+        def holds(tokens: int) -> bool:
+            # a step that is just one micro-batch: longer ones are cut into equal parts, smaller than allowed
+            step = max(tokens, self.max_length)
+            cut = replace(self, micro_batch_tokens=tokens)
+            return cut.estimate(full, step_tokens=step).fits(self.device_bytes)
+
+        return _largest(holds, limit)
 
     def largest_batch(self, trial: HyperParameters, limit: int = 2**20) -> int:
         """Rows of `max_length` tokens that one trial trains in one undivided micro-batch.
