@@ -50,6 +50,10 @@ def collect(runs: Path, tables: Path, results: Path) -> None:
             losses = {**earlier, **losses}
     np.savez_compressed(results / EXAMPLES, **losses)
     facts = {name: _facts(tables, name, base) for name in FACTS if any(r["dataset"] == name for r in kept)}
+    if (results / FACTS_FILE).exists():  # a task that was not run again has its base from before
+        for name, told in json.loads((results / FACTS_FILE).read_text(encoding="utf-8")).items():
+            if name not in base and name in facts:
+                facts[name]["base_nll"] = told["base_nll"]
     (results / FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     print(f"{len(ended)} trials, {len(losses)} with losses of single rows")
 

@@ -288,13 +288,13 @@ def main() -> None:
         "--small", action="store_true", help="an eighth of the rows, of at most 64 tokens: for CPUs"
     )
     parser.add_argument(
-        "--draw", action="store_true", help="draw the last packs measured on a GPU, measure nothing"
+        "--draw", action="store_true", help="draw the packs of the last day on a GPU, measure nothing"
     )
     arguments = parser.parse_args()
     if arguments.draw:
         with RESULTS.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if not row["device"].startswith("cpu")]
-            draw([row for row in rows if row["commit"] == rows[-1]["commit"]], PICTURE)
+            draw([row for row in rows if row["date"] == rows[-1]["date"]], PICTURE)
         return
     arguments.packs = arguments.packs.split(",")
     rows = []

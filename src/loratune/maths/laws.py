@@ -49,7 +49,8 @@ def rate_by_rank(r: float) -> float:
     """Factor on the learning rate at constant alpha: (r/16)^0.18.
 
     Source: median of 21 models of the Tulu-3 sweep with interior optima (range of the exponent .04 to .29);
-    "LoRA Without Regret" has less than 2 from r 4 to 512. Valid for r 1 to 512.
+    "LoRA Without Regret" has less than 2 from r 4 to 512, SmolLM2-135M 0.06 on banking77 and on GSM8K (r 2 to 128,
+    docs/evidence.md). Valid for r 1 to 512.
     """
     return float((r / 16) ** RANK_EXPONENT)
 
@@ -59,8 +60,8 @@ def rate_by_alpha(lora_alpha: float) -> float:
 
     Refitted along alpha in proportion to r, where it gives r^-0.50: five datasets measured -0.44 to -0.55, mean
     -0.495 with a standard error of 0.02 (banking77, GSM8K, Friends and Reuters R8 with SmolLM2-135M, docs/evidence.md;
-    MetaMath with Gemma-3-1B), as muA has it (2602.06204). At constant rank -0.45 and -0.55 were measured, both with
-    wide intervals. Valid where the measurements are: alpha 1 to 256.
+    MetaMath with Gemma-3-1B), as muA has it (2602.06204). At constant rank -0.45 to -0.55 were measured, the mean of
+    two datasets -0.52 (-0.72 to -0.31). Valid where the measurements are: alpha 1 to 256.
     """
     return float((lora_alpha / 32) ** ALPHA_EXPONENT)
 
@@ -69,7 +70,7 @@ def rate_by_batch(batch_size: float) -> float:
     """Factor on the learning rate: (B/128)^0.5, B rows per step, no smaller than 4.
 
     Source: Adam's square root (Tinker); Gemma-3-1B measured .83 from 16 to 128 (2602.04998), banking77 with
-    SmolLM2-135M 0.54 from 4 to 64, small-batch theory .16 with beta2 rescaled. Unsettled: bracket again
+    SmolLM2-135M 0.33 (0.33 to 0.72) from 4 to 64, small-batch theory .16 with beta2 rescaled. Unsettled: bracket again
     where B changes by more than 2.
     """
     return float((max(batch_size, 4.0) / 128) ** BATCH_EXPONENT)
