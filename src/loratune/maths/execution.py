@@ -79,7 +79,7 @@ ON_CPU_PADDED = Execution(
     recompute=False,
     shared_inner=False,
     logits_at_once=2**24,
-    likelihoods=4,
+    likelihoods=2,
     backward_wide=2.0,
     backward_hidden=20.5,
     float32_input=True,
@@ -113,7 +113,7 @@ ON_CUDA = Execution(
 )
 """Compiled layers on flat rows, Triton kernels for the adapters."""
 
-ON_CUDA_EAGER = replace(ON_CUDA, recompute=False, likelihoods=4, backward_hidden=20.5, allocator=0.05)
+ON_CUDA_EAGER = replace(ON_CUDA, recompute=False, likelihoods=2, backward_hidden=20.5, allocator=0.05)
 """The same without compilation: everything that autograd saves is kept."""
 
 ON_CUDA_PLAIN = replace(
