@@ -161,8 +161,9 @@ def _slope(
     """NLL [S] of `targets`, and the gradient [S, V] of Σ weights · NLL with respect to the logits [S, V]."""
     likelihood = torch.log_softmax(logits.to(_loss_type(logits)), -1)
     loss = -likelihood.gather(1, targets.unsqueeze(1)).squeeze(1)
-    if not torch.compiler.is_compiling():  # in place: fresh memory for each of the steps takes longer than they do
-        slope = likelihood.exp_().scatter_(1, targets.unsqueeze(1), torch.exp(-loss).sub_(1).unsqueeze(1))
+    if not torch.compiler.is_compiling():  # in place: fresh memory would take longer than the arithmetic
+        of_target = torch.exp(-loss).sub_(1)
+        slope = likelihood.exp_().scatter_(1, targets.unsqueeze(1), of_target.unsqueeze(1))
         slope.mul_(weights.to(slope.dtype).unsqueeze(1))
         slope.masked_fill_(~torch.isfinite(loss).unsqueeze(1), 0.0)
         return loss, slope.to(logits.dtype)
