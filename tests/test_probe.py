@@ -89,8 +89,8 @@ def test_the_best_rate_of_a_diverging_ladder_is_below_the_cliff(rows: TokenTable
     machine = engine(tiny_llama(torch.float32), rows, rows.take(range(60)))
     values = HyperParameters(r=4, lora_alpha=8, learning_rate=1e-3, batch_size=8)
     short = probing._short_engine(machine, 80, seed=0)
-    losses = probing._run_arms(short, values, [1e-6, 1e-2, 1e6], seed=0)
-    assert losses[1e-2] < losses[1e-6] < losses[1e6]
+    losses = probing._run_arms(short, values, [1e-6, 6e-2, 1e6], seed=0)
+    assert losses[6e-2] < min(losses[1e-6], losses[1e6]) - 1
     assert probing._beyond_edge(losses) == []
     assert probing._beyond_edge({1e-3: 1.0, 3e-3: 0.5}) == [pytest.approx(9e-3)]
     assert probing._beyond_edge({1e-3: 0.4, 3e-3: 0.5}) == [pytest.approx(1e-3 / 3)]
