@@ -133,6 +133,31 @@ def summary_line(name: str, scores: Sequence[Score | None]) -> str:
     )
 
 
+def drawn(task: MeasuredTask, draw: int) -> MeasuredTask:
+    """The task with its repeats exchanged at random, cell by cell, as if others had run first; draw 0 as it is."""
+    if draw == 0:
+        return task
+    random = np.random.default_rng(draw)
+    seeds = sorted({cell.seed for cell in task.cells})
+    places = {(c.rank, c.learning_rate, c.batch_size, c.lora_alpha) for c in task.cells}
+    if len({place[:3] for place in places}) < len(places):
+        raise DataError(
+            "--draws needs a table of one alpha for each rank, since its rows' losses do not tell alpha."
+        )
+    becomes = {
+        place[:3]: dict(zip(seeds, random.permutation(seeds), strict=True)) for place in sorted(places)
+    }
+    cells = [
+        replace(cell, seed=int(becomes[cell.rank, cell.learning_rate, cell.batch_size][cell.seed]))
+        for cell in task.cells
+    ]
+    examples = {
+        (rank, rate, batch, float(becomes[int(rank), rate, int(batch)][int(seed)])): values
+        for (rank, rate, batch, seed), values in task.examples.items()
+    }
+    return replace(task, cells=tuple(cells), examples=examples)
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--table", type=Path, required=True, help="CSV of measured runs")
@@ -142,6 +167,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--margin", type=float, default=0.005, help="nats per supervised token")
     parser.add_argument("--budget", type=float, default=5.0, help="full-run equivalents")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--draws", type=int, default=1, help="play so often, each time with repeats exchanged"
+    )
     parser.add_argument("--benchmark", type=Path, help="append the scores of all strategies to this CSV")
     parser.add_argument("--budgets", type=float, nargs="+", default=[5.0, 10.0, 15.0, 20.0])
     parser.add_argument("--seeds", type=int, default=3, help="with --benchmark")
@@ -159,11 +187,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.task is not None and options.task not in measured:
             known = ", ".join(sorted(measured))
             raise DataError(f"The task {options.task!r} is not in {options.table}; choose one of {known}.")
-        tasks = [measured[options.task]] if options.task else list(measured.values())
+        chosen = [measured[options.task]] if options.task else list(measured.values())
+        tasks = [drawn(task, draw) for draw in range(options.draws) for task in chosen]
         scores = []
-        for task in tasks:
-            runner = TableRunner(task)
-            scores.append(play_and_score(make_strategy(options.strategy, runner.context(**wishes)), runner))
+        for index, task in enumerate(tasks):
+            runner, seed = TableRunner(task), options.seed + index // len(chosen)
+            context = runner.context(**{**wishes, "seed": seed})
+            scores.append(play_and_score(make_strategy(options.strategy, context), runner))
     except LoratuneError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -178,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(task.name)
         for name, column in columns.items():
             print(table_line(name, column[index]))
-    print(f"All {len(tasks)} tasks, margin {options.margin:g} nats, budget {options.budget:g} runs")
+    print(f"All {len(tasks)} answers, margin {options.margin:g} nats, budget {options.budget:g} runs")
     for name, column in columns.items():
         print(summary_line(name, column))
     return 0
