@@ -235,11 +235,15 @@ def run(truth: Truth, budget: float, repeats: int, first: int = 0, **wishes: flo
     return tally
 
 
-def rows(repeats: int, budgets: Sequence[float], first: int) -> Iterator[dict[str, float | int | str]]:
-    """One for each scenario and budget, then all of a budget together."""
+def rows(
+    repeats: int, budgets: Sequence[float], first: int, part: str = ""
+) -> Iterator[dict[str, float | int | str]]:
+    """One for each scenario with `part` in its name and each budget, then all of a budget together."""
     for budget in budgets:
         total = Tally()
         for index, (name, truth) in enumerate(SCENARIOS.items()):
+            if part not in name:
+                continue
             tally = run(truth, budget, repeats, first + 1000 * index)  # each its own noise
             for each in fields(Tally):
                 getattr(total, each.name).extend(getattr(tally, each.name))
@@ -252,10 +256,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=200)
     parser.add_argument("--budgets", type=float, nargs="+", default=[5.0, 15.0, 30.0])
     parser.add_argument("--first-seed", type=int, default=0, help="others than a rule was chosen with")
+    parser.add_argument("--scenarios", default="", metavar="PART", help="only those with this in their name")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     out = None
-    for row in rows(options.repeats, options.budgets, options.first_seed):
+    for row in rows(options.repeats, options.budgets, options.first_seed, options.scenarios):
         print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
         if options.out is not None:
             new = out is None
