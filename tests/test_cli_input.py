@@ -113,6 +113,7 @@ BAD_OPTIONS = {
     "unknown dtype": (("--dtype", "int8"), ("int8",)),
     "unknown device": (("--device", "tpu"), ("tpu",)),
     "unreadable memory": (("--device-memory", "lots"), ("lots",)),
+    "memory without its unit": (("--device-memory", "24"), ("24", "unit")),
 }
 
 

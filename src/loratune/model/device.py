@@ -128,10 +128,15 @@ def held_memory(device: torch.device) -> int:
 
 
 def parse_memory(text: str) -> int:
-    """`24GiB`, `80G`, `512MiB` → bytes (powers of 1024). Raises `InputError`."""
+    """`24GiB`, `80G`, `512MiB` → bytes (powers of 1024). Raises `InputError`, also where the unit is missing."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
     if not match or float(match[1]) <= 0:
         raise InputError(
             f"--device-memory must be a size such as 24GiB, got {text!r}; change --device-memory."
         )
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    size = int(float(match[1]) * _UNITS[match[2].upper()])
+    if size < _UNITS["M"]:
+        raise InputError(
+            f"--device-memory must be at least 1MiB, {text!r} is {size} bytes; add the unit, as in 24GiB."
+        )
+    return size
