@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from loratune.lora import fused, kernels
+from loratune.kernels import low_rank as kernels
+from loratune.lora import fused
 from loratune.lora.layout import Adapter, AdapterLayout, Target
 from loratune.lora.packed import PackedAdapters
 from loratune.lora.segments import Passenger, Segment

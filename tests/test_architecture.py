@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "loratune"
 LAYERS = [
     {"errors"},
     {"values"},
-    {"maths"},
+    {"maths", "kernels"},
     {"data", "model", "lora", "study", "ledger"},
     {"engine", "search"},
     {"run", "reporting"},
@@ -21,7 +21,7 @@ LAYERS = [
     {"__main__", "__init__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-TORCH_ROOMS = {"model", "lora", "engine", "run", "app"}
+TORCH_ROOMS = {"kernels", "model", "lora", "engine", "run", "app"}
 TORCH_FILES = {"data/batches.py"}
 HEAVY = {"torch", "transformers", "peft"}
 FILES = sorted(SOURCE.rglob("*.py"))

@@ -11,10 +11,10 @@ from loratune.data.batches import collate, collate_flat, fill
 from loratune.engine.head import Head
 from loratune.engine.paths import REFERENCE, Paths
 from loratune.engine.selfcheck import random_table, selfcheck
-from loratune.lora.packed import KernelPath
+from loratune.kernels.launch import KernelPath
 from loratune.model import rows as rows_module
 from loratune.model.quiet import quiet
-from loratune.model.rows import Bounds, FlatPath, flat, flat_path
+from loratune.model.rows import ByLength, FlatPath, bounds_of, flat, flat_path
 
 CPU = torch.device("cpu")
 FLAT = Paths(low_rank=KernelPath(False, "a CPU"), rows=FlatPath(True, "tested"), compiled=False)
@@ -40,7 +40,7 @@ def test_taken_where_it_gives_the_padded_states(family: str) -> None:
     with torch.no_grad():
         expected = decoder(input_ids=padded.tokens, use_cache=False).last_hidden_state.flatten(0, 1)
         ends = np.unique([*line.starts, line.tokens.numel()])
-        with flat(model, Bounds.of(ends, CPU)):
+        with flat(model, bounds_of(ends, CPU)):
             places = torch.from_numpy(line.places)[None]
             found = decoder(input_ids=line.tokens, position_ids=places, use_cache=False).last_hidden_state[0]
     assert torch.equal(padded.targets, line.targets)
@@ -88,21 +88,15 @@ def test_no_piece_is_larger_than_the_limit_and_sizes_are_even() -> None:
             assert sizes.max() - sizes.min() <= 2 * 60
 
 
-def test_what_fills_a_line_up_is_cut_into_rows_so_that_shapes_repeat() -> None:
-    """A line of 16,384 tokens may lack 1,000: as one row they would be the longest, and another with each step."""
+def test_what_fills_a_line_up_is_cut_into_rows_no_longer_than_the_longest() -> None:
+    """A line of 16,384 tokens may lack 1,000: attention would take longer for them as one row than for the rest."""
     head = Head(tiny_llama().model)
     table = random_table(97, rows=60, longest=24)
-    lines = [
-        head.line(
-            collate_flat(table, range(rows), device=CPU, tokens=1024),
-            rounded=True,
-            longest=int(table.lengths.max()),
-        )
-        for rows in (60, 55, 50)
-    ]
-    assert len({line.bounds.longest for line in lines if line is not None}) == 1
-    assert len({line.bounds.starts.shape for line in lines if line is not None}) == 1
-    for line in lines:
+    for rows in (60, 55, 50):
+        batch = collate_flat(table, range(rows), device=CPU, tokens=1024)
+        line = head.line(batch)
         assert line is not None
-        assert int(line.bounds.starts.diff().max()) <= line.bounds.longest == 64
-        assert int(line.bounds.starts[-1]) == 1024
+        assert isinstance(line.bounds, ByLength)
+        lengths = [length for count, length in line.bounds.groups for _ in range(count)]
+        assert sum(lengths) == 1024
+        assert max(lengths) == batch.longest

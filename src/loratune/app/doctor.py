@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 import loratune
-from loratune.lora.packed import kernel_path
+from loratune.kernels.launch import kernel_path
 from loratune.model.device import device_memory, pick_device
 from loratune.model.precision import bfloat16_flags, processor_flags, resolve_dtype
 

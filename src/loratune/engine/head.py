@@ -15,8 +15,7 @@ from transformers import PreTrainedModel
 from loratune.data.batches import MicroBatch, to_device
 from loratune.engine.compiled import CompiledLayers, compiled
 from loratune.errors import ModelError
-from loratune.maths.sizes import few_sizes
-from loratune.model.rows import Bounds, flat
+from loratune.model.rows import Bounds, bounds_of, flat
 
 _CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}
 """Logits held at a time: 64 MiB in float32 on a CPU; on a GPU 512 MiB, to launch less."""
@@ -49,22 +48,20 @@ class Head:
             )
         self.vocabulary = int(model.config.get_text_config().vocab_size)
 
-    def line(self, batch: MicroBatch, *, rounded: bool = False, longest: int = 0) -> Line | None:
+    def line(self, batch: MicroBatch) -> Line | None:
         """Where the rows of a flat micro-batch lie, for `running`; None where it is padded.
 
-        What fills the line up is cut into rows as long as the longest at most. With `rounded` the number of rows is
-        filled up with empty ones, and no row is taken to be shorter than `longest`, so that shapes repeat.
+        What fills the line up is cut into rows as long as the longest: attention pays for length.
         """
         if not batch.flat:
             return None
         tokens, device = batch.tokens.numel(), batch.tokens.device
-        longest = max(64, 1 << (max(batch.longest, longest) - 1).bit_length())  # few values: graphs are kept
         ends = batch.starts
         if ends[-1] < tokens:
-            ends = np.concatenate([ends, np.arange(ends[-1] + longest, tokens, longest), [tokens]])
-        if rounded:
-            ends = np.append(ends, np.full(few_sizes(len(ends), multiple=16, parts=2) - len(ends), tokens))
-        return Line(to_device(batch.places[None], device), Bounds.of(ends, device, longest=longest))
+            ends = np.concatenate(
+                [ends, np.arange(ends[-1] + batch.longest, tokens, batch.longest), [tokens]]
+            )
+        return Line(to_device(batch.places[None], device), bounds_of(ends, device))
 
     @contextmanager
     def running(self, line: Line | None) -> Iterator[dict[str, torch.Tensor]]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from loratune.lora.packed import KernelPath, kernel_path
+from loratune.kernels.launch import KernelPath, kernel_path
 from loratune.model.base import BaseModel
 from loratune.model.rows import FlatPath, flat_path
 

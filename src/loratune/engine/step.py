@@ -25,7 +25,6 @@ from loratune.errors import ResourceError
 from loratune.lora.packed import PackedAdapters, Plan
 from loratune.lora.segments import Places, Segment
 from loratune.maths.sizes import few_sizes
-from loratune.model.rows import Bounds
 
 T = TypeVar("T")
 
@@ -82,7 +81,6 @@ class TrainingStep:
         self._head = head
         self._packed = packed
         self._table = table
-        self._longest = int(table.lengths.max())
         self._cuts = cuts
         self._device = next(head.model.parameters()).device
         self._on_shortage = on_shortage
@@ -210,25 +208,26 @@ class TrainingStep:
     def _losses(self, batch: MicroBatch, plan: Plan, weights: torch.Tensor) -> torch.Tensor:
         """NLL [S] of the supervised tokens; the gradients of Σ weights · NLL are added to the slots'."""
         record = self._graphs is not None and batch.flat and self._graphs.takes(batch.tokens.numel())
-        line = self._head.line(batch, rounded=record, longest=self._longest if record else 0)
+        line = self._head.line(batch)
         inputs = batch.tokens, batch.positions, batch.targets, weights
         if not record or line is None or plan.route is None or self._graphs is None:
             return self._pass(inputs, line, plan)
+        assert isinstance(line.bounds, torch.Tensor), "graphs are recorded on GPUs only"
         count = len(weights)
         rest = few_sizes(count, multiple=64, parts=2) - count  # of the first token, with weight zero
         filled = (batch.tokens, *(nn.functional.pad(each, (0, rest)) for each in inputs[1:]))
-        longest, route = line.bounds.longest, plan.route
+        route = plan.route
         dropout = () if route.places is None else route.places
 
         def body(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-            *own, where, starts, pieces = tensors[:7]
+            *own, where, ranges, pieces = tensors[:7]
             drawn = Places(*tensors[7:]) if dropout else None
             now = replace(plan, route=replace(route, pieces=pieces, places=drawn))
-            return self._pass(own, Line(where, Bounds(starts, longest)), now)
+            return self._pass(own, Line(where, ranges), now)
 
-        tensors = (*filled, line.places, line.bounds.starts, route.pieces, *dropout)
+        tensors = (*filled, line.places, line.bounds, route.pieces, *dropout)
         kind = route.largest, route.rank_blocks, route.aligned, route.eights, bool(dropout)
-        key = kind, longest, route.runs, *(tuple(tensor.shape) for tensor in tensors)
+        key = kind, route.runs, *(tuple(tensor.shape) for tensor in tensors)
         return self._graphs.run(key, body, tensors, kind=kind, tokens=plan.tokens)[:count]
 
     def _pass(self, inputs: Sequence[torch.Tensor], line: Line | None, plan: Plan) -> torch.Tensor:

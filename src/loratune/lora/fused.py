@@ -17,9 +17,9 @@ import numpy.typing as npt
 import torch
 
 from loratune.errors import ModelError
-from loratune.lora import kernels
+from loratune.kernels import low_rank as kernels
+from loratune.kernels.launch import launch
 from loratune.lora.dropout import module_salt, threshold
-from loratune.lora.launch import launch
 from loratune.lora.segments import Passenger, Places, Segment, unseen_tokens
 from loratune.maths.sizes import few_sizes
 

@@ -1,14 +1,13 @@
 """Many adapters on one frozen model, each on its own tokens, by forward hooks.
 
-Two paths give the same numbers up to rounding: loops over segments in plain PyTorch (`segments`), and
-Triton kernels (`fused`) where `kernel_path` finds them. Knows nothing of losses, optimisers or schedules.
+Two paths give the same numbers up to rounding: loops over segments in plain PyTorch (`segments`), and Triton
+kernels (`fused`) where `kernels.launch.kernel_path` finds them. Knows nothing of losses, optimisers or schedules.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,27 +29,6 @@ if TYPE_CHECKING:
 
 CAPACITY = 256
 """Adapters on board at most."""
-
-
-class KernelPath(NamedTuple):
-    """Which implementation of the low-rank products a device uses, and why."""
-
-    triton: bool
-    reason: str
-
-
-def kernel_path(device: torch.device, dtype: torch.dtype) -> KernelPath:
-    """Triton on CUDA devices from compute capability 8.0 on, in every type but float64; else PyTorch."""
-    if device.type != "cuda":
-        return KernelPath(False, f"a {device.type} device")
-    if find_spec("triton") is None:
-        return KernelPath(False, "the package triton is not installed")
-    major, minor = torch.cuda.get_device_capability(device)
-    if major < 8:
-        return KernelPath(False, f"compute capability {major}.{minor} is below 8.0")
-    if dtype == torch.float64:
-        return KernelPath(False, "float64")
-    return KernelPath(True, f"compute capability {major}.{minor}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -121,7 +99,8 @@ class PackedAdapters:
             self._slots, self._aboard, self._read = {}, [], {}
 
     def _attach_kernels(self, modules: Sequence[nn.Module]) -> list[Any]:
-        from loratune.lora import fused, kernels
+        from loratune.kernels import low_rank as kernels
+        from loratune.lora import fused
 
         if self._tables is None:  # made once: recorded graphs hold its address
             shape = (len(modules), CAPACITY, kernels.COLUMNS)

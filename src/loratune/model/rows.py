@@ -1,8 +1,8 @@
 """Attention within the rows of a flat micro-batch: no padding, no mask, no token that sees another row.
 
 A flat micro-batch holds its rows one behind the other in one line of tokens, [1, N], with positions that
-begin again at every row. The attention runs over the rows' boundaries: variable-length flash attention on
-GPUs in half precision, elsewhere rows of one length together. It is put in place through transformers'
+begin again at every row. The attention runs within the rows' boundaries: by Triton kernels on GPUs in half
+precision (`row_attention`), elsewhere rows of one length together. It is put in place through transformers'
 attention interface. Knows nothing of adapters or trials.
 """
 
@@ -16,6 +16,8 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
+from loratune.kernels.launch import kernel_path
+
 NAME = "loratune_rows"
 _CHECKED_LENGTHS = (5, 17, 3, 9)
 _SEEN = 1e-5
@@ -23,26 +25,6 @@ _SEEN = 1e-5
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 _HALF_TOLERANCE = 0.1
 """Random weights in half precision deviate by up to 0.03; wrong positions by 0.3 and more."""
-
-
-class Bounds(NamedTuple):
-    """Where the rows of a flat micro-batch begin and end."""
-
-    starts: torch.Tensor
-    """[rows + 1] int32 cumulative lengths, on the device."""
-    longest: int
-    """No row has more tokens."""
-    by_length: "ByLength | None" = None
-    """For attention without a kernel for rows of any length."""
-
-    @classmethod
-    def of(cls, starts: npt.NDArray[np.int64], device: torch.device, *, longest: int = 0) -> "Bounds":
-        """Bounds of rows that begin at `starts` [rows + 1]; `longest` may round the longest length up."""
-        line = torch.from_numpy(starts.astype(np.int32))
-        if _has_flash(device):
-            line = line.pin_memory().to(device, non_blocking=True)
-            return cls(line, max(longest, int(np.diff(starts).max())))
-        return cls(line.to(device), max(longest, int(np.diff(starts).max())), ByLength.of(starts, device))
 
 
 class ByLength(NamedTuple):
@@ -66,74 +48,20 @@ class ByLength(NamedTuple):
         return cls(torch.from_numpy(order).to(device), torch.from_numpy(np.argsort(order)).to(device), groups)
 
 
-def _has_flash(device: torch.device) -> bool:
-    return device.type == "cuda"
+Bounds = torch.Tensor | ByLength
+"""Where the rows of a line lie: for each token [2, N] int32 where its row begins and ends, for the kernels of a GPU;
+elsewhere an order of the tokens."""
+
+
+def bounds_of(starts: npt.NDArray[np.int64], device: torch.device) -> Bounds:
+    """Of rows that begin at `starts` [rows + 1]."""
+    if device.type != "cuda":
+        return ByLength.of(starts, device)
+    table = np.repeat(np.stack([starts[:-1], starts[1:]]).astype(np.int32), np.diff(starts), axis=1)
+    return torch.from_numpy(table).pin_memory().to(device, non_blocking=True)
 
 
 _bounds: Bounds | None = None
-
-
-@torch.library.custom_op("loratune::row_attention", mutates_args=())
-def row_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None, window: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Causal attention of query [N, heads, D] to key and value [N, groups, D] within the current rows.
-
-    `window` is the number of tokens to the left that are seen, -1 for all. Returns the output and the
-    log-sum-exp [heads, N].
-    """
-    assert _bounds is not None, "row attention runs inside `flat`"
-    starts, longest = _bounds.starts, _bounds.longest
-    out, logsumexp, *_ = torch.ops.aten._flash_attention_forward(
-        query, key, value, starts, starts, longest, longest, 0.0, True, False,
-        scale=scale, window_size_left=window, window_size_right=0 if window >= 0 else -1,
-    )  # fmt: skip
-    return out, logsumexp
-
-
-@row_attention.register_fake
-def _(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None, window: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    tokens, heads, _ = query.shape
-    return torch.empty_like(query), query.new_empty((heads, tokens), dtype=torch.float32)
-
-
-@torch.library.custom_op("loratune::row_attention_backward", mutates_args=())
-def row_attention_backward(
-    grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, out: torch.Tensor,
-    logsumexp: torch.Tensor, scale: float | None, window: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    """Gradients of query, key and value."""
-    assert _bounds is not None, "row attention runs inside `flat`"
-    starts, longest = _bounds.starts, _bounds.longest
-    state = torch.zeros(2, dtype=torch.uint64, device=grad.device)  # of the dropout that there is not
-    gradients: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = torch.ops.aten._flash_attention_backward(
-        grad.contiguous(), query, key, value, out, logsumexp, starts, starts, longest, longest, 0.0, True,
-        state, grad.new_empty(0), scale=scale, window_size_left=window, window_size_right=0 if window >= 0 else -1,
-    )  # fmt: skip
-    return gradients
-
-
-@row_attention_backward.register_fake
-def _(
-    grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    query, key, value, ctx.scale, ctx.window = inputs
-    ctx.save_for_backward(query, key, value, *output)
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx: Any, grad: torch.Tensor, *_: None) -> tuple[Any, ...]:
-    gradients = torch.ops.loratune.row_attention_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.window)
-    return (*gradients, None, None)
-
-
-row_attention.register_autograd(_backward, setup_context=_save)
 
 
 def _attend(
@@ -152,18 +80,19 @@ def _attend(
     if softcap is not None or other.get("s_aux") is not None:
         raise ValueError("row attention has neither soft caps nor sinks")
     assert _bounds is not None, "row attention runs inside `flat`"
-    if _bounds.by_length is not None:
-        return _by_length(query, key, value, scaling, sliding_window, _bounds.by_length), None
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if isinstance(_bounds, ByLength):
+        return _by_length(query, key, value, scale, sliding_window, _bounds), None
     window = -1 if sliding_window is None else sliding_window - 1
     lines = (each[0].transpose(0, 1) for each in (query, key, value))
-    return row_attention(*lines, scaling, window)[0].unsqueeze(0), None
+    return torch.ops.loratune.row_attention(*lines, scale, window)[0].unsqueeze(0), None
 
 
 def _by_length(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    scale: float | None,
+    scale: float,
     window: int | None,
     lines: ByLength,
 ) -> torch.Tensor:
@@ -200,6 +129,10 @@ def flat(model: PreTrainedModel, bounds: Bounds) -> Iterator[None]:
     before = config._attn_implementation
     config._attn_implementation = NAME
     _bounds = bounds
+    if isinstance(bounds, torch.Tensor):
+        from loratune.model import row_attention
+
+        row_attention.set_bounds(bounds)
     try:
         yield
     finally:
@@ -222,7 +155,12 @@ def flat_path(model: PreTrainedModel, *, longest: int) -> FlatPath:
     """
     parameter = next(model.parameters())
     if parameter.device.type == "cuda" and parameter.dtype not in (torch.bfloat16, torch.float16):
-        return FlatPath(False, f"{str(parameter.dtype).removeprefix('torch.')} has no flash attention")
+        return FlatPath(False, f"no kernel for {str(parameter.dtype).removeprefix('torch.')}")
+    if (
+        parameter.device.type == "cuda"
+        and not (kernels := kernel_path(parameter.device, parameter.dtype)).triton
+    ):
+        return FlatPath(False, kernels.reason)
     config = model.config.get_text_config()
     windows = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
     reached = [window + 9 for window in windows if isinstance(window, int) and 0 < window < longest]
@@ -253,7 +191,7 @@ def _flat_states(decoder: nn.Module, model: PreTrainedModel, rows: Sequence[torc
     device = rows[0].device
     places = torch.cat([torch.arange(len(row), device=device) for row in rows]).unsqueeze(0)
     ends = np.cumsum([0, *(len(row) for row in rows)])
-    with flat(model, Bounds.of(ends, device)):
+    with flat(model, bounds_of(ends, device)):
         output = decoder(input_ids=torch.cat(list(rows)).unsqueeze(0), position_ids=places, use_cache=False)
     return output.last_hidden_state[0]  # type: ignore[no-any-return]
 

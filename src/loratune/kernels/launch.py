@@ -1,12 +1,35 @@
-"""Launches Triton kernels with little work on the host.
+"""Which devices run our Triton kernels, and launching them with little work on the host.
 
 Triton looks at every argument of every launch to find the right compiled kernel (27 us measured); here the
 kernel is remembered by what can change it, and launched by its handle (10 us). Knows no kernel in particular.
 """
 
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 import torch
+
+
+class KernelPath(NamedTuple):
+    """Which implementation of the low-rank products a device uses, and why."""
+
+    triton: bool
+    reason: str
+
+
+def kernel_path(device: torch.device, dtype: torch.dtype) -> KernelPath:
+    """Triton on CUDA devices from compute capability 8.0 on, in every type but float64; else PyTorch."""
+    if device.type != "cuda":
+        return KernelPath(False, f"a {device.type} device")
+    if find_spec("triton") is None:
+        return KernelPath(False, "the package triton is not installed")
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        return KernelPath(False, f"compute capability {major}.{minor} is below 8.0")
+    if dtype == torch.float64:
+        return KernelPath(False, "float64")
+    return KernelPath(True, f"compute capability {major}.{minor}")
+
 
 _handles: dict[tuple[Any, ...], Any] = {}
 

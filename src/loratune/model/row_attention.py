@@ -1,0 +1,152 @@
+"""Attention within rows through Triton, as torch operators that torch.compile leaves in one piece.
+
+Where the rows of the line in hand lie is set beside them (`set_bounds`): the layers' code knows nothing of rows.
+Imported only where Triton works.
+"""
+
+from typing import Any
+
+import torch
+
+from loratune.kernels import rows as kernels
+from loratune.kernels.launch import launch
+
+_LOG2_E = 1.4426950408889634
+_UNLIMITED = 2**30
+# Tiles by the largest number of features of a head; measured on an H200 (`bench/attention.py`, docs/log.md).
+_Tiles = dict[int, dict[str, int]]
+_ATTEND: _Tiles = {
+    64: {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1},
+    128: {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2},
+    256: {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1},
+}
+_BACKWARD_QUERY: _Tiles = {
+    64: {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2},
+    128: {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2},
+    256: {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1},
+}
+_BACKWARD_KEY: _Tiles = {
+    64: {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1},
+    128: {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1},
+    256: {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1},
+}
+
+_bounds: torch.Tensor | None = None
+
+
+def set_bounds(bounds: torch.Tensor | None) -> None:
+    """Say where the rows of the line lie, [2, N] as `kernels.rows.attend` has it; for backward passes too."""
+    global _bounds
+    _bounds = bounds
+
+
+def _now() -> torch.Tensor:
+    assert _bounds is not None, "attention within rows runs inside `flat`"
+    return _bounds
+
+
+def _constants(query: torch.Tensor, key: torch.Tensor, scale: float, tiles: _Tiles) -> dict[str, Any]:
+    """Of a kernel for these heads."""
+    dim = query.shape[-1]
+    wide = max(16, 1 << (dim - 1).bit_length())
+    if wide > max(tiles):
+        raise ValueError(f"heads of {dim} features, the kernels take {max(tiles)} at most")
+    shared = {"SCALE": scale * _LOG2_E, "GROUP": query.shape[1] // key.shape[1], "DIM": dim, "BLOCK_D": wide}
+    return shared | next(setting for size, setting in tiles.items() if wide <= size)
+
+
+def _dense(x: torch.Tensor) -> torch.Tensor:
+    """x [N, heads, D] with the features of a head side by side."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def row_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, window: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Causal attention of query [N, H, D] to key and value [N, G, D] within the current rows.
+
+    `window` is the number of tokens to the left that are seen, -1 for all. Returns the output and the base-2
+    logarithm of each query's sum of exponentials [H, N].
+    """
+    query, key, value = _dense(query), _dense(key), _dense(value)
+    tokens, heads, _ = query.shape
+    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    exponents = query.new_empty((heads, tokens), dtype=torch.float32)
+    constants = _constants(query, key, scale, _ATTEND)
+    launch(
+        kernels.attend, (-(-tokens // constants["BLOCK_M"]), heads),
+        (query, key, value, out, exponents, _now(), tokens, _UNLIMITED if window < 0 else window,
+         *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *out.stride()[:2]),
+        **constants,
+    )  # fmt: skip
+    return out, exponents
+
+
+def _fake(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, window: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens, heads, _ = query.shape
+    return query.new_empty(query.shape), query.new_empty((heads, tokens), dtype=torch.float32)
+
+
+def row_attention_backward(
+    grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, out: torch.Tensor,
+    exponents: torch.Tensor, scale: float, window: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Gradients of query, key and value."""
+    grad, query, key, value = _dense(grad), _dense(query), _dense(key), _dense(value)
+    tokens, heads, _ = query.shape
+    grad_query = torch.empty_like(out)
+    grad_key, grad_value = (key.new_empty(key.shape) for _ in range(2))
+    products = torch.empty_like(exponents)
+    limits = _now(), tokens, _UNLIMITED if window < 0 else window
+    read = *query.stride()[:2], *key.stride()[:2], *value.stride()[:2]
+    constants = _constants(query, key, scale, _BACKWARD_QUERY)
+    launch(
+        kernels.backward_query, (-(-tokens // constants["BLOCK_M"]), heads),
+        (query, key, value, out, grad, exponents, products, grad_query, *limits,
+         *read, *out.stride()[:2], *grad.stride()[:2]),
+        FACTOR=scale, **constants,
+    )  # fmt: skip
+    constants = _constants(query, key, scale, _BACKWARD_KEY)
+    launch(
+        kernels.backward_key, (-(-tokens // constants["BLOCK_N"]), key.shape[1]),
+        (query, key, value, grad, exponents, products, grad_key, grad_value, *limits,
+         *read, *grad.stride()[:2], *grad_key.stride()[:2]),
+        FACTOR=scale, **constants,
+    )  # fmt: skip
+    return grad_query, grad_key, grad_value
+
+
+def _fake_backward(
+    grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    query, key, value, ctx.scale, ctx.window = inputs
+    ctx.save_for_backward(query, key, value, *output)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad: torch.Tensor, _: None) -> tuple[Any, ...]:
+    gradients = torch.ops.loratune.row_attention_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.window)
+    return (*gradients, None, None)
+
+
+# On the library itself, as in `lora.fused`: an operator made by `custom_op` costs the host 50 us more.
+_LIBRARY: Any = torch.library.Library("loratune", "FRAGMENT")  # type: ignore[no-untyped-call]
+_LIBRARY.define(
+    "row_attention(Tensor query, Tensor key, Tensor value, float scale, int window) -> (Tensor, Tensor)"
+)
+_LIBRARY.define(
+    "row_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor out, Tensor exponents, "
+    "float scale, int window) -> (Tensor, Tensor, Tensor)"
+)
+for _device in ("CUDA", "CPU"):
+    _LIBRARY.impl("row_attention", row_attention, _device)
+    _LIBRARY.impl("row_attention_backward", row_attention_backward, _device)
+torch.library.register_fake("loratune::row_attention", _fake, lib=_LIBRARY)
+torch.library.register_fake("loratune::row_attention_backward", _fake_backward, lib=_LIBRARY)
+torch.library.register_autograd("loratune::row_attention", _backward, setup_context=_save, lib=_LIBRARY)
