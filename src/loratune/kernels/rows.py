@@ -84,7 +84,7 @@ def attend(
     `bounds` [2, N] int32: where each token's row begins and ends. A query sees `window` tokens before it at most.
     SCALE is the scale of the scores times log2(e).
     """
-    head = tl.program_id(1)
+    head = tl.program_id(1).to(tl.int64)
     start = tl.program_id(0) * BLOCK_M
     m = start + tl.arange(0, BLOCK_M)
     features = tl.arange(0, BLOCK_D)
@@ -109,7 +109,7 @@ def attend(
     where = out + head * out_head + m.to(tl.int64)[:, None] * out_token + features[None, :]
     mask = inside[:, None] & (features < DIM)[None, :]
     tl.store(where, (accumulator / total[:, None]).to(out.dtype.element_ty), mask=mask)
-    tl.store(exponents + head.to(tl.int64) * tokens + m, most + tl.log2(total), mask=inside)
+    tl.store(exponents + head * tokens + m, most + tl.log2(total), mask=inside)
 
 
 @triton.jit
@@ -148,7 +148,7 @@ def backward_query(
 
     FACTOR is the scale of the scores, SCALE times log2(e).
     """
-    head = tl.program_id(1)
+    head = tl.program_id(1).to(tl.int64)
     start = tl.program_id(0) * BLOCK_M
     m = start + tl.arange(0, BLOCK_M)
     features = tl.arange(0, BLOCK_D)
@@ -161,7 +161,7 @@ def backward_query(
     gradient = _lines(grad + head * grad_head, m, features, grad_token, inside, DIM)
     output = _lines(out + head * out_head, m, features, out_token, inside, DIM)
     product = tl.sum(gradient.to(tl.float32) * output.to(tl.float32), 1)
-    place = head.to(tl.int64) * tokens + m
+    place = head * tokens + m
     exponent = tl.load(exponents + place, mask=inside, other=0.0)
     tl.store(products + place, product, mask=inside)
     k += (head // GROUP) * k_head
@@ -212,7 +212,7 @@ def backward_key(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Gradients of keys and values [N, G, D], from all heads that share them; after `backward_query`."""
-    group = tl.program_id(1)
+    group = tl.program_id(1).to(tl.int64)
     start = tl.program_id(0) * BLOCK_N
     n = start + tl.arange(0, BLOCK_N)
     features = tl.arange(0, BLOCK_D)
@@ -228,7 +228,7 @@ def backward_key(
     for number in range(GROUP):
         head = group * GROUP + number
         queries, gradients = q + head * q_head, grad + head * grad_head
-        line = head.to(tl.int64) * tokens
+        line = head * tokens
         if mixed:
             of_key, of_value = _backward_key(
                 queries, gradients, exponents + line, products + line, key, value, end, n, features, start, high,
