@@ -35,9 +35,9 @@ HEADS = {
 LENGTHS = ("banking77", "32", "128", "gsm8k", "512", "1024", "4096")
 SQUARE = [(64, 64, warps, stages) for warps, stages in product((4, 8), (1, 2, 3))]
 TILES = {
-    "_ATTEND": [*SQUARE, (128, 64, 8, 2), (32, 32, 2, 2), (32, 64, 4, 2)],
-    "_BACKWARD_QUERY": [*SQUARE, (128, 64, 8, 2), (32, 32, 2, 2), (64, 32, 4, 2)],
-    "_BACKWARD_KEY": [
+    "_ATTEND": [*SQUARE, (128, 64, 8, 2), (32, 32, 2, 2), (32, 64, 4, 2), (64, 32, 8, 1)],
+    "_BACKWARD_QUERY": [*SQUARE, (128, 64, 8, 2), (32, 32, 2, 2), (64, 32, 4, 2), (64, 32, 8, 1)],
+    "_BACKWARD_KEY_LARGE": [
         *SQUARE,
         (32, 64, 4, 2),
         (32, 64, 4, 1),

@@ -4,6 +4,7 @@ Triton looks at every argument of every launch to find the right compiled kernel
 kernel is remembered by what can change it, and launched by its handle (10 us). Knows no kernel in particular.
 """
 
+from functools import cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -29,6 +30,18 @@ def kernel_path(device: torch.device, dtype: torch.dtype) -> KernelPath:
     if dtype == torch.float64:
         return KernelPath(False, "float64")
     return KernelPath(True, f"compute capability {major}.{minor}")
+
+
+_MUCH_SHARED_MEMORY = 160 * 2**10
+
+
+@cache
+def much_shared_memory(device: torch.device) -> bool:
+    """Whether a multiprocessor has as much of it as an A100's; consumers' devices have 100 KiB."""
+    if device.type != "cuda":
+        return False
+    properties = torch.cuda.get_device_properties(device)
+    return int(getattr(properties, "shared_memory_per_multiprocessor", 0)) >= _MUCH_SHARED_MEMORY
 
 
 _handles: dict[tuple[Any, ...], Any] = {}

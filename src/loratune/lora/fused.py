@@ -18,7 +18,7 @@ import torch
 
 from loratune.errors import ModelError
 from loratune.kernels import low_rank as kernels
-from loratune.kernels.launch import launch
+from loratune.kernels.launch import launch, much_shared_memory
 from loratune.lora.dropout import module_salt, threshold
 from loratune.lora.segments import Passenger, Places, Segment, unseen_tokens
 from loratune.maths.sizes import few_sizes
@@ -40,7 +40,6 @@ _ADDED = 1024
 """Numbers that a program of `add_parts` adds up."""
 _STAGES, _FEW_STAGES = 3, 2
 """Of loads ahead of their use; few where there is less shared memory than on an A100."""
-_MUCH_SHARED_MEMORY = 160 * 2**10
 
 Table = npt.NDArray[np.int64]
 
@@ -230,13 +229,8 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-@cache
 def _stages(device: torch.device) -> int:
-    if device.type != "cuda":
-        return _FEW_STAGES
-    properties = torch.cuda.get_device_properties(device)
-    shared = getattr(properties, "shared_memory_per_multiprocessor", 0)
-    return _STAGES if shared >= _MUCH_SHARED_MEMORY else _FEW_STAGES
+    return _STAGES if much_shared_memory(device) else _FEW_STAGES
 
 
 def _launching(

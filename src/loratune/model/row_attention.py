@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from loratune.kernels import rows as kernels
-from loratune.kernels.launch import launch
+from loratune.kernels.launch import launch, much_shared_memory
 
 _LOG2_E = 1.4426950408889634
 _UNLIMITED = 2**30
@@ -18,18 +18,20 @@ _Tiles = dict[int, dict[str, int]]
 _ATTEND: _Tiles = {
     64: {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1},
     128: {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2},
-    256: {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1},
+    256: {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1},
 }
 _BACKWARD_QUERY: _Tiles = {
     64: {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2},
     128: {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2},
-    256: {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1},
+    256: {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1},
 }
 _BACKWARD_KEY: _Tiles = {
     64: {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1},
     128: {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1},
     256: {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1},
 }
+_BACKWARD_KEY_LARGE = _BACKWARD_KEY | {256: {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 1}}
+"""Where there is shared memory for it; all others need 96 KiB at most."""
 
 _bounds: torch.Tensor | None = None
 
@@ -108,7 +110,8 @@ def row_attention_backward(
          *read, *out.stride()[:2], *grad.stride()[:2]),
         FACTOR=scale, **constants,
     )  # fmt: skip
-    constants = _constants(query, key, scale, _BACKWARD_KEY)
+    tiles = _BACKWARD_KEY_LARGE if much_shared_memory(query.device) else _BACKWARD_KEY
+    constants = _constants(query, key, scale, tiles)
     launch(
         kernels.backward_key, (-(-tokens // constants["BLOCK_N"]), key.shape[1]),
         (query, key, value, grad, exponents, products, grad_key, grad_value, *limits,
