@@ -35,9 +35,9 @@ HEADS = {
 LENGTHS = ("banking77", "32", "128", "gsm8k", "512", "1024", "4096")
 SQUARE = [(64, 64, warps, stages) for warps, stages in product((4, 8), (1, 2, 3))]
 TILES = {
-    "_ATTEND": [*SQUARE, (128, 64, 8, 2), (32, 32, 2, 2), (32, 64, 4, 2), (64, 32, 8, 1)],
-    "_BACKWARD_QUERY": [*SQUARE, (128, 64, 8, 2), (32, 32, 2, 2), (64, 32, 4, 2), (64, 32, 8, 1)],
-    "_BACKWARD_KEY_LARGE": [
+    "_ATTEND_LARGE": [*SQUARE, (128, 64, 8, 2), (32, 32, 2, 2), (32, 64, 4, 2), (64, 32, 8, 1)],
+    "_BACKWARD_QUERY_LARGE": [*SQUARE, (128, 64, 8, 2), (32, 32, 2, 2), (64, 32, 4, 2), (64, 32, 8, 1)],
+    "_BACKWARD_KEY": [
         *SQUARE,
         (32, 64, 4, 2),
         (32, 64, 4, 1),
@@ -164,7 +164,7 @@ def tune(shape: str, length: str, line: Line) -> None:
     for place, tiles in TILES.items():
         table = getattr(ours, place)
         usual, times = table[dim], []
-        run = side[0] if place == "_ATTEND" else partial(side[1], out, found)
+        run = side[0] if place == "_ATTEND_LARGE" else partial(side[1], out, found)
         for tile in [None, *tiles]:
             if tile is not None:
                 table[dim] = dict(zip(("BLOCK_M", "BLOCK_N", "num_warps", "num_stages"), tile, strict=True))

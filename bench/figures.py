@@ -8,7 +8,7 @@ from html import escape
 from math import ceil, floor, isfinite, log10
 from pathlib import Path
 
-COLOURS = ("#4269d0", "#efb118", "#d1495b", "#3ca951", "#a463f2", "#6b6b6b")
+COLOURS = ("#4269d0", "#efb118", "#d1495b", "#3ca951", "#a463f2", "#6b6b6b", "#6cc5b0")
 _WIDTH, _HEIGHT = 305, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 65, 10, 26, 34
 _LEGEND = 20

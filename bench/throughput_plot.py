@@ -50,7 +50,7 @@ def growth(rows: Sequence[Row]) -> Panel:
 def batches(rows: Sequence[Row]) -> Panel:
     """How many times a pack and a single trial are as fast as PEFT's loop, by the batch size."""
     lines = []
-    for (shape, name), colour in zip(SHAPES.items(), COLOURS, strict=False):
+    for (shape, name), colour in zip(SHAPES.items(), COLOURS[4:], strict=False):
         own = (
             (int(row["batch"]), row)
             for row in rows

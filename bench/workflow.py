@@ -136,7 +136,8 @@ class Part:
         rate = self.tokens / self.seconds if self.seconds else 0.0
         return (
             f"{self.name:<12} {self.trials:>3} trials {self.steps:>6} steps in {self.pack_steps:>5} pack steps "
-            f"{self.tokens:>9,} tokens  {self.seconds:7.1f} s (planned {self.planned_seconds:6.1f} to train)  "
+            f"{self.tokens:>9,} tokens  {self.seconds:7.1f} s "
+            f"(planned {self.planned_seconds:6.1f} for those asked first)  "
             f"{rate:>7,.0f} tokens/s  evaluation {self.evaluation_seconds / max(self.seconds, 1e-9):5.1%}"
         )
 

@@ -18,20 +18,23 @@ _Tiles = dict[int, dict[str, int]]
 _ATTEND: _Tiles = {
     64: {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1},
     128: {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2},
-    256: {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1},
+    256: {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1},
 }
 _BACKWARD_QUERY: _Tiles = {
     64: {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2},
     128: {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2},
-    256: {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1},
+    256: {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1},
 }
 _BACKWARD_KEY: _Tiles = {
     64: {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1},
     128: {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1},
     256: {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1},
 }
-_BACKWARD_KEY_LARGE = _BACKWARD_KEY | {256: {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 1}}
-"""Where there is shared memory for it; all others need 96 KiB at most."""
+# Where there is shared memory for it; those above need 96 KiB at most.
+_ATTEND_LARGE = _ATTEND | {256: {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 1}}
+_BACKWARD_QUERY_LARGE = _BACKWARD_QUERY | {
+    256: {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 1}
+}
 
 _bounds: torch.Tensor | None = None
 
@@ -74,7 +77,8 @@ def row_attention(
     tokens, heads, _ = query.shape
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     exponents = query.new_empty((heads, tokens), dtype=torch.float32)
-    constants = _constants(query, key, scale, _ATTEND)
+    large = much_shared_memory(query.device)
+    constants = _constants(query, key, scale, _ATTEND_LARGE if large else _ATTEND)
     launch(
         kernels.attend, (-(-tokens // constants["BLOCK_M"]), heads),
         (query, key, value, out, exponents, _now(), tokens, _UNLIMITED if window < 0 else window,
@@ -103,15 +107,15 @@ def row_attention_backward(
     products = torch.empty_like(exponents)
     limits = _now(), tokens, _UNLIMITED if window < 0 else window
     read = *query.stride()[:2], *key.stride()[:2], *value.stride()[:2]
-    constants = _constants(query, key, scale, _BACKWARD_QUERY)
+    large = much_shared_memory(query.device)
+    constants = _constants(query, key, scale, _BACKWARD_QUERY_LARGE if large else _BACKWARD_QUERY)
     launch(
         kernels.backward_query, (-(-tokens // constants["BLOCK_M"]), heads),
         (query, key, value, out, grad, exponents, products, grad_query, *limits,
          *read, *out.stride()[:2], *grad.stride()[:2]),
         FACTOR=scale, **constants,
     )  # fmt: skip
-    tiles = _BACKWARD_KEY_LARGE if much_shared_memory(query.device) else _BACKWARD_KEY
-    constants = _constants(query, key, scale, tiles)
+    constants = _constants(query, key, scale, _BACKWARD_KEY)
     launch(
         kernels.backward_key, (-(-tokens // constants["BLOCK_N"]), key.shape[1]),
         (query, key, value, grad, exponents, products, grad_key, grad_value, *limits,
