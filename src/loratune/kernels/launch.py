@@ -12,7 +12,7 @@ import torch
 
 
 class KernelPath(NamedTuple):
-    """Which implementation of the low-rank products a device uses, and why."""
+    """Whether a device runs the kernels, and why (not)."""
 
     triton: bool
     reason: str
@@ -22,6 +22,8 @@ def kernel_path(device: torch.device, dtype: torch.dtype) -> KernelPath:
     """Triton on CUDA devices from compute capability 8.0 on, in every type but float64; else PyTorch."""
     if device.type != "cuda":
         return KernelPath(False, f"a {device.type} device")
+    if torch.version.hip is not None:  # less shared memory, other instructions: nobody has tried
+        return KernelPath(False, "ROCm, on which the kernels have not been tried")
     if find_spec("triton") is None:
         return KernelPath(False, "the package triton is not installed")
     major, minor = torch.cuda.get_device_capability(device)
