@@ -136,6 +136,30 @@ def test_fewest_steps_by_hand() -> None:
     assert fewest(*[load(6, memory=4)] * 5) == 18  # two at once: three waves
     assert fewest(load(4, memory=8), load(7, memory=3)) == 11  # the small one fits beside no large one
     assert fewest(*[load(10, memory=2)] * 10) == 20  # the area
+    # any three fit, not all four: two of them never meet
+    four = load(64, memory=80), load(64, memory=12), load(96, memory=5), load(63, memory=5)
+    assert fewest(*four, memory=100) == 127
+    assert fewest(*four, memory=102) == 96
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_schedule_of_few_trials_takes_fewer_steps(seed: int) -> None:
+    """Each placed, in some order, as early as it fits: among these is one of the shortest."""
+    random = np.random.default_rng(seed)
+    loads = [load(int(random.integers(1, 9)), memory=int(random.integers(1, 8))) for _ in range(5)]
+    slots, memory = int(random.integers(2, 5)), 10
+
+    def steps_of(order: tuple[int, ...]) -> int:
+        used = np.zeros((sum(each.steps for each in loads), 2))
+        for trial in order:
+            own = np.array([loads[trial].memory, 1])
+            starts = range(len(used) - loads[trial].steps + 1)
+            fits = (used + own <= (memory, slots)).all(1)
+            start = next(at for at in starts if fits[at : at + loads[trial].steps].all())
+            used[start : start + loads[trial].steps] += own
+        return int(used.any(1).sum())
+
+    assert fewest_steps(loads, slots=slots, memory=memory) <= min(map(steps_of, permutations(range(5))))
 
 
 def test_admission_takes_the_first_that_fits() -> None:

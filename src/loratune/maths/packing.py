@@ -275,7 +275,7 @@ def fewest_steps(loads: Sequence[TrialLoad], *, slots: int, memory: float) -> in
 
 
 def _at_least(steps: Numbers, share: Numbers, slots: int) -> float:
-    """The largest of four bounds on the steps of trials that take these shares of the memory.
+    """The largest of five bounds on the steps of trials that take these shares of the memory.
 
     - The longest trial; and as at most `slots` are live, Σ steps / slots.
     - Area: a share x counts f(x), where shares that add up to at most 1 count at most 1 together; then
@@ -284,6 +284,8 @@ def _at_least(steps: Numbers, share: Numbers, slots: int) -> float:
     - Pigeonhole: trials of a share above 1 / (m + 1) run at most m at once. Of the k · m + 1 longest of them, some
       chain of m holds k + 1, so S is at least the sum of the k + 1 shortest of those. (Any schedule of at
       most m at once is m chains: a trial joins one that is free when it begins.) The same for all and the slots.
+    - Pairs: of trials that do not fit all at once some two never run together, since intervals that meet two by two
+      have a point in common (Helly); so S is at least the sum of the two shortest.
     """
     if not len(steps):
         return 0.0
@@ -295,7 +297,20 @@ def _at_least(steps: Numbers, share: Numbers, slots: int) -> float:
     for m in range(1, min(slots, len(steps)) + 1):
         chosen = steps if m == slots else steps[share * (m + 1) > 1 + _ROUNDING]
         best = max(best, _pigeonhole(np.sort(chosen)[::-1], m))
-    return best
+    return max(best, _pairs(steps, share))
+
+
+def _pairs(steps: Numbers, share: Numbers) -> float:
+    """max over sets that take more than all memory of their two shortest: j, and the longest i that is short enough.
+
+    Beside i and j a set has all trials that are longer than i: they take memory and are not among the shortest.
+    """
+    order = np.argsort(-steps, kind="stable")
+    steps, share = steps[order], share[order]
+    i = np.searchsorted(np.cumsum(share), 1 + _ROUNDING - share, side="right")
+    j = np.arange(len(steps))
+    found = i < j
+    return float(np.max(steps[i[found]] + steps[j[found]], initial=0.0))
 
 
 def _pigeonhole(longest_first: Numbers, m: int) -> float:
