@@ -68,6 +68,14 @@ def test_a_window_that_is_ignored_is_found_out_only_where_rows_reach_it(
     assert not flat_path(model, longest=40).flat
 
 
+def test_kernels_are_not_given_values_of_another_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would read beyond their end (multi-head latent attention has such values)."""
+    monkeypatch.setattr(rows_module, "_bounds", torch.zeros(2, 4, dtype=torch.int32))
+    query, value = torch.zeros(1, 2, 4, 24), torch.zeros(1, 2, 4, 16)
+    with pytest.raises(ValueError, match="values of 16 features beside queries of 24"):
+        rows_module._attend(torch.nn.Identity(), query, query, value, None)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("paths", [FLAT, REFERENCE], ids=["flat", "padded"])
 def test_exactness_on_both_paths(dtype: torch.dtype, paths: Paths) -> None:

@@ -43,7 +43,7 @@ def _forward(
     SCALE: tl.constexpr, DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     MIXED: tl.constexpr,
 ):  # fmt: skip
-    """Weighted sum of the values [M, D], the sum of weights [M], and their largest exponent [M], to base 2."""
+    """Weighted sum of the values [M, D], the sum of the weights [M], and the exponent (base 2) they are relative to."""
     most = tl.full((BLOCK_M,), -_INFINITE, tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     accumulator = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
@@ -54,9 +54,8 @@ def _forward(
         visible = _visible(first, m, n)
         score = tl.dot(query, tl.trans(key), input_precision="ieee") * SCALE
         score = tl.where(visible, score, -_INFINITE)
-        # not `tl.max` alone: it passes over NaN
         now = tl.maximum(most, tl.max(score, 1))
-        base = tl.where(now == -_INFINITE, 0.0, now)
+        base = tl.where(now == -_INFINITE, 0.0, now)  # of a query that has seen no key yet
         weight = tl.exp2(score - base[:, None])
         kept = tl.exp2(most - base)
         total = total * kept + tl.sum(weight, 1)
@@ -65,7 +64,7 @@ def _forward(
             weight.to(value.dtype), _shielded(value, MIXED), accumulator, input_precision="ieee"
         )
         if MIXED:  # what the shield took away shows in the rows that see it
-            broken = tl.max(tl.where(_finite(value) | (features >= DIM)[None, :], 0.0, 1.0), 1)
+            broken = tl.max(tl.where(_finite(value), 0.0, 1.0), 1)
             seen = tl.max(tl.where(visible, broken[None, :], 0.0), 1)
             total = tl.where(seen > 0, float("nan"), total)
         most = now
@@ -127,6 +126,7 @@ def _backward_query(
     SCALE: tl.constexpr, DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     MIXED: tl.constexpr,
 ):  # fmt: skip
+    """Σ over the keys of slope · key [M, D]. What is not finite in a row's own keys shows in its slopes."""
     accumulator = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     for begin in tl.range(low, high, BLOCK_N):
         n = begin + tl.arange(0, BLOCK_N)
@@ -186,6 +186,7 @@ def _backward_key(
     q, grad, exponents, products, key, value, end, n, features, start, high, q_stride, grad_stride, of_key, of_value,
     SCALE: tl.constexpr, DIM: tl.constexpr, BLOCK_M: tl.constexpr, MIXED: tl.constexpr,
 ):  # fmt: skip
+    """Adds Σ over one head's queries of slope · query and of weight · gradient, [N, D] each."""
     for begin in tl.range(start, high, BLOCK_M):
         m = begin + tl.arange(0, BLOCK_M)
         inside = m < high

@@ -83,6 +83,8 @@ def _attend(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if isinstance(_bounds, ByLength):
         return _by_length(query, key, value, scale, sliding_window, _bounds), None
+    if value.shape[-1] != query.shape[-1]:
+        raise ValueError(f"values of {value.shape[-1]} features beside queries of {query.shape[-1]}")
     window = -1 if sliding_window is None else sliding_window - 1
     lines = (each[0].transpose(0, 1) for each in (query, key, value))
     return torch.ops.loratune.row_attention(*lines, scale, window)[0].unsqueeze(0), None
