@@ -72,6 +72,15 @@ def _forward(
 
 
 @triton.jit
+def _queries(bounds, tokens, window, BLOCK_M: tl.constexpr):
+    """A tile's queries, which of them there are, their end; where their rows begin, and the first keys they see."""
+    start = tl.program_id(0) * BLOCK_M
+    m = start + tl.arange(0, BLOCK_M)
+    row = tl.load(bounds + tl.minimum(m, tokens - 1))
+    return m, m < tokens, tl.minimum(start + BLOCK_M, tokens), row, tl.maximum(row, m - window)
+
+
+@triton.jit
 def attend(
     q, k, v, out, exponents, bounds, tokens, window, q_token, q_head, k_token, k_head, v_token, v_head,
     out_token, out_head,
@@ -84,14 +93,9 @@ def attend(
     SCALE is the scale of the scores times log2(e).
     """
     head = tl.program_id(1).to(tl.int64)
-    start = tl.program_id(0) * BLOCK_M
-    m = start + tl.arange(0, BLOCK_M)
-    features = tl.arange(0, BLOCK_D)
-    high = tl.minimum(start + BLOCK_M, tokens)
-    inside = m < tokens
-    row = tl.load(bounds + tl.minimum(m, tokens - 1))
-    first = tl.maximum(row, m - window)
+    m, inside, high, row, first = _queries(bounds, tokens, window, BLOCK_M)
     low = tl.min(first)
+    features = tl.arange(0, BLOCK_D)
     query = _lines(q + head * q_head, m, features, q_token, inside, DIM)
     k += (head // GROUP) * k_head
     v += (head // GROUP) * v_head
@@ -149,14 +153,9 @@ def backward_query(
     FACTOR is the scale of the scores, SCALE times log2(e).
     """
     head = tl.program_id(1).to(tl.int64)
-    start = tl.program_id(0) * BLOCK_M
-    m = start + tl.arange(0, BLOCK_M)
-    features = tl.arange(0, BLOCK_D)
-    high = tl.minimum(start + BLOCK_M, tokens)
-    inside = m < tokens
-    row = tl.load(bounds + tl.minimum(m, tokens - 1))
-    first = tl.maximum(row, m - window)
+    m, inside, high, row, first = _queries(bounds, tokens, window, BLOCK_M)
     low = tl.min(first)
+    features = tl.arange(0, BLOCK_D)
     query = _lines(q + head * q_head, m, features, q_token, inside, DIM)
     gradient = _lines(grad + head * grad_head, m, features, grad_token, inside, DIM)
     output = _lines(out + head * out_head, m, features, out_token, inside, DIM)
