@@ -93,6 +93,7 @@ CELLS = {
     "1b-b16": Cell(shape="llama3-1b", batch=16, slots=16, micro_batch_tokens=32768),
     "1b-b64": Cell(shape="llama3-1b", batch=64, slots=4, micro_batch_tokens=32768),
     "1b-64": Cell(shape="llama3-1b", batch=16, slots=32, length="64", micro_batch_tokens=32768),
+    "1b-256": Cell(shape="llama3-1b", batch=4, slots=32, length="256", micro_batch_tokens=32768),
     "1b-1024": Cell(shape="llama3-1b", batch=4, slots=8, length="1024", micro_batch_tokens=32768),
     "1b-mixed": Cell(shape="llama3-1b", batch=4, slots=30, ranks=MIXED, peft=False),
     "1b-gsm8k": Cell(shape="llama3-1b", batch=4, slots=32, length="gsm8k", micro_batch_tokens=32768),
