@@ -4,7 +4,7 @@ Heads of three architectures, rows of one length and real ones; each side is tim
 launches, over inputs that do not fit into the cache. Deviations are against float32, so that both sides' rounding
 shows. `--tune` tries other tiles. Prints as it goes and appends a row for each to bench/results/attention.csv.
 
-PYTHONPATH=src:bench python bench/attention.py [--tokens 16384] [--tune]
+Needs a CUDA device: PYTHONPATH=src:bench python bench/attention.py [--tokens 16384] [--tune]
 """
 
 import argparse
@@ -186,6 +186,8 @@ def main() -> None:
     parser.add_argument("--lengths", default=",".join(LENGTHS))
     parser.add_argument("--tune", action="store_true", help="try other tiles; append nothing")
     given = parser.parse_args()
+    if unknown := set(given.shapes.split(",")) - set(HEADS):
+        parser.error(f"--shapes must be of {', '.join(HEADS)}, got {', '.join(sorted(unknown))}.")
     for shape in given.shapes.split(","):
         for length in given.lengths.split(","):
             line = line_of(length, HEADS[shape], given.tokens)

@@ -52,6 +52,8 @@ def seconds(work: Callable[[], Any], repeats: int = 10) -> float:
 
 def main() -> None:
     """All shapes."""
+    if not torch.cuda.is_available():
+        raise SystemExit("This needs a CUDA device: the ceiling is a GPU's.")
     limit = ceiling()
     print(f"{torch.cuda.get_device_name()}: ceiling {limit / 1e12:.0f} TFLOP/s", flush=True)
     for shape, tokens in TOKENS.items():

@@ -268,6 +268,8 @@ def main() -> None:
     cuda = torch.cuda.is_available()
     cells = CELLS if cuda else CPU_CELLS
     names = list(cells) if arguments.cells == "all" else arguments.cells.split(",")
+    if unknown := [name for name in names if name not in cells]:
+        parser.error(f"--cells must be of {', '.join(cells)}, got {', '.join(unknown)}.")
     limit = ceiling() if cuda else 0.0
     print(f"ceiling {limit / 1e12:.0f} TFLOP/s" if cuda else f"{torch.get_num_threads()} threads", flush=True)
     base, loaded = None, ("", "")
