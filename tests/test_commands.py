@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ import pytest
 import torch
 import typer.main
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 import loratune
+from loratune.app.memory import estimate_memory
 from loratune.cli.main import app, main
 from loratune.errors import HyperParameterError
 from loratune.run import measuring
@@ -364,6 +366,22 @@ def test_memory_from_a_configuration_alone(shell: Shell, config: Path) -> None:
     assert large["largest_rank"] == 16
     assert large["largest_trials"] <= small["largest_trials"]
     assert shell.written == []
+
+
+def test_what_is_said_to_fit_fits_when_it_is_asked_for(tmp_path: Path) -> None:
+    """Near the limit, where micro-batches must be smaller; one more does not."""
+    LlamaConfig(
+        hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
+        num_key_value_heads=8, vocab_size=128256, architectures=["LlamaForCausalLM"],
+    ).save_pretrained(tmp_path)  # fmt: skip
+    ask = partial(estimate_memory, model=str(tmp_path), device="cuda", device_memory="24GiB")
+    first = ask()
+    assert ask(rank=first.largest_rank).verdict == "fits"
+    assert ask(rank=first.largest_rank + 1).verdict == "tight"
+    assert ask(trials=first.largest_pack).verdict == "fits"
+    assert ask(trials=first.largest_pack + 1).verdict == "tight"
+    beyond = ask(rank=first.largest_rank + 1)
+    assert (beyond.largest_batch, beyond.largest_rank) == (0, first.largest_rank)
 
 
 def test_memory_that_does_not_suffice(shell: Shell, config: Path) -> None:

@@ -256,14 +256,15 @@ def limits(**changes: Any) -> Limits:
 
 def test_limits_are_the_last_values_that_fit() -> None:
     subject, recipe = limits(), trial(16, 8)
-    trials = subject.largest_pack(recipe)
+    row_by_row = replace(subject, micro_batch_tokens=512)
+    trials = subject.largest_pack(recipe, 256)
     assert trials > 1
-    assert subject.fits([recipe] * trials)
-    assert not subject.fits([recipe] * (trials + 1))
+    assert all(row_by_row.fits([recipe] * count) == (count <= trials) for count in range(1, trials + 20))
+    assert subject.largest_pack(recipe, 2) == 2
     rank = subject.largest_rank(recipe, trials=4)
     assert 16 < rank < 1024
-    assert subject.fits([replace(recipe, r=rank)] * 4)
-    assert not subject.fits([replace(recipe, r=rank + 1)] * 4)
+    fitting = [row_by_row.fits([replace(recipe, r=r)] * 4) for r in range(1, 1025)]
+    assert fitting == [r <= rank for r in range(1, 1025)]
     tokens = subject.largest_micro_batch([recipe] * 4)
     crowd = [replace(recipe, batch_size=1000)] * 4
     assert replace(subject, micro_batch_tokens=tokens).fits(crowd)
@@ -294,9 +295,22 @@ def test_what_adapters_may_take_is_what_is_left() -> None:
     assert not subject.fits([recipe] * (count + 1))
 
 
+@pytest.mark.parametrize(("device", "micro_batch", "rank", "batch"), [(80, 8192, 64, 4), (40, 12288, 16, 8)])
+def test_what_is_left_of_a_pack_fits_too(device: int, micro_batch: int, rank: int, batch: int) -> None:
+    """Fewer rows may be in one micro-batch that is larger than each of two."""
+    subject = limits(device_bytes=device * GIB, micro_batch_tokens=micro_batch, max_length=128)
+    recipe = trial(rank, batch)
+    for trials in range(1, 40):
+        together = min(trials, subject.room([recipe] * trials) // subject.adapter_bytes(recipe))
+        for left in range(1, together + 1):
+            assert subject.estimate([recipe] * left).fits(subject.device_bytes)
+
+
 def test_nothing_fits_on_a_small_card_and_ranks_stop_at_the_layers() -> None:
     tiny = limits(device_bytes=8 * GIB)
-    assert tiny.largest_pack(trial(16)) == tiny.largest_rank(trial(16)) == tiny.largest_batch(trial(16)) == 0
+    assert (
+        tiny.largest_pack(trial(16), 9) == tiny.largest_rank(trial(16)) == tiny.largest_batch(trial(16)) == 0
+    )
     assert replace(tiny, device_bytes=4000 * GIB).largest_rank(trial(16)) == 1024
 
 

@@ -9,6 +9,7 @@ from typing import Any, cast, get_args
 from rich.console import Console
 
 from loratune.errors import InputError
+from loratune.lora.packed import CAPACITY
 from loratune.maths.execution import Device
 from loratune.maths.limits import Limits
 from loratune.maths.memory import MemoryEstimate, Verdict
@@ -40,8 +41,9 @@ class MemoryAnswer:
     largest_batch: int
     """Rows of one trial in a single micro-batch; larger batches are cut into several."""
     largest_rank: int
+    """Of as many trials, however small micro-batches must be; as all limits 0 where nothing fits."""
     largest_pack: int
-    """Trials side by side."""
+    """Trials side by side, however small micro-batches must be."""
     largest_micro_batch: int
     """Tokens that a micro-batch of this pack may hold."""
 
@@ -83,9 +85,11 @@ def estimate_memory(
     `device` is `cpu`, `cuda` (also without one) or `auto`: this machine's, or a GPU where `device_memory` is given.
     Raises `InputError` for values out of range, `ModelError` for a model that cannot be read.
     """
-    if max_length < 2 or trials < 1:
+    if max_length < 2:
+        raise InputError(f"--max-length must be at least 2, got {max_length}; raise it.")
+    if not 1 <= trials <= CAPACITY:
         raise InputError(
-            f"--max-length must be at least 2 and --trials at least 1, got {max_length} and {trials}; raise them."
+            f"--trials must be 1 to {CAPACITY}, which is what one pack holds, got {trials}; change it."
         )
     kinds = (*get_args(DType), NF4)
     if dtype not in kinds:
@@ -115,7 +119,7 @@ def estimate_memory(
         micro_batch_tokens=limits.micro_batch_tokens,
         largest_batch=limits.largest_batch(trial),
         largest_rank=limits.largest_rank(trial, trials),
-        largest_pack=limits.largest_pack(trial),
+        largest_pack=limits.largest_pack(trial, CAPACITY),
         largest_micro_batch=room,
     )
 
@@ -144,14 +148,26 @@ def memory_command(*, as_json: bool, **options: Any) -> None:
 
 
 def _limits_lines(answer: MemoryAnswer) -> list[str]:
-    if answer.largest_batch == 0:
+    fitting = [
+        text
+        for limit, text in (
+            (answer.largest_rank, f"rank {answer.largest_rank}"),
+            (answer.largest_pack, f"{answer.largest_pack} such trials side by side"),
+            (
+                answer.largest_batch,
+                f"{answer.largest_batch} rows of one trial at once (larger batches are cut into micro-batches)",
+            ),
+            (answer.largest_micro_batch, f"micro-batches of {count(answer.largest_micro_batch)} tokens"),
+        )
+        if limit
+    ]
+    if not fitting:
         return [
-            "Not even one row of one such trial fits: take a shorter --max-length, a lower --rank or another model."
+            "Not even one row at rank 1 fits: take a shorter --max-length, fewer --trials or another model."
         ]
     return [
         f"Counted for a {'GPU' if answer.device == 'cuda' else 'CPU'} and micro-batches of "
         f"{count(answer.micro_batch_tokens)} tokens.",
-        f"What fits, each with all else as asked: rank {answer.largest_rank}; {answer.largest_pack} such trials "
-        f"side by side; {answer.largest_batch} rows of one trial at once (larger batches are cut into micro-batches); "
-        f"micro-batches of {count(answer.largest_micro_batch)} tokens.",
+        "What fits with room to spare, each with all else as asked and micro-batches as small as one row: "
+        f"{'; '.join(fitting)}.",
     ]

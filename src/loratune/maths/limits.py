@@ -42,9 +42,16 @@ class Limits:
             nf4=self.nf4,
         )
 
+    def fullest(self, pack: Sequence[HyperParameters]) -> MemoryEstimate:
+        """The largest peak of a pack and of all its parts, which train on when others have ended.
+
+        A step that just fills a micro-batch needs most: longer ones are cut into equal parts, smaller than allowed.
+        """
+        return self.estimate(pack, step_tokens=max(self.micro_batch_tokens, self.max_length))
+
     def fits(self, pack: Sequence[HyperParameters]) -> bool:
-        """Whether a pack fits with room to spare."""
-        return self.estimate(pack).fits(self.device_bytes)
+        """Whether a pack, and any part of it, fits with room to spare."""
+        return self.fullest(pack).fits(self.device_bytes)
 
     def adapter_bytes(self, recipe: HyperParameters) -> int:
         """What one more trial holds between steps."""
@@ -55,19 +62,27 @@ class Limits:
 
         What a step needs beyond them is counted as if all trained at once: it does not grow beyond a micro-batch.
         """
-        estimate = self.estimate(trials)
+        estimate = self.fullest(trials)
         adapters = sum(count * self.adapter_bytes(hp) for hp, count in Counter(trials).items())
         return floor(TIGHT * self.device_bytes) - (estimate.total - adapters)
 
-    def largest_pack(self, trial: HyperParameters, limit: int = 4096) -> int:
-        """How many such trials train beside each other."""
-        return _largest(lambda trials: self.fits([trial] * trials), limit)
+    @property
+    def sparing(self) -> "Limits":
+        """With a single row in a micro-batch, which needs least."""
+        return replace(self, micro_batch_tokens=self.max_length)
+
+    def largest_pack(self, trial: HyperParameters, limit: int) -> int:
+        """How many such trials train beside each other, at most `limit`, however small micro-batches must be."""
+        return _largest(lambda trials: self.sparing.fits([trial] * trials), limit)
 
     def largest_rank(self, trial: HyperParameters, trials: int = 1) -> int:
-        """Rank of that many equal trials, at most the smallest side of a targeted layer."""
+        """Rank of that many equal trials, however small micro-batches must be.
+
+        At most the smallest side of a targeted layer.
+        """
         targets = select_targets(self.model.targets, trial.target_modules)
         limit = min(min(shape[1:]) for shape in targets)
-        return _largest(lambda r: self.fits([replace(trial, r=r)] * trials), limit)
+        return _largest(lambda r: self.sparing.fits([replace(trial, r=r)] * trials), limit)
 
     def largest_micro_batch(self, pack: Sequence[HyperParameters], limit: int = 2**17) -> int:
         """Tokens that a micro-batch of that pack may hold, however many rows a step has.
@@ -78,10 +93,7 @@ class Limits:
         full = [replace(hp, batch_size=max(hp.batch_size, rows)) for hp in pack]
 
         def holds(tokens: int) -> bool:
-            # a step that is just one micro-batch: longer ones are cut into equal parts, smaller than allowed
-            step = max(tokens, self.max_length)
-            cut = replace(self, micro_batch_tokens=tokens)
-            return cut.estimate(full, step_tokens=step).fits(self.device_bytes)
+            return replace(self, micro_batch_tokens=tokens).fits(full)
 
         return _largest(holds, limit)
 
