@@ -20,7 +20,6 @@ from typing import Any
 import torch
 
 from loratune.engine.live import EarlyStopping
-from loratune.engine.paths import choose_paths
 from loratune.model.base import BaseModel
 from loratune.run.calibration import rows_of_readings
 from loratune.run.final import early_stopping
@@ -70,7 +69,6 @@ class Bench:
             validation_subset_size=rows_of_readings(self.facts, len(self.validation), READINGS),
             evaluations_per_trial=READINGS,
             max_tokens_per_micro_batch=self.options.micro_batch_tokens,
-            paths=choose_paths(self.base),
         )
 
     def search(self) -> dict[str, Any]:

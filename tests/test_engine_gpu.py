@@ -43,6 +43,35 @@ def test_masks_are_those_of_the_cpu() -> None:
     assert torch.equal(*masks)
 
 
+def test_labels_and_the_bare_base_beside_trials_in_half_precision() -> None:
+    """Scored by the kernels: by rows and by trees, the bare base alone in the last of the evaluator's chunks."""
+    table = labelled_table(LABELS, 30)
+    tokens = tuple(np.array(label, np.int32) for label in LABELS)
+    found = []
+    for base in (tiny_llama(torch.float32), on_gpu(tiny_llama(torch.bfloat16))):
+        results: list[TrialResult] = []
+        adapters: list[Adapter | None] = []
+
+        def keep(
+            result: TrialResult,
+            adapter: Adapter,
+            results: list[TrialResult] = results,
+            adapters: list[Adapter | None] = adapters,
+        ) -> None:
+            results.append(result)
+            adapters.append(adapter)
+
+        waiting = [trial(0, epochs=2.0), trial(1, epochs=2.0, r=8)]
+        two_models = 2 * int(table.lengths.max())
+        subject = engine(base, table, table, label_tokens=tokens, max_tokens_per_evaluation=two_models)
+        subject.run(lambda w=waiting: w.pop() if w else None, slots=2, on_result=keep)  # type: ignore[misc]
+        readings = subject.evaluate([*adapters, None], table)
+        found.append(([result.nll for result in results], [reading.nll for reading in readings]))
+        assert all(0 <= result.metrics["accuracy"] <= 1 for result in results)
+    for on_cpu, on_cuda in zip(*found, strict=True):
+        assert on_cuda == pytest.approx(on_cpu, rel=2e-2)
+
+
 def test_a_pack_gives_the_results_of_the_cpu() -> None:
     table = labelled_table(LABELS, 30)
     tokens = tuple(np.array(label, np.int32) for label in LABELS)

@@ -11,8 +11,10 @@ from loratune.data.batches import collate, collate_flat, fill
 from loratune.engine.head import Head
 from loratune.engine.paths import REFERENCE, Paths
 from loratune.engine.selfcheck import random_table, selfcheck
+from loratune.errors import ModelError
 from loratune.kernels.launch import KernelPath
 from loratune.model import rows as rows_module
+from loratune.model.architecture import longest_row
 from loratune.model.quiet import quiet
 from loratune.model.rows import ByLength, FlatPath, bounds_of, flat, flat_path
 
@@ -68,6 +70,55 @@ def test_a_window_that_is_ignored_is_found_out_only_where_rows_reach_it(
     assert not flat_path(model, longest=40).flat
 
 
+@pytest.mark.parametrize("longest", [8, 40])
+@pytest.mark.parametrize("family", ["phimoe", "doge"])
+def test_a_window_that_stands_in_the_mask_alone_is_refused(family: str, longest: int) -> None:
+    """Whatever the precision: in half of it a few tokens too many among a thousand do not show in the states."""
+    config = CONFIG_MAPPING[family](
+        vocab_size=260, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, sliding_window=20, num_local_experts=2, num_experts_per_tok=1,
+    )  # fmt: skip
+    with quiet():
+        model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    path = flat_path(model, longest=longest)
+    assert not path.flat
+    assert ("a window of 20 tokens" in path.reason) == (family == "phimoe")  # doge adds to its mask before
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "expected"),
+    [
+        ("llama", {"max_position_embeddings": 4096}, 4096),
+        ("gpt2", {"n_positions": 1024}, 1024),
+        ("phi3", {"max_position_embeddings": 131072, "original_max_position_embeddings": 4096}, 4096),
+        ("mpt", {}, None),
+    ],
+)
+def test_rows_are_no_longer_than_their_angles_are_the_same_in(
+    family: str, changes: dict[str, int], expected: int | None
+) -> None:
+    """With `longrope` one long row changes the angles of all others in a forward pass."""
+    config = CONFIG_MAPPING[family](**changes)
+    if family == "phi3":
+        config.rope_parameters = {
+            "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 48, "long_factor": [2.0] * 48,
+            "original_max_position_embeddings": 4096,
+        }  # fmt: skip
+    assert longest_row(config) == expected
+
+
+def test_a_decoder_without_states_is_left_to_the_head() -> None:
+    config = CONFIG_MAPPING["llama4_text"](
+        vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, intermediate_size_mlp=48, num_local_experts=2, num_experts_per_tok=1, head_dim=8,
+    )  # fmt: skip
+    with quiet():
+        model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    assert not flat_path(model, longest=8).flat
+    with pytest.raises(ModelError, match="must have a decoder below its head"):
+        Head(model)
+
+
 def test_kernels_are_not_given_values_of_another_width(monkeypatch: pytest.MonkeyPatch) -> None:
     """They would read beyond their end (multi-head latent attention has such values)."""
     monkeypatch.setattr(rows_module, "_bounds", torch.zeros(2, 4, dtype=torch.int32))
@@ -108,3 +159,4 @@ def test_what_fills_a_line_up_is_cut_into_rows_no_longer_than_the_longest() -> N
         lengths = [length for count, length in line.bounds.groups for _ in range(count)]
         assert sum(lengths) == 1024
         assert max(lengths) == batch.longest
+        assert int(line.places.max()) == batch.longest - 1  # models have places for no more

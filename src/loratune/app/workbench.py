@@ -22,7 +22,7 @@ from loratune.errors import OutputError
 from loratune.lora.layout import find_targets
 from loratune.maths.limits import Limits
 from loratune.maths.targets import check_rank
-from loratune.model.architecture import read_config
+from loratune.model.architecture import longest_row, read_config
 from loratune.model.base import BaseModel
 from loratune.model.load import load_model
 from loratune.model.source import locate
@@ -85,10 +85,7 @@ def context_length(model: str) -> int | None:
     A .gguf file's configuration takes as long to read as its weights, so its limit is left to the user.
     """
     source = locate(model, weights=False)
-    if source.gguf is not None:
-        return None
-    limit = getattr(read_config(source).get_text_config(), "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and limit > 0 else None
+    return None if source.gguf is not None else longest_row(read_config(source))
 
 
 def with_survey(data: PreparedData, tokenizer: Decoder, seed: int) -> PreparedData:
@@ -134,7 +131,8 @@ def open_workbench(
             epochs=epochs,
             metric=metric,
         )
-        paths = choose_paths(base)
+        tables = data.train, data.validation, data.test
+        paths = choose_paths(base, longest=max(int(table.lengths.max(initial=0)) for table in tables))
         limits = limits_here(base, paths, data.train, data.validation, options.device_memory)
         engine = PackEngine(
             base=base,

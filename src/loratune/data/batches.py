@@ -127,13 +127,21 @@ class MicroBatch:
     flat: bool
 
     @property
+    def edges(self) -> Rows:
+        """As `starts`, with what fills a flat line up cut into rows as long as the longest.
+
+        Attention pays for length, and models have places for no more than the longest row may have.
+        """
+        end, width = int(self.starts[-1]), self.tokens.numel()
+        if end == width:
+            return self.starts
+        return np.concatenate([self.starts, np.arange(end + self.longest, width, self.longest), [width]])
+
+    @property
     def places(self) -> Rows:
-        """[tokens] place of every token in its row; the rest of a flat line counts as a row."""
-        width = self.tokens.numel()
-        if not self.flat:
-            return np.tile(np.arange(self.tokens.shape[1]), len(self.tokens))
-        starts = np.append(self.starts, width) if self.starts[-1] < width else self.starts
-        return np.asarray(np.arange(width) - np.repeat(starts[:-1], np.diff(starts)), np.int64)
+        """[tokens] place of every token in its row."""
+        edges = self.edges
+        return np.asarray(np.arange(edges[-1]) - np.repeat(edges[:-1], np.diff(edges)), np.int64)
 
 
 def to_device(values: npt.NDArray[np.generic], device: torch.device) -> torch.Tensor:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -49,19 +48,11 @@ class Head:
         self.vocabulary = int(model.config.get_text_config().vocab_size)
 
     def line(self, batch: MicroBatch) -> Line | None:
-        """Where the rows of a flat micro-batch lie, for `running`; None where it is padded.
-
-        What fills the line up is cut into rows as long as the longest: attention pays for length.
-        """
+        """Where the rows of a flat micro-batch lie, for `running`; None where it is padded."""
         if not batch.flat:
             return None
-        tokens, device = batch.tokens.numel(), batch.tokens.device
-        ends = batch.starts
-        if ends[-1] < tokens:
-            ends = np.concatenate(
-                [ends, np.arange(ends[-1] + batch.longest, tokens, batch.longest), [tokens]]
-            )
-        return Line(to_device(batch.places[None], device), bounds_of(ends, device))
+        device = batch.tokens.device
+        return Line(to_device(batch.places[None], device), bounds_of(batch.edges, device))
 
     @contextmanager
     def running(self, line: Line | None) -> Iterator[dict[str, torch.Tensor]]:

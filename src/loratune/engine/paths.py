@@ -27,12 +27,15 @@ class Paths:
         )
 
 
-def choose_paths(base: BaseModel, *, longest: int = 0, compiled: bool = True) -> Paths:
+def choose_paths(base: BaseModel, *, longest: int, compiled: bool = True) -> Paths:
     """What is fast and checked on this model and device, for rows of at most `longest` tokens.
 
     `compiled=False` leaves the layers as they are.
     """
     low_rank = kernel_path(base.device, base.dtype)
+    layers = (base.model.get_submodule(name) for name, _, _ in base.profile.targets)
+    if len({parameter.dtype for layer in layers for parameter in layer.parameters()}) > 1:
+        low_rank = KernelPath(False, "layers of several types of numbers")
     rows = flat_path(base.model, longest=longest)
     works = compiled and low_rank.triton and rows.flat
     return Paths(low_rank=low_rank, rows=rows, compiled=works)

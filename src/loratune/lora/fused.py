@@ -258,7 +258,7 @@ def low_rank(
     if x.shape[:-1].numel() != _current.route.tokens:
         raise ModelError(unseen_tokens(x.shape, _current.route.tokens))
     h = x.new_empty(inner.shape)
-    out = torch.empty_like(y)
+    out = y.new_empty(y.shape)
     _shrink(x.contiguous(), h, table, kernels.COLUMN_A)
     _expand(h, y.contiguous(), out, table, kernels.COLUMN_B)
     return out, h
@@ -267,7 +267,7 @@ def low_rank(
 def _fake_low_rank(
     x: torch.Tensor, y: torch.Tensor, anchor: torch.Tensor, table: torch.Tensor, inner: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.empty_like(y), x.new_empty(inner.shape)
+    return y.new_empty(y.shape), x.new_empty(inner.shape)
 
 
 def low_rank_backward(
@@ -280,7 +280,7 @@ def low_rank_backward(
     _shrink(grad_y, grad_h, table, kernels.COLUMN_B)
     _gradient(grad_y, h, table, kernels.COLUMN_GRADIENT_B)
     _gradient(x, grad_h, table, kernels.COLUMN_GRADIENT_A)
-    grad_x = torch.empty_like(x) if through else x.new_empty(0)
+    grad_x = x.new_empty(x.shape if through else 0)
     if through:
         _expand(grad_h, grad_x, grad_x, table, kernels.COLUMN_A)
     return grad_x, x.new_zeros(1)
@@ -289,7 +289,7 @@ def low_rank_backward(
 def _fake_backward(
     grad_y: torch.Tensor, x: torch.Tensor, h: torch.Tensor, table: torch.Tensor, through: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return (torch.empty_like(x) if through else x.new_empty(0)), x.new_empty(1)
+    return x.new_empty(x.shape if through else 0), x.new_empty(1)
 
 
 def hook(module: torch.nn.Module, inputs: tuple[Any, ...], y: torch.Tensor) -> torch.Tensor | None:

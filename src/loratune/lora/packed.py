@@ -110,8 +110,8 @@ class PackedAdapters:
         return [module.register_forward_hook(fused.hook) for module in modules]
 
     def board(self, passengers: Sequence[Passenger]) -> None:
-        """Say which adapters the coming routes may name. Does nothing where they are aboard already."""
-        if self._tables is None or [id(p) for p in passengers] == list(self._slots):
+        """Say which adapters the coming routes may name. Does nothing where they are aboard already, or are none."""
+        if self._tables is None or not passengers or [id(p) for p in passengers] == list(self._slots):
             return
         if len(passengers) > CAPACITY:
             raise ModelError(f"at most {CAPACITY} adapters fit into one pack, {len(passengers)} were given.")

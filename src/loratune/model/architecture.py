@@ -36,6 +36,22 @@ def read_config(source: Source) -> PreTrainedConfig:
     return config
 
 
+def longest_row(config: PreTrainedConfig) -> int | None:
+    """The longest row in tokens that a model takes, of any trial beside any other; None where it sets no limit.
+
+    Where the angles of all rows depend on the longest one in a forward pass (rope type `longrope`), the length up to
+    which they are the same: beyond it one trial's rows would change another's results.
+    """
+    text = config.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or {}
+    limits = [getattr(text, "max_position_embeddings", None)]
+    kinds = [part for part in rope.values() if isinstance(part, dict)]  # of layers, where they differ
+    for each in (rope, *kinds):
+        if each.get("rope_type") == "longrope":
+            limits.append(each.get("original_max_position_embeddings"))
+    return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)
+
+
 def _check_raw(values: dict[str, Any], name: str) -> None:
     """What can be said from config.json before transformers reads it."""
     family = values.get("model_type")

@@ -14,11 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from loratune.kernels.launch import kernel_path
+from loratune.model.quiet import first_sentence
 
 NAME = "loratune_rows"
+_CHECKED = "loratune_rows_checked"
 _CHECKED_LENGTHS = (5, 17, 3, 9)
 _SEEN = 1e-5
 """A row's states hardly move when other rows change: products of one shape round alike."""
@@ -120,16 +122,38 @@ def _by_length(
     return torch.cat(found).index_select(0, lines.inverse).unsqueeze(0).to(dtype)
 
 
+def _window_of_mask(*, local_size: int | None = None, **_: Any) -> torch.Tensor | None:
+    """transformers' mask interface, for the check alone: [1, 1, 1, 1] the window instead of a mask; None for all."""
+    return None if local_size is None else torch.full((1, 1, 1, 1), local_size)
+
+
+def _attend_checked(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    sliding_window: int | None = None,
+    **other: Any,
+) -> tuple[torch.Tensor, None]:
+    """`_attend`, which sees no mask: refuses a window that stands in the mask alone."""
+    if attention_mask is not None and int(attention_mask) != sliding_window:
+        raise ValueError(f"a window of {int(attention_mask)} tokens that attention is not told")
+    return _attend(module, query, key, value, None, sliding_window=sliding_window, **other)
+
+
 AttentionInterface.register(NAME, _attend)
+AttentionInterface.register(_CHECKED, _attend_checked)
+AttentionMaskInterface.register(_CHECKED, _window_of_mask)
 
 
 @contextmanager
-def flat(model: PreTrainedModel, bounds: Bounds) -> Iterator[None]:
+def flat(model: PreTrainedModel, bounds: Bounds, name: str = NAME) -> Iterator[None]:
     """Forward and backward passes in this block are of one flat micro-batch."""
     global _bounds
     config = model.config.get_text_config()
     before = config._attn_implementation
-    config._attn_implementation = NAME
+    config._attn_implementation = name
     _bounds = bounds
     if isinstance(bounds, torch.Tensor):
         from loratune.model import row_attention
@@ -170,15 +194,15 @@ def flat_path(model: PreTrainedModel, *, longest: int) -> FlatPath:
     rows = [torch.arange(n, device=parameter.device) * 7 % config.vocab_size for n in lengths]
     decoder = model.get_decoder()
     padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    states = decoder(input_ids=padded, use_cache=False).last_hidden_state
-    expected = torch.cat([row[:length] for row, length in zip(states, lengths, strict=True)])
     others = [rows[0], *((row + 1) % config.vocab_size for row in rows[1:])]
     try:
+        states = decoder(input_ids=padded, use_cache=False).last_hidden_state
         found, again = (_flat_states(decoder, model, line) for line in (rows, others))
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
-        return FlatPath(False, f"the architecture refuses it ({str(error).splitlines()[0][:80]})")
+    except Exception as error:  # of transformers, torch or Triton; the padded path will say more
+        return FlatPath(False, f"the architecture refuses it ({first_sentence(error)[:80]})")
+    expected = torch.cat([row[:length] for row, length in zip(states, lengths, strict=True)])
     seen = _deviation(again[: len(rows[0])], found[: len(rows[0])])
     if not seen <= _SEEN:
         return FlatPath(False, f"rows see each other there (deviation {seen:.2g})")
@@ -193,7 +217,7 @@ def _flat_states(decoder: nn.Module, model: PreTrainedModel, rows: Sequence[torc
     device = rows[0].device
     places = torch.cat([torch.arange(len(row), device=device) for row in rows]).unsqueeze(0)
     ends = np.cumsum([0, *(len(row) for row in rows)])
-    with flat(model, bounds_of(ends, device)):
+    with flat(model, bounds_of(ends, device), _CHECKED):
         output = decoder(input_ids=torch.cat(list(rows)).unsqueeze(0), position_ids=places, use_cache=False)
     return output.last_hidden_state[0]  # type: ignore[no-any-return]
 
