@@ -2,11 +2,12 @@
 
 Same rows, batch, rank, targets, dtype and optimiser on both sides (AdamW, clipping to 1, all linear modules); tokens
 per second of forward, backward and step, real tokens only, medians after a warm-up. A cell is a named setting;
-`--cells all` runs them in order, `--skip-done` those without a row of this commit. Prints a table as it goes and
-appends every row to bench/results/throughput.csv. Imports neither optuna nor datasets.
+`--cells all` runs them in order, `--skip-done` those without a row of this commit and device. Prints a table as it
+goes and appends every row to bench/results/throughput.csv. Imports neither optuna nor datasets.
 """
 
 import argparse
+import csv
 import gc
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -132,7 +133,6 @@ def packed(base: BaseModel, cell: Cell, slots: int, seconds: float, *, profile: 
         study_seed=0,
         cost=lambda trial: 1.0,
         max_tokens_per_micro_batch=cell.micro_batch_tokens,
-        paths=choose_paths(base),
     )
     trials = [
         Trial(hyper_parameters=recipe(cell, cell.ranks[i % len(cell.ranks)]), seed=i // len(cell.ranks))
@@ -243,6 +243,19 @@ def measure(name: str, cell: Cell, base: BaseModel, limit: float, arguments: arg
     return pack.rate
 
 
+def measured() -> dict[str, float]:
+    """Tokens per second of our pack, by cell: rows that are there of this commit and device."""
+    if not RESULTS.exists():
+        return {}
+    now = circumstances()
+    with RESULTS.open(newline="", encoding="utf-8") as file:
+        return {
+            row["cell"]: float(row["pack"])
+            for row in csv.DictReader(file)
+            if row["cell"] and all(row[key] == now[key] for key in ("commit", "device"))
+        }
+
+
 def tell_parts(rates: Mapping[str, float]) -> None:
     """Mixed ranks against the sum of their parts, real lengths against equal ones; where all of it was measured."""
     alone = {16: "0.5b-b4-32"} | {rank: f"0.5b-r{rank}" for rank in MIXED if rank != 16}
@@ -264,16 +277,22 @@ def main() -> None:
     parser.add_argument("--cells", default="all", help="names, separated by commas, or all")
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--skip-peft", action="store_true")
+    parser.add_argument("--skip-done", action="store_true", help="leave out cells with a row already")
     arguments = parser.parse_args()
     cuda = torch.cuda.is_available()
     cells = CELLS if cuda else CPU_CELLS
     names = list(cells) if arguments.cells == "all" else arguments.cells.split(",")
     if unknown := [name for name in names if name not in cells]:
         parser.error(f"--cells must be of {', '.join(cells)}, got {', '.join(unknown)}.")
+    done = measured() if arguments.skip_done else {}
+    rates = {name: done[name] for name in names if name in done}
+    names = [name for name in names if name not in rates]
+    if not names:
+        print(f"All of these cells have a row of this commit and device in {RESULTS.name}.")
+        return
     limit = ceiling() if cuda else 0.0
     print(f"ceiling {limit / 1e12:.0f} TFLOP/s" if cuda else f"{torch.get_num_threads()} threads", flush=True)
     base, loaded = None, ("", "")
-    rates: dict[str, float] = {}
     for name in names:
         cell = cells[name]
         dtype = name.rpartition("-")[2] if not cuda else "bfloat16"
@@ -283,7 +302,7 @@ def main() -> None:
             torch.cuda.empty_cache()
             base = random_base(cell.shape, getattr(torch, dtype), "cuda" if cuda else "cpu")
             loaded = cell.shape, dtype
-            print(*choose_paths(base).lines(), sep="\n", flush=True)
+            print(*choose_paths(base, longest=0).lines(), sep="\n", flush=True)
         assert base is not None
         rates[name] = measure(name, cell, base, limit, arguments)
         gc.collect()

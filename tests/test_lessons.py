@@ -29,8 +29,9 @@ from loratune.maths.limits import Limits
 from loratune.reporting.result import TuneResult
 from loratune.run import measuring
 from loratune.run.calibration import CALIBRATION, Calibration
-from loratune.run.lessons import failed, learnt
+from loratune.run.lessons import LearningPlanner, failed, learnt
 from loratune.run.local import LocalRunner
+from loratune.run.planning import Planner
 from loratune.study import Study
 from loratune.values import ModelProfile, Stage, Trial
 from tiny import animal_rows, save_tiny_model, write_jsonl
@@ -242,6 +243,21 @@ def test_memory_that_others_hold_is_not_the_models_fault() -> None:
 def test_what_was_learnt_is_never_unlearnt() -> None:
     strict = replace(CALIBRATION_THERE, correction=Correction(scale=3.0, fixed=GIB))
     assert learnt(strict, LIMITS, shortage(needed=1.3)).correction == strict.correction
+
+
+def test_the_next_plan_heeds_what_was_learnt(tmp_path: Path) -> None:
+    """Never more trials side by side than the last error left, nor than had been planned."""
+    planner = Planner(limits=LIMITS, times=CALIBRATION_THERE.times, rows=64, tokens=6400, slots=6)
+    study, told = Study.open(tmp_path, fingerprint={}), list[str]()
+    learner = LearningPlanner(study=study, planner=planner, calibration=CALIBRATION_THERE, tell=told.append)
+    trials = [trial(seed) for seed in range(8)]
+    widths = [learner.plan(trials).widest]
+    for event in (shortage(), shortage(Place.PACK, now=3), shortage(Place.PACK, now=5)):
+        learner.learn(event)
+        widths.append(learner.plan(trials).widest)
+    assert widths == [6, 6, 3, 3]
+    assert Calibration.from_dict(study.get_fact(CALIBRATION)) == learner.calibration
+    assert tuple(told) == learner.sentences
 
 
 def test_fewer_slots_and_smaller_evaluations_are_kept_apart() -> None:

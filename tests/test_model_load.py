@@ -22,6 +22,7 @@ from loratune.errors import InputError, ModelError, ResourceError
 from loratune.model.load import load_model
 from loratune.model.precision import cpu_dtype
 from loratune.model.profile import profile_from_config
+from loratune.model.quiet import first_sentence
 from loratune.model.source import locate
 from tiny import byte_tokenizer, save_tiny_model
 
@@ -139,6 +140,11 @@ def impossible_config(folder: Path) -> None:
     change_config(folder, hidden_act="no such function")
 
 
+def wrong_type(folder: Path) -> None:
+    save_tiny_model(folder)
+    change_config(folder, hidden_size="big")
+
+
 def encoder(folder: Path) -> None:
     BertForMaskedLM(BertConfig(**SMALL, intermediate_size=16)).save_pretrained(folder)
 
@@ -212,6 +218,7 @@ REFUSALS: list[tuple[Callable[[Path], None], str]] = [
     (wrong_shapes, "cannot be loaded"),
     (more_layers_than_weights, r"lack 9 tensors .*model.layers.2"),
     (impossible_config, "no such function"),
+    (wrong_type, r"'hidden_size': .*expected int, got str .*; check the file"),
     (encoder, "must be a causal language model, .* is a BertForMaskedLM"),
     (classifier, "is a LlamaForSequenceClassification"),
     (sequence_to_sequence, "is a T5ForConditionalGeneration"),
@@ -238,6 +245,20 @@ def test_what_cannot_be_used_is_refused_in_one_sentence(
     assert "\n" not in str(refusal.value)
     assert str(refusal.value).endswith(".")
     assert refusal.value.__suppress_context__ or refusal.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    ("message", "sentence"),
+    [
+        ("One.\nTwo.", "One"),
+        ("\n  One: two \nThree", "One: two"),
+        ("One:\n\n    Two:\n\tthree.\nFour", "One: Two: three"),
+        ("One:\n", "One"),
+        ("", "ValueError"),
+    ],
+)
+def test_what_is_quoted_of_a_message(message: str, sentence: str) -> None:
+    assert first_sentence(ValueError(message)) == sentence
 
 
 def test_names_that_lead_nowhere(tmp_path: Path) -> None:

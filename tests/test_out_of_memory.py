@@ -50,7 +50,7 @@ TRIALS = [
 ]
 SLOTS = 3
 BASE = tiny_llama()
-PATHS = choose_paths(BASE)
+PATHS = choose_paths(BASE, longest=LONGEST)
 
 
 @dataclass(kw_only=True)
@@ -341,6 +341,16 @@ def test_trials_that_were_put_aside_go_on_where_they_were() -> None:
     assert [len(live) for live in found.live[:4]] == [3, 3, 3, 1]
     assert found.places.count(Place.PACK) == 2
     assert_same(found, expected)
+
+
+def test_a_trial_that_cannot_come_back_yet_is_not_lost(undisturbed: Outcome) -> None:
+    """Put aside beside two; when one has ended, memory does not suffice beside the other: it waits for its end."""
+    with device(tokens=2 * 100 + LONGEST, slot=100), failing(LiveTrial, "restore", 0):
+        found = run()
+    refused = found.shortages[-1]
+    assert found.places[-2:] == [Place.PACK, Place.PACK]
+    assert (refused.now, len(refused.trials)) == (1, 1)
+    assert_same(found, undisturbed)
 
 
 def test_a_trial_that_comes_back_for_a_reading_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,9 +39,9 @@ def _engine_path() -> str:
     """How packs run on the device that `auto` picks, and why; rows and layers also depend on the model."""
     device = pick_device("auto")
     path = kernel_path(device, resolve_dtype("auto", device))
-    low_rank = "Triton kernels, compiled layers, CUDA graphs" if path.triton else "plain PyTorch"
+    fast = "Triton kernels for adapters and attention, compiled layers, CUDA graphs"
     return (
-        f"{low_rank} ({path.reason}); rows in one line without padding where the model allows it "
+        f"{fast if path.triton else 'plain PyTorch'} ({path.reason}); rows in one line without padding where the model allows it "
         "(`loratune selfcheck --model M` tells)"
     )
 

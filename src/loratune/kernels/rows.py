@@ -195,13 +195,11 @@ def _backward_key(
         product = tl.load(products + m, mask=inside, other=0.0)
         visible = (m[:, None] >= n[None, :]) & (m[:, None] < end[None, :])
         weight, slope = _slopes(query, key, value, gradient, exponent, product, visible, SCALE)
+        if MIXED:  # what the shield takes away of a gradient has made its product so too
+            weight = tl.where(visible & ~_finite(product)[:, None], float("nan"), weight)
         of_value = tl.dot(
             tl.trans(weight.to(gradient.dtype)), _shielded(gradient, MIXED), of_value, input_precision="ieee"
         )
-        if MIXED:  # what the shield took away shows in the keys that it sees
-            broken = tl.max(tl.where(_finite(gradient), 0.0, 1.0), 1)
-            seen = tl.max(tl.where(visible, broken[:, None], 0.0), 0)
-            of_value = tl.where(seen[:, None] > 0, float("nan"), of_value)
         of_key = tl.dot(
             tl.trans(slope.to(query.dtype)), _shielded(query, MIXED), of_key, input_precision="ieee"
         )

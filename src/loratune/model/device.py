@@ -16,7 +16,7 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:N`, which becomes the current device of this thread.
+    """`auto`, `cpu`, `cuda` or `cuda:N`, which becomes the current device.
 
     Raises `InputError` for another name, `ResourceError` if it is absent.
     """
@@ -30,7 +30,8 @@ def pick_device(name: str) -> torch.device:
             f"--device {name} is not here: PyTorch sees {torch.cuda.device_count()} CUDA devices; use --device cpu."
         )
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # kernels of Triton and recorded graphs run on the current one
+        if device.index is not None:
+            torch.cuda.set_device(device)  # kernels of Triton and recorded graphs run on the current one
         _extend_segments()
     return device
 

@@ -25,6 +25,12 @@ def quiet() -> Iterator[None]:
 
 
 def first_sentence(error: BaseException) -> str:
-    """The first line of a third-party message, without its full stop, to be quoted inside a sentence."""
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__).rstrip(". ")
+    """The first line of a third-party message, without its full stop, to be quoted inside a sentence.
+
+    A line that ends with a colon only announces the next one, which is joined to it.
+    """
+    lines = (line.strip() for line in str(error).splitlines() if line.strip())
+    words = next(lines, type(error).__name__)
+    while words.endswith(":") and (following := next(lines, "")):
+        words += f" {following}"
+    return words.rstrip(":. ")
