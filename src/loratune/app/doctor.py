@@ -41,8 +41,8 @@ def _engine_path() -> str:
     path = kernel_path(device, resolve_dtype("auto", device))
     fast = "Triton kernels for adapters and attention, compiled layers, CUDA graphs"
     return (
-        f"{fast if path.triton else 'plain PyTorch'} ({path.reason}); rows in one line without padding where the model allows it "
-        "(`loratune selfcheck --model M` tells)"
+        f"{fast if path.triton else 'plain PyTorch'} ({path.reason}); rows in one line without padding where the model "
+        "allows it (`loratune selfcheck --model M` tells)"
     )
 
 
