@@ -1,4 +1,7 @@
-"""Real out-of-memory errors on a CUDA device: a ballast leaves too little, and every trial ends as it would have."""
+"""Real out-of-memory errors on a CUDA device: a ballast leaves too little, and every trial ends as it would have.
+
+They fill the device: run them alone, without `-n`.
+"""
 
 from collections.abc import Callable
 from typing import Any

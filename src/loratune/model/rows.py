@@ -59,8 +59,13 @@ def bounds_of(starts: npt.NDArray[np.int64], device: torch.device) -> Bounds:
     """Of rows that begin at `starts` [rows + 1]."""
     if device.type != "cuda":
         return ByLength.of(starts, device)
-    table = np.repeat(np.stack([starts[:-1], starts[1:]]).astype(np.int32), np.diff(starts), axis=1)
-    return torch.from_numpy(table).pin_memory().to(device, non_blocking=True)
+    return table_of(starts).pin_memory().to(device, non_blocking=True)
+
+
+def table_of(starts: npt.NDArray[np.int64]) -> torch.Tensor:
+    """What the kernels read, of rows that begin at `starts` [rows + 1]."""
+    ends = np.stack([starts[:-1], starts[1:]]).astype(np.int32)
+    return torch.from_numpy(np.repeat(ends, np.diff(starts), axis=1))
 
 
 _bounds: Bounds | None = None
