@@ -26,6 +26,7 @@ from loratune.data.table import TokenTable
 from loratune.engine.calibrate import MeasuredStep, measure_step
 from loratune.engine.pack import PackEngine
 from loratune.engine.paths import Paths, choose_paths
+from loratune.engine.shortage import Shortage
 from loratune.errors import ResourceError
 from loratune.maths.correction import UNCORRECTED, Correction, fit_correction
 from loratune.maths.execution import Device, Execution
@@ -124,8 +125,9 @@ class Bench:
 
     def run(
         self, pack: Sequence[HyperParameters], table: TokenTable, micro_batch_tokens: int
-    ) -> MeasuredStep:
-        """Three steps, the first a warm-up."""
+    ) -> MeasuredStep | None:
+        """Three steps, the first a warm-up; None where the engine had to cut them smaller."""
+        shortages: list[Shortage] = []
         engine = PackEngine(
             base=self.base,
             train=table,
@@ -134,9 +136,11 @@ class Bench:
             cost=lambda trial: 1.0,
             max_tokens_per_micro_batch=micro_batch_tokens,
             paths=self.paths,
+            on_shortage=shortages.append,
         )
         trials = [Trial(hyper_parameters=hp, seed=seed) for seed, hp in enumerate(pack)]
-        return measure_step(engine, trials, seconds=0.0)
+        step = measure_step(engine, trials, seconds=0.0)
+        return None if shortages else step
 
 
 def limit_pack(bench: Bench, table: TokenTable, share: float) -> tuple[list[HyperParameters], int]:

@@ -15,6 +15,7 @@ def test_subsets_are_nested_and_rounded_up() -> None:
     assert len(quarter) == 3
     assert quarter.tolist() == half[:3].tolist()
     assert sorted(subset(10, 1.0, 3).tolist()) == list(range(10))
+    assert quarter.base is None, "a view would keep the whole shuffle in memory"
 
 
 @pytest.mark.parametrize(

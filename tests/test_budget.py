@@ -67,6 +67,13 @@ def test_what_comes_between_search_and_final_run_fits_too(rank: int) -> None:
     assert curve > 0
 
 
+def test_one_slot_trains_the_final_run_no_faster_than_a_pack() -> None:
+    """Both of its trials, one after the other."""
+    one, many = (replace(SPEED, pack=200.0, slots=n).final_seconds(FACTS, 6000, 200) for n in (1, 8))
+    assert one == many
+    assert one > 2 * FACTS.epochs * FACTS.tokens / 200
+
+
 def test_a_small_budget_evaluates_fewer_rows() -> None:
     large, small = (SPEED.truncation_seconds(replace(FACTS, budget=b), 64, 200) for b in (1000.0, 0.1))
     assert large == pytest.approx(12 * 6000 / 1000)

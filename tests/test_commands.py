@@ -384,6 +384,14 @@ def test_what_is_said_to_fit_fits_when_it_is_asked_for(tmp_path: Path) -> None:
     assert (beyond.largest_batch, beyond.largest_rank) == (0, first.largest_rank)
 
 
+def test_the_largest_rank_of_some_layers_may_be_asked_for(shell: Shell, config: Path) -> None:
+    """Where others are narrower."""
+    arguments = ("memory", "--model", config, "--target-modules", "gate_proj", "--device-memory", "24GiB")
+    largest = shell(*arguments, "--json").document["largest_rank"]
+    assert largest == 32
+    assert shell(*arguments, "--rank", str(largest), "--json").document["verdict"] == "fits"
+
+
 def test_memory_that_does_not_suffice(shell: Shell, config: Path) -> None:
     arguments = ("memory", "--model", config, "--device-memory", "1MiB")
     told = shell(*arguments, "--json").document

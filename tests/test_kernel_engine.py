@@ -109,3 +109,16 @@ def test_a_trial_that_breaks_down_harms_nobody() -> None:
     assert together[0].losses == pytest.approx(first[0].losses, rel=1e-5)
     assert together[2].losses == pytest.approx(last[0].losses, rel=1e-5)
     assert np.isfinite([slot.losses for slot in (together[0], together[2])]).all()
+
+
+def test_the_bare_base_asks_nothing_of_trials_put_aside() -> None:
+    """In half precision the kernels read copies, which follow weights that are not there then."""
+    model = base()
+    model.model.to(torch.bfloat16)
+    subject = engine(model, TABLE, paths=KERNELS)
+    slots = subject.slots([trial(0, batch_size=6), trial(1, batch_size=6)])
+    with subject.attached() as step:
+        step(slots)
+        slots[1].park()
+        (found,) = subject.read([None], TABLE.take(range(2)))
+    assert np.isfinite(found.nll)

@@ -23,8 +23,11 @@ from loratune.maths.memory import (
     tokens_in_flight,
     weight_bytes,
 )
+from loratune.maths.packing import Admission
+from loratune.maths.steptime import StepTime
 from loratune.model.profile import profile_of
-from loratune.values import ALL_LINEAR, HyperParameters, ModelProfile
+from loratune.run.planning import Planner
+from loratune.values import ALL_LINEAR, HyperParameters, ModelProfile, Trial
 
 GIB = 2**30
 ROWS, LENGTH = 8, 32
@@ -306,6 +309,43 @@ def test_what_is_left_of_a_pack_fits_too(device: int, micro_batch: int, rank: in
             assert subject.estimate([recipe] * left).fits(subject.device_bytes)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_plans_fit_by_the_model_that_made_them(seed: int) -> None:
+    """Mixed trials on devices that hold the largest just so; it runs alone, and the others no fuller than they fit."""
+    random = np.random.default_rng(seed)
+    packs = [trial(int(random.choice([4, 16, 64, 128])), int(random.choice([1, 4, 16]))) for _ in range(12)]
+    tight = limits(device_bytes=1, micro_batch_tokens=8192, max_length=128)
+    alone = max(tight.fullest([each]).total for each in packs)
+    subject = replace(tight, device_bytes=round(alone * random.uniform(1.0, 1.3)))
+    times = StepTime(points=((1000, 0.2), (8000, 0.6)), micro_batch_tokens=8192)
+    planner = Planner(limits=subject, times=times, rows=500, tokens=500 * 60, slots=8)
+    plan = planner.plan([Trial(hyper_parameters=each, seed=i) for i, each in enumerate(packs)])
+    memory = [subject.adapter_bytes(each) for each in packs]
+    admission = Admission(memory, plan.order, slots=plan.slots, room=plan.memory)
+    live: list[int] = []
+    while not admission.empty or live:
+        while (number := admission.next()) is not None:
+            live.append(number)
+        together = subject.estimate([packs[number] for number in live])
+        assert len(live) == 1 or together.fits(subject.device_bytes)
+        assert together.total <= 1.001 * max(planner.peak_bytes(packs, plan), alone)
+        admission.ended(live.pop(int(random.integers(len(live)))))
+
+
+def test_the_peak_of_a_plan_is_that_of_its_pack() -> None:
+    """Of as many trials as train side by side, with a step's tokens in flight; not of one trial alone."""
+    packs = [trial(r, 16) for r in (4, 16, 64)] * 4
+    subject = limits(device_bytes=140 * GIB, micro_batch_tokens=16384, max_length=100)
+    times = StepTime(points=((1000, 0.2), (16000, 0.9)), micro_batch_tokens=16384)
+    planner = Planner(limits=subject, times=times, rows=1000, tokens=1000 * 50, slots=12)
+    plan = planner.plan([Trial(hyper_parameters=each, seed=i) for i, each in enumerate(packs)])
+    assert plan.widest == 12
+    assert plan.tokens == pytest.approx(12 * 16 * 50, rel=0.02)
+    peak = planner.peak_bytes(packs, plan)
+    assert subject.estimate(packs, step_tokens=12 * 16 * 50).total <= peak <= subject.fullest(packs).total
+    assert peak > 1.5 * subject.estimate(packs[:1]).total
+
+
 def test_nothing_fits_on_a_small_card_and_ranks_stop_at_the_layers() -> None:
     tiny = limits(device_bytes=8 * GIB)
     assert (
@@ -331,6 +371,20 @@ def test_a_correction_is_found_again_and_applied() -> None:
 
 def peak(transient: int, measured: int) -> Peak:
     return Peak(steady=1000, runtime=500, transient=transient, measured=measured)
+
+
+def test_peaks_of_about_one_size_are_all_covered() -> None:
+    """The largest may be measured where less was in flight."""
+    peaks = [
+        Peak(steady=10**10, runtime=10**9, transient=7_360_000_000, measured=18_600_000_000),
+        Peak(steady=10**10, runtime=10**9, transient=7_100_000_000, measured=25_700_000_000),
+    ]
+    found = fit_correction(peaks)
+    for peak in peaks:
+        assert (
+            peak.steady + peak.runtime + found.scale * peak.transient + found.fixed
+            >= 0.999999 * peak.measured
+        )
 
 
 def test_a_correction_never_falls_below_what_was_measured() -> None:

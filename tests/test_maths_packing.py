@@ -172,6 +172,18 @@ def test_admission_takes_the_first_that_fits() -> None:
     assert [admission.next(), admission.next()] == [3, None]
 
 
+def test_what_asks_for_more_than_the_room_runs_alone() -> None:
+    admission = Admission([30, 5, 4], (0, 1, 2), slots=3, room=10)
+    assert [admission.next(), admission.next()] == [0, None]
+    admission.ended(0)
+    assert [admission.next(), admission.next(), admission.next()] == [1, 2, None]
+    admission.add([40])
+    assert admission.next() is None
+    admission.ended(1)
+    admission.ended(2)
+    assert admission.next() == 3
+
+
 def test_step_times_launch_first_and_then_grow() -> None:
     times = StepTime(points=((100, 1.0), (200, 1.0), (400, 2.0)), micro_batch_tokens=400)
     assert times.launch == pytest.approx(1.0)

@@ -154,7 +154,7 @@ def forecast(
         search_seconds=sum(stage.seconds for stage in stages),
         final_seconds=final,
         looks=final_looks(context, validation_rows),
-        peak_bytes=pricing.peak_bytes(),
+        peak_bytes=max(pricing.peaks, default=bench.limits.estimate([largest]).total),
         corrections=corrections,
     )
 
@@ -189,6 +189,8 @@ class _Pricing:
     context: SearchContext
     largest: HyperParameters
     packs: list[PackPlan] = field(default_factory=list)
+    peaks: list[int] = field(default_factory=list)
+    """Predicted bytes of each."""
 
     def stage(self, stage: PlannedStage) -> PlannedStage:
         """The stage with packs and seconds.
@@ -206,6 +208,7 @@ class _Pricing:
             return stage
         pack = self.planner.plan_loads(loads, self.planner.limits.room(trials))
         self.packs.append(pack)
+        self.peaks.append(self.planner.peak_bytes(trials, pack))
         return replace(
             stage,
             packs=-(-stage.trials // pack.widest),
@@ -213,10 +216,3 @@ class _Pricing:
                 self.context, stage.cost, stage.trials, training=pack.seconds
             ),
         )
-
-    def peak_bytes(self) -> int:
-        """The most that any pack is predicted to take."""
-        held = max((pack.peak for pack in self.packs), default=0)
-        alone = self.planner.limits.estimate([self.largest])
-        own = self.planner.limits.adapter_bytes(self.largest)
-        return alone.total - own + max(held, own)

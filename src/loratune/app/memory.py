@@ -9,11 +9,10 @@ from typing import Any, cast, get_args
 from rich.console import Console
 
 from loratune.errors import InputError
-from loratune.lora.packed import CAPACITY
-from loratune.maths.execution import Device
+from loratune.maths.execution import CAPACITY, Device
 from loratune.maths.limits import Limits
 from loratune.maths.memory import MemoryEstimate, Verdict
-from loratune.maths.targets import check_rank
+from loratune.maths.targets import check_rank, select_targets
 from loratune.model.device import parse_memory, pick_device
 from loratune.model.precision import DType
 from loratune.model.profile import profile_from_config
@@ -100,7 +99,7 @@ def estimate_memory(
     kind, available = _device(device, device_memory)
     loaded = cast(DType, "bfloat16" if dtype == NF4 else dtype)
     profile = profile_from_config(model, dtype=loaded)
-    check_rank(profile.targets, rank)
+    check_rank(select_targets(profile.targets, target_modules), rank)
     limits = Limits(
         model=profile,
         max_length=max_length,
@@ -113,7 +112,7 @@ def estimate_memory(
     limits = replace(limits, micro_batch_tokens=max(max_length, min(room, _SHARE_TOKENS[kind])))
     return MemoryAnswer(
         model=model,
-        estimate=limits.estimate([trial] * trials),
+        estimate=limits.fullest([trial] * trials),
         device_bytes=available,
         device=kind,
         micro_batch_tokens=limits.micro_batch_tokens,

@@ -15,6 +15,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from loratune.data.options import DataOptions
 from loratune.errors import HyperParameterError, InputError
+from loratune.maths.execution import CAPACITY
 from loratune.run.budget import Budget
 from loratune.search.make import STRATEGIES
 from loratune.values import ALL_LINEAR, METRICS, HyperParameters, default_recipe
@@ -143,8 +144,10 @@ class SearchOptions(PriorOptions):
             raise InputError(f"--margin must be above 0, got {self.margin}; change --margin.")
         if self.patience < 1:
             raise InputError(f"--patience must be at least 1, got {self.patience}; change --patience.")
-        if self.pack_size is not None and self.pack_size < 1:
-            raise InputError(f"--pack-size must be at least 1, got {self.pack_size}; change --pack-size.")
+        if self.pack_size is not None and not 1 <= self.pack_size <= CAPACITY:
+            raise InputError(
+                f"--pack-size must be 1 to {CAPACITY}, got {self.pack_size}; change --pack-size."
+            )
         for name, field_name in (
             ("ranks", "r"),
             ("learning_rates", "learning_rate"),

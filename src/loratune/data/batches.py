@@ -19,7 +19,7 @@ Rows = npt.NDArray[np.int64]
 def subset(rows: int, fraction: float, study_seed: int) -> Rows:
     """The first ceil(fraction · rows) of one shuffle of all rows: smaller subsets lie in larger ones."""
     shuffled = np.random.default_rng(study_seed).permutation(rows)
-    return np.asarray(shuffled[: ceil(round(fraction * rows, 9))], np.int64)
+    return shuffled[: ceil(round(fraction * rows, 9))].copy()  # a view would keep the whole shuffle
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:

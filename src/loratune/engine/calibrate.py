@@ -47,12 +47,11 @@ def measure_step(
     `drawn` keeps what was drawn, for further measurements. Raises `ResourceError` where the pack does not fit in
     memory.
     """
-    adapters = _alike(engine, trials, {} if drawn is None else drawn)
-    slots = [engine.slot(trial, adapter) for trial, adapter in zip(trials, adapters, strict=True)]
-
-    told = forget_peak(engine.base.device)
     # attached once, as a pack is: adapters that come aboard anew at every step would cost more than the step
     with engine.attached() as step:
+        adapters = _alike(engine, trials, {} if drawn is None else drawn)
+        slots = [engine.slot(trial, adapter) for trial, adapter in zip(trials, adapters, strict=True)]
+        told = forget_peak(engine.base.device)
 
         def train() -> int:
             for i, slot in enumerate(slots):
@@ -92,15 +91,15 @@ def forward_rate(
     engine: PackEngine, trials: Sequence[Trial], *, seconds: float, drawn: Drawn | None = None
 ) -> float:
     """Tokens per second of evaluating the initial adapters of `trials` without gradients, all together."""
-    adapters = _alike(engine, trials, {} if drawn is None else drawn)
     rows = engine.validation.take(range(min(len(engine.validation), 32)))
-    evaluated = int(rows.lengths.sum()) * len(adapters)
-
-    def evaluate() -> int:
-        engine.read(adapters, rows)
-        return evaluated
-
+    evaluated = int(rows.lengths.sum()) * len(trials)
     with engine.attached():
+        adapters = _alike(engine, trials, {} if drawn is None else drawn)
+
+        def evaluate() -> int:
+            engine.read(adapters, rows)
+            return evaluated
+
         tokens, each, _ = _repeat(evaluate, seconds)
     return tokens / each
 

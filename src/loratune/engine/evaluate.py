@@ -16,8 +16,9 @@ from loratune.data.table import TokenTable
 from loratune.engine.cuts import Cuts
 from loratune.engine.head import Head
 from loratune.lora.layout import Adapter
-from loratune.lora.packed import CAPACITY, PackedAdapters
+from loratune.lora.packed import PackedAdapters
 from loratune.lora.segments import Passenger, Segment
+from loratune.maths.execution import CAPACITY
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

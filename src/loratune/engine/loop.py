@@ -131,8 +131,12 @@ class PackLoop:
         Raises `DoesNotFit` where only `fewest` are left.
         """
         while isinstance(found := self._engine.attempt(work), Failure):
-            if len(self._live) <= fewest:
-                raise DoesNotFit(found.message)
+            if (
+                len(self._live) <= fewest
+            ):  # nobody to put aside: once more, now that what failed is given back
+                if isinstance(found := self._engine.attempt(work), Failure):
+                    raise DoesNotFit(found.message)
+                break
             leaving = self._live[-max(1, len(self._live) // 2) :]
             for entry in leaving:
                 entry.park()

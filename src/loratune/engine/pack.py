@@ -33,6 +33,7 @@ from loratune.engine.step import TrainingStep
 from loratune.lora.init import initial_adapter
 from loratune.lora.layout import Adapter, find_targets
 from loratune.lora.packed import PackedAdapters
+from loratune.maths.execution import CAPACITY
 from loratune.model.base import BaseModel
 from loratune.values import CurvePoint, Trial, TrialResult
 
@@ -222,6 +223,7 @@ class PackEngine:
             next_trial=next_trial, on_result=on_result, on_progress=on_progress, should_stop=should_stop
         )
         with self.attached() as step:
+            slots = min(slots, CAPACITY)
             PackLoop(self, step, callers, slots=slots, early_stopping=early_stopping).run()
 
     def attempt(self, work: Callable[[], T]) -> T | Failure:

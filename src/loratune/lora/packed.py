@@ -23,12 +23,10 @@ from loratune.lora.segments import (
     parts_of,
     unseen_tokens,
 )
+from loratune.maths.execution import CAPACITY
 
 if TYPE_CHECKING:
     from loratune.lora.fused import Route
-
-CAPACITY = 256
-"""Adapters on board at most."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -149,7 +147,8 @@ class PackedAdapters:
         if any(id(segment.passenger) not in self._slots for segment in segments):
             unique = {id(segment.passenger): segment.passenger for segment in segments}
             self.board(list(unique.values()))
-        self._follow()
+        if segments:  # else those aboard may have been put aside, their weights too
+            self._follow()
         route = fused.route_of(segments, self._slots, tokens, places, self._parameter.device)
         return Plan(segments=segments, tokens=tokens, places=places, route=route)
 

@@ -66,21 +66,24 @@ def fit_correction(peaks: Sequence[Peak]) -> Correction:
     transient = np.array([peak.transient for peak in peaks], float)
     rest = np.array([peak.measured - peak.steady - peak.runtime for peak in peaks], float)
     lowest = -float(min(peak.runtime for peak in peaks))
-    if np.ptp(transient) < 0.1 * transient.max():
-        return _of_one_size(float(rest.max()), float(transient.max()), lowest)
     unit = transient.max()
-    matrix = np.column_stack([transient / unit, np.ones(len(peaks))])
-    bounds = ([SCALES[0], lowest / unit], [SCALES[1], _LARGEST_FIXED / unit])
-    scale, fixed = lsq_linear(matrix, rest / unit, bounds=bounds).x
-    short = max(0.0, float(np.max(rest - scale * transient - fixed * unit)))
-    return Correction(scale=float(scale), fixed=round(fixed * unit + short))
+    if np.ptp(transient) < 0.1 * unit:
+        scale, fixed = _of_one_size(float(rest.max()), float(unit), lowest)
+    else:
+        matrix = np.column_stack([transient / unit, np.ones(len(peaks))])
+        bounds = ([SCALES[0], lowest / unit], [SCALES[1], _LARGEST_FIXED / unit])
+        scale, part = lsq_linear(matrix, rest / unit, bounds=bounds).x
+        fixed = part * unit
+    short = max(0.0, float(np.max(rest - scale * transient - fixed)))
+    return Correction(scale=float(scale), fixed=round(fixed + short))
 
 
-def _of_one_size(rest: float, transient: float, lowest: float) -> Correction:
+def _of_one_size(rest: float, transient: float, lowest: float) -> tuple[float, float]:
+    """Scale, and fixed bytes, where sizes do not tell the two apart."""
     if rest <= transient:
-        return Correction(fixed=round(max(rest - transient, lowest)))
+        return 1.0, max(rest - transient, lowest)
     scale = min(SCALES[1], rest / transient)
-    return Correction(scale=scale, fixed=round(rest - scale * transient))
+    return scale, rest - scale * transient
 
 
 def corrected(correction: Correction, observed: int, predicted: Peak) -> Correction:

@@ -10,6 +10,9 @@ from typing import Literal
 
 Device = Literal["cpu", "cuda"]
 
+CAPACITY = 256
+"""Trials in a pack, at most."""
+
 MIB = 2**20
 FLOAT32 = 4
 OPTIMISER_VECTORS = 2

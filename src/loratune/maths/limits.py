@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import floor
+from math import ceil, floor, inf
 
 from loratune.maths.correction import UNCORRECTED, Correction
 from loratune.maths.execution import Execution
@@ -42,12 +42,14 @@ class Limits:
             nf4=self.nf4,
         )
 
-    def fullest(self, pack: Sequence[HyperParameters]) -> MemoryEstimate:
+    def fullest(self, pack: Sequence[HyperParameters], *, step_tokens: float = inf) -> MemoryEstimate:
         """The largest peak of a pack and of all its parts, which train on when others have ended.
 
         A step that just fills a micro-batch needs most: longer ones are cut into equal parts, smaller than allowed.
+        `step_tokens`: of the largest step, where it is known.
         """
-        return self.estimate(pack, step_tokens=max(self.micro_batch_tokens, self.max_length))
+        most = max(self.micro_batch_tokens, self.max_length)
+        return self.estimate(pack, step_tokens=ceil(min(most, step_tokens)))
 
     def fits(self, pack: Sequence[HyperParameters]) -> bool:
         """Whether a pack, and any part of it, fits with room to spare."""

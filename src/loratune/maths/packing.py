@@ -65,6 +65,8 @@ class PackPlan:
     """Most trials that are live at once."""
     peak: int
     """Most bytes that live trials hold at once."""
+    tokens: float
+    """Most tokens of a step."""
 
     @property
     def gap(self) -> float:
@@ -73,11 +75,15 @@ class PackPlan:
 
 
 class Admission:
-    """Trials that wait, in order, and the room that is left: says who begins next."""
+    """Trials that wait, in order, and the room that is left: says who begins next.
+
+    A trial that asks for more than all the room fills it: it runs alone.
+    """
 
     def __init__(self, memory: Sequence[float], order: Sequence[int], *, slots: int, room: float) -> None:
         self._order = order
-        self._memory = np.array([memory[i] for i in order], float)
+        self._whole = room
+        self._memory = np.minimum([float(memory[i]) for i in order], room)
         self._place = {trial: place for place, trial in enumerate(order)}
         self._waiting = self._memory.copy()
         self._slots = slots
@@ -100,8 +106,9 @@ class Admission:
         first = len(self._order)
         self._order = [*self._order, *range(first, first + len(memory))]
         self._place |= {trial: trial for trial in range(first, first + len(memory))}
-        self._memory = np.append(self._memory, memory)
-        self._waiting = np.append(self._waiting, memory)
+        asked = np.minimum(np.array(memory, float), self._whole)
+        self._memory = np.append(self._memory, asked)
+        self._waiting = np.append(self._waiting, asked)
 
     @property
     def empty(self) -> bool:
@@ -209,7 +216,7 @@ def _play(
     admission = Admission([load.memory for load in loads], order, slots=slots, room=memory)
     ends: dict[int, int] = {}
     now, seconds, tokens, held = 0, 0.0, 0.0, 0
-    widest, peak = 0, 0
+    widest, peak, most = 0, 0, 0.0
     while True:
         while (trial := admission.next()) is not None:
             ends[trial] = now + loads[trial].steps
@@ -217,7 +224,7 @@ def _play(
             held += loads[trial].memory
         if not ends:
             break
-        widest, peak = max(widest, len(ends)), max(peak, held)
+        widest, peak, most = max(widest, len(ends)), max(peak, held), max(most, tokens)
         until = min(ends.values())
         seconds += (until - now) * times.seconds(tokens)
         now = until
@@ -227,7 +234,8 @@ def _play(
             held -= loads[trial].memory
             admission.ended(trial)
     return PackPlan(
-        order=tuple(order), slots=slots, memory=memory, seconds=seconds, bound=0.0, steps=now, widest=widest, peak=peak
+        order=tuple(order), slots=slots, memory=memory, seconds=seconds, bound=0.0, steps=now, widest=widest,
+        peak=peak, tokens=most,
     )  # fmt: skip
 
 

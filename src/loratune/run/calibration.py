@@ -100,7 +100,7 @@ class Calibration:
 
     def final_seconds(self, context: SearchContext, test_tokens: int, validation_rows: int) -> float:
         """Predicted time of the final pack, its evaluations and the test split, in full."""
-        speed = max(self.alone, self.pack * _FINAL_TRIALS / self.slots)
+        speed = max(self.alone, self.pack * min(1.0, _FINAL_TRIALS / self.slots))
         trained = _FINAL_TRIALS * context.epochs * context.tokens / speed
         looks = final_looks(context, validation_rows)
         labelled = 1 + (PASSES_PER_LABELLING if context.labels else 0)

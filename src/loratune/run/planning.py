@@ -1,7 +1,7 @@
 """Trials as loads on memory and time, and the plan that packs them. Knows trials and rows; trains nothing."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from loratune.data.batches import total_steps
@@ -9,6 +9,9 @@ from loratune.maths.limits import Limits
 from loratune.maths.packing import PackPlan, TrialLoad, plan_packs
 from loratune.maths.steptime import StepTime
 from loratune.values import HyperParameters, Trial
+
+_UNEVEN = 1.25
+"""A step may have more tokens than the mean."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +43,21 @@ class Planner:
         return [TrialLoad(steps=steps, tokens=tokens, memory=memory)] * trials
 
     def plan(self, trials: Sequence[Trial]) -> PackPlan:
-        """The plan of these trials. Raises `ResourceError` where one does not fit alone."""
+        """The plan of these trials."""
         room = self.limits.room([trial.hyper_parameters for trial in trials]) if trials else 0
         return self.plan_loads([self.load(trial) for trial in trials], room)
 
     def plan_loads(self, loads: Sequence[TrialLoad], room: int) -> PackPlan:
         """The plan of loads that may hold `room` bytes together.
 
-        A trial that fits alone only tightly runs alone: the room is never below the largest load's memory.
+        A trial that takes more fits only tightly and fills the room: it runs alone.
         """
-        memory = max(room, max((load.memory for load in loads), default=0))
-        return plan_packs(loads, slots=self.slots, memory=memory, times=self.times)
+        memory = max(1, room)
+        filling = [replace(load, memory=min(load.memory, memory)) for load in loads]
+        return plan_packs(filling, slots=self.slots, memory=memory, times=self.times)
+
+    def peak_bytes(self, trials: Sequence[HyperParameters], plan: PackPlan) -> int:
+        """Predicted peak of a plan of these trials."""
+        adapters = [self.limits.adapter_bytes(trial) for trial in trials]
+        estimate = self.limits.fullest(trials, step_tokens=_UNEVEN * plan.tokens)
+        return estimate.total - sum(adapters) + max(plan.peak, *adapters)
