@@ -184,6 +184,16 @@ def test_what_asks_for_more_than_the_room_runs_alone() -> None:
     assert admission.next() == 3
 
 
+def test_trials_that_leave_less_room_for_all() -> None:
+    """They need more within a step; what is live stays."""
+    admission = Admission([5, 4], (0, 1), slots=9, room=10)
+    assert [admission.next(), admission.next()] == [0, 1]
+    admission.add([2, 1], room=8)
+    assert admission.next() is None
+    admission.ended(1)
+    assert [admission.next(), admission.next()] == [2, 3]
+
+
 def test_step_times_launch_first_and_then_grow() -> None:
     times = StepTime(points=((100, 1.0), (200, 1.0), (400, 2.0)), micro_batch_tokens=400)
     assert times.launch == pytest.approx(1.0)

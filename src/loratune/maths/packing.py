@@ -9,7 +9,7 @@ Knows steps, tokens and bytes; no trial, no device.
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, inf
 
 import numpy as np
 import numpy.typing as npt
@@ -101,8 +101,11 @@ class Admission:
         self._room -= self._memory[place]
         return self._order[place]
 
-    def add(self, memory: Sequence[float]) -> None:
-        """More trials, numbered on from those before, wait at the end."""
+    def add(self, memory: Sequence[float], *, room: float = inf) -> None:
+        """More trials, numbered on from those before, wait at the end; `room` where there is less with them."""
+        lost = max(0.0, self._whole - room)
+        self._whole -= lost
+        self._room -= lost
         first = len(self._order)
         self._order = [*self._order, *range(first, first + len(memory))]
         self._place |= {trial: trial for trial in range(first, first + len(memory))}

@@ -42,6 +42,10 @@ class LearningPlanner:
         """As `Planner.plan`."""
         return self.planner.plan(trials)
 
+    def room(self, trials: Sequence[Trial]) -> int:
+        """As `Planner.room`."""
+        return self.planner.room(trials)
+
     def learn(self, shortage: Shortage) -> None:
         """Keep what is smaller from now on, and correct the memory model where it had predicted too little."""
         estimate = failed(self.planner.limits, shortage)

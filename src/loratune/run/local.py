@@ -59,7 +59,8 @@ class LocalRunner:
                 return None
             if more is not None and admission.empty and running:
                 further = more(results, tuple(running.values()))
-                admission.add([self.planner.load(trial).memory for trial in further])
+                memory = [self.planner.load(trial).memory for trial in further]
+                admission.add(memory, room=self.planner.room([*asked, *further]))
                 number.update({trial.key: len(asked) + i for i, trial in enumerate(further)})
                 asked.extend(further)
             chosen = admission.next()

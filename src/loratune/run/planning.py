@@ -44,8 +44,11 @@ class Planner:
 
     def plan(self, trials: Sequence[Trial]) -> PackPlan:
         """The plan of these trials."""
-        room = self.limits.room([trial.hyper_parameters for trial in trials]) if trials else 0
-        return self.plan_loads([self.load(trial) for trial in trials], room)
+        return self.plan_loads([self.load(trial) for trial in trials], self.room(trials))
+
+    def room(self, trials: Sequence[Trial]) -> int:
+        """Bytes, at least one, that the adapters of those of these trials may hold which train beside each other."""
+        return max(1, self.limits.room([trial.hyper_parameters for trial in trials])) if trials else 1
 
     def plan_loads(self, loads: Sequence[TrialLoad], room: int) -> PackPlan:
         """The plan of loads that may hold `room` bytes together.
