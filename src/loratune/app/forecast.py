@@ -206,7 +206,7 @@ class _Pricing:
             loads = self.planner.equal_loads(stage.trials, trained, self.largest)
         if not loads:
             return stage
-        pack = self.planner.plan_loads(loads, self.planner.limits.room(trials))
+        pack = self.planner.plan_loads(loads, self.planner.room(trials))
         self.packs.append(pack)
         self.peaks.append(self.planner.peak_bytes(trials, pack))
         return replace(

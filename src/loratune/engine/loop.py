@@ -131,9 +131,8 @@ class PackLoop:
         Raises `DoesNotFit` where only `fewest` are left.
         """
         while isinstance(found := self._engine.attempt(work), Failure):
-            if (
-                len(self._live) <= fewest
-            ):  # nobody to put aside: once more, now that what failed is given back
+            if len(self._live) <= fewest:
+                # nobody to put aside: once more, now that what failed is given back
                 if isinstance(found := self._engine.attempt(work), Failure):
                     raise DoesNotFit(found.message)
                 break

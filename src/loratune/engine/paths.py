@@ -19,8 +19,7 @@ class Paths:
     def lines(self) -> tuple[str, ...]:
         """One line per choice, for people."""
         low_rank = "Triton kernels" if self.low_rank.triton else "PyTorch, segment by segment"
-        attention = "Triton kernels" if self.low_rank.triton else "PyTorch, rows of one length together"
-        rows = f"flat, attention by {attention}" if self.rows.flat else "padded, sorted by length"
+        rows = "flat, without padding" if self.rows.flat else "padded, sorted by length"
         return (
             f"low-rank products: {low_rank} ({self.low_rank.reason})",
             f"rows: {rows} ({self.rows.reason})",

@@ -214,7 +214,10 @@ def flat_path(model: PreTrainedModel, *, longest: int) -> FlatPath:
     deviation = _deviation(found, expected)
     if not deviation <= _TOLERANCE.get(parameter.dtype, _HALF_TOLERANCE):
         return FlatPath(False, f"differs from padded rows (deviation {deviation:.2g})")
-    return FlatPath(True, f"agrees with padded rows to {deviation:.1g}")
+    attention = (
+        "Triton kernels" if parameter.device.type == "cuda" else "PyTorch, rows of one length together"
+    )
+    return FlatPath(True, f"attention by {attention}; agrees with padded rows to {deviation:.1g}")
 
 
 def _flat_states(decoder: nn.Module, model: PreTrainedModel, rows: Sequence[torch.Tensor]) -> torch.Tensor:

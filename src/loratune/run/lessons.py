@@ -16,7 +16,7 @@ from loratune.maths.memory import MemoryEstimate
 from loratune.maths.packing import PackPlan, TrialLoad
 from loratune.run.calibration import CALIBRATION, Calibration
 from loratune.run.planning import Planner
-from loratune.values import Evidence, Trial
+from loratune.values import Evidence, HyperParameters, Trial
 
 if TYPE_CHECKING:  # only named here: importing it imports Optuna
     from loratune.study import Study
@@ -42,7 +42,7 @@ class LearningPlanner:
         """As `Planner.plan`."""
         return self.planner.plan(trials)
 
-    def room(self, trials: Sequence[Trial]) -> int:
+    def room(self, trials: Sequence[HyperParameters]) -> int:
         """As `Planner.room`."""
         return self.planner.room(trials)
 

@@ -60,7 +60,8 @@ class LocalRunner:
             if more is not None and admission.empty and running:
                 further = more(results, tuple(running.values()))
                 memory = [self.planner.load(trial).memory for trial in further]
-                admission.add(memory, room=self.planner.room([*asked, *further]))
+                everybody = [trial.hyper_parameters for trial in (*asked, *further)]
+                admission.add(memory, room=self.planner.room(everybody))
                 number.update({trial.key: len(asked) + i for i, trial in enumerate(further)})
                 asked.extend(further)
             chosen = admission.next()

@@ -44,20 +44,20 @@ class Planner:
 
     def plan(self, trials: Sequence[Trial]) -> PackPlan:
         """The plan of these trials."""
-        return self.plan_loads([self.load(trial) for trial in trials], self.room(trials))
+        room = self.room([trial.hyper_parameters for trial in trials])
+        return self.plan_loads([self.load(trial) for trial in trials], room)
 
-    def room(self, trials: Sequence[Trial]) -> int:
+    def room(self, trials: Sequence[HyperParameters]) -> int:
         """Bytes, at least one, that the adapters of those of these trials may hold which train beside each other."""
-        return max(1, self.limits.room([trial.hyper_parameters for trial in trials])) if trials else 1
+        return max(1, self.limits.room(trials)) if trials else 1
 
     def plan_loads(self, loads: Sequence[TrialLoad], room: int) -> PackPlan:
         """The plan of loads that may hold `room` bytes together.
 
         A trial that takes more fits only tightly and fills the room: it runs alone.
         """
-        memory = max(1, room)
-        filling = [replace(load, memory=min(load.memory, memory)) for load in loads]
-        return plan_packs(filling, slots=self.slots, memory=memory, times=self.times)
+        filling = [replace(load, memory=min(load.memory, room)) for load in loads]
+        return plan_packs(filling, slots=self.slots, memory=room, times=self.times)
 
     def peak_bytes(self, trials: Sequence[HyperParameters], plan: PackPlan) -> int:
         """Predicted peak of a plan of these trials."""
