@@ -9,18 +9,19 @@ from loratune.engine.pack import PackEngine
 from loratune.engine.paths import REFERENCE, choose_paths
 from loratune.engine.selfcheck import random_table, selfcheck
 from loratune.model.base import BaseModel
+from loratune.model.device import pick_device
 from loratune.model.profile import profile_of
 
 pytestmark = pytest.mark.gpu
 
 
-def small(dtype: torch.dtype) -> BaseModel:
+def small(dtype: torch.dtype, device: str = "cuda") -> BaseModel:
     config = LlamaConfig(
         vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=2,
         num_key_value_heads=1,
     )  # fmt: skip
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype).cuda().eval().requires_grad_(False)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype).to(device).eval().requires_grad_(False)
     return BaseModel(model=model, tokenizer=None, profile=profile_of(model, "small"))
 
 
@@ -33,6 +34,36 @@ def test_everything_together_is_exact_in_half_precision() -> None:
     assert paths.compiled
     check = selfcheck(base, random_table(512), steps=8)
     assert check.holds, check
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU only")
+def test_everything_runs_on_the_gpu_that_was_asked_for() -> None:
+    """Kernels and recorded graphs go to the current device, which is another one at first."""
+    first, last = "cuda:0", f"cuda:{torch.cuda.device_count() - 1}"
+    pick_device(first)
+    losses = []
+    for device in (first, last):
+        try:
+            base = small(torch.bfloat16, str(pick_device(device)))
+            check = selfcheck(base, random_table(512), steps=8)
+            assert check.holds, check
+            assert torch.cuda.current_device() == base.device.index
+            packs = PackEngine(
+                base=base,
+                train=random_table(512),
+                validation=random_table(512),
+                study_seed=0,
+                cost=lambda _: 1.0,
+            )
+            assert packs.chosen_paths.compiled
+            with packs.attached() as step:
+                slots = packs.slots([trial(0), trial(1, r=16)])
+                while not all(slot.done for slot in slots):
+                    step([slot for slot in slots if not slot.done])
+            losses.append([list(slot.losses) for slot in slots])
+        finally:
+            torch.cuda.set_device(first)
+    assert losses[1] == losses[0]  # to the bit: the devices are of one kind
 
 
 def test_graphs_survive_a_refilled_slot_and_change_nothing() -> None:
