@@ -9,7 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -104,7 +104,12 @@ class Graphs:
             torch.cuda.stream(
                 torch.cuda.current_stream()
             ),  # left as it was even where the recording breaks off
-            torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
+            torch.cuda.graph(
+                graph,
+                pool=self._pool,
+                stream=_recording_stream(own[0].device),
+                capture_error_mode="thread_local",
+            ),
         ):
             output = body(own)
         return _Recorded(graph, own, output)
@@ -122,3 +127,9 @@ class Graphs:
         """`forget`, and record no more: their memory is needed."""
         self._stopped = True
         return self.forget()
+
+
+@cache
+def _recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """PyTorch's own default is of the device that the process recorded on first; on another nothing is recorded."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
