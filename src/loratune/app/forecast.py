@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Any
 
 from loratune.app.context import search_context
 from loratune.app.experience import Corrections
 from loratune.app.options import SearchOptions
+from loratune.app.pricing import Pricing
 from loratune.app.workbench import Workbench
-from loratune.errors import ResourceError
-from loratune.maths.packing import PackPlan
 from loratune.run.budget import Budget
 from loratune.run.calibration import Calibration, final_looks
 from loratune.run.final import Looks
 from loratune.run.planning import Planner
 from loratune.search.layer_ranks import QUESTION
-from loratune.search.make import make_strategy
-from loratune.search.space import candidate_ranks
 from loratune.search.strategy import Strategy
-from loratune.values import HyperParameters, PlannedStage, SearchContext, SearchPlan, Stage
+from loratune.values import PlannedStage, SearchContext, SearchPlan, Stage
 
 _LAYER_RANK_RUNS = 3
 _TOLD_SHARE = 0.15
@@ -109,46 +106,33 @@ def forecast(
     Raises `BudgetError` for a budget too small for one trial.
     """
     bench = bench.calibrated(calibration)
-    context = search_context(bench, options)
-    test_tokens, validation_rows = int(bench.data.test.lengths.sum()), len(bench.data.validation)
-    spent = monotonic() - started
-    if runs is None:
-        further = _LAYER_RANK_RUNS if options.layer_ranks else 0
-        budget = Budget.parse(options.budget)
-        runs = calibration.runs_within(budget, context, test_tokens, validation_rows, spent, further)
     context = replace(
-        context,
-        budget=runs,
+        search_context(bench, options),
         rate_factor=corrections.rate,
         rank_factor=corrections.rank,
         useful_batches=corrections.batches,
     )
-    strategy = make_strategy(options.strategy, context)
-    plan = strategy.plan()
-    largest = _largest(options, context, plan)
-    if bench.limits.estimate([largest]).total > bench.limits.device_bytes:
-        raise ResourceError(
-            f"One trial of rank {largest.r} needs {bench.limits.estimate([largest]).total / 2**30:.1f} GiB and "
-            f"{bench.limits.device_bytes / 2**30:.1f} GiB are there; lower --ranks or --max-length."
-        )
-    planner = Planner(
-        limits=bench.limits,
-        times=calibration.times,
-        rows=len(bench.data.train),
-        tokens=int(bench.data.train.lengths.sum()),
-        slots=calibration.slots,
-    )
-    pricing = _Pricing(planner=planner, calibration=calibration, context=context, largest=largest)
-    stages = tuple(pricing.stage(stage) for stage in plan.stages)
+    test_tokens, validation_rows = int(bench.data.test.lengths.sum()), len(bench.data.validation)
+    spent = monotonic() - started
+    budget = Budget.parse(options.budget)
+    facts = context, test_tokens, validation_rows, spent, _LAYER_RANK_RUNS if options.layer_ranks else 0
+    known = runs is not None
+    if runs is None:
+        runs = calibration.runs_within(budget, *facts)
+    pricing = Pricing.of(bench, options, calibration, replace(context, budget=runs))
+    if budget.seconds is not None and not known:
+        pricing = pricing.within(calibration.seconds_within(budget.seconds, *facts))
+    strategy, context, largest = pricing.strategy, pricing.context, pricing.largest
+    stages = tuple(pricing.stage(stage) for stage in pricing.plan.stages)
     after = tuple(pricing.stage(stage) for stage in _after_search(options))
     final = calibration.final_seconds(context, test_tokens, validation_rows)
     final += sum(stage.seconds for stage in after)
     final += calibration.truncation_seconds(context, largest.r, validation_rows)
     return Forecast(
         strategy=strategy,
-        plan=replace(plan, stages=(*stages, *after)),
+        plan=replace(pricing.plan, stages=(*stages, *after)),
         calibration=calibration,
-        planner=planner,
+        planner=pricing.planner,
         slots=max((pack.widest for pack in pricing.packs), default=1),
         spent_seconds=spent,
         search_seconds=sum(stage.seconds for stage in stages),
@@ -172,47 +156,3 @@ def _after_search(options: SearchOptions) -> tuple[PlannedStage, ...]:
             note="beyond the search's budget; a single run where it looks no better",
         ),
     )
-
-
-def _largest(options: SearchOptions, context: SearchContext, plan: SearchPlan) -> HyperParameters:
-    """The default recipe at the largest rank that the search may train."""
-    planned = [trial.hyper_parameters.r for stage in plan.stages for trial in stage.examples]
-    return replace(options.hyper_parameters(), r=max(*candidate_ranks(context), *planned, 1))
-
-
-@dataclass(kw_only=True)
-class _Pricing:
-    """Prices stages one after the other and keeps their packs."""
-
-    planner: Planner
-    calibration: Calibration
-    context: SearchContext
-    largest: HyperParameters
-    packs: list[PackPlan] = field(default_factory=list)
-    peaks: list[int] = field(default_factory=list)
-    """Predicted bytes of each."""
-
-    def stage(self, stage: PlannedStage) -> PlannedStage:
-        """The stage with packs and seconds.
-
-        Trials that depend on earlier results are priced as equal ones of the default recipe at the largest rank.
-        """
-        trials = [trial.hyper_parameters for trial in stage.examples]
-        if len(trials) == stage.trials:
-            loads = [self.planner.load(trial) for trial in stage.examples]
-        else:
-            trained = self.calibration.trained_tokens(self.context, stage.cost, stage.trials)
-            trials = [self.largest] * stage.trials
-            loads = self.planner.equal_loads(stage.trials, trained, self.largest)
-        if not loads:
-            return stage
-        pack = self.planner.plan_loads(loads, self.planner.room(trials))
-        self.packs.append(pack)
-        self.peaks.append(self.planner.peak_bytes(trials, pack))
-        return replace(
-            stage,
-            packs=-(-stage.trials // pack.widest),
-            seconds=self.calibration.search_seconds(
-                self.context, stage.cost, stage.trials, training=pack.seconds
-            ),
-        )

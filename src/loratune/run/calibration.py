@@ -132,13 +132,26 @@ class Calibration:
         if budget.runs is not None:
             return budget.runs
         assert budget.seconds is not None
+        left = self.seconds_within(budget.seconds, context, test_tokens, validation_rows, spent, further_runs)
+        speed = min(self.pack, self.forward / 2) / (1 + READINGS_SHARE)
+        return coarse(left * speed / context.full_run)
+
+    def seconds_within(
+        self,
+        seconds: float,
+        context: SearchContext,
+        test_tokens: int,
+        validation_rows: int,
+        spent: float,
+        further_runs: float = 0.0,
+    ) -> float:
+        """What a plan of the search may take of so many seconds for everything; arguments as of `runs_within`."""
         final = self.final_seconds(context, test_tokens, validation_rows)
         final += further_runs * context.full_run / self.pack
-        left = budget.seconds - spent - final
+        left = seconds - spent - final
         if left <= 0:
             raise BudgetError(
-                f"--budget {budget.seconds:.0f}s leaves no time to search: loading took {spent:.0f} s and the final "
+                f"--budget {seconds:.0f}s leaves no time to search: loading took {spent:.0f} s and the final "
                 f"run needs about {final:.0f} s; raise --budget or lower --train-rows."
             )
-        speed = min(self.pack, self.forward / 2) / (1 + READINGS_SHARE + TRUNCATION_SHARE)
-        return coarse(_SAFETY * left * speed / context.full_run)
+        return _SAFETY * left / (1 + TRUNCATION_SHARE)

@@ -10,17 +10,12 @@ from typing import TYPE_CHECKING
 from loratune.engine.pack import PackEngine
 from loratune.engine.progress import PackProgress
 from loratune.lora.layout import Adapter
-from loratune.maths.packing import Admission
 from loratune.run.kept import LargestAdapter
-from loratune.run.lessons import LearningPlanner
-from loratune.run.planning import Planner
+from loratune.run.queue import More, Plans, TrialQueue
 from loratune.values import CurvePoint, Trial, TrialResult, TrialState
 
 if TYPE_CHECKING:  # only named here: importing it imports Optuna
     from loratune.study import Study
-
-More = Callable[[Sequence[TrialResult], Sequence[Trial]], Sequence[Trial]]
-"""From the results of this run so far and the trials still running to further trials."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,7 +24,7 @@ class LocalRunner:
 
     engine: PackEngine
     study: Study
-    planner: Planner | LearningPlanner
+    planner: Plans
     on_progress: Callable[[PackProgress], None]
     on_result: Callable[[TrialResult], None]
     largest: LargestAdapter | None = None
@@ -46,39 +41,20 @@ class LocalRunner:
 
         `more` is asked for further trials when a slot is free and none waits.
         """
-        plan = self.planner.plan(trials)
-        memory = [self.planner.load(trial).memory for trial in trials]
-        admission = Admission(memory, plan.order, slots=plan.slots, room=plan.memory)
-        asked = list(trials)
-        number = {trial.key: i for i, trial in enumerate(asked)}
-        running: dict[str, Trial] = {}
-        results: list[TrialResult] = []
+        queue = TrialQueue(self.planner, trials, more)
 
         def next_trial() -> Trial | None:
-            if self.late:
-                return None
-            if more is not None and admission.empty and running:
-                further = more(results, tuple(running.values()))
-                memory = [self.planner.load(trial).memory for trial in further]
-                everybody = [trial.hyper_parameters for trial in (*asked, *further)]
-                admission.add(memory, room=self.planner.room(everybody))
-                number.update({trial.key: len(asked) + i for i, trial in enumerate(further)})
-                asked.extend(further)
-            chosen = admission.next()
-            if chosen is None:
-                return None
-            running[asked[chosen].key] = asked[chosen]
-            return asked[chosen]
+            return None if self.late else queue.next()
 
         def keep(result: TrialResult, adapter: Adapter) -> None:
-            admission.ended(number[result.asked.key])
-            del running[result.asked.key]
-            if result.state is TrialState.STOPPED:
-                return  # only the clock stops trials here: --resume is to train it
+            # only the clock stops trials here: --resume is to train them
+            stopped = result.state is TrialState.STOPPED
+            queue.ended(result.asked, None if stopped else result)
+            if stopped:
+                return
             if self.largest is not None:
                 self.largest.offer(result, adapter)
             self.study.record(result)
-            results.append(result)
             self.on_result(result)
 
         def should_stop(trial: Trial, curve: tuple[CurvePoint, ...]) -> bool:
@@ -86,9 +62,9 @@ class LocalRunner:
 
         self.engine.run(
             next_trial,
-            slots=plan.slots,
+            slots=queue.slots,
             on_result=keep,
             on_progress=self.on_progress,
             should_stop=should_stop,
         )
-        return results
+        return queue.results

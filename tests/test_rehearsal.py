@@ -1,0 +1,142 @@
+"""A search on a clock: its time is that of its waves, and a budget in time buys what they leave room for."""
+
+from dataclasses import replace
+
+import pytest
+
+from loratune.app.options import SearchOptions
+from loratune.app.pricing import Pricing
+from loratune.maths.execution import ON_CUDA
+from loratune.maths.limits import Limits
+from loratune.maths.steptime import StepTime
+from loratune.run.calibration import Calibration
+from loratune.run.planning import Planner
+from loratune.run.rehearsal import expected, rehearse
+from loratune.search.make import make_strategy
+from loratune.search.strategy import Strategy
+from loratune.values import HyperParameters, ModelProfile, SearchContext, TrialResult
+
+ROWS, TOKENS = 4000, 100_000
+FACTS = SearchContext(
+    rows=ROWS, tokens=TOKENS, supervised_tokens=11_000, validation_tokens=10_000, hidden_size=576,
+    parameters_per_rank=300_000, labels=8,
+)  # fmt: skip
+LAUNCH = 0.02
+LAUNCHES = StepTime(points=((10.0, LAUNCH), (1e6, LAUNCH * 1.0001)), micro_batch_tokens=1e6)
+"""Seconds of a step whatever its tokens."""
+WORK = StepTime(points=((1.0, 1e-4), (1e6, 100.0)), micro_batch_tokens=1e6)
+"""Seconds of a step in proportion to its tokens."""
+
+
+ROOMY = Limits(
+    model=ModelProfile(
+        name="toy",
+        family="llama",
+        hidden_size=576,
+        layers=30,
+        attention_heads=9,
+        vocabulary=49_152,
+        parameters=135_000_000,
+        embedding_parameters=28_000_000,
+        targets=tuple((f"layers.{i}.{name}", 576, 576) for i in range(30) for name in ("q_proj", "v_proj")),
+        intermediate_size=1536,
+    ),
+    max_length=64,
+    micro_batch_tokens=16_384,
+    device_bytes=2**40,
+    execution=ON_CUDA,
+)
+
+
+def planner(times: StepTime) -> Planner:
+    return Planner(limits=ROOMY, times=times, rows=ROWS, tokens=TOKENS, slots=32)
+
+
+def strategy(name: str = "evidence", budget: float = 40.0) -> Strategy:
+    return make_strategy(name, replace(FACTS, budget=budget))
+
+
+def waves(searching: Strategy) -> list[list[TrialResult]]:
+    """The search with expected results, one wave after the other."""
+    found: list[list[TrialResult]] = []
+    while trials := searching.ask([result for wave in found for result in wave]):
+        found.append([expected(trial, searching.context) for trial in trials])
+    return found
+
+
+@pytest.mark.parametrize("name", ["grid", "random"])
+def test_trials_that_hang_on_nothing_take_what_their_plan_says(name: str) -> None:
+    searching, plans = strategy(name), planner(LAUNCHES)
+    found = rehearse(searching, plans)
+    trials = searching.ask([])
+    assert sum(found.seconds.values()) == pytest.approx(plans.plan(trials).seconds)
+    assert found.trials == len(trials)
+
+
+@pytest.mark.parametrize("name", ["evidence", "guide", "tpe"])
+def test_where_launches_are_all_that_counts_every_wave_costs_its_longest_trial(name: str) -> None:
+    """A later wave may begin while an earlier one runs: at least the chain of waves that wait for results."""
+    searching, plans = strategy(name), planner(LAUNCHES)
+    found = rehearse(searching, plans)
+    steps = [[plans.load(result.asked).steps for result in wave] for wave in waves(searching)]
+    assert len(steps) > 1
+    seconds = sum(found.seconds.values()) / LAUNCH
+    assert max(map(max, steps)) < seconds <= 1.001 * sum(map(max, steps))
+    plan = searching.plan()
+    trained = plan.cost * TOKENS
+    largest = HyperParameters(r=32, lora_alpha=64, learning_rate=1e-3, batch_size=8)
+    together = plans.plan_loads(plans.equal_loads(plan.trials, trained, largest), 2**60)
+    assert seconds > 1.5 * together.steps
+
+
+@pytest.mark.parametrize("name", ["evidence", "guide", "grid", "tpe"])
+def test_where_work_is_all_that_counts_waves_cost_nothing(name: str) -> None:
+    searching, plans = strategy(name), planner(WORK)
+    found = rehearse(searching, plans)
+    tokens = sum(
+        load.steps * load.tokens
+        for wave in waves(searching)
+        for load in (plans.load(result.asked) for result in wave)
+    )
+    assert sum(found.seconds.values()) == pytest.approx(1e-4 * tokens, rel=0.01)
+
+
+def test_it_runs_the_trials_that_the_search_would_run() -> None:
+    searching = strategy()
+    found = rehearse(searching, planner(LAUNCHES))
+    history = [result for wave in waves(searching) for result in wave]
+    assert found.trials == len(history)
+    assert sum(found.runs.values()) == pytest.approx(sum(result.cost for result in history))
+
+
+@pytest.mark.parametrize("name", ["evidence", "guide", "tpe"])
+@pytest.mark.parametrize("metric", ["nll", "perplexity", "exact_match", "accuracy", "f1"])
+@pytest.mark.parametrize("budget", [1.0, 7.0, 60.0])
+def test_every_search_comes_to_an_end_within_its_budget(name: str, metric: str, budget: float) -> None:
+    searching = make_strategy(name, replace(FACTS, metric=metric, budget=budget))
+    found = rehearse(searching, planner(WORK))
+    assert 0 < sum(found.runs.values()) <= budget * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("name", ["evidence", "guide", "grid", "tpe"])
+@pytest.mark.parametrize("times", [LAUNCHES, WORK], ids=["launches", "work"])
+def test_a_budget_in_time_buys_what_the_waves_leave_room_for(name: str, times: StepTime) -> None:
+    """Down to one full run; and no less than before where packs are full all the time."""
+    calibration = Calibration(pack=1e4, alone=1e3, forward=1e9, slots=32)
+    searching = strategy(name)
+    pricing = Pricing(
+        strategy=searching,
+        plan=searching.plan(),
+        planner=planner(times),
+        calibration=calibration,
+        options=SearchOptions(model="m", data="d", strategy=name),
+        largest=HyperParameters(r=32, lora_alpha=64, learning_rate=1e-3, batch_size=8),
+    )
+    whole = pricing.expected_seconds
+    assert pricing.within(whole).context.budget == pricing.context.budget
+    for share in (0.7, 0.3, 0.05):
+        found = pricing.within(share * whole)
+        assert found.context.budget < pricing.context.budget
+        assert found.expected_seconds < whole
+        by_waves = times is LAUNCHES and name != "evidence"  # which have as many with few trials
+        assert found.expected_seconds <= share * whole or found.context.budget <= 1 or by_waves
