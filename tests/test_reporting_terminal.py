@@ -232,6 +232,25 @@ def test_time_left_moves_from_the_plan_to_the_run_itself(monkeypatch: pytest.Mon
         assert view.seconds_left == 0.0
 
 
+def test_the_final_run_is_still_to_come_where_the_search_spends_more_than_planned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two runs of the search planned, four taken at 100 s each; then two of the final run."""
+    clock = [0.0]
+    monkeypatch.setattr(live, "monotonic", lambda: clock[0])
+    with LiveView(console()) as view:
+        view.expect(trials=4, cost=4.08, seconds=400.0, final_cost=2.04)
+        for seed in range(4):
+            clock[0] += 100.0
+            view.result(make_trial(seed=seed))
+        assert view.seconds_left == pytest.approx(0.5 * 400.0)
+        view.stage("final")
+        assert view.seconds_left == pytest.approx(4 / 6 * 200.0, rel=0.01)
+        clock[0] += 100.0
+        view.result(make_trial(seed=4))
+        assert view.seconds_left == pytest.approx(5 / 6 * 100.0, rel=0.01)
+
+
 def test_a_resumed_run_counts_what_is_done_but_not_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(live, "monotonic", lambda: clock[0])

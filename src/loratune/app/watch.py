@@ -95,7 +95,10 @@ class Terminal(LiveView):
         """Profile and plan; from it the expected number of trials, cost and time."""
         plan = priced.plan
         self.expect(
-            trials=plan.trials + _FINAL_TRIALS, cost=plan.cost + _FINAL_TRIALS, seconds=priced.seconds
+            trials=plan.trials + _FINAL_TRIALS,
+            cost=plan.cost + _FINAL_TRIALS,
+            seconds=priced.seconds,
+            final_cost=_FINAL_TRIALS,
         )
         if self._out is None:
             return

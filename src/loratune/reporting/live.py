@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loratune.reporting.wording import count, duration, rate
-from loratune.values import TrialResult, TrialState
+from loratune.values import Stage, TrialResult, TrialState
 
 if TYPE_CHECKING:
     from loratune.engine.progress import PackProgress, SlotProgress
@@ -37,7 +37,7 @@ class LiveView:
         self._stage = ""
         self._best: TrialResult | None = None
         self._done = self._trials = self._diverged = 0
-        self._cost = self._expected_cost = self._expected_seconds = 0.0
+        self._cost = self._expected_cost = self._expected_seconds = self._final_cost = 0.0
         self._tokens = 0
         self._busy = 0.0
         self._started = self._last_line = monotonic()
@@ -62,9 +62,13 @@ class LiveView:
         """One sentence, kept on the screen."""
         self.console.print(text, markup=False, highlight=False)
 
-    def expect(self, *, trials: int, cost: float, seconds: float) -> None:
-        """What the plan says of the trials to come: their number, full-run equivalents, predicted time."""
+    def expect(self, *, trials: int, cost: float, seconds: float, final_cost: float = 0.0) -> None:
+        """What the plan says of the trials to come: their number, full-run equivalents, predicted time.
+
+        `final_cost`: those of `cost` that the final run will need, however many the search spends before it.
+        """
         self._trials, self._expected_cost, self._expected_seconds = trials, cost, seconds
+        self._final_cost = final_cost
 
     def resumed(self, history: Sequence[TrialResult]) -> None:
         """Trials that an earlier run has finished: they count as done, not as work of this run."""
@@ -82,6 +86,9 @@ class LiveView:
         self._trials = max(self._trials, self._done + trials)
         if name != self._stage:
             self._stage = name
+            if name == str(Stage.FINAL):
+                self._expected_cost = max(self._expected_cost, self._cost + self._final_cost)
+                self._final_cost = 0.0
             self.note(f"{duration(self._elapsed)}  stage: {name}")
 
     def progress(self, pack: PackProgress) -> None:
@@ -104,8 +111,8 @@ class LiveView:
         """From the plan at first, then more and more from this run's own speed."""
         planned = max(0.0, self._expected_seconds - self._elapsed)
         under_way = sum(s.trial.fraction * s.step / max(1, s.total_steps) for s in self._slots)
-        done = self._cost + under_way
-        share = min(1.0, done / self._expected_cost) if self._expected_cost else 0.0
+        done = min(self._cost + under_way, self._expected_cost - self._final_cost)
+        share = done / self._expected_cost if self._expected_cost else 0.0
         if share < 0.02:
             return planned
         measured = self._elapsed * (1 - share) / share
