@@ -1,6 +1,7 @@
 """A search on a clock: its time is that of its waves, and a budget in time buys what they leave room for."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -11,10 +12,10 @@ from loratune.maths.limits import Limits
 from loratune.maths.steptime import StepTime
 from loratune.run.calibration import Calibration
 from loratune.run.planning import Planner
-from loratune.run.rehearsal import expected, rehearse
+from loratune.run.rehearsal import Rehearsal, expected, rehearse
 from loratune.search.make import make_strategy
 from loratune.search.strategy import Strategy
-from loratune.values import HyperParameters, ModelProfile, SearchContext, TrialResult
+from loratune.values import HyperParameters, ModelProfile, SearchContext, Stage, TrialResult
 
 ROWS, TOKENS = 4000, 100_000
 FACTS = SearchContext(
@@ -28,6 +29,9 @@ WORK = StepTime(points=((1.0, 1e-4), (1e6, 100.0)), micro_batch_tokens=1e6)
 """Seconds of a step in proportion to its tokens."""
 
 
+TARGETS = tuple(
+    (f"layers.{i}.{name}", 576, 576) for i in range(30) for name in ("q_proj", "v_proj", "up_proj")
+)
 ROOMY = Limits(
     model=ModelProfile(
         name="toy",
@@ -38,7 +42,7 @@ ROOMY = Limits(
         vocabulary=49_152,
         parameters=135_000_000,
         embedding_parameters=28_000_000,
-        targets=tuple((f"layers.{i}.{name}", 576, 576) for i in range(30) for name in ("q_proj", "v_proj")),
+        targets=TARGETS,
         intermediate_size=1536,
     ),
     max_length=64,
@@ -56,6 +60,14 @@ def strategy(name: str = "evidence", budget: float = 40.0) -> Strategy:
     return make_strategy(name, replace(FACTS, budget=budget))
 
 
+def taken(found: Rehearsal) -> float:
+    return sum(stage.seconds for stage in found.values())
+
+
+def spent(found: Rehearsal) -> float:
+    return sum(stage.runs for stage in found.values())
+
+
 def waves(searching: Strategy) -> list[list[TrialResult]]:
     """The search with expected results, one wave after the other."""
     found: list[list[TrialResult]] = []
@@ -69,8 +81,8 @@ def test_trials_that_hang_on_nothing_take_what_their_plan_says(name: str) -> Non
     searching, plans = strategy(name), planner(LAUNCHES)
     found = rehearse(searching, plans)
     trials = searching.ask([])
-    assert sum(found.seconds.values()) == pytest.approx(plans.plan(trials).seconds)
-    assert found.trials == len(trials)
+    assert taken(found) == pytest.approx(plans.plan(trials).seconds)
+    assert sum(stage.trials for stage in found.values()) == len(trials)
 
 
 @pytest.mark.parametrize("name", ["evidence", "guide", "tpe"])
@@ -80,7 +92,7 @@ def test_where_launches_are_all_that_counts_every_wave_costs_its_longest_trial(n
     found = rehearse(searching, plans)
     steps = [[plans.load(result.asked).steps for result in wave] for wave in waves(searching)]
     assert len(steps) > 1
-    seconds = sum(found.seconds.values()) / LAUNCH
+    seconds = taken(found) / LAUNCH
     assert max(map(max, steps)) < seconds <= 1.001 * sum(map(max, steps))
     plan = searching.plan()
     trained = plan.cost * TOKENS
@@ -98,15 +110,15 @@ def test_where_work_is_all_that_counts_waves_cost_nothing(name: str) -> None:
         for wave in waves(searching)
         for load in (plans.load(result.asked) for result in wave)
     )
-    assert sum(found.seconds.values()) == pytest.approx(1e-4 * tokens, rel=0.01)
+    assert taken(found) == pytest.approx(1e-4 * tokens, rel=0.01)
 
 
 def test_it_runs_the_trials_that_the_search_would_run() -> None:
     searching = strategy()
     found = rehearse(searching, planner(LAUNCHES))
     history = [result for wave in waves(searching) for result in wave]
-    assert found.trials == len(history)
-    assert sum(found.runs.values()) == pytest.approx(sum(result.cost for result in history))
+    assert sum(stage.trials for stage in found.values()) == len(history)
+    assert spent(found) == pytest.approx(sum(result.cost for result in history))
 
 
 @pytest.mark.parametrize("name", ["evidence", "guide", "tpe"])
@@ -115,28 +127,61 @@ def test_it_runs_the_trials_that_the_search_would_run() -> None:
 def test_every_search_comes_to_an_end_within_its_budget(name: str, metric: str, budget: float) -> None:
     searching = make_strategy(name, replace(FACTS, metric=metric, budget=budget))
     found = rehearse(searching, planner(WORK))
-    assert 0 < sum(found.runs.values()) <= budget * (1 + 1e-9)
+    assert 0 < spent(found) <= budget * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("name", ["evidence", "guide", "grid", "tpe"])
-@pytest.mark.parametrize("times", [LAUNCHES, WORK], ids=["launches", "work"])
-def test_a_budget_in_time_buys_what_the_waves_leave_room_for(name: str, times: StepTime) -> None:
-    """Down to one full run; and no less than before where packs are full all the time."""
-    calibration = Calibration(pack=1e4, alone=1e3, forward=1e9, slots=32)
-    searching = strategy(name)
-    pricing = Pricing(
+def test_the_widest_pack_is_that_of_a_wave_not_of_a_stage() -> None:
+    found = rehearse(strategy(), planner(LAUNCHES))
+    rank = found[Stage.RANK]
+    assert rank.trials > 2 * rank.widest
+    assert rank.widest >= 5, "learning rates are screened together"
+
+
+def pricing(name: str, times: StepTime, **facts: Any) -> Pricing:
+    searching = make_strategy(name, replace(FACTS, **{"budget": 40.0} | facts))
+    return Pricing(
         strategy=searching,
         plan=searching.plan(),
         planner=planner(times),
-        calibration=calibration,
+        calibration=Calibration(pack=1e4, alone=1e3, forward=1e9, slots=32),
         options=SearchOptions(model="m", data="d", strategy=name),
         largest=HyperParameters(r=32, lora_alpha=64, learning_rate=1e-3, batch_size=8),
     )
-    whole = pricing.expected_seconds
-    assert pricing.within(whole).context.budget == pricing.context.budget
-    for share in (0.7, 0.3, 0.05):
-        found = pricing.within(share * whole)
-        assert found.context.budget < pricing.context.budget
-        assert found.expected_seconds < whole
-        by_waves = times is LAUNCHES and name != "evidence"  # which have as many with few trials
-        assert found.expected_seconds <= share * whole or found.context.budget <= 1 or by_waves
+
+
+@pytest.mark.parametrize("times", [LAUNCHES, WORK], ids=["launches", "work"])
+@pytest.mark.parametrize("name", ["evidence", "guide", "grid", "random", "tpe"])
+def test_a_budget_in_time_buys_what_the_waves_leave_room_for(name: str, times: StepTime) -> None:
+    """More time never buys less; and what would be too few runs for being in time is not planned."""
+    whole = pricing(name, times)
+    seconds = whole.expected_seconds
+    assert whole.within(seconds) is whole
+    before = 0.0
+    for share in (0.05, 0.2, 0.3, 0.5, 0.7, 0.9):
+        found = whole.within(share * seconds)
+        if found is whole:  # where all trials make one wave, fewer are not faster
+            continue
+        assert found.expected_seconds <= share * seconds
+        assert found.context.budget >= before
+        assert found.context.budget > 0.45 * share * spent(whole.rehearsal)
+        before = found.context.budget
+    assert before > 0 or (times is LAUNCHES and name != "evidence")
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"learning_rates": (2e-4,)},
+        {"ranks": (8,), "learning_rates": (1e-4, 3e-4)},
+        {"tune_targets": True, "rows": 100, "tokens": 2500, "targets": TARGETS},
+        {"budget": 1.5},
+    ],
+    ids=["one rate", "one rank", "targets", "hardly a run"],
+)
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.4, 0.8])
+def test_a_budget_in_time_that_pays_for_nothing_smaller_keeps_the_plan(
+    facts: dict[str, Any], share: float
+) -> None:
+    whole = pricing("evidence", LAUNCHES, **facts)
+    found = whole.within(share * whole.expected_seconds)
+    assert found is whole or found.expected_seconds <= share * whole.expected_seconds

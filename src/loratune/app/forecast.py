@@ -11,6 +11,7 @@ from loratune.app.experience import Corrections
 from loratune.app.options import SearchOptions
 from loratune.app.pricing import Pricing
 from loratune.app.workbench import Workbench
+from loratune.reporting.wording import duration
 from loratune.run.budget import Budget
 from loratune.run.calibration import Calibration, final_looks
 from loratune.run.final import Looks
@@ -40,6 +41,8 @@ class Forecast:
     search_seconds: float
     final_seconds: float
     """The final run, and what is done with the largest adapter of the search before it."""
+    limit: float | None
+    """Seconds for everything, where the budget is a time that was to be kept here."""
     looks: Looks
     """Of early stopping, in the final run."""
     peak_bytes: int
@@ -57,13 +60,19 @@ class Forecast:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know of the final run; empty as a rule."""
-        if self.looks.share <= _TOLD_SHARE:
-            return ()
-        return (
-            f"The training rows are few: {self.looks.count} looks of early stopping, each at {self.looks.rows} "
-            f"validation rows, cost {self.looks.share:.0%} of the final run's training.",
-        )
+        """What the user should know of time; empty as a rule."""
+        found = []
+        if self.limit is not None and self.seconds > self.limit:
+            found.append(
+                f"The whole run is expected to take {duration(self.seconds)}, more than --budget: its clock will cut "
+                "the search. Fewer trials would hardly be faster, as their steps wait for results; raise --budget."
+            )
+        if self.looks.share > _TOLD_SHARE:
+            found.append(
+                f"The training rows are few: {self.looks.count} looks of early stopping, each at {self.looks.rows} "
+                f"validation rows, cost {self.looks.share:.0%} of the final run's training."
+            )
+        return tuple(found)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for `plan --json`."""
@@ -116,12 +125,12 @@ def forecast(
     spent = monotonic() - started
     budget = Budget.parse(options.budget)
     facts = context, test_tokens, validation_rows, spent, _LAYER_RANK_RUNS if options.layer_ranks else 0
-    known = runs is not None
+    limit = budget.seconds if runs is None else None
     if runs is None:
         runs = calibration.runs_within(budget, *facts)
     pricing = Pricing.of(bench, options, calibration, replace(context, budget=runs))
-    if budget.seconds is not None and not known:
-        pricing = pricing.within(calibration.seconds_within(budget.seconds, *facts))
+    if limit is not None:
+        pricing = pricing.within(calibration.seconds_within(limit, *facts))
     strategy, context, largest = pricing.strategy, pricing.context, pricing.largest
     stages = tuple(pricing.stage(stage) for stage in pricing.plan.stages)
     after = tuple(pricing.stage(stage) for stage in _after_search(options))
@@ -133,10 +142,11 @@ def forecast(
         plan=replace(pricing.plan, stages=(*stages, *after)),
         calibration=calibration,
         planner=pricing.planner,
-        slots=max((pack.widest for pack in pricing.packs), default=1),
+        slots=pricing.widest,
         spent_seconds=spent,
         search_seconds=sum(stage.seconds for stage in stages),
         final_seconds=final,
+        limit=limit,
         looks=final_looks(context, validation_rows),
         peak_bytes=max(pricing.peaks, default=bench.limits.estimate([largest]).total),
         corrections=corrections,

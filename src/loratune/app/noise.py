@@ -43,8 +43,7 @@ def first_forecast(
         return priced
     watch.note("Measuring the gradient noise scale: it sets the range of batch sizes.")
     corrections = _with_range(bench.calibrated(calibration), options, priced)
-    runs = priced.context.budget
-    return forecast(bench, options, calibration, started=started, runs=runs, corrections=corrections)
+    return forecast(bench, options, calibration, started=started, corrections=corrections)
 
 
 def _compares_batches(options: SearchOptions, priced: Forecast) -> bool:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import ceil, floor, log2
 from typing import Self
 
 from loratune.app.options import SearchOptions
 from loratune.app.workbench import Workbench
-from loratune.errors import ResourceError
-from loratune.maths.packing import PackPlan
-from loratune.run.budget import coarse
+from loratune.errors import BudgetError, ResourceError
+from loratune.run.budget import STEPS_PER_DOUBLING, coarse
 from loratune.run.calibration import Calibration
 from loratune.run.planning import Planner
 from loratune.run.rehearsal import Rehearsal, rehearse
@@ -19,9 +19,8 @@ from loratune.search.space import candidate_ranks
 from loratune.search.strategy import Strategy
 from loratune.values import HyperParameters, PlannedStage, SearchContext, SearchPlan, Stage
 
-_MOST_REDUCTIONS = 3
-"""Of the full runs that a budget in time allows, each by what the search would take."""
-_FEWEST_RUNS = 1.0
+_FAIR = 0.5
+"""Of the runs that would end within a time if they were cut there: the fewest that are planned for it instead."""
 
 
 @dataclass(kw_only=True)
@@ -34,7 +33,8 @@ class Pricing:
     calibration: Calibration
     options: SearchOptions
     largest: HyperParameters
-    packs: list[PackPlan] = field(default_factory=list)
+    widest: int = 1
+    """Trials beside each other, at most, in the stages priced."""
     peaks: list[int] = field(default_factory=list)
     """Predicted bytes of each."""
 
@@ -71,22 +71,35 @@ class Pricing:
     def with_budget(self, runs: float) -> Self:
         """The same for so many full-run equivalents."""
         strategy = make_strategy(self.options.strategy, replace(self.context, budget=runs))
-        return replace(self, strategy=strategy, plan=strategy.plan(), packs=[], peaks=[])
+        return replace(self, strategy=strategy, plan=strategy.plan(), widest=1, peaks=[])
 
     def within(self, seconds: float) -> Self:
-        """With fewer full runs where the search would take longer than this, as far as that shortens it.
+        """With the most full runs that take no longer than this, in steps of `coarse`; as it is where none is worth it.
 
         Packs are often far from full: where launches are all that counts, time goes with the waves, not with the runs.
+        Fewer than half of the runs that the clock would let through are not worth a search that ends in time.
         """
-        best = found = self
-        for _ in range(_MOST_REDUCTIONS):
-            if best.expected_seconds <= seconds:
-                break
-            spent = sum(found.rehearsal.runs.values())
-            found = found.with_budget(max(coarse(spent * seconds / found.expected_seconds), _FEWEST_RUNS))
-            if found.expected_seconds < best.expected_seconds:
-                best = found
+        expected = self.expected_seconds
+        if expected <= seconds:
+            return self
+        most = coarse(self._expected_runs)
+        best, low, high = self, -1, floor(STEPS_PER_DOUBLING * log2(expected / (_FAIR * seconds))) + 1
+        while high - low > 1:
+            down = (low + high) // 2
+            found = self._fitting(most * 2 ** (-down / STEPS_PER_DOUBLING), seconds)
+            if found is None:
+                low = down
+            else:
+                best, high = found, down
         return best
+
+    def _fitting(self, runs: float, seconds: float) -> Self | None:
+        """The same for so many full runs; None where they take longer or pay for no trial."""
+        try:
+            found = self.with_budget(runs)
+        except BudgetError:
+            return None
+        return found if found.expected_seconds <= seconds else None
 
     @property
     def context(self) -> SearchContext:
@@ -100,15 +113,22 @@ class Pricing:
     @property
     def expected_seconds(self) -> float:
         """Of the whole search, runs that the plan leaves to what results say included."""
+        stages = self.rehearsal.values()
         return self._seconds(
-            sum(self.rehearsal.runs.values()), self.rehearsal.trials, sum(self.rehearsal.seconds.values())
+            self._expected_runs,
+            sum(stage.trials for stage in stages),
+            sum(stage.seconds for stage in stages),
         )
 
-    def stage(self, stage: PlannedStage) -> PlannedStage:
-        """The stage with packs and seconds.
+    @property
+    def _expected_runs(self) -> float:
+        return sum(stage.runs for stage in self.rehearsal.values())
 
-        What the packs need of memory is counted as if all its trials could train beside each other, those that hang
-        on earlier results as equal ones of the default recipe at the largest rank. Its seconds are the rehearsal's.
+    def stage(self, stage: PlannedStage) -> PlannedStage:
+        """The stage with packs and seconds, both the rehearsal's where it came; with more runs where it had more.
+
+        What memory must hold is counted as if all its trials trained beside each other, which calibration and results
+        may come to; those that hang on earlier results as equal ones of the default recipe at the largest rank.
         """
         trials = [trial.hyper_parameters for trial in stage.examples]
         if len(trials) == stage.trials:
@@ -120,14 +140,14 @@ class Pricing:
         if not loads:
             return stage
         pack = self.planner.plan_loads(loads, self.planner.room(trials))
-        self.packs.append(pack)
         self.peaks.append(self.planner.peak_bytes(trials, pack))
-        training = self.rehearsal.seconds_for(Stage(stage.name), stage.cost)
-        return replace(
-            stage,
-            packs=-(-stage.trials // pack.widest),
-            seconds=self._seconds(stage.cost, stage.trials, pack.seconds if training is None else training),
-        )
+        came = self.rehearsal.get(Stage(stage.name))
+        runs, count, widest, training = stage.cost, stage.trials, pack.widest, pack.seconds
+        if came is not None:
+            runs, count, widest = max(runs, came.runs), max(count, came.trials), came.widest
+            training = came.seconds * runs / came.runs
+        self.widest = max(self.widest, widest)
+        return replace(stage, packs=ceil(stage.trials / widest), seconds=self._seconds(runs, count, training))
 
     def _seconds(self, runs: float, trials: int, training: float) -> float:
         return self.calibration.search_seconds(self.context, runs, trials, training=training)

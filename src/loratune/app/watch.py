@@ -99,6 +99,7 @@ class Terminal(LiveView):
             cost=plan.cost + _FINAL_TRIALS,
             seconds=priced.seconds,
             final_cost=_FINAL_TRIALS,
+            final_seconds=priced.final_seconds,
         )
         if self._out is None:
             return

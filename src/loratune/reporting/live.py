@@ -37,7 +37,8 @@ class LiveView:
         self._stage = ""
         self._best: TrialResult | None = None
         self._done = self._trials = self._diverged = 0
-        self._cost = self._expected_cost = self._expected_seconds = self._final_cost = 0.0
+        self._cost = self._expected_cost = self._expected_seconds = 0.0
+        self._final_cost = self._final_seconds = 0.0
         self._tokens = 0
         self._busy = 0.0
         self._started = self._last_line = monotonic()
@@ -62,22 +63,26 @@ class LiveView:
         """One sentence, kept on the screen."""
         self.console.print(text, markup=False, highlight=False)
 
-    def expect(self, *, trials: int, cost: float, seconds: float, final_cost: float = 0.0) -> None:
+    def expect(
+        self, *, trials: int, cost: float, seconds: float, final_cost: float = 0.0, final_seconds: float = 0.0
+    ) -> None:
         """What the plan says of the trials to come: their number, full-run equivalents, predicted time.
 
-        `final_cost`: those of `cost` that the final run will need, however many the search spends before it.
+        `final_…`: of these what the final run will need, however much the search takes before it.
         """
         self._trials, self._expected_cost, self._expected_seconds = trials, cost, seconds
-        self._final_cost = final_cost
+        self._final_cost, self._final_seconds = final_cost, final_seconds
 
     def resumed(self, history: Sequence[TrialResult]) -> None:
-        """Trials that an earlier run has finished: they count as done, not as work of this run."""
+        """Trials of the search that an earlier run has finished: they count as done, not as work of this run."""
         for result in history:
             self._count(result)
-        if self._expected_cost:
-            left = max(0.0, 1 - sum(result.cost for result in history) / self._expected_cost)
-            self._expected_cost *= left
-            self._expected_seconds *= left
+        search = self._expected_cost - self._final_cost
+        if search > 0:
+            left = max(0.0, 1 - sum(result.cost for result in history) / search)
+            self._expected_cost = search * left + self._final_cost
+            seconds = self._expected_seconds - self._final_seconds
+            self._expected_seconds = seconds * left + self._final_seconds
         if history:
             self.note(f"Resumed with {len(history)} finished trials.")
 
@@ -87,9 +92,16 @@ class LiveView:
         if name != self._stage:
             self._stage = name
             if name == str(Stage.FINAL):
-                self._expected_cost = max(self._expected_cost, self._cost + self._final_cost)
-                self._final_cost = 0.0
+                self._begin_final()
             self.note(f"{duration(self._elapsed)}  stage: {name}")
+
+    def _begin_final(self) -> None:
+        """Nothing else is left, whether the search took more or less than planned."""
+        self._pack = None
+        if self._final_cost:
+            self._expected_cost = self._cost + self._final_cost
+            self._expected_seconds = self._elapsed + self._final_seconds
+            self._final_cost = 0.0
 
     def progress(self, pack: PackProgress) -> None:
         """A pack has taken a step."""

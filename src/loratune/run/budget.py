@@ -8,6 +8,8 @@ from typing import Self
 from loratune.errors import BudgetError
 
 AUTO_RUNS = 5.0
+STEPS_PER_DOUBLING = 3
+"""Of `coarse`."""
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -35,4 +37,5 @@ class Budget:
 
 def coarse(value: float) -> float:
     """Rounded down to one of three steps per doubling, so that a calibration's noise seldom changes a plan."""
-    return 2.0 ** (floor(3 * log2(value)) / 3) if value > 0 else 0.0
+    step = STEPS_PER_DOUBLING
+    return 2.0 ** (floor(step * log2(value)) / step) if value > 0 else 0.0

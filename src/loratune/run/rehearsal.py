@@ -6,8 +6,8 @@ are compared, and a step of a few small trials costs little less than one of man
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from math import exp, log
+from dataclasses import dataclass
+from math import log
 
 from loratune.run.planning import Planner
 from loratune.run.queue import TrialQueue
@@ -24,24 +24,26 @@ _SEEDS = 0.3
 """Margins between the mean and a run, above or below."""
 
 
-@dataclass(kw_only=True)
-class Rehearsal:
-    """What each stage would take."""
+@dataclass(kw_only=True, slots=True)
+class RehearsedStage:
+    """What one stage took."""
 
-    seconds: dict[Stage, float] = field(default_factory=lambda: defaultdict(float))
+    seconds: float = 0.0
     """Of training; a step that trials of two stages share is shared out by their tokens."""
-    runs: dict[Stage, float] = field(default_factory=lambda: defaultdict(float))
+    runs: float = 0.0
     """Full-run equivalents."""
     trials: int = 0
+    widest: int = 0
+    """Most trials of a pack with one of this stage in it."""
 
-    def seconds_for(self, stage: Stage, runs: float) -> float | None:
-        """Seconds of training of a stage that costs so many full-run equivalents; None where it did not come."""
-        return self.seconds[stage] * runs / self.runs[stage] if self.runs.get(stage) else None
+
+Rehearsal = Mapping[Stage, RehearsedStage]
+"""The stages that came."""
 
 
 def rehearse(strategy: Strategy, planner: Planner) -> Rehearsal:
     """The whole search, with `expected` results, as `LocalRunner` would pack its trials."""
-    found = Rehearsal()
+    found: dict[Stage, RehearsedStage] = defaultdict(RehearsedStage)
     history: list[TrialResult] = []
 
     def more(done: Sequence[TrialResult], live: Sequence[Trial]) -> Sequence[Trial]:
@@ -54,7 +56,9 @@ def rehearse(strategy: Strategy, planner: Planner) -> Rehearsal:
     return found
 
 
-def _play(queue: TrialQueue, planner: Planner, context: SearchContext, found: Rehearsal) -> None:
+def _play(
+    queue: TrialQueue, planner: Planner, context: SearchContext, found: Mapping[Stage, RehearsedStage]
+) -> None:
     """Until no trial of the queue is left: step by step, in strides up to the next end of a trial."""
     left: dict[str, int] = {}
     tokens: dict[str, float] = {}
@@ -68,13 +72,15 @@ def _play(queue: TrialQueue, planner: Planner, context: SearchContext, found: Re
         everything = sum(tokens.values())
         seconds = stride * planner.times.seconds(everything)
         for key, trial in queue.running.items():
-            found.seconds[trial.stage] += seconds * tokens[key] / everything
+            stage = found[trial.stage]
+            stage.seconds += seconds * tokens[key] / everything
+            stage.widest = max(stage.widest, len(left))
             left[key] -= stride
         for key in [key for key, steps in left.items() if steps == 0]:
             trial = queue.running[key]
             del left[key], tokens[key]
-            found.runs[trial.stage] += context.cost(trial)
-            found.trials += 1
+            found[trial.stage].runs += context.cost(trial)
+            found[trial.stage].trials += 1
             queue.ended(trial, expected(trial, context))
 
 
@@ -92,7 +98,7 @@ def expected(trial: Trial, context: SearchContext) -> TrialResult:
 
 
 def _metrics(context: SearchContext, loss: float) -> Mapping[str, float]:
-    """The metrics of a loss in nats, or in points of the metric short of 100 (see `compare.loss`)."""
+    """The metric of a loss in points short of 100 (see `compare.loss`); losses in nats are in `nll`."""
     if context.metric in NLL_METRICS:
-        return {"nll": loss, "perplexity": exp(loss)}
+        return {}
     return {context.metric: 1 - loss / 100 if context.larger_is_better else loss / 100}
