@@ -98,7 +98,7 @@ class Terminal(LiveView):
             trials=plan.trials + _FINAL_TRIALS,
             cost=plan.cost + _FINAL_TRIALS,
             seconds=priced.seconds,
-            final_cost=_FINAL_TRIALS,
+            final_trials=_FINAL_TRIALS,
             final_seconds=priced.final_seconds,
         )
         if self._out is None:

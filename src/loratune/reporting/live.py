@@ -38,7 +38,8 @@ class LiveView:
         self._best: TrialResult | None = None
         self._done = self._trials = self._diverged = 0
         self._cost = self._expected_cost = self._expected_seconds = 0.0
-        self._final_cost = self._final_seconds = 0.0
+        self._final_trials = 0
+        self._final_seconds = 0.0
         self._tokens = 0
         self._busy = 0.0
         self._started = self._last_line = monotonic()
@@ -64,23 +65,23 @@ class LiveView:
         self.console.print(text, markup=False, highlight=False)
 
     def expect(
-        self, *, trials: int, cost: float, seconds: float, final_cost: float = 0.0, final_seconds: float = 0.0
+        self, *, trials: int, cost: float, seconds: float, final_trials: int = 0, final_seconds: float = 0.0
     ) -> None:
         """What the plan says of the trials to come: their number, full-run equivalents, predicted time.
 
-        `final_…`: of these what the final run will need, however much the search takes before it.
+        `final_…`: of these what the final run will need, a full run each, however much the search takes before it.
         """
         self._trials, self._expected_cost, self._expected_seconds = trials, cost, seconds
-        self._final_cost, self._final_seconds = final_cost, final_seconds
+        self._final_trials, self._final_seconds = final_trials, final_seconds
 
     def resumed(self, history: Sequence[TrialResult]) -> None:
         """Trials of the search that an earlier run has finished: they count as done, not as work of this run."""
         for result in history:
             self._count(result)
-        search = self._expected_cost - self._final_cost
+        search = self._expected_cost - self._final_trials
         if search > 0:
             left = max(0.0, 1 - sum(result.cost for result in history) / search)
-            self._expected_cost = search * left + self._final_cost
+            self._expected_cost = search * left + self._final_trials
             seconds = self._expected_seconds - self._final_seconds
             self._expected_seconds = seconds * left + self._final_seconds
         if history:
@@ -98,10 +99,11 @@ class LiveView:
     def _begin_final(self) -> None:
         """Nothing else is left, whether the search took more or less than planned."""
         self._pack = None
-        if self._final_cost:
-            self._expected_cost = self._cost + self._final_cost
+        if self._final_trials:
+            self._trials = self._done + self._final_trials
+            self._expected_cost = self._cost + self._final_trials
             self._expected_seconds = self._elapsed + self._final_seconds
-            self._final_cost = 0.0
+            self._final_trials = 0
 
     def progress(self, pack: PackProgress) -> None:
         """A pack has taken a step."""
@@ -123,7 +125,7 @@ class LiveView:
         """From the plan at first, then more and more from this run's own speed."""
         planned = max(0.0, self._expected_seconds - self._elapsed)
         under_way = sum(s.trial.fraction * s.step / max(1, s.total_steps) for s in self._slots)
-        done = min(self._cost + under_way, self._expected_cost - self._final_cost)
+        done = min(self._cost + under_way, self._expected_cost - self._final_trials)
         share = done / self._expected_cost if self._expected_cost else 0.0
         if share < 0.02:
             return planned
