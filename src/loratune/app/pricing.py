@@ -142,12 +142,14 @@ class Pricing:
         pack = self.planner.plan_loads(loads, self.planner.room(trials))
         self.peaks.append(self.planner.peak_bytes(trials, pack))
         came = self.rehearsal.get(Stage(stage.name))
-        runs, count, widest, training = stage.cost, stage.trials, pack.widest, pack.seconds
+        runs, count, training, widest = stage.cost, stage.trials, pack.seconds, pack.widest
+        packs = ceil(count / widest)
         if came is not None:
             runs, count, widest = max(runs, came.runs), max(count, came.trials), came.widest
             training = came.seconds * runs / came.runs
+            packs = ceil(came.trials / widest)
         self.widest = max(self.widest, widest)
-        return replace(stage, packs=ceil(stage.trials / widest), seconds=self._seconds(runs, count, training))
+        return replace(stage, packs=packs, seconds=self._seconds(runs, count, training))
 
     def _seconds(self, runs: float, trials: int, training: float) -> float:
         return self.calibration.search_seconds(self.context, runs, trials, training=training)
