@@ -43,7 +43,7 @@ def test_a_time_budget_is_kept(metric: str, forward: float) -> None:
     """Whatever is spent on full trials or on cheap ones, the predicted time stays within the budget."""
     context, speed = replace(FACTS, metric=metric), replace(SPEED, forward=forward)
     left = 3600 - 60 - speed.final_seconds(context, 6000, 200)
-    runs = speed.runs_within(Budget(seconds=3600), context, 6000, 200, 60)
+    runs = speed.runs_within(speed.seconds_within(3600, context, 6000, 200, 60), context)
     for fraction in (0.1, 1.0):
         trial = Trial(
             hyper_parameters=HyperParameters(r=8, lora_alpha=16, learning_rate=1e-3, batch_size=8),
@@ -57,7 +57,9 @@ def test_a_time_budget_is_kept(metric: str, forward: float) -> None:
 @pytest.mark.parametrize("rank", [8, 64, 256])
 def test_what_comes_between_search_and_final_run_fits_too(rank: int) -> None:
     """The truncation curve, and three more runs where a rank for each layer is asked for."""
-    plain, further = (SPEED.runs_within(Budget(seconds=3600), FACTS, 6000, 200, 60, n) for n in (0, 3))
+    plain, further = (
+        SPEED.runs_within(SPEED.seconds_within(3600, FACTS, 6000, 200, 60, n), FACTS) for n in (0, 3)
+    )
     trial = Trial(hyper_parameters=HyperParameters(r=8, lora_alpha=16, learning_rate=1e-3, batch_size=8))
     trials = int(further / FACTS.cost(trial))
     curve = SPEED.truncation_seconds(replace(FACTS, budget=further), rank, 200)
@@ -82,11 +84,7 @@ def test_a_small_budget_evaluates_fewer_rows() -> None:
 
 def test_no_time_to_search() -> None:
     with pytest.raises(BudgetError, match="raise --budget"):
-        SPEED.runs_within(Budget(seconds=60), FACTS, 6000, 200, 30)
-
-
-def test_runs_need_no_clock() -> None:
-    assert SPEED.runs_within(Budget(runs=3), FACTS, 6000, 200, 1e9) == 3
+        SPEED.seconds_within(60, FACTS, 6000, 200, 30)
 
 
 def test_scoring_labels_is_paid_for() -> None:

@@ -209,6 +209,17 @@ def test_plan_as_a_function(place: Place) -> None:
     assert f"3 looks of early stopping, each at {few.looks.rows} validation rows" in note
     assert not replace(few, looks=replace(few.looks, share=0.12)).notes
     assert few.search_seconds > 0
+    assert few.limit is None
+    late, in_time = (replace(few, limit=share * few.seconds).notes for share in (0.9, 1.1))
+    assert len(late) == 2
+    assert "its clock will cut the search" in late[0]
+    assert in_time == few.notes
+
+
+def test_a_plan_within_a_time_buys_fewer_runs(place: Place) -> None:
+    short, long = (loratune.plan(**place.keywords, ranks=[2, 8], budget=budget) for budget in ("3m", "3h"))
+    assert (short.limit, long.limit) == (180, 10_800)
+    assert 0 < short.context.budget < long.context.budget
 
 
 def test_recommend_reads_no_weights(shell: Shell, place: Place, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ class Forecast:
     planner: Planner
     """How trials are packed."""
     slots: int
-    """Trials that train beside each other, at most."""
+    """Trials that train beside each other, at most, if results come as expected."""
     spent_seconds: float
     """Loading and calibration, measured."""
     search_seconds: float
@@ -124,13 +124,19 @@ def forecast(
     test_tokens, validation_rows = int(bench.data.test.lengths.sum()), len(bench.data.validation)
     spent = monotonic() - started
     budget = Budget.parse(options.budget)
-    facts = context, test_tokens, validation_rows, spent, _LAYER_RANK_RUNS if options.layer_ranks else 0
-    limit = budget.seconds if runs is None else None
+    seconds = None  # no limit
     if runs is None:
-        runs = calibration.runs_within(budget, *facts)
+        runs = budget.runs
+    if runs is None:
+        assert budget.seconds is not None
+        further = _LAYER_RANK_RUNS if options.layer_ranks else 0
+        seconds = calibration.seconds_within(
+            budget.seconds, context, test_tokens, validation_rows, spent, further
+        )
+        runs = calibration.runs_within(seconds, context)
     pricing = Pricing.of(bench, options, calibration, replace(context, budget=runs))
-    if limit is not None:
-        pricing = pricing.within(calibration.seconds_within(limit, *facts))
+    if seconds is not None:
+        pricing = pricing.within(seconds)
     strategy, context, largest = pricing.strategy, pricing.context, pricing.largest
     stages = tuple(pricing.stage(stage) for stage in pricing.plan.stages)
     after = tuple(pricing.stage(stage) for stage in _after_search(options))
@@ -146,7 +152,7 @@ def forecast(
         spent_seconds=spent,
         search_seconds=sum(stage.seconds for stage in stages),
         final_seconds=final,
-        limit=limit,
+        limit=None if seconds is None else budget.seconds,
         looks=final_looks(context, validation_rows),
         peak_bytes=max(pricing.peaks, default=bench.limits.estimate([largest]).total),
         corrections=corrections,

@@ -6,7 +6,7 @@ from typing import Any, Self
 from loratune.errors import BudgetError
 from loratune.maths.correction import UNCORRECTED, Correction
 from loratune.maths.steptime import StepTime
-from loratune.run.budget import Budget, coarse
+from loratune.run.budget import coarse
 from loratune.run.final import Looks, plan_looks
 from loratune.run.truncation import TRUNCATION_SHARE, affordable_rows, cut_ranks
 from loratune.values import PASSES_PER_LABELLING, SearchContext
@@ -15,7 +15,7 @@ CALIBRATION = "calibration"
 """The fact of a study that holds it."""
 
 _SAFETY = 0.85
-"""Share of the time left that the plan may fill: packs run half empty at the end of a stage."""
+"""Share of the time left that the plan may fill: devices slow down, and results ask for more than is expected."""
 _FINAL_TRIALS = 2
 """The recommended trial and the default recipe."""
 READINGS = 4
@@ -115,27 +115,6 @@ class Calibration:
         share = affordable_rows(context, models, validation_rows) / validation_rows
         return models * context.evaluation_passes * share * context.validation_tokens / self.forward
 
-    def runs_within(
-        self,
-        budget: Budget,
-        context: SearchContext,
-        test_tokens: int,
-        validation_rows: int,
-        spent: float,
-        further_runs: float = 0.0,
-    ) -> float:
-        """The search's allowance in full-run equivalents.
-
-        `spent` are the seconds since the start, `further_runs` the full-run equivalents of what comes between
-        search and final run. Raises `BudgetError` where the final run alone does not fit.
-        """
-        if budget.runs is not None:
-            return budget.runs
-        assert budget.seconds is not None
-        left = self.seconds_within(budget.seconds, context, test_tokens, validation_rows, spent, further_runs)
-        speed = min(self.pack, self.forward / 2) / (1 + READINGS_SHARE)
-        return coarse(left * speed / context.full_run)
-
     def seconds_within(
         self,
         seconds: float,
@@ -145,7 +124,11 @@ class Calibration:
         spent: float,
         further_runs: float = 0.0,
     ) -> float:
-        """What a plan of the search may take of so many seconds for everything; arguments as of `runs_within`."""
+        """What a plan of the search may take where so many seconds are there for everything.
+
+        `spent` are the seconds since the start, `further_runs` the full-run equivalents of what comes between
+        search and final run. Raises `BudgetError` where the final run alone does not fit.
+        """
         final = self.final_seconds(context, test_tokens, validation_rows)
         final += further_runs * context.full_run / self.pack
         left = seconds - spent - final
@@ -155,3 +138,8 @@ class Calibration:
                 f"run needs about {final:.0f} s; raise --budget or lower --train-rows."
             )
         return _SAFETY * left / (1 + TRUNCATION_SHARE)
+
+    def runs_within(self, seconds: float, context: SearchContext) -> float:
+        """Full-run equivalents of a search of so many seconds, if its packs were full all the time."""
+        speed = min(self.pack, self.forward / 2) / (1 + READINGS_SHARE)
+        return coarse(seconds * speed / context.full_run)
