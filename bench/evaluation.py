@@ -1,6 +1,7 @@
 """What evaluation costs, and one trial alone against PEFT alone, on this device.
 
-`search`: trials of a pack with eight readings, seven of them on the fixed subset, the last on all validation rows.
+`search`: trials of a pack with eight readings (fewer where the rows are few, by tune's rule), all but the last on
+the fixed subset, the last on all validation rows.
 `final`: one trial with early stopping, which looks as often and at as many rows as the final run does, and in the end
 evaluates on all. Of each the share of its seconds that evaluation takes. `alone`: seconds per token of one trial and of
 a plain PEFT loop in turns, so that whatever else the machine does slows both; the ratio is the median over the turns.
@@ -21,7 +22,7 @@ import torch
 
 from loratune.engine.live import EarlyStopping
 from loratune.model.base import BaseModel
-from loratune.run.calibration import rows_of_readings
+from loratune.run.calibration import plan_readings
 from loratune.run.final import early_stopping
 from loratune.values import HyperParameters, SearchContext, Trial
 from peft_side import loop_rate
@@ -59,15 +60,16 @@ class Bench:
         return HyperParameters(r=8, lora_alpha=16, learning_rate=1e-6, batch_size=batch, epochs=epochs)
 
     def engine(self) -> TimedEngine:
-        """With eight readings whose rows are chosen as tune chooses them."""
+        """With eight readings at most; how many, and their rows, are chosen as tune chooses them."""
+        readings = plan_readings(self.facts, len(self.validation), READINGS)
         return TimedEngine(
             base=self.base,
             train=self.train,
             validation=self.validation,
             study_seed=0,
             cost=self.facts.cost,
-            validation_subset_size=rows_of_readings(self.facts, len(self.validation), READINGS),
-            evaluations_per_trial=READINGS,
+            validation_subset_size=readings.rows,
+            evaluations_per_trial=readings.count,
             max_tokens_per_micro_batch=self.options.micro_batch_tokens,
         )
 
@@ -93,7 +95,7 @@ class Bench:
         )
         seconds = perf_counter() - started
         looked_at = len(engine.sample(stopping.rows if stopping else engine.validation_subset_size))
-        evaluations = READINGS
+        evaluations = engine.evaluations_per_trial
         if stopping is not None:  # and the last, on all rows
             evaluations = stopping.evaluations + (looked_at < len(self.validation))
         return {

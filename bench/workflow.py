@@ -29,7 +29,7 @@ from loratune.data.batches import total_steps
 from loratune.engine.progress import PackProgress
 from loratune.maths.limits import Limits
 from loratune.model.base import BaseModel
-from loratune.run.calibration import READINGS, Calibration, rows_of_readings
+from loratune.run.calibration import Calibration, plan_readings
 from loratune.run.final import FinalRunner
 from loratune.run.limits import limits_here
 from loratune.run.local import LocalRunner
@@ -207,14 +207,15 @@ class Workflow:
             validation_tokens=int(self.validation.lengths.sum()),
             epochs=recorded.epochs,
         )
+        readings = plan_readings(facts, len(self.validation))
         self.engine = TimedEngine(
             base=base,
             train=self.train,
             validation=self.validation,
             study_seed=0,
             cost=facts.cost,
-            validation_subset_size=rows_of_readings(facts, len(self.validation)),
-            evaluations_per_trial=READINGS,
+            validation_subset_size=readings.rows,
+            evaluations_per_trial=readings.count,
         )
         self.limits: Limits = limits_here(base, self.engine.chosen_paths, self.train, self.validation)
         self._use(self.limits.micro_batch_tokens)

@@ -7,7 +7,7 @@ import pytest
 
 from loratune.errors import BudgetError
 from loratune.run.budget import Budget, coarse
-from loratune.run.calibration import Calibration
+from loratune.run.calibration import Calibration, Readings, plan_readings
 from loratune.run.final import Looks, plan_looks
 from loratune.values import HyperParameters, SearchContext, Trial
 
@@ -133,3 +133,28 @@ def test_evaluation_stays_within_its_share_of_the_final_run() -> None:
                 many += 1
                 assert looks.share <= 0.12
     assert many > 50
+
+
+@pytest.mark.parametrize(
+    ("rows", "validation_rows", "most", "expected"),
+    [
+        (10_000, 1500, 4, Readings(count=4, rows=256)),
+        (1000, 150, 4, Readings(count=4, rows=66)),
+        (1000, 150, 8, Readings(count=8, rows=28)),
+        (160, 24, 4, Readings(count=3, rows=16)),
+        (160, 24, 8, Readings(count=3, rows=16)),
+        (40, 6, 4, Readings(count=3, rows=16)),
+    ],
+)
+def test_readings_are_fewer_where_rows_are_few(
+    rows: int, validation_rows: int, most: int, expected: Readings
+) -> None:
+    """One epoch of rows of 30 tokens: a tenth of training is a fifth as many rows read."""
+    facts = SearchContext(
+        rows=rows, tokens=30 * rows, supervised_tokens=rows, validation_tokens=30 * validation_rows, epochs=1
+    )
+    found = plan_readings(facts, validation_rows, most)
+    assert found == expected
+    read = (found.count - 1) * found.rows + validation_rows
+    if rows >= 160:  # a row read costs half of one trained on
+        assert read / 2 <= 0.15 * (rows + read / 2)

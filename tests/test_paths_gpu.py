@@ -36,25 +36,37 @@ def test_everything_together_is_exact_in_half_precision() -> None:
     assert check.holds, check
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU only")
-def test_everything_runs_on_the_gpu_that_was_asked_for() -> None:
-    """Kernels and recorded graphs go to the current device, which is another one at first."""
-    first, last = "cuda:0", f"cuda:{torch.cuda.device_count() - 1}"
+def losses_on(device: str) -> list[list[float]]:
+    """Of two trials, to their ends."""
     table = random_table(512)
-    losses = []
+    base = small(torch.bfloat16, str(pick_device(device)))
+    packs = PackEngine(base=base, train=table, validation=table, study_seed=0, cost=lambda _: 1.0)
+    assert packs.chosen_paths.compiled
+    slots = packs.slots([trial(0), trial(1, r=16)])
+    with packs.attached() as step:
+        while not slots[0].done:
+            step(slots)
+    return [list(slot.losses) for slot in slots]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU only")
+@pytest.mark.parametrize("recorded_elsewhere", [False, True])
+def test_everything_runs_on_the_gpu_that_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, recorded_elsewhere: bool
+) -> None:
+    """Kernels and recorded graphs go to the current device, which is another one at first.
+
+    A recording that would stay empty, as on another device's stream, is not used.
+    """
+    first, last = "cuda:0", f"cuda:{torch.cuda.device_count() - 1}"
     try:
-        for device in (first, last):
-            base = small(torch.bfloat16, str(pick_device(device)))
-            packs = PackEngine(base=base, train=table, validation=table, study_seed=0, cost=lambda _: 1.0)
-            assert packs.chosen_paths.compiled
-            slots = packs.slots([trial(0), trial(1, r=16)])
-            with packs.attached() as step:
-                while not slots[0].done:
-                    step(slots)
-            losses.append([list(slot.losses) for slot in slots])
+        expected = losses_on(first)
+        if recorded_elsewhere:
+            elsewhere = torch.cuda.Stream(torch.device(first))
+            monkeypatch.setattr("loratune.engine.graphs._recording_stream", lambda device: elsewhere)
+        assert losses_on(last) == expected  # to the bit: the devices are of one kind
     finally:
         torch.cuda.set_device(first)
-    assert losses[1] == losses[0]  # to the bit: the devices are of one kind
 
 
 def test_graphs_survive_a_refilled_slot_and_change_nothing() -> None:

@@ -27,7 +27,7 @@ from loratune.model.base import BaseModel
 from loratune.model.load import load_model
 from loratune.model.source import locate
 from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
-from loratune.run.calibration import READINGS, Calibration, rows_of_readings
+from loratune.run.calibration import Calibration, plan_readings
 from loratune.run.limits import limits_here
 from loratune.run.measuring import calibrate
 from loratune.values import LABEL_METRICS, SearchContext
@@ -131,6 +131,7 @@ def open_workbench(
             epochs=epochs,
             metric=metric,
         )
+        readings = plan_readings(facts, len(data.validation))
         tables = data.train, data.validation, data.test
         paths = choose_paths(base, longest=max(int(table.lengths.max(initial=0)) for table in tables))
         limits = limits_here(base, paths, data.train, data.validation, options.device_memory)
@@ -142,8 +143,8 @@ def open_workbench(
             cost=facts.cost,
             label_tokens=data.label_tokens or None,
             labels_at_end=metric in LABEL_METRICS,
-            validation_subset_size=rows_of_readings(facts, len(data.validation)),
-            evaluations_per_trial=READINGS,
+            validation_subset_size=readings.rows,
+            evaluations_per_trial=readings.count,
             max_tokens_per_micro_batch=limits.micro_batch_tokens,
             paths=paths,
         )

@@ -111,6 +111,9 @@ class Graphs:
                 capture_error_mode="thread_local",
             ),
         ):
+            with torch.cuda.device(own[0].device):
+                if not torch.cuda.is_current_stream_capturing():
+                    raise RuntimeError("what runs on its device is not recorded")
             output = body(own)
         return _Recorded(graph, own, output)
 

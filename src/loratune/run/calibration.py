@@ -18,21 +18,33 @@ _SAFETY = 0.85
 """Share of the time left that the plan may fill: devices slow down, and results ask for more than is expected."""
 _FINAL_TRIALS = 2
 """The recommended trial and the default recipe."""
-READINGS = 4
-"""Of a trial's validation NLL, the last at its end and on all rows."""
 READINGS_SHARE = 0.1
 """What the readings during a trial may cost, as a share of its training."""
+_MOST_READINGS, _FEWEST_READINGS = 4, 3
 _FEWEST_READ_ROWS, _MOST_READ_ROWS = 16, 256
 
 
-def rows_of_readings(facts: SearchContext, validation_rows: int, readings: int = READINGS) -> int:
-    """Validation rows of the readings during a full trial: those before the last cost a tenth of its training.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Readings:
+    """How often a trial of the search is read, and on how many validation rows."""
 
-    A forward pass costs half of a training pass, token by token.
+    count: int
+    """The last included, which is at its end and on all rows."""
+    rows: int
+    """Of each before the last."""
+
+
+def plan_readings(facts: SearchContext, validation_rows: int, most: int = _MOST_READINGS) -> Readings:
+    """Readings of a full trial: those before the last cost a tenth of its training.
+
+    Fewer where their rows would be fewer than 16, but three in any case: two points before the end are the least
+    that tells a rise. A forward pass costs half of a training pass, token by token.
     """
-    affordable = 2 * READINGS_SHARE * facts.epochs * facts.tokens / (readings - 1)
-    rows = affordable / max(1.0, facts.validation_tokens / validation_rows)
-    return max(_FEWEST_READ_ROWS, min(_MOST_READ_ROWS, int(rows)))
+    affordable = 2 * READINGS_SHARE * facts.epochs * facts.tokens
+    affordable /= max(1.0, facts.validation_tokens / validation_rows)
+    count = max(_FEWEST_READINGS, min(most, 1 + int(affordable / _FEWEST_READ_ROWS)))
+    rows = max(_FEWEST_READ_ROWS, min(_MOST_READ_ROWS, int(affordable / (count - 1))))
+    return Readings(count=count, rows=rows)
 
 
 def final_looks(context: SearchContext, validation_rows: int) -> Looks:
