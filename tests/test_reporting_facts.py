@@ -187,6 +187,16 @@ def test_gain_in_points_by_hand() -> None:
     )
 
 
+def test_no_difference_has_no_sign() -> None:
+    same = np.array([1.0, 0, 0, 1])
+    gain = Gain.from_rows(
+        same, same, over="default recipe", split="test", metric="exact_match", weights=np.ones(4)
+    )
+    assert str(gain.value) == "0.0"
+    sentence = "test exact match as of the default recipe (95 % [0, 0])"
+    assert takeaways.gain_sentence(gain) == sentence
+
+
 def test_a_loss_is_called_a_loss() -> None:
     worse = Gain(over="default recipe", split="test", metric="nll", value=-0.02, interval=(-0.03, -0.01))
     assert takeaways.gain_sentence(worse) == (

@@ -275,3 +275,42 @@ def test_a_resumed_run_counts_what_is_done_but_not_its_time(monkeypatch: pytest.
         view.resumed([make_trial(seed=1), make_trial(seed=2)])
         assert view.seconds_left == pytest.approx(200.0)
     assert "Resumed with 2 finished trials." in shown(target)
+
+
+def test_time_left_counts_what_comes_after_the_last_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scoring the test rows may take longer than all training before it."""
+    clock = [0.0]
+    monkeypatch.setattr(live, "monotonic", lambda: clock[0])
+    target = console()
+    with LiveView(target) as view:
+        view.expect(
+            trials=2, cost=2.0, seconds=500.0, final_trials=2, final_seconds=500.0, test_seconds=300.0
+        )
+        view.stage("final")
+        for seed in range(2):
+            clock[0] += 100.0
+            view.result(make_trial(seed=seed))
+            assert view.seconds_left == pytest.approx(400.0 - 100 * seed, abs=4)
+        clock[0] += 30.0
+        view.stage(live.TEST)
+        assert shown(target)[-1] == "3.8 min  stage: test, about 5.0 min left"
+        clock[0] += 100.0
+        assert view.seconds_left == pytest.approx(200.0)
+        clock[0] += 300.0
+        assert view.seconds_left == 0.0
+
+
+def test_without_a_plan_the_run_itself_tells_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `train`, which measures nothing beforehand: no time until there is one to tell."""
+    clock = [0.0]
+    monkeypatch.setattr(live, "monotonic", lambda: clock[0])
+    target = console()
+    with LiveView(target) as view:
+        view.stage("final", 1)
+        assert view.seconds_left is None
+        clock[0] += 40.0
+        view.progress(a_pack(trials=1))  # 90 of 360 steps
+        assert view.seconds_left == pytest.approx(120.0)
+        view.stage(live.TEST)
+        assert view.seconds_left is None
+    assert shown(target)[-1] == "40 s  stage: test"

@@ -41,6 +41,8 @@ class Forecast:
     search_seconds: float
     final_seconds: float
     """The final run, and what is done with the largest adapter of the search before it."""
+    test_seconds: float
+    """Of it, what comes after the last step."""
     limit: float | None
     """Seconds for everything, where the budget is a time that was to be kept here."""
     looks: Looks
@@ -152,6 +154,7 @@ def forecast(
         spent_seconds=spent,
         search_seconds=sum(stage.seconds for stage in stages),
         final_seconds=final,
+        test_seconds=calibration.test_seconds(context, test_tokens),
         limit=None if seconds is None else budget.seconds,
         looks=final_looks(context, validation_rows),
         peak_bytes=max(pricing.peaks, default=bench.limits.estimate([largest]).total),

@@ -16,6 +16,7 @@ from loratune.engine.shortage import Shortage
 from loratune.errors import ResourceError
 from loratune.lora.layout import Adapter
 from loratune.lora.peft_io import save_adapter
+from loratune.reporting.live import TEST
 from loratune.reporting.result import plain, write_atomically
 from loratune.run.diagnose import DEFAULT_MARGIN, before_training, combined, of_trial
 from loratune.run.final import early_stopping
@@ -92,6 +93,7 @@ def run_train(options: TrainOptions, watch: Watch) -> Trained:
             raise ResourceError(
                 f"The run diverged: {result.message}; lower --learning-rate (it was {chosen.learning_rate:g})."
             )
+        watch.stage(TEST)
         diagnoses = _diagnosed(bench, result, adapter, before, stopping.rows)
         for each in diagnoses:
             if each not in before:

@@ -32,6 +32,7 @@ from loratune.app.workbench import Workbench, open_workbench
 from loratune.errors import Interrupted
 from loratune.lora.peft_io import save_adapter
 from loratune.reporting.facts import RunCost
+from loratune.reporting.live import TEST
 from loratune.reporting.result import TuneResult, load_result, write_result
 from loratune.reporting.stored import to_stored
 from loratune.run.budget import Budget
@@ -208,6 +209,7 @@ class _Job:
             patience=self.options.patience,
             on_progress=self.watch.progress,
             on_result=self.watch.result,
+            on_test=lambda: self.watch.stage(TEST),
         ).run(decision.hyper_parameters, recipe if fits else None, seed if known is None else known, seed)
 
     def _write(

@@ -100,6 +100,7 @@ class Terminal(LiveView):
             seconds=priced.seconds,
             final_trials=_FINAL_TRIALS,
             final_seconds=priced.final_seconds,
+            test_seconds=priced.test_seconds,
         )
         if self._out is None:
             return

@@ -79,7 +79,14 @@ class Gain:
         else:
             loss = compare_scores(ours[None], theirs[None], this_pair, 0.0)
         low, high = loss.interval or (inf, -inf)
-        return cls(over=over, split=split, metric=metric, value=-loss.difference, interval=(-high, -low))
+        # from zero, as a minus would make -0 of it
+        return cls(
+            over=over,
+            split=split,
+            metric=metric,
+            value=0.0 - loss.difference,
+            interval=(0.0 - high, 0.0 - low),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

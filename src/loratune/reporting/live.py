@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _PLAIN_SECONDS = 30.0
 """Between two lines where stderr is no terminal."""
 _SHOWN_SLOTS = 12
+TEST = "test"
+"""The stage after the last step: what was trained and the base model on the test rows."""
 
 
 class LiveView:
@@ -39,7 +41,7 @@ class LiveView:
         self._done = self._trials = self._diverged = 0
         self._cost = self._expected_cost = self._expected_seconds = 0.0
         self._final_trials = 0
-        self._final_seconds = 0.0
+        self._final_seconds = self._test_seconds = 0.0
         self._tokens = 0
         self._busy = 0.0
         self._started = self._last_line = monotonic()
@@ -65,14 +67,23 @@ class LiveView:
         self.console.print(text, markup=False, highlight=False)
 
     def expect(
-        self, *, trials: int, cost: float, seconds: float, final_trials: int = 0, final_seconds: float = 0.0
+        self,
+        *,
+        trials: int,
+        cost: float,
+        seconds: float = 0.0,
+        final_trials: int = 0,
+        final_seconds: float = 0.0,
+        test_seconds: float = 0.0,
     ) -> None:
-        """What the plan says of the trials to come: their number, full-run equivalents, predicted time.
+        """What the plan says of the trials to come: their number, full-run equivalents, predicted time (0: not known).
 
         `final_…`: of these what the final run will need, a full run each, however much the search takes before it.
+        `test_seconds`: of its seconds those after the last step.
         """
         self._trials, self._expected_cost, self._expected_seconds = trials, cost, seconds
         self._final_trials, self._final_seconds = final_trials, final_seconds
+        self._test_seconds = test_seconds
 
     def resumed(self, history: Sequence[TrialResult]) -> None:
         """Trials of the search that an earlier run has finished: they count as done, not as work of this run."""
@@ -94,7 +105,10 @@ class LiveView:
             self._stage = name
             if name == str(Stage.FINAL):
                 self._begin_final()
-            self.note(f"{duration(self._elapsed)}  stage: {name}")
+            if name == TEST:
+                self._begin_test()
+            left = self._left if name == TEST else ""  # nobody tells of steps there
+            self.note(f"{duration(self._elapsed)}  stage: {name}{left}")
 
     def _begin_final(self) -> None:
         """Nothing else is left, whether the search took more or less than planned."""
@@ -104,6 +118,11 @@ class LiveView:
             self._expected_cost = self._cost + self._final_trials
             self._expected_seconds = self._elapsed + self._final_seconds
             self._final_trials = 0
+
+    def _begin_test(self) -> None:
+        """Nothing is left to be trained."""
+        self._pack = None
+        self._expected_seconds = self._elapsed + self._test_seconds if self._test_seconds else 0.0
 
     def progress(self, pack: PackProgress) -> None:
         """A pack has taken a step."""
@@ -121,16 +140,19 @@ class LiveView:
             self.note(f"{duration(self._elapsed)}  diverged: {setting(result)} ({result.message})")
 
     @property
-    def seconds_left(self) -> float:
-        """From the plan at first, then more and more from this run's own speed."""
-        planned = max(0.0, self._expected_seconds - self._elapsed)
+    def seconds_left(self) -> float | None:
+        """From the plan at first, then more and more from this run's own speed; None where nothing is known."""
+        planned = max(0.0, self._expected_seconds - self._elapsed) if self._expected_seconds else None
+        if self._stage == TEST:
+            return planned
         under_way = sum(s.trial.fraction * s.step / max(1, s.total_steps) for s in self._slots)
-        done = min(self._cost + under_way, self._expected_cost - self._final_trials)
-        share = done / self._expected_cost if self._expected_cost else 0.0
+        cost = self._expected_cost or self._trials  # without a plan all are full runs
+        done = min(self._cost + under_way, cost - self._final_trials)
+        share = done / cost if cost else 0.0
         if share < 0.02:
             return planned
-        measured = self._elapsed * (1 - share) / share
-        return share * measured + (1 - share) * planned if self._expected_seconds else measured
+        measured = self._elapsed * (1 - share) / share + self._test_seconds
+        return measured if planned is None else share * measured + (1 - share) * planned
 
     def picture(self) -> Group:
         """What a terminal shows now."""
@@ -196,11 +218,16 @@ class LiveView:
         self._last_line = monotonic()
         self.note(
             f"{duration(self._elapsed)}  {self._stage}: {self._counts()}, {len(self._slots)} in the pack, "
-            f"{self._best_text()}, about {duration(self.seconds_left)} left"
+            f"{self._best_text()}{self._left}"
         )
 
     def _times(self) -> str:
-        return f"{duration(self._elapsed)} so far, about {duration(self.seconds_left)} left"
+        return f"{duration(self._elapsed)} so far{self._left}"
+
+    @property
+    def _left(self) -> str:
+        left = self.seconds_left
+        return "" if left is None else f", about {duration(left)} left"
 
 
 def setting(result: TrialResult) -> str:

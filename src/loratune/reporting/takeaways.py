@@ -38,13 +38,14 @@ def gain_sentence(gain: Gain) -> str:
         amount, direction = f"{abs(gain.value):.4f} nats", "lower" if sign > 0 else "higher"
     else:
         amount, direction = f"{abs(gain.value):.1f} points", "higher" if sign > 0 else "lower"
+    name = f"{gain.split} {METRIC_NAMES.get(gain.metric, gain.metric)}"
     text = (
-        f"{gain.split} {METRIC_NAMES.get(gain.metric, gain.metric)} {amount} {direction} than the {gain.over}"
+        f"{name} {amount} {direction} than the {gain.over}" if gain.value else f"{name} as of the {gain.over}"
     )
     if gain.interval is None:
         return text
     low, high = sorted(sign * end for end in gain.interval)
-    chance = "; the interval contains 0, so this may be chance" if low <= 0 <= high else ""
+    chance = "; the interval contains 0, so this may be chance" if gain.value and low <= 0 <= high else ""
     return f"{text} (95 % {interval((low, high))}{chance})"
 
 

@@ -115,11 +115,17 @@ class Calibration:
         speed = max(self.alone, self.pack * min(1.0, _FINAL_TRIALS / self.slots))
         trained = _FINAL_TRIALS * context.epochs * context.tokens / speed
         looks = final_looks(context, validation_rows)
-        labelled = 1 + (PASSES_PER_LABELLING if context.labels else 0)
         at_end = context.evaluation_passes * context.validation_tokens
-        evaluated = (_FINAL_TRIALS + 1) * (at_end + labelled * test_tokens)
         before_end = (looks.evaluated_rows / validation_rows - 1) * context.validation_tokens
-        return trained + (evaluated + _FINAL_TRIALS * before_end) / self.forward
+        evaluated = _FINAL_TRIALS * (at_end + before_end)
+        return trained + evaluated / self.forward + self.test_seconds(context, test_tokens)
+
+    def test_seconds(self, context: SearchContext, test_tokens: int) -> float:
+        """Of the final run, what comes after its last step: its trials and the base model on the test rows, the
+        base model on the validation rows."""
+        labelled = 1 + (PASSES_PER_LABELLING if context.labels else 0)
+        base = context.evaluation_passes * context.validation_tokens
+        return ((_FINAL_TRIALS + 1) * labelled * test_tokens + base) / self.forward
 
     def truncation_seconds(self, context: SearchContext, rank: int, validation_rows: int) -> float:
         """Predicted time of the truncation curve of an adapter of that rank, once the budget is known."""

@@ -124,6 +124,8 @@ class FinalRunner:
     patience: int
     on_progress: Callable[[PackProgress], None]
     on_result: Callable[[TrialResult], None]
+    on_test: Callable[[], None] = lambda: None
+    """Called after the last step, before the test rows are evaluated."""
 
     @property
     def _folder(self) -> Path:
@@ -214,6 +216,7 @@ class FinalRunner:
         other: tuple[TrialResult, Adapter] | None,
         notes: tuple[str, ...],
     ) -> Final:
+        self.on_test()
         labelled = self.engine.label_tokens is not None
         pairs = [ours] if other is None else [ours, other]
         models = [*(adapter for _, adapter in pairs), None]
