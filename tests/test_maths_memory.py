@@ -346,6 +346,29 @@ def test_the_peak_of_a_plan_is_that_of_its_pack() -> None:
     assert peak > 1.5 * subject.estimate(packs[:1]).total
 
 
+@pytest.mark.parametrize(("step_rows", "kept"), [(4, True), (64, False)])
+def test_the_peak_of_a_plan_counts_evaluation(step_rows: int, kept: bool) -> None:
+    """Beside what recorded steps hold for good, or in its place where steps are too large to be recorded."""
+    packs = [trial(8, step_rows)] * 8
+    subject = limits(device_bytes=140 * GIB, micro_batch_tokens=65536, max_length=100)
+    assert subject.records(8 * step_rows * 63) == kept
+    times = StepTime(points=((1000, 0.2), (16000, 0.9)), micro_batch_tokens=65536)
+    planner = Planner(limits=subject, times=times, rows=1000, tokens=1000 * 50, slots=8)
+    plan = planner.plan([Trial(hyper_parameters=each, seed=i) for i, each in enumerate(packs)])
+    steps = planner.peak_bytes(packs, plan)
+    for tokens in (1000, 131_072, 524_288):
+        evaluating = subject.evaluating(tokens)
+        peak = replace(planner, evaluated_tokens=tokens).peak_bytes(packs, plan)
+        if kept:
+            assert peak == steps + evaluating
+        else:
+            transient = subject.fullest(packs, step_tokens=1.25 * plan.tokens).transient
+            assert peak == steps + max(0, evaluating - transient)
+    # either gives way before memory ends
+    small = replace(planner, limits=replace(subject, device_bytes=steps + 1), evaluated_tokens=524_288)
+    assert small.peak_bytes(packs, plan) <= steps + 1
+
+
 def test_nothing_fits_on_a_small_card_and_ranks_stop_at_the_layers() -> None:
     tiny = limits(device_bytes=8 * GIB)
     assert (

@@ -58,6 +58,9 @@ class Pricing:
             rows=len(bench.data.train),
             tokens=int(bench.data.train.lengths.sum()),
             slots=calibration.slots,
+            evaluated_tokens=calibration.evaluated_tokens(
+                max(int(table.lengths.sum()) for table in (bench.data.validation, bench.data.test))
+            ),
         )
         return cls(
             strategy=strategy,

@@ -15,11 +15,8 @@ from typing import Any
 import torch
 
 from loratune.engine.resources import attempt
-from loratune.maths.sizes import RECORDED_TOKENS
+from loratune.maths.sizes import recorded_tokens
 
-_LARGEST_FLOPS = 80e12
-"""Of a micro-batch's products: above, launching should cost less than the work. An estimate: on H200s a pass of an 8B
-model took the host .15 to .19 s, in which the device does about so many."""
 _LARGEST_COUNT = 32
 _ATTEMPTS = 2
 """The first may fail because a library loads its kernels while recording."""
@@ -41,7 +38,7 @@ class Graphs:
     """Runs bodies on tensors, from a graph where there is one for the key."""
 
     def __init__(self, parameters: int) -> None:
-        self._tokens = int(min(RECORDED_TOKENS, _LARGEST_FLOPS / (4 * max(1, parameters))))
+        self._tokens = recorded_tokens(parameters)
         self._recorded: dict[Hashable, _Recorded] = {}
         """The one used last is last."""
         self._warm: set[Hashable] = set()

@@ -47,6 +47,8 @@ class Execution:
     """For `shared_inner`: ranks take the smallest of these that holds them, or several of the last."""
     copies_weights: bool = False
     """Whether the products read a copy of the adapters in the base's type, where that is smaller than float32."""
+    records: bool = False
+    """Whether small micro-batches are recorded as CUDA graphs, which keep what they need between steps."""
     logits_at_once: int
     """Logits that the head holds at a time."""
     likelihoods: int
@@ -104,6 +106,7 @@ ON_CUDA = Execution(
     recompute=True,
     shared_inner=True,
     copies_weights=True,
+    records=True,
     logits_at_once=2**27,
     likelihoods=0,
     backward_wide=5.0,
@@ -116,7 +119,9 @@ ON_CUDA = Execution(
 )
 """Compiled layers on flat rows, Triton kernels for the adapters."""
 
-ON_CUDA_EAGER = replace(ON_CUDA, recompute=False, likelihoods=2, backward_hidden=20.5, allocator=0.05)
+ON_CUDA_EAGER = replace(
+    ON_CUDA, recompute=False, records=False, likelihoods=2, backward_hidden=20.5, allocator=0.05
+)
 """The same without compilation: everything that autograd saves is kept."""
 
 ON_CUDA_PLAIN = replace(

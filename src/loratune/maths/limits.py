@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 from math import ceil, floor, inf
 
 from loratune.maths.correction import UNCORRECTED, Correction
+from loratune.maths.evaluation import evaluation_bytes
 from loratune.maths.execution import Execution
 from loratune.maths.memory import TIGHT, MemoryEstimate, adapter_bytes, estimate_pack
+from loratune.maths.sizes import recorded_tokens
 from loratune.maths.targets import select_targets
 from loratune.values import HyperParameters, ModelProfile
 
@@ -50,6 +52,20 @@ class Limits:
         """
         most = max(self.micro_batch_tokens, self.max_length)
         return self.estimate(pack, step_tokens=ceil(min(most, step_tokens)))
+
+    def evaluating(self, tokens: int, *, models: int = 1) -> int:
+        """Bytes while so many tokens are evaluated at once, beyond what is held between steps.
+
+        As if all of them predicted: labels are scored at more positions than are supervised.
+        """
+        needed = evaluation_bytes(
+            self.model, tokens=tokens, models=models, supervised=1.0, execution=self.execution
+        )
+        return round(self.correction.scale * (1 + self.execution.allocator) * needed)
+
+    def records(self, tokens: int) -> bool:
+        """Whether a micro-batch of so many tokens is recorded, so that what it needs is held between steps too."""
+        return self.execution.records and tokens <= recorded_tokens(self.model.parameters)
 
     def fits(self, pack: Sequence[HyperParameters]) -> bool:
         """Whether a pack, and any part of it, fits with room to spare."""

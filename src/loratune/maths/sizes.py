@@ -10,6 +10,14 @@ def few_sizes(count: int, *, multiple: int = 4, parts: int = 16) -> int:
 RECORDED_TOKENS = 16384
 """Lines of at most so many tokens are recorded as CUDA graphs, which should meet few sizes; a graph keeps the memory
 of its activations for good."""
+_RECORDED_FLOPS = 80e12
+"""Of a micro-batch's products: above, launching should cost less than the work. An estimate: on H200s a pass of an 8B
+model took the host .15 to .19 s, in which the device does about so many."""
+
+
+def recorded_tokens(parameters: int) -> int:
+    """Tokens of the largest micro-batch that is recorded, of a model with so many parameters."""
+    return int(min(RECORDED_TOKENS, _RECORDED_FLOPS / (4 * max(1, parameters))))
 
 
 def line_tokens(count: int, *, multiple: int, recorded: bool) -> int:

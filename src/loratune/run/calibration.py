@@ -78,6 +78,11 @@ class Calibration:
         full = float(self.micro_batch_tokens or 2048)
         return StepTime(points=self.steps or ((full, full / self.pack),), micro_batch_tokens=full)
 
+    def evaluated_tokens(self, longest_table: int) -> int:
+        """Of the largest micro-batch of an evaluation; `longest_table`: tokens of all rows of the longest one."""
+        limit = self.evaluation_tokens or 2 * int(self.times.micro_batch_tokens)
+        return min(limit, max(self.slots, 1 + _FINAL_TRIALS) * longest_table)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {**asdict(self), "steps": [list(point) for point in self.steps]}

@@ -75,7 +75,7 @@ class LearningPlanner:
 def learnt(calibration: Calibration, limits: Limits, shortage: Shortage) -> Calibration:
     """The calibration after an out-of-memory error; what is predicted never becomes less.
 
-    Evaluation is not in the memory model: it corrects its own micro-batches only. Memory that others hold is no
+    An evaluation corrects its own micro-batches only. Memory that others hold is no
     fault of the model's: where it had predicted enough, it stays as it is.
     """
     if shortage.place is Place.EVALUATION:

@@ -26,6 +26,8 @@ class Planner:
     """Of all training rows."""
     slots: int
     """Trials in a pack, at most."""
+    evaluated_tokens: int = 0
+    """Of the largest micro-batch of an evaluation; 0: nothing is evaluated."""
 
     def load(self, trial: Trial) -> TrialLoad:
         """What one trial asks for; a row counts the mean tokens."""
@@ -60,7 +62,13 @@ class Planner:
         return plan_packs(filling, slots=self.slots, memory=room, times=self.times)
 
     def peak_bytes(self, trials: Sequence[HyperParameters], plan: PackPlan) -> int:
-        """Predicted peak of a plan of these trials."""
+        """Predicted peak of a plan of these trials: of its steps, or of evaluating beside them."""
         adapters = [self.limits.adapter_bytes(trial) for trial in trials]
-        estimate = self.limits.fullest(trials, step_tokens=_UNEVEN * plan.tokens)
-        return estimate.total - sum(adapters) + max(plan.peak, *adapters)
+        tokens = ceil(_UNEVEN * plan.tokens)
+        estimate = self.limits.fullest(trials, step_tokens=tokens)
+        steps = estimate.total - sum(adapters) + max(plan.peak, *adapters)
+        beyond = self.limits.evaluating(self.evaluated_tokens)
+        if not self.limits.records(min(tokens, self.limits.micro_batch_tokens)):
+            beyond = max(0, beyond - estimate.transient)  # in its place; recorded steps keep theirs
+        # no more than there is: recorded steps give way, and evaluations halve their micro-batches
+        return max(steps, min(steps + beyond, self.limits.device_bytes))

@@ -1,0 +1,60 @@
+"""Memory of an evaluation: without a backward pass the tensors of one layer are all that lives at a time.
+
+Knows shapes only, no pack and no device beyond its `Execution`.
+"""
+
+from math import ceil
+
+from loratune.maths.execution import FLOAT32, Execution
+from loratune.values import ModelProfile
+
+
+def evaluation_bytes(
+    model: ModelProfile, *, tokens: int, models: int, supervised: float, execution: Execution
+) -> float:
+    """Bytes of tensors while a micro-batch is evaluated, beyond what is held between steps.
+
+    The largest of: a layer's MLP, its attention where that needs more, the head.
+
+    Args:
+        tokens: of the micro-batch, padding included.
+        models: adapters that share it.
+        supervised: share of the tokens that are supervised.
+    """
+    inside = max(_mlp_bytes(model, models, execution), _attention_bytes(model, execution))
+    return max(tokens * (_stream_bytes(model) + inside), _head_bytes(model, tokens, supervised, execution))
+
+
+def _stream_bytes(model: ModelProfile) -> float:
+    """Per token, while a layer works: the residual stream, what a norm and a product make of it, the angles."""
+    angles = 2 * model.hidden_size / model.attention_heads
+    return model.bytes_per_parameter * (4 * model.hidden_size + angles)
+
+
+def _mlp_bytes(model: ModelProfile, models: int, execution: Execution) -> float:
+    """Per token: gate, up and their product; or product, output and one model's float32 copy of the product."""
+    own, wide = model.bytes_per_parameter, model.intermediate_size
+    copied = FLOAT32 * wide / models if execution.float32_input and own < FLOAT32 else 0.0
+    return max(3 * own * wide, 2 * own * wide + copied)
+
+
+def _attention_bytes(model: ModelProfile, execution: Execution) -> float:
+    """Per token: queries and keys with what is made of them, where attention runs in float32; else the MLP is more."""
+    if not execution.float32_attention:
+        return 0.0
+    queries, keys = (
+        max((outputs for name, _, outputs in model.targets if name.endswith(end)), default=model.hidden_size)
+        for end in ("q_proj", "k_proj")
+    )
+    copied = 2 * model.bytes_per_parameter if model.bytes_per_parameter < FLOAT32 else 0.0
+    return (queries + keys) * (4 * FLOAT32 + copied)
+
+
+def _head_bytes(model: ModelProfile, tokens: int, supervised: float, execution: Execution) -> float:
+    """Final states, and of a chunk the logits in the base's type and twice in float32 (a chunk's live until the next
+    has its own; the sum over exponentials takes as much)."""
+    own = model.bytes_per_parameter
+    predicting = min(tokens, ceil(tokens * supervised))
+    positions = min(predicting, max(16, execution.logits_at_once // model.vocabulary))
+    each = 2 * FLOAT32 + (own if own < FLOAT32 else 0)
+    return positions * model.vocabulary * each + own * model.hidden_size * (tokens + predicting)

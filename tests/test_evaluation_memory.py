@@ -1,0 +1,72 @@
+"""Memory of evaluations against the real engine: every living tensor counted."""
+
+import pytest
+import torch
+
+from live_bytes import LiveBytes
+from loratune.engine.pack import PackEngine
+from loratune.engine.paths import REFERENCE
+from loratune.maths.evaluation import evaluation_bytes
+from loratune.maths.execution import ON_CPU, ON_CPU_PADDED
+from loratune.values import Trial
+from test_memory_peak import LENGTH, base, table, trial
+
+TOKENS = 2048
+
+
+def peak(
+    dtype: torch.dtype,
+    *,
+    hidden: int,
+    inner: int,
+    models: int,
+    flat: bool,
+    vocabulary: int = 100,
+    supervised: int = 2,
+) -> tuple[int, float]:
+    """Measured and predicted bytes of an evaluation whose rows fill one micro-batch."""
+    model, rows = base(dtype, vocabulary, hidden, inner, 2), table(vocabulary, supervised)
+    engine = PackEngine(
+        base=model,
+        train=rows,
+        validation=rows,
+        study_seed=0,
+        cost=lambda trial: 1.0,
+        max_tokens_per_evaluation=TOKENS,
+        paths=None if flat else REFERENCE,
+    )
+    assert engine.chosen_paths.rows.flat == flat
+    adapters = [engine.initial(Trial(hyper_parameters=trial(8, 4), seed=seed)) for seed in range(models)]
+    known = [*model.model.parameters(), *model.model.buffers(), *(adapter.weights for adapter in adapters)]
+    counted = LiveBytes(known)
+    with counted, engine.attached():
+        engine.read(adapters, rows)
+        counted.peak = kept = counted.live
+        engine.read(adapters, rows)
+    predicted = evaluation_bytes(
+        model.profile,
+        tokens=TOKENS,
+        models=models,
+        supervised=supervised / LENGTH,
+        execution=ON_CPU if flat else ON_CPU_PADDED,
+    )
+    return counted.peak - kept, predicted
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("flat", [True, False], ids=["flat", "padded"])
+@pytest.mark.parametrize(("hidden", "inner"), [(96, 256), (96, 1024)])
+@pytest.mark.parametrize("models", [1, 4])
+def test_a_layer_is_what_an_evaluation_needs(
+    dtype: torch.dtype, flat: bool, hidden: int, inner: int, models: int
+) -> None:
+    measured, predicted = peak(dtype, hidden=hidden, inner=inner, models=models, flat=flat)
+    assert predicted == pytest.approx(measured, rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_or_the_head_where_the_vocabulary_is_large(dtype: torch.dtype) -> None:
+    measured, predicted = peak(
+        dtype, hidden=96, inner=256, models=2, flat=True, vocabulary=20_000, supervised=LENGTH
+    )
+    assert predicted == pytest.approx(measured, rel=0.05)
