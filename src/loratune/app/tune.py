@@ -61,9 +61,12 @@ def tune(**options: Any) -> TuneResult:
     return result
 
 
-def run_tune(options: TuneOptions, watch: Watch) -> tuple[TuneResult, int]:
-    """`tune` with something that watches; also the exit code (3 where the clock cut the search)."""
-    started = monotonic()
+def run_tune(options: TuneOptions, watch: Watch, *, started: float | None = None) -> tuple[TuneResult, int]:
+    """`tune` with something that watches; also the exit code (3 where the clock cut the search).
+
+    `started`: `time.monotonic()` as the user's clock began to run, if it was before now.
+    """
+    started = monotonic() if started is None else started
     existing = find_study(options)
     if existing is not None and is_finished(existing, options):
         watch.note(f"{options.directory} is complete; nothing to do.")
@@ -269,11 +272,11 @@ class _Job:
         return max(0.0, self.seconds - trained / speed.pack) + trained / speed.alone
 
 
-def tune_command(options: TuneOptions, *, as_json: bool) -> int:
+def tune_command(options: TuneOptions, *, as_json: bool, started: float) -> int:
     """Run with a live view on stderr; the summary, or with `as_json` the document, on stdout."""
     from loratune.app.watch import Terminal
 
-    _, code = run_tune(options, Terminal(as_json=as_json))
+    _, code = run_tune(options, Terminal(as_json=as_json), started=started)
     if as_json:
         print((options.directory / "result.json").read_text(encoding="utf-8"), end="")
     return code

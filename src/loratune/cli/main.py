@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from time import monotonic
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -87,9 +88,10 @@ def tune(*, values: dict[str, Any], config: Config = None, json: Json = False) -
 
     Example: `loratune tune --model HuggingFaceTB/SmolLM2-135M-Instruct --data train.jsonl --budget 30m`
     """
+    started = monotonic()  # loading torch takes seconds of a budget in time, too
     from loratune.app.tune import tune_command
 
-    raise typer.Exit(tune_command(_merged(TuneOptions, values, config), as_json=json))
+    raise typer.Exit(tune_command(_merged(TuneOptions, values, config), as_json=json, started=started))
 
 
 @app.command()
