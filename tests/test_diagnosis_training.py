@@ -219,6 +219,7 @@ def test_a_final_run_that_broke_down_is_repeated_at_half_the_rate_and_both_are_t
     learning_rate = 0.05 if with_weights else 0.2
     packs = pack_engine(task(256, seed=1))
     study = Study.open(tmp_path / "study", fingerprint={})
+    told: list[int] = []
     runner = FinalRunner(
         engine=packs,
         study=study,
@@ -226,6 +227,7 @@ def test_a_final_run_that_broke_down_is_repeated_at_half_the_rate_and_both_are_t
         patience=3,
         on_progress=lambda _: None,
         on_result=lambda _: None,
+        on_train=told.append,
     )
     facts = {"r": 4, "lora_alpha": 8, "batch_size": 8, "epochs": 3, "learning_rate": learning_rate}
     final = runner.run(trial(0, **facts).hyper_parameters, None, seed=0)
@@ -237,6 +239,7 @@ def test_a_final_run_that_broke_down_is_repeated_at_half_the_rate_and_both_are_t
     assert taken < learning_rate
     assert broken[0].trial.hyper_parameters.learning_rate == learning_rate
     assert len(final.notes) == len(results) - 1
+    assert told == [1] * len(results)
     assert f"it was repeated at half the learning rate, {learning_rate / 2:.3g}" in final.notes[0]
     told = [
         each for each in of_run(packs, final, results, margin=0.005) if each.done.startswith("It was rep")

@@ -1,31 +1,34 @@
 """Memory of evaluations against the real engine: every living tensor counted."""
 
+from typing import Any
+
 import pytest
 import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from families import EXPERTS, FAMILIES
 from live_bytes import LiveBytes
 from loratune.engine.pack import PackEngine
 from loratune.engine.paths import REFERENCE
 from loratune.maths.evaluation import evaluation_bytes
 from loratune.maths.execution import ON_CPU, ON_CPU_PADDED
+from loratune.model.base import BaseModel
+from loratune.model.profile import profile_of
 from loratune.values import Trial
 from test_memory_peak import LENGTH, base, table, trial
 
 TOKENS = 2048
 
 
+WIDER: dict[str, Any] = {"hidden_size": 96, "n_embd": 96, "head_dim": 24, "intermediate_size": 256}
+WIDER |= {"moe_intermediate_size": 96, "shared_expert_intermediate_size": 96}
+
+
 def peak(
-    dtype: torch.dtype,
-    *,
-    hidden: int,
-    inner: int,
-    models: int,
-    flat: bool,
-    vocabulary: int = 100,
-    supervised: int = 2,
+    model: BaseModel, *, models: int, flat: bool, vocabulary: int = 100, supervised: int = 2
 ) -> tuple[int, float]:
     """Measured and predicted bytes of an evaluation whose rows fill one micro-batch."""
-    model, rows = base(dtype, vocabulary, hidden, inner, 2), table(vocabulary, supervised)
+    rows = table(vocabulary, supervised)
     engine = PackEngine(
         base=model,
         train=rows,
@@ -60,13 +63,27 @@ def peak(
 def test_a_layer_is_what_an_evaluation_needs(
     dtype: torch.dtype, flat: bool, hidden: int, inner: int, models: int
 ) -> None:
-    measured, predicted = peak(dtype, hidden=hidden, inner=inner, models=models, flat=flat)
+    measured, predicted = peak(base(dtype, 100, hidden, inner, 2), models=models, flat=flat)
     assert predicted == pytest.approx(measured, rel=0.05)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_or_the_head_where_the_vocabulary_is_large(dtype: torch.dtype) -> None:
-    measured, predicted = peak(
-        dtype, hidden=96, inner=256, models=2, flat=True, vocabulary=20_000, supervised=LENGTH
-    )
+    model = base(dtype, 20_000, 96, 256, 2)
+    measured, predicted = peak(model, models=2, flat=True, vocabulary=20_000, supervised=LENGTH)
     assert predicted == pytest.approx(measured, rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("family", [*FAMILIES, *EXPERTS])
+def test_other_architectures_need_about_as_much(family: str, dtype: torch.dtype) -> None:
+    """Mixtures of experts and MLPs without a gate of their own too."""
+    values = {**FAMILIES, **EXPERTS}[family]
+    values = values | {name: value for name, value in WIDER.items() if name in values}
+    torch.manual_seed(0)
+    found = AutoModelForCausalLM.from_config(CONFIG_MAPPING[family](**values), dtype=dtype)
+    model = BaseModel(
+        model=found.eval().requires_grad_(False), tokenizer=None, profile=profile_of(found, family)
+    )
+    measured, predicted = peak(model, models=2, flat=True)
+    assert predicted == pytest.approx(measured, rel=0.25)

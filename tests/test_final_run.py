@@ -27,6 +27,7 @@ class Run:
     ) -> None:
         self.steps: list[PackProgress] = []
         self.results: list[TrialResult] = []
+        self.stages: list[int | str] = []
         study = Study.find(folder) or Study.open(folder, fingerprint={})
         runner = FinalRunner(
             engine=subject,
@@ -35,6 +36,8 @@ class Run:
             patience=3,
             on_progress=self.steps.append,
             on_result=self.results.append,
+            on_train=self.stages.append,
+            on_test=lambda: self.stages.append("test"),
         )
         self.final: Final = runner.run(CHOSEN, DEFAULT, seed, default_seed)
 
@@ -45,6 +48,7 @@ def test_the_final_run_reports_on_all_rows_what_it_chose_on_some(tmp_path: Path)
     looks = plan_looks(2.5 * TRAIN.lengths.sum(), VALIDATION.lengths.sum(), len(VALIDATION))
     assert looks.rows < len(VALIDATION)
     final = first.final
+    assert first.stages == [2, "test"]
     assert final.default_recipe is not None
     sample = subject.sample(looks.rows)
     for model in (final.recommended, final.default_recipe):
@@ -60,6 +64,7 @@ def test_the_final_run_reports_on_all_rows_what_it_chose_on_some(tmp_path: Path)
     (base,) = subject.evaluate([None], sample)
     assert final.before == pytest.approx(base.nll, rel=1e-6), "where the curve of the readings begins"
     again = Run(subject, tmp_path)
+    assert again.stages == ["test"]
     assert not again.steps
     assert not again.results
     assert again.final.before == final.before

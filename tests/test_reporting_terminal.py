@@ -244,8 +244,8 @@ def test_the_final_run_is_still_to_come_whatever_the_search_takes(
         for seed in range(taken):
             clock[0] += 100.0
             view.result(make_trial(seed=seed))
-        assert view.seconds_left == pytest.approx(200.0 + 100.0 * max(0, 2 - taken), rel=0.5)
-        view.stage("final")
+        assert view.seconds_left == pytest.approx(200.0 + 100.0 * max(0, 2 - taken), rel=0.05)
+        view.stage("final", 2)
         target = console()
         target.print(view.picture())
         assert any(f"{taken}/{taken + 2} trials" in line for line in shown(target))
@@ -286,7 +286,7 @@ def test_time_left_counts_what_comes_after_the_last_step(monkeypatch: pytest.Mon
         view.expect(
             trials=2, cost=2.0, seconds=500.0, final_trials=2, final_seconds=500.0, test_seconds=300.0
         )
-        view.stage("final")
+        view.stage("final", 2)
         for seed in range(2):
             clock[0] += 100.0
             view.result(make_trial(seed=seed))

@@ -232,8 +232,11 @@ def test_the_clock_cuts_the_search_and_the_result_is_usable(
         model=str(place.model), data=str(place.data), out=str(tmp_path / "cut"),
         **{**WISHES, "ranks": (2, 8), "budget": "20x", "pack_size": 1},
     )  # fmt: skip
-    result, code = run_tune(options, watch)
+    # as if loading torch had taken a quarter of an hour
+    result, code = run_tune(options, watch, started=time.monotonic() - 900)
     assert code == CLOCK_CUT
+    assert result.cost["seconds"] > 900
+    assert result.cost["predicted_seconds"] > 900
     assert any("clock" in each.claim for each in result.evidence)
     assert (result.directory / "adapter" / "adapter_model.safetensors").exists()
     searched = [r for r in Study.load(result.directory).results() if r.asked.stage is not Stage.FINAL]

@@ -41,8 +41,10 @@ class Forecast:
     search_seconds: float
     final_seconds: float
     """The final run, and what is done with the largest adapter of the search before it."""
+    final_run_seconds: float
+    """Of it, the final run alone."""
     test_seconds: float
-    """Of it, what comes after the last step."""
+    """Of that, what comes after the last step."""
     limit: float | None
     """Seconds for everything, where the budget is a time that was to be kept here."""
     looks: Looks
@@ -142,8 +144,8 @@ def forecast(
     strategy, context, largest = pricing.strategy, pricing.context, pricing.largest
     stages = tuple(pricing.stage(stage) for stage in pricing.plan.stages)
     after = tuple(pricing.stage(stage) for stage in _after_search(options))
-    final = calibration.final_seconds(context, test_tokens, validation_rows)
-    final += sum(stage.seconds for stage in after)
+    final_run = calibration.final_seconds(context, test_tokens, validation_rows)
+    final = final_run + sum(stage.seconds for stage in after)
     final += calibration.truncation_seconds(context, largest.r, validation_rows)
     return Forecast(
         strategy=strategy,
@@ -154,6 +156,7 @@ def forecast(
         spent_seconds=spent,
         search_seconds=sum(stage.seconds for stage in stages),
         final_seconds=final,
+        final_run_seconds=final_run,
         test_seconds=calibration.test_seconds(context, test_tokens),
         limit=None if seconds is None else budget.seconds,
         looks=final_looks(context, validation_rows),

@@ -19,9 +19,9 @@ def plan(**options: Any) -> Forecast:
     return run_plan(SearchOptions(**keyword_options(options)), Quiet())
 
 
-def run_plan(options: SearchOptions, watch: Watch) -> Forecast:
-    """`plan` with something that watches."""
-    started = monotonic()
+def run_plan(options: SearchOptions, watch: Watch, *, started: float | None = None) -> Forecast:
+    """`plan` with something that watches; `started` as in `tune.run_tune`."""
+    started = monotonic() if started is None else started
     watch.note("Reading data and model.")
     with open_workbench(
         options,
@@ -41,8 +41,8 @@ def run_plan(options: SearchOptions, watch: Watch) -> Forecast:
     return priced
 
 
-def plan_command(options: SearchOptions, *, as_json: bool) -> None:
+def plan_command(options: SearchOptions, *, as_json: bool, started: float) -> None:
     """Print the plan, or with `as_json` the document."""
-    priced = run_plan(options, Terminal(as_json=as_json))
+    priced = run_plan(options, Terminal(as_json=as_json), started=started)
     if as_json:
         print(dumps(priced.to_dict()))

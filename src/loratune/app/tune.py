@@ -144,7 +144,6 @@ class _Job:
             runner=runner,
         )
         decision = after.examine(self.priced.strategy.decide(self._history()), self._history())
-        self.watch.stage(str(Stage.FINAL))
         final = self._final(decision)
         result = self._write(decision, after.truncation, final, cut, before)
         return result, CLOCK_CUT if cut else 0
@@ -212,7 +211,8 @@ class _Job:
             patience=self.options.patience,
             on_progress=self.watch.progress,
             on_result=self.watch.result,
-            on_test=lambda: self.watch.stage(TEST),
+            on_train=partial(self.watch.stage, str(Stage.FINAL)),
+            on_test=partial(self.watch.stage, TEST),
         ).run(decision.hyper_parameters, recipe if fits else None, seed if known is None else known, seed)
 
     def _write(

@@ -97,9 +97,9 @@ class Terminal(LiveView):
         self.expect(
             trials=plan.trials + _FINAL_TRIALS,
             cost=plan.cost + _FINAL_TRIALS,
-            seconds=priced.seconds,
+            seconds=priced.search_seconds + priced.final_seconds,
             final_trials=_FINAL_TRIALS,
-            final_seconds=priced.final_seconds,
+            final_seconds=priced.final_run_seconds,
             test_seconds=priced.test_seconds,
         )
         if self._out is None:

@@ -98,9 +98,10 @@ def tune(*, values: dict[str, Any], config: Config = None, json: Json = False) -
 @options_of(SearchOptions, optional=_FROM_FILE)
 def plan(*, values: dict[str, Any], config: Config = None, json: Json = False) -> None:
     """What tune would run: stages, trials, packs, time and memory, after a short calibration."""
+    started = monotonic()
     from loratune.app.plan import plan_command
 
-    plan_command(_merged(SearchOptions, values, config), as_json=json)
+    plan_command(_merged(SearchOptions, values, config), as_json=json, started=started)
 
 
 @app.command()

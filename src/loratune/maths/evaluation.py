@@ -1,6 +1,7 @@
 """Memory of an evaluation: without a backward pass the tensors of one layer are all that lives at a time.
 
-Knows shapes only, no pack and no device beyond its `Execution`.
+Within 5 % of all living tensors for models like Llama, a quarter for others (`tests/test_evaluation_memory.py`). Knows
+shapes only, no pack and no device beyond its `Execution`.
 """
 
 from math import ceil
@@ -32,10 +33,16 @@ def _stream_bytes(model: ModelProfile) -> float:
 
 
 def _mlp_bytes(model: ModelProfile, models: int, execution: Execution) -> float:
-    """Per token: gate, up and their product; or product, output and one model's float32 copy of the product."""
+    """Per token: gate, up and their product; or product, output and one model's float32 copy of the product.
+
+    Without a `gate_proj` of its own one tensor more, the terms of a GELU or a part cut out; a mixture also gathers
+    what each of its experts reads and gives back.
+    """
     own, wide = model.bytes_per_parameter, model.intermediate_size
     copied = FLOAT32 * wide / models if execution.float32_input and own < FLOAT32 else 0.0
-    return max(3 * own * wide, 2 * own * wide + copied)
+    gathered = 3 * own * model.experts_per_token * model.hidden_size
+    plain = model.experts_per_token or any(name.endswith("gate_proj") for name, _, _ in model.targets)
+    return max((3 if plain else 4) * own * wide + gathered, 2 * own * wide + copied)
 
 
 def _attention_bytes(model: ModelProfile, execution: Execution) -> float:

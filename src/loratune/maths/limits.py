@@ -53,19 +53,21 @@ class Limits:
         most = max(self.micro_batch_tokens, self.max_length)
         return self.estimate(pack, step_tokens=ceil(min(most, step_tokens)))
 
-    def evaluating(self, tokens: int, *, models: int = 1) -> int:
+    def evaluating(self, tokens: int) -> int:
         """Bytes while so many tokens are evaluated at once, beyond what is held between steps.
 
-        As if all of them predicted: labels are scored at more positions than are supervised.
+        As if all of them predicted, since labels are scored at more positions than are supervised, and as if all
+        were one model's.
         """
         needed = evaluation_bytes(
-            self.model, tokens=tokens, models=models, supervised=1.0, execution=self.execution
+            self.model, tokens=tokens, models=1, supervised=1.0, execution=self.execution
         )
         return round(self.correction.scale * (1 + self.execution.allocator) * needed)
 
-    def records(self, tokens: int) -> bool:
-        """Whether a micro-batch of so many tokens is recorded, so that what it needs is held between steps too."""
-        return self.execution.records and tokens <= recorded_tokens(self.model.parameters)
+    @property
+    def recorded_tokens(self) -> int:
+        """Micro-batches of so many tokens at most are recorded: what they need is held between steps too."""
+        return recorded_tokens(self.model.parameters) if self.execution.records else 0
 
     def fits(self, pack: Sequence[HyperParameters]) -> bool:
         """Whether a pack, and any part of it, fits with room to spare."""

@@ -16,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from loratune.reporting.pace import Pace, Part
 from loratune.reporting.wording import count, duration, rate
 from loratune.values import Stage, TrialResult, TrialState
 
@@ -39,9 +40,7 @@ class LiveView:
         self._stage = ""
         self._best: TrialResult | None = None
         self._done = self._trials = self._diverged = 0
-        self._cost = self._expected_cost = self._expected_seconds = 0.0
-        self._final_trials = 0
-        self._final_seconds = self._test_seconds = 0.0
+        self._pace = Pace()
         self._tokens = 0
         self._busy = 0.0
         self._started = self._last_line = monotonic()
@@ -71,58 +70,47 @@ class LiveView:
         *,
         trials: int,
         cost: float,
-        seconds: float = 0.0,
+        seconds: float,
         final_trials: int = 0,
         final_seconds: float = 0.0,
         test_seconds: float = 0.0,
     ) -> None:
-        """What the plan says of the trials to come: their number, full-run equivalents, predicted time (0: not known).
+        """What is planned from now on: trials, their full-run equivalents and seconds, those of the final run included.
 
-        `final_…`: of these what the final run will need, a full run each, however much the search takes before it.
-        `test_seconds`: of its seconds those after the last step.
+        `final_…`: of these the final run, a full run each; `test_seconds`: of its seconds those after the last step.
         """
-        self._trials, self._expected_cost, self._expected_seconds = trials, cost, seconds
-        self._final_trials, self._final_seconds = final_trials, final_seconds
-        self._test_seconds = test_seconds
+        self._trials = trials
+        each = (final_seconds - test_seconds) / final_trials if final_trials else 0.0
+        self._pace = Pace(
+            part=Part(seconds=seconds - final_seconds, cost=cost - final_trials, began=self._elapsed),
+            final_trial=each,
+            final_trials=final_trials,
+            test_seconds=test_seconds,
+        )
 
     def resumed(self, history: Sequence[TrialResult]) -> None:
         """Trials of the search that an earlier run has finished: they count as done, not as work of this run."""
         for result in history:
             self._count(result)
-        search = self._expected_cost - self._final_trials
-        if search > 0:
-            left = max(0.0, 1 - sum(result.cost for result in history) / search)
-            self._expected_cost = search * left + self._final_trials
-            seconds = self._expected_seconds - self._final_seconds
-            self._expected_seconds = seconds * left + self._final_seconds
+        self._pace.already(sum(result.cost for result in history))
         if history:
             self.note(f"Resumed with {len(history)} finished trials.")
 
     def stage(self, name: str, trials: int = 0) -> None:
-        """A stage begins, or goes on with so many more trials."""
+        """A stage begins, or goes on with so many more trials; nothing else is left once it is the final run."""
+        if name == str(Stage.FINAL):
+            self._pack = None
+            self._trials = self._done + trials
+            self._pace.begin_final(self._elapsed, trials)
+        elif name == TEST:
+            self._pack = None
+            self._trials = self._done
+            self._pace.begin_test(self._elapsed)
         self._trials = max(self._trials, self._done + trials)
         if name != self._stage:
             self._stage = name
-            if name == str(Stage.FINAL):
-                self._begin_final()
-            if name == TEST:
-                self._begin_test()
             left = self._left if name == TEST else ""  # nobody tells of steps there
             self.note(f"{duration(self._elapsed)}  stage: {name}{left}")
-
-    def _begin_final(self) -> None:
-        """Nothing else is left, whether the search took more or less than planned."""
-        self._pack = None
-        if self._final_trials:
-            self._trials = self._done + self._final_trials
-            self._expected_cost = self._cost + self._final_trials
-            self._expected_seconds = self._elapsed + self._final_seconds
-            self._final_trials = 0
-
-    def _begin_test(self) -> None:
-        """Nothing is left to be trained."""
-        self._pack = None
-        self._expected_seconds = self._elapsed + self._test_seconds if self._test_seconds else 0.0
 
     def progress(self, pack: PackProgress) -> None:
         """A pack has taken a step."""
@@ -135,24 +123,15 @@ class LiveView:
     def result(self, result: TrialResult) -> None:
         """A trial has ended."""
         self._count(result)
-        self._cost += result.cost
+        self._pace.ended(result.cost)
         if result.state is TrialState.DIVERGED:
             self.note(f"{duration(self._elapsed)}  diverged: {setting(result)} ({result.message})")
 
     @property
     def seconds_left(self) -> float | None:
-        """From the plan at first, then more and more from this run's own speed; None where nothing is known."""
-        planned = max(0.0, self._expected_seconds - self._elapsed) if self._expected_seconds else None
-        if self._stage == TEST:
-            return planned
+        """Until all is done; None where nothing is known."""
         under_way = sum(s.trial.fraction * s.step / max(1, s.total_steps) for s in self._slots)
-        cost = self._expected_cost or self._trials  # without a plan all are full runs
-        done = min(self._cost + under_way, cost - self._final_trials)
-        share = done / cost if cost else 0.0
-        if share < 0.02:
-            return planned
-        measured = self._elapsed * (1 - share) / share + self._test_seconds
-        return measured if planned is None else share * measured + (1 - share) * planned
+        return self._pace.left(self._elapsed, under_way)
 
     def picture(self) -> Group:
         """What a terminal shows now."""

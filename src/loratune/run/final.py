@@ -124,6 +124,8 @@ class FinalRunner:
     patience: int
     on_progress: Callable[[PackProgress], None]
     on_result: Callable[[TrialResult], None]
+    on_train: Callable[[int], None] = lambda trials: None
+    """Called before so many trials are trained together; again before one is repeated."""
     on_test: Callable[[], None] = lambda: None
     """Called after the last step, before the test rows are evaluated."""
 
@@ -193,6 +195,7 @@ class FinalRunner:
             self.on_result(result)
 
         if waiting:
+            self.on_train(len(waiting))
             self.engine.run(
                 lambda: waiting.pop() if waiting else None,
                 slots=len(waiting),

@@ -62,13 +62,12 @@ class Planner:
         return plan_packs(filling, slots=self.slots, memory=room, times=self.times)
 
     def peak_bytes(self, trials: Sequence[HyperParameters], plan: PackPlan) -> int:
-        """Predicted peak of a plan of these trials: of its steps, or of evaluating beside them."""
+        """Predicted peak of a plan of these trials: of its steps, or of evaluating beside what recorded ones keep."""
         adapters = [self.limits.adapter_bytes(trial) for trial in trials]
-        tokens = ceil(_UNEVEN * plan.tokens)
+        tokens = _UNEVEN * plan.tokens
         estimate = self.limits.fullest(trials, step_tokens=tokens)
         steps = estimate.total - sum(adapters) + max(plan.peak, *adapters)
-        beyond = self.limits.evaluating(self.evaluated_tokens)
-        if not self.limits.records(min(tokens, self.limits.micro_batch_tokens)):
-            beyond = max(0, beyond - estimate.transient)  # in its place; recorded steps keep theirs
-        # no more than there is: recorded steps give way, and evaluations halve their micro-batches
-        return max(steps, min(steps + beyond, self.limits.device_bytes))
+        recorded = min(tokens, self.limits.recorded_tokens)
+        kept = self.limits.fullest(trials, step_tokens=recorded).transient if recorded else 0
+        evaluating = kept + self.limits.evaluating(self.evaluated_tokens)
+        return max(steps, steps - estimate.transient + evaluating)
