@@ -2,10 +2,8 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,74 +12,18 @@ import pytest
 import torch
 import typer.main
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM
 
 import loratune
-from loratune.app.memory import estimate_memory
-from loratune.cli.main import app, main
+from command_fixture import Place, Shell
+from loratune.cli.main import app
 from loratune.errors import HyperParameterError
 from loratune.run import measuring
 from loratune.values import HyperParameters
-from tiny import animal_rows, save_tiny_model, write_jsonl
+
+pytest_plugins = ["command_fixture"]
 
 TRAINING = ("--rank", "4", "--learning-rate", "1e-2", "--batch-size", "8", "--epochs", "2")
-
-
-@dataclass(frozen=True)
-class Place:
-    model: Path
-    data: Path
-
-    @property
-    def options(self) -> tuple[str, ...]:
-        return ("--model", str(self.model), "--data", str(self.data), "--dtype", "float32", "--device", "cpu")
-
-    @property
-    def keywords(self) -> dict[str, Any]:
-        return {"model": self.model, "data": self.data, "dtype": "float32", "device": "cpu"}
-
-
-@dataclass(frozen=True)
-class Ran:
-    """What a command left: its exit code and what it printed."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> dict[str, Any]:
-        """The one JSON document on stdout; anything beside it makes this fail."""
-        values: dict[str, Any] = json.loads(self.out)
-        return values
-
-    @property
-    def error(self) -> str:
-        """The one sentence of a refusal."""
-        assert "Traceback" not in self.err
-        (line,) = [line for line in self.err.splitlines() if line.startswith("error: ")]
-        return line
-
-
-class Shell:
-    """`loratune …` in this process, in an empty folder of its own."""
-
-    def __init__(self, patch: pytest.MonkeyPatch, captured: pytest.CaptureFixture[str], folder: Path) -> None:
-        self.folder = folder
-        self._patch, self._captured = patch, captured
-        patch.chdir(folder)
-
-    def __call__(self, *arguments: str | Path) -> Ran:
-        self._patch.setattr(sys, "argv", ["loratune", *map(str, arguments)])
-        self._captured.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main()
-        printed = self._captured.readouterr()
-        return Ran(int(stop.value.code or 0), printed.out, printed.err)
-
-    @property
-    def written(self) -> list[Path]:
-        return list(self.folder.rglob("*"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -91,19 +33,6 @@ def _short_calibration(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
     patch.setenv("COLUMNS", "100")
     yield
     patch.undo()
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    folder = tmp_path_factory.mktemp("place")
-    return Place(save_tiny_model(folder / "model"), write_jsonl(folder / "train.jsonl", animal_rows(120)))
-
-
-@pytest.fixture
-def shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Shell:
-    folder = tmp_path / "here"
-    folder.mkdir()
-    return Shell(monkeypatch, capsys, folder)
 
 
 def test_version_and_bare_call(shell: Shell) -> None:
@@ -350,95 +279,6 @@ def test_a_bad_hyper_parameter_is_one_sentence_and_nothing_written(
     assert ran.code == 2
     assert says in ran.error
     assert shell.written == []
-
-
-@pytest.fixture
-def config(place: Place, tmp_path: Path) -> Path:
-    """A folder with a config.json and nothing else."""
-    folder = tmp_path / "config"
-    folder.mkdir()
-    shutil.copy(place.model / "config.json", folder)
-    return folder
-
-
-def test_memory_from_a_configuration_alone(shell: Shell, config: Path) -> None:
-    arguments = ("memory", "--model", config, "--max-length", "64", "--device-memory", "24GiB")
-    small, large = (shell(*arguments, "--rank", rank, "--json").document for rank in ("2", "16"))
-    assert small["device"] == 24 * 2**30
-    assert small["verdict"] == "fits"
-    for told in (small, large):
-        assert sum(told["parts"].values()) == told["total"]
-    adapters = 2 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64))
-    assert small["parts"]["adapters"] == 2 * adapters * (4 + 2), (
-        "float32, and the bfloat16 that the products read"
-    )
-    assert large["parts"]["adapters"] == 16 * adapters * (4 + 2)
-    assert large["total"] > small["total"]
-    assert large["largest_rank"] == 16
-    assert large["largest_trials"] <= small["largest_trials"]
-    assert shell.written == []
-
-
-def test_what_is_said_to_fit_fits_when_it_is_asked_for(tmp_path: Path) -> None:
-    """Near the limit, where micro-batches must be smaller; one more does not."""
-    LlamaConfig(
-        hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
-        num_key_value_heads=8, vocab_size=128256, architectures=["LlamaForCausalLM"],
-    ).save_pretrained(tmp_path)  # fmt: skip
-    ask = partial(estimate_memory, model=str(tmp_path), device="cuda", device_memory="24GiB")
-    first = ask()
-    assert ask(rank=first.largest_rank).verdict == "fits"
-    assert ask(rank=first.largest_rank + 1).verdict == "tight"
-    assert ask(trials=first.largest_pack).verdict == "fits"
-    assert ask(trials=first.largest_pack + 1).verdict == "tight"
-    beyond = ask(rank=first.largest_rank + 1)
-    assert (beyond.largest_batch, beyond.largest_rank) == (0, first.largest_rank)
-
-
-def test_the_largest_rank_of_some_layers_may_be_asked_for(shell: Shell, config: Path) -> None:
-    """Where others are narrower."""
-    arguments = ("memory", "--model", config, "--target-modules", "gate_proj", "--device-memory", "24GiB")
-    largest = shell(*arguments, "--json").document["largest_rank"]
-    assert largest == 32
-    assert shell(*arguments, "--rank", str(largest), "--json").document["verdict"] == "fits"
-
-
-def test_memory_that_does_not_suffice(shell: Shell, config: Path) -> None:
-    arguments = ("memory", "--model", config, "--device-memory", "1MiB")
-    told = shell(*arguments, "--json").document
-    assert told["verdict"] == "does not fit"
-    assert told["device"] == 2**20
-    assert (told["largest_batch"], told["largest_rank"], told["largest_trials"]) == (0, 0, 0)
-    words = shell(*arguments)
-    assert words.code == 0
-    assert "This does not fit in 1 MiB." in words.out
-    assert "Not even one row" in words.out
-
-
-def test_memory_as_a_function(config: Path) -> None:
-    one, eight = (loratune.estimate_memory(model=str(config), trials=n, device_memory="8GiB") for n in (1, 8))
-    assert one.verdict == "fits"
-    assert eight.estimate.optimiser == 8 * one.estimate.optimiser
-    assert eight.estimate.weights == one.estimate.weights
-
-
-@pytest.mark.parametrize(
-    ("bad", "says"),
-    [
-        (("--rank", "0"), "--rank"),
-        (("--rank", "64"), "at most 16"),
-        (("--batch-size", "0"), "--batch-size"),
-        (("--trials", "0"), "--trials"),
-        (("--max-length", "1"), "--max-length"),
-        (("--dtype", "int8"), "--dtype"),
-        (("--device-memory", "lots"), "--device-memory"),
-        (("--model", "./nowhere"), "nowhere"),
-    ],
-)
-def test_memory_refuses(bad: tuple[str, ...], says: str, shell: Shell, config: Path) -> None:
-    ran = shell("memory", "--model", config, *bad)
-    assert ran.code == 2
-    assert says in ran.error
 
 
 def test_doctor(shell: Shell) -> None:
