@@ -106,7 +106,8 @@ class LiveView:
             self._pack = None
             self._trials = self._done
             self._pace.begin_test(self._elapsed)
-        self._trials = max(self._trials, self._done + trials)
+        else:
+            self._trials = max(self._trials, self._done + trials)
         if name != self._stage:
             self._stage = name
             left = self._left if name == TEST else ""  # nobody tells of steps there
