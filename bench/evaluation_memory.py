@@ -11,6 +11,7 @@ PYTHONPATH=src:bench python bench/evaluation_memory.py; on a CPU add --shapes sm
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from loratune.maths.steptime import StepTime
 from loratune.model.base import BaseModel
 from loratune.model.device import forget_peak, held_memory, peak_of_step
 from loratune.run.limits import limits_here, measured_peak
-from loratune.run.planning import Planner
+from loratune.run.planning import LivePack, Planner
 from loratune.values import HyperParameters, Trial
 from record import append, circumstances
 from rows import drawn_rows
@@ -52,18 +53,18 @@ class Bench:
         rows = drawn_rows("banking77", base.profile.vocabulary, options.rows, seed=0)
         self.table, self.labels = labelled(rows, base.profile.vocabulary)
         self.recipe = HyperParameters(r=16, lora_alpha=16, learning_rate=1e-6, batch_size=8, epochs=1.0)
-
-    def measure(self, tokens: int, what: str) -> dict[str, Any]:
-        """Training, then an evaluation with micro-batches of so many tokens."""
-        engine = PackEngine(
-            base=self.base,
+        self.engine = PackEngine(
+            base=base,
             train=self.table,
             validation=self.table,
             study_seed=0,
             cost=lambda trial: 1.0,
             label_tokens=self.labels,
-            max_tokens_per_evaluation=tokens,
         )
+
+    def measure(self, tokens: int, what: str) -> dict[str, Any]:
+        """Training, then an evaluation with micro-batches of so many tokens."""
+        engine = self.engine.with_micro_batches(self.engine.micro_batch_tokens, in_evaluation=tokens)
         device = self.base.device
         forget_peak(device)
         trials = [Trial(hyper_parameters=self.recipe, seed=seed) for seed in range(self.options.trials)]
@@ -88,7 +89,10 @@ class Bench:
             slots=len(trials),
             evaluated_tokens=in_flight,
         )
-        total = planner.peak_bytes([self.recipe] * len(trials), planner.plan(trials))
+        trained = self.recipe.batch_size * len(trials) * float(self.table.lengths.mean())
+        total = planner.peak_bytes([LivePack((self.recipe,) * len(trials), trained)])
+        if device.type == "cuda":  # what is measured are tensors
+            limits = replace(limits, execution=replace(limits.execution, evaluation_allocator=0.0))
         return {
             "tokens": in_flight,
             "measured": peak_of_step(device) - held,

@@ -14,7 +14,7 @@ from loratune.lora.layout import find_targets
 from loratune.lora.packed import PackedAdapters
 from loratune.lora.segments import Passenger, Segment
 from loratune.maths.correction import UNCORRECTED, Correction, Peak, corrected, fit_correction
-from loratune.maths.execution import NF4_BYTES, ON_CPU_PADDED, ON_CUDA
+from loratune.maths.execution import NF4_BYTES, ON_CPU, ON_CPU_PADDED, ON_CUDA
 from loratune.maths.limits import Limits
 from loratune.maths.memory import (
     MemoryEstimate,
@@ -26,7 +26,7 @@ from loratune.maths.memory import (
 from loratune.maths.packing import Admission
 from loratune.maths.steptime import StepTime
 from loratune.model.profile import profile_of
-from loratune.run.planning import Planner
+from loratune.run.planning import LivePack, Planner
 from loratune.values import ALL_LINEAR, HyperParameters, ModelProfile, Trial
 
 GIB = 2**30
@@ -328,48 +328,62 @@ def test_plans_fit_by_the_model_that_made_them(seed: int) -> None:
             live.append(number)
         together = subject.estimate([packs[number] for number in live])
         assert len(live) == 1 or together.fits(subject.device_bytes)
-        assert together.total <= 1.001 * max(planner.peak_bytes(packs, plan), alone)
         admission.ended(live.pop(int(random.integers(len(live)))))
 
 
-def test_the_peak_of_a_plan_is_that_of_its_pack() -> None:
-    """Of as many trials as train side by side, with a step's tokens in flight; not of one trial alone."""
-    packs = [trial(r, 16) for r in (4, 16, 64)] * 4
+def planner_of(subject: Limits, *, evaluated_tokens: int = 0) -> Planner:
+    times = StepTime(points=((1000, 0.2), (16000, 0.9)), micro_batch_tokens=subject.micro_batch_tokens)
+    return Planner(
+        limits=subject,
+        times=times,
+        rows=1000,
+        tokens=50_000,
+        slots=12,
+        evaluated_tokens=evaluated_tokens,
+    )
+
+
+def pack_of(recipe: HyperParameters, count: int) -> LivePack:
+    return LivePack((recipe,) * count, 50.0 * count * recipe.batch_size)
+
+
+def test_the_peak_of_a_search_is_that_of_its_largest_pack() -> None:
+    """With a step's tokens in flight; not of all trials together, and not of one alone."""
     subject = limits(device_bytes=140 * GIB, micro_batch_tokens=16384, max_length=100)
-    times = StepTime(points=((1000, 0.2), (16000, 0.9)), micro_batch_tokens=16384)
-    planner = Planner(limits=subject, times=times, rows=1000, tokens=1000 * 50, slots=12)
-    plan = planner.plan([Trial(hyper_parameters=each, seed=i) for i, each in enumerate(packs)])
-    assert plan.widest == 12
-    assert plan.tokens == pytest.approx(12 * 16 * 50, rel=0.02)
-    peak = planner.peak_bytes(packs, plan)
-    assert subject.estimate(packs, step_tokens=12 * 16 * 50).total <= peak <= subject.fullest(packs).total
-    assert peak > 1.5 * subject.estimate(packs[:1]).total
+    planner = planner_of(subject)
+    small, large = pack_of(trial(4, 16), 4), pack_of(trial(64, 16), 12)
+    peak = planner.peak_bytes([small, large])
+    pack = list(large.trials)
+    assert subject.estimate(pack, step_tokens=12 * 16 * 50).total <= peak <= subject.fullest(pack).total
+    assert peak == planner.peak_bytes([large, small, small])
+    assert peak > planner.peak_bytes([small]) > subject.estimate(pack[:1]).steady
 
 
-def test_the_peak_of_a_plan_counts_evaluation() -> None:
-    """Beside what recorded steps hold for good, however large the others are; it never falls as steps grow."""
+def test_what_recorded_steps_hold_stands_beside_larger_ones_and_evaluations() -> None:
     subject = limits(device_bytes=140 * GIB, micro_batch_tokens=65536, max_length=100)
-    assert 0 < subject.recorded_tokens < 16384
-    times = StepTime(points=((1000, 0.2), (16000, 0.9)), micro_batch_tokens=65536)
-    peaks = []
-    for rows in range(1, 20):
-        packs = [trial(8, rows)] * 8
-        trials = [Trial(hyper_parameters=each, seed=i) for i, each in enumerate(packs)]
-        found = []
-        for tokens in (0, 1000, 131_072, 524_288):
-            planner = Planner(
-                limits=subject, times=times, rows=1000, tokens=50_000, slots=8, evaluated_tokens=tokens
-            )
-            plan = planner.plan(trials)
-            assert plan.widest == 8
-            found.append(planner.peak_bytes(packs, plan))
-        assert found == sorted(found)
-        if 8 * rows * 63 <= subject.recorded_tokens:
-            assert found[2] == found[0] + subject.evaluating(131_072)
-        peaks.append(found)
-    for column in zip(*peaks, strict=True):
-        assert list(column) == sorted(column)
-    assert peaks[0][2] > peaks[0][0] + 4 * GIB
+    recorded, larger = pack_of(trial(8, 4), 8), pack_of(trial(8, 100), 8)
+    assert 1.25 * recorded.tokens < subject.recorded_tokens < larger.tokens
+    planner = planner_of(subject)
+    kept = subject.fullest(recorded.trials, step_tokens=round(1.25 * recorded.tokens)).transient
+    alone = [planner.peak_bytes([pack]) for pack in (recorded, larger)]
+    assert planner.peak_bytes([recorded, larger]) == alone[1] + kept
+    for tokens in (131_072, 524_288):
+        evaluating = planner_of(subject, evaluated_tokens=tokens)
+        beyond = subject.evaluating(tokens)
+        assert evaluating.peak_bytes([recorded]) == alone[0] + beyond
+        assert evaluating.peak_bytes([larger]) == alone[1] + max(0, beyond - _transient(subject, larger))
+
+
+def _transient(subject: Limits, pack: LivePack) -> int:
+    return subject.fullest(pack.trials, step_tokens=round(1.25 * pack.tokens)).transient
+
+
+def test_on_a_cpu_nothing_is_recorded() -> None:
+    """So the peak of packs one after the other is the largest of theirs."""
+    subject = replace(limits(device_bytes=140 * GIB, max_length=100), execution=ON_CPU)
+    packs = [pack_of(trial(8, rows), 8) for rows in (1, 4, 20)]
+    planner = planner_of(subject)
+    assert planner.peak_bytes(packs) == max(planner.peak_bytes([pack]) for pack in packs)
 
 
 def test_nothing_fits_on_a_small_card_and_ranks_stop_at_the_layers() -> None:

@@ -11,7 +11,7 @@ from loratune.maths.execution import ON_CUDA
 from loratune.maths.limits import Limits
 from loratune.maths.steptime import StepTime
 from loratune.run.calibration import Calibration
-from loratune.run.planning import Planner
+from loratune.run.planning import LivePack, Planner
 from loratune.run.rehearsal import Rehearsal, expected, rehearse
 from loratune.search.make import make_strategy
 from loratune.search.strategy import Strategy
@@ -111,6 +111,22 @@ def test_where_work_is_all_that_counts_waves_cost_nothing(name: str) -> None:
         for load in (plans.load(result.asked) for result in wave)
     )
     assert taken(found) == pytest.approx(1e-4 * tokens, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["evidence", "guide", "random"])
+def test_its_packs_are_those_whose_memory_counts(name: str) -> None:
+    """The widest of a stage is among them; waves that wait for results hold less than all trials at once."""
+    searching, plans = strategy(name), planner(LAUNCHES)
+    found = rehearse(searching, plans)
+    packs = [pack for stage in found.values() for pack in stage.packs]
+    for stage in found.values():
+        assert stage.widest == max(len(pack.trials) for pack in stage.packs)
+    for pack in packs:
+        assert pack.tokens == pytest.approx(sum(each.batch_size for each in pack.trials) * TOKENS / ROWS)
+    everybody = tuple(result.asked.hyper_parameters for wave in waves(searching) for result in wave)
+    together = LivePack(everybody, sum(each.batch_size for each in everybody) * TOKENS / ROWS)
+    assert plans.peak_bytes(packs) <= plans.peak_bytes([together])
+    assert plans.peak_bytes(packs) >= ROOMY.estimate(packs[0].trials).steady
 
 
 def test_it_runs_the_trials_that_the_search_would_run() -> None:

@@ -160,7 +160,7 @@ def forecast(
         test_seconds=calibration.test_seconds(context, test_tokens),
         limit=None if seconds is None else budget.seconds,
         looks=final_looks(context, validation_rows),
-        peak_bytes=max(pricing.peaks, default=bench.limits.estimate([largest]).total),
+        peak_bytes=pricing.peak_bytes,
         corrections=corrections,
     )
 

@@ -12,7 +12,7 @@ from loratune.app.workbench import Workbench
 from loratune.errors import BudgetError, ResourceError
 from loratune.run.budget import STEPS_PER_DOUBLING, coarse
 from loratune.run.calibration import Calibration
-from loratune.run.planning import Planner
+from loratune.run.planning import LivePack, Planner
 from loratune.run.rehearsal import Rehearsal, rehearse
 from loratune.search.make import make_strategy
 from loratune.search.space import candidate_ranks
@@ -35,8 +35,8 @@ class Pricing:
     largest: HyperParameters
     widest: int = 1
     """Trials beside each other, at most, in the stages priced."""
-    peaks: list[int] = field(default_factory=list)
-    """Predicted bytes of each."""
+    packs: list[LivePack] = field(default_factory=list)
+    """Of these stages."""
 
     @classmethod
     def of(
@@ -74,7 +74,7 @@ class Pricing:
     def with_budget(self, runs: float) -> Self:
         """The same for so many full-run equivalents."""
         strategy = make_strategy(self.options.strategy, replace(self.context, budget=runs))
-        return replace(self, strategy=strategy, plan=strategy.plan(), widest=1, peaks=[])
+        return replace(self, strategy=strategy, plan=strategy.plan(), widest=1, packs=[])
 
     def within(self, seconds: float) -> Self:
         """With the most full runs that take no longer than this, in steps of `coarse`; as it is where none is worth it.
@@ -130,8 +130,7 @@ class Pricing:
     def stage(self, stage: PlannedStage) -> PlannedStage:
         """The stage with packs and seconds, both the rehearsal's where it came; with more runs where it had more.
 
-        What memory must hold is counted as if all its trials trained beside each other, which calibration and results
-        may come to; those that hang on earlier results as equal ones of the default recipe at the largest rank.
+        Trials that hang on earlier results count as equal ones of the default recipe at the largest rank.
         """
         trials = [trial.hyper_parameters for trial in stage.examples]
         if len(trials) == stage.trials:
@@ -143,7 +142,6 @@ class Pricing:
         if not loads:
             return stage
         pack = self.planner.plan_loads(loads, self.planner.room(trials))
-        self.peaks.append(self.planner.peak_bytes(trials, pack))
         came = self.rehearsal.get(Stage(stage.name))
         runs, count, training, widest = stage.cost, stage.trials, pack.seconds, pack.widest
         packs = ceil(count / widest)
@@ -151,8 +149,20 @@ class Pricing:
             runs, count, widest = max(runs, came.runs), max(count, came.trials), came.widest
             training = came.seconds * runs / came.runs
             packs = ceil(came.trials / widest)
+            self.packs += came.packs
+        else:
+            self.packs.append(LivePack(tuple(sorted(trials, key=self._held)[-widest:]), pack.tokens))
         self.widest = max(self.widest, widest)
         return replace(stage, packs=packs, seconds=self._seconds(runs, count, training))
+
+    @property
+    def peak_bytes(self) -> int:
+        """Predicted for the stages priced, and one trial of the largest rank after them."""
+        tokens = self.largest.batch_size * self.planner.tokens / self.planner.rows
+        return self.planner.peak_bytes([*self.packs, LivePack((self.largest,), tokens)])
+
+    def _held(self, recipe: HyperParameters) -> int:
+        return self.planner.limits.adapter_bytes(recipe)
 
     def _seconds(self, runs: float, trials: int, training: float) -> float:
         return self.calibration.search_seconds(self.context, runs, trials, training=training)

@@ -31,6 +31,7 @@ from loratune.app.watch import Quiet, Watch
 from loratune.app.workbench import Workbench, open_workbench
 from loratune.errors import Interrupted
 from loratune.lora.peft_io import save_adapter
+from loratune.model.device import forget_peak
 from loratune.reporting.facts import RunCost
 from loratune.reporting.live import TEST
 from loratune.reporting.result import TuneResult, load_result, write_result
@@ -132,6 +133,9 @@ class _Job:
         return self.earlier + monotonic() - self.started
 
     def run(self) -> tuple[TuneResult, int]:
+        forget_peak(
+            self.bench.base.device
+        )  # calibration tries steps as large as fit, whatever the search needs
         before = self._look()
         runner = self._runner()
         cut = self._search(runner)

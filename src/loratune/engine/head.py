@@ -125,8 +125,9 @@ class Head:
         for part in self.chunks(len(states)):
             logits = self.logits(states[part], output).to(losses.dtype)
             chosen = logits.gather(1, targets[part].unsqueeze(1)).squeeze(1)
-            losses[part] = torch.logsumexp(logits, -1) - chosen
             hits[part] = logits.argmax(-1) == targets[part]
+            losses[part] = _log_sum_exp_(logits) - chosen
+            del logits  # before the next chunk has its own
         return losses, hits
 
     def likelihood(
@@ -139,7 +140,9 @@ class Head:
             first, last = torch.searchsorted(owners, edges).tolist()
             logits = self.logits(states[part], output).to(found.dtype)
             local, chosen = owners[first:last] - part.start, tokens[first:last]
-            found[first:last] = logits[local, chosen] - torch.logsumexp(logits, -1)[local]
+            likely = logits[local, chosen]
+            found[first:last] = likely - _log_sum_exp_(logits)[local]
+            del logits
         return found
 
 
@@ -161,6 +164,13 @@ def _slope(
     ).unsqueeze(1)
     slope = torch.where(torch.isfinite(loss).unsqueeze(1), slope, torch.zeros_like(slope))
     return loss, slope.to(logits.dtype)
+
+
+def _log_sum_exp_(logits: torch.Tensor) -> torch.Tensor:
+    """`torch.logsumexp(logits, -1)`, which takes the memory of `logits` [S, V] once more, in place of them."""
+    top = logits.amax(-1, keepdim=True)
+    top.masked_fill_(top.isinf(), 0.0)
+    return logits.sub_(top).exp_().sum(-1).log_().add_(top.squeeze(-1))
 
 
 def _loss_type(states: torch.Tensor) -> torch.dtype:

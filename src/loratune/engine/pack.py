@@ -82,13 +82,14 @@ class PackEngine:
             object.__setattr__(self, "machinery", own)
 
     def with_micro_batches(self, tokens: int, *, in_evaluation: int | None = None) -> Self:
-        """The same with micro-batches of so many tokens.
+        """The same with micro-batches of so many tokens; what is compiled stays."""
+        self.forget_recorded()
+        return replace(self, max_tokens_per_micro_batch=tokens, max_tokens_per_evaluation=in_evaluation)
 
-        What is compiled stays; recorded graphs, whose shapes come no more, give their memory back.
-        """
+    def forget_recorded(self) -> None:
+        """Give back the memory of recorded graphs, where their shapes come no more."""
         if self._graphs is not None:
             self._graphs.forget()
-        return replace(self, max_tokens_per_micro_batch=tokens, max_tokens_per_evaluation=in_evaluation)
 
     @cached_property
     def _cuts(self) -> Cuts:

@@ -58,10 +58,9 @@ def _attention_bytes(model: ModelProfile, execution: Execution) -> float:
 
 
 def _head_bytes(model: ModelProfile, tokens: int, supervised: float, execution: Execution) -> float:
-    """Final states, and of a chunk the logits in the base's type and twice in float32 (a chunk's live until the next
-    has its own; the sum over exponentials takes as much)."""
+    """Final states, and a chunk's logits in the base's type and in float32, in which all else is done in place."""
     own = model.bytes_per_parameter
     predicting = min(tokens, ceil(tokens * supervised))
     positions = min(predicting, max(16, execution.logits_at_once // model.vocabulary))
-    each = 2 * FLOAT32 + (own if own < FLOAT32 else 0)
+    each = FLOAT32 + (own if own < FLOAT32 else 0)
     return positions * model.vocabulary * each + own * model.hidden_size * (tokens + predicting)

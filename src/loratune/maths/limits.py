@@ -44,14 +44,18 @@ class Limits:
             nf4=self.nf4,
         )
 
+    @property
+    def largest_line(self) -> int:
+        """Tokens of the largest micro-batch: a single row always goes in."""
+        return max(self.micro_batch_tokens, self.max_length)
+
     def fullest(self, pack: Sequence[HyperParameters], *, step_tokens: float = inf) -> MemoryEstimate:
         """The largest peak of a pack and of all its parts, which train on when others have ended.
 
         A step that just fills a micro-batch needs most: longer ones are cut into equal parts, smaller than allowed.
         `step_tokens`: of the largest step, where it is known.
         """
-        most = max(self.micro_batch_tokens, self.max_length)
-        return self.estimate(pack, step_tokens=ceil(min(most, step_tokens)))
+        return self.estimate(pack, step_tokens=ceil(min(self.largest_line, step_tokens)))
 
     def evaluating(self, tokens: int) -> int:
         """Bytes while so many tokens are evaluated at once, beyond what is held between steps.
@@ -62,7 +66,7 @@ class Limits:
         needed = evaluation_bytes(
             self.model, tokens=tokens, models=1, supervised=1.0, execution=self.execution
         )
-        return round(self.correction.scale * (1 + self.execution.allocator) * needed)
+        return round(self.correction.scale * (1 + self.execution.evaluation_allocator) * needed)
 
     @property
     def recorded_tokens(self) -> int:

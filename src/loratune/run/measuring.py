@@ -84,6 +84,7 @@ def _climb(
     for rung in rungs:
         trials = _filling(engine, recipe, slots, rung)
         room = engine.micro_batch_tokens
+        engine.forget_recorded()  # or a card with room for this step would have none beside those recorded before
         step = measure_step(engine, trials, seconds=SECONDS, drawn=drawn)
         if steps and engine.micro_batch_tokens < room:
             break  # memory ran out

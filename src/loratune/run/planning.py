@@ -1,6 +1,6 @@
 """Trials as loads on memory and time, and the plan that packs them. Knows trials and rows; trains nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
@@ -12,6 +12,15 @@ from loratune.values import HyperParameters, Trial
 
 _UNEVEN = 1.25
 """A step may have more tokens than the mean."""
+
+
+@dataclass(frozen=True, slots=True)
+class LivePack:
+    """Trials that train beside each other."""
+
+    trials: tuple[HyperParameters, ...]
+    tokens: float
+    """Of a step of all of them, on average."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +70,20 @@ class Planner:
         filling = [replace(load, memory=min(load.memory, room)) for load in loads]
         return plan_packs(filling, slots=self.slots, memory=room, times=self.times)
 
-    def peak_bytes(self, trials: Sequence[HyperParameters], plan: PackPlan) -> int:
-        """Predicted peak of a plan of these trials: of its steps, or of evaluating beside what recorded ones keep."""
-        adapters = [self.limits.adapter_bytes(trial) for trial in trials]
-        tokens = _UNEVEN * plan.tokens
-        estimate = self.limits.fullest(trials, step_tokens=tokens)
-        steps = estimate.total - sum(adapters) + max(plan.peak, *adapters)
-        recorded = min(tokens, self.limits.recorded_tokens)
-        kept = self.limits.fullest(trials, step_tokens=recorded).transient if recorded else 0
-        evaluating = kept + self.limits.evaluating(self.evaluated_tokens)
-        return max(steps, steps - estimate.transient + evaluating)
+    def peak_bytes(self, packs: Iterable[LivePack]) -> int:
+        """Predicted peak of packs that train one after the other in a process that evaluates between their steps.
+
+        Recorded steps share memory that is held for good, as much as the largest of them needs; beside it stands
+        what a larger step or an evaluation takes.
+        """
+        evaluating = self.limits.evaluating(self.evaluated_tokens)
+        recorded = most = 0
+        for pack in packs:
+            tokens = min(_UNEVEN * pack.tokens, self.limits.largest_line)
+            estimate = self.limits.fullest(pack.trials, step_tokens=tokens)
+            if tokens <= self.limits.recorded_tokens:
+                recorded, passing = max(recorded, estimate.transient), evaluating
+            else:
+                passing = max(estimate.transient, evaluating)
+            most = max(most, estimate.total - estimate.transient + passing)
+        return recorded + most

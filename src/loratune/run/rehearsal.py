@@ -6,10 +6,10 @@ are compared, and a step of a few small trials costs little less than one of man
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import log
 
-from loratune.run.planning import Planner
+from loratune.run.planning import LivePack, Planner
 from loratune.run.queue import TrialQueue
 from loratune.search.compare import NLL_METRICS
 from loratune.search.space import rank_prior, usual_rate
@@ -35,6 +35,8 @@ class RehearsedStage:
     trials: int = 0
     widest: int = 0
     """Most trials of a pack with one of this stage in it."""
+    packs: list[LivePack] = field(default_factory=list)
+    """All of them."""
 
 
 Rehearsal = Mapping[Stage, RehearsedStage]
@@ -71,6 +73,9 @@ def _play(
         stride = min(left.values())
         everything = sum(tokens.values())
         seconds = stride * planner.times.seconds(everything)
+        pack = LivePack(tuple(trial.hyper_parameters for trial in queue.running.values()), everything)
+        for name in {trial.stage for trial in queue.running.values()}:
+            found[name].packs.append(pack)
         for key, trial in queue.running.items():
             stage = found[trial.stage]
             stage.seconds += seconds * tokens[key] / everything
