@@ -70,12 +70,20 @@ def test_the_shape_not_used_for_longest_makes_room(
     assert recorded == [9, 8, 7, 8]
 
 
-def test_nothing_is_recorded_after_memory_ran_out(recorded: list[int]) -> None:
+def test_recordings_that_gave_way_are_made_again_a_few_times(
+    recorded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One larger step must not leave all later ones without; steps that never fit beside them may."""
+    monkeypatch.setattr(subject, "_SHORTAGES", 2)
     graphs = Graphs(parameters=0)
-    run(graphs, 8)
-    run(graphs, 8)
+    assert not graphs.give_way(), "there was nothing to give back"
+    for size in (8, 8):
+        run(graphs, size)
+    assert graphs.give_way()
     assert graphs.takes(8)
-    assert graphs.stop()
+    run(graphs, 8)
+    assert recorded == [8, 8]
+    assert graphs.give_way()
     assert not graphs.takes(8)
 
 

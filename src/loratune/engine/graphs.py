@@ -18,6 +18,8 @@ from loratune.engine.resources import attempt
 from loratune.maths.sizes import recorded_tokens
 
 _LARGEST_COUNT = 32
+_SHORTAGES = 8
+"""After so many nothing is recorded: recording anew takes up to a second."""
 _ATTEMPTS = 2
 """The first may fail because a library loads its kernels while recording."""
 
@@ -44,12 +46,12 @@ class Graphs:
         self._warm: set[Hashable] = set()
         self._failures: Counter[Hashable] = Counter()
         self._largest = 0
-        self._stopped = False
+        self._shortages = 0
         self._pool: Any = None
 
     def takes(self, tokens: int) -> bool:
         """Whether micro-batches of so many tokens are recorded."""
-        return not self._stopped and tokens <= self._tokens
+        return self._shortages < _SHORTAGES and tokens <= self._tokens
 
     def run(
         self, key: Hashable, body: Body, inputs: Sequence[torch.Tensor], *, kind: Hashable, tokens: int
@@ -123,10 +125,14 @@ class Graphs:
         torch.cuda.empty_cache()
         return found
 
-    def stop(self) -> bool:
-        """`forget`, and record no more: their memory is needed."""
-        self._stopped = True
-        return self.forget()
+    def give_way(self) -> bool:
+        """`forget` because memory ran out; where that happens again and again, record no more.
+
+        A larger step may not come again, and small ones without graphs would take several times as long.
+        """
+        found = self.forget()
+        self._shortages += found
+        return found
 
 
 @cache

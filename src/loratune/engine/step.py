@@ -112,7 +112,7 @@ class TrainingStep:
         """Undo the step begun; go on without recorded graphs, else with micro-batches of half the size."""
         for slot in slots:
             slot.gradient.zero_()
-        if self._graphs is not None and self._graphs.stop():
+        if self._graphs is not None and self._graphs.give_way():
             return
         largest = self._cuts.largest(lengths)
         if not self._cuts.halve(largest, longest=int(lengths.max())):

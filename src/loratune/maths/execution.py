@@ -64,8 +64,8 @@ class Execution:
     """Bytes that the libraries of matrix products set aside, and the tables of the kernels."""
     allocator: float
     """Share of short-lived memory that the allocator holds and nobody uses."""
-    evaluation_allocator: float
-    """The same while rows are evaluated."""
+    evaluation_slack: int = 0
+    """Bytes more that it holds while rows are evaluated."""
     runtime: int
     """Libraries, and on a GPU the CUDA context, in bytes."""
 
@@ -94,7 +94,6 @@ ON_CPU_PADDED = Execution(
     # the heap of the C library fragments: peaks grew by 1.5 to 1.6 times the tensors' bytes (SmolLM2's shape,
     # 256 to 2,048 tokens, Linux)
     allocator=0.55,
-    evaluation_allocator=0.55,
     runtime=640 * MIB,
 )
 """Layer by layer on rectangles, adapters segment by segment: for models that do not take flat rows."""
@@ -118,8 +117,8 @@ ON_CUDA = Execution(
     workspace=136 * MIB,
     # with segments that grow: 1 to 2 % on H200s
     allocator=0.02,
-    # of 1B and more; of 135M .2 GiB more (bench/evaluation_memory.py)
-    evaluation_allocator=0.1,
+    # a chunk of float32 logits once more, as there is rarely room for one in a piece (bench/evaluation_memory.py)
+    evaluation_slack=FLOAT32 * 2**27,
     runtime=840 * MIB,
 )
 """Compiled layers on flat rows, Triton kernels for the adapters."""
@@ -135,7 +134,7 @@ ON_CUDA_PLAIN = replace(
     logits_at_once=ON_CUDA.logits_at_once,
     workspace=40 * MIB,
     allocator=0.05,
-    evaluation_allocator=ON_CUDA.evaluation_allocator,
+    evaluation_slack=ON_CUDA.evaluation_slack,
     runtime=ON_CUDA.runtime,
 )
 """What runs on a CPU, on a GPU: old cards, float64, models that do not take flat rows."""
