@@ -92,7 +92,7 @@ class Bench:
         trained = self.recipe.batch_size * len(trials) * float(self.table.lengths.mean())
         total = planner.peak_bytes([LivePack((self.recipe,) * len(trials), trained)])
         if device.type == "cuda":  # what is measured are tensors
-            limits = replace(limits, execution=replace(limits.execution, allocator=0.0, evaluation_slack=0))
+            limits = replace(limits, execution=replace(limits.execution, allocator=0.0))
         return {
             "tokens": in_flight,
             "measured": peak_of_step(device) - held,

@@ -157,9 +157,12 @@ class Pricing:
 
     @property
     def peak_bytes(self) -> int:
-        """Predicted for the stages priced, and one trial of the largest rank after them."""
-        tokens = self.largest.batch_size * self.planner.tokens / self.planner.rows
-        return self.planner.peak_bytes([*self.packs, LivePack((self.largest,), tokens)])
+        """Predicted for the stages priced, and for the final run of the largest recipe beside the default one."""
+        batches = [trial.batch_size for pack in self.packs for trial in pack.trials]
+        chosen = replace(self.largest, batch_size=max(batches, default=self.largest.batch_size))
+        final = (chosen, self.options.hyper_parameters())
+        tokens = sum(trial.batch_size for trial in final) * self.planner.tokens / self.planner.rows
+        return self.planner.peak_bytes([*self.packs, LivePack(final, tokens)])
 
     def _held(self, recipe: HyperParameters) -> int:
         return self.planner.limits.adapter_bytes(recipe)

@@ -35,6 +35,7 @@ from loratune.lora.layout import Adapter, find_targets
 from loratune.lora.packed import PackedAdapters
 from loratune.maths.execution import CAPACITY
 from loratune.model.base import BaseModel
+from loratune.model.device import trim_heap
 from loratune.values import CurvePoint, Trial, TrialResult
 
 T = TypeVar("T")
@@ -249,9 +250,11 @@ class PackEngine:
 
     def _halving(self, work: Callable[[], T], models: int, table: TokenTable) -> T:
         """An evaluation of so many models, with micro-batches halved, for good, as often as memory runs out."""
-        cuts = self._evaluator.cuts
+        cuts, everything = self._evaluator.cuts, models * int(table.lengths.sum())
+        if everything >= cuts.max_tokens:
+            trim_heap(self.base.device)  # what steps left there would stay beside what this takes
         while isinstance(found := self.attempt(work), Failure):
-            tokens = min(cuts.max_tokens, models * int(table.lengths.sum()))
+            tokens = min(cuts.max_tokens, everything)
             if not cuts.halve(tokens, longest=int(table.lengths.max())):
                 raise DoesNotFit(found.message)
             shortage = Shortage(

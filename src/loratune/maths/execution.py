@@ -65,7 +65,7 @@ class Execution:
     allocator: float
     """Share of short-lived memory that the allocator holds and nobody uses."""
     evaluation_slack: int = 0
-    """Bytes more that it holds while rows are evaluated."""
+    """Bytes more that it holds in pieces where rows are evaluated between steps."""
     runtime: int
     """Libraries, and on a GPU the CUDA context, in bytes."""
 
@@ -94,6 +94,8 @@ ON_CPU_PADDED = Execution(
     # the heap of the C library fragments: peaks grew by 1.5 to 1.6 times the tensors' bytes (SmolLM2's shape,
     # 256 to 2,048 tokens, Linux)
     allocator=0.55,
+    # SmolLM2's shape, beside what is given back before large evaluations
+    evaluation_slack=320 * MIB,
     runtime=640 * MIB,
 )
 """Layer by layer on rectangles, adapters segment by segment: for models that do not take flat rows."""

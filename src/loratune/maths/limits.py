@@ -63,13 +63,10 @@ class Limits:
         As if all of them predicted, since labels are scored at more positions than are supervised, and as if all
         were one model's.
         """
-        if not tokens:
-            return 0
         needed = evaluation_bytes(
             self.model, tokens=tokens, models=1, supervised=1.0, execution=self.execution
         )
-        held = self.correction.scale * (1 + self.execution.allocator) * needed
-        return round(held) + self.execution.evaluation_slack
+        return round(self.correction.scale * (1 + self.execution.allocator) * needed)
 
     @property
     def recorded_tokens(self) -> int:

@@ -74,9 +74,10 @@ class Planner:
         """Predicted peak of packs that train one after the other in a process that evaluates between their steps.
 
         Recorded steps share memory that is held for good, as much as the largest of them needs; beside it stands
-        what a larger step or an evaluation takes.
+        what a larger step or an evaluation takes, and what evaluations leave of the allocator's memory in pieces.
         """
         evaluating = self.limits.evaluating(self.evaluated_tokens)
+        slack = self.limits.execution.evaluation_slack if self.evaluated_tokens else 0
         recorded = most = 0
         for pack in packs:
             tokens = min(_UNEVEN * pack.tokens, self.limits.largest_line)
@@ -86,4 +87,4 @@ class Planner:
             else:
                 passing = max(estimate.transient, evaluating)
             most = max(most, estimate.total - estimate.transient + passing)
-        return recorded + most
+        return recorded + most + slack
