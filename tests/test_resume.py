@@ -1,5 +1,6 @@
 """Going on with a run: killed, interrupted, cut by the clock, complete; with the study here or elsewhere."""
 
+import json
 import os
 import shutil
 import signal
@@ -237,6 +238,18 @@ def test_the_clock_of_a_continuation_starts_anew(copy: Path, place: Place) -> No
     _, code = place.watched(copy, Quiet(), resume=True, budget="600s")
     assert code == 0
     assert loratune.report(copy).exists()
+
+
+def test_costs_of_all_parts_count(copy: Path, place: Place) -> None:
+    """Seconds add up; of memory it is the most that any part has held."""
+    study, large = Study.load(copy), 2**50
+    assert 2**27 < study.get_fact("peak_bytes") < 2**36
+    study.put_fact("seconds", 5000.0)
+    study.put_fact("peak_bytes", large)
+    place.tune(copy, resume=True, budget="14x")
+    cost = json.loads((copy / "result.json").read_text())["cost"]
+    assert cost["peak_memory_bytes"]["measured"] == large
+    assert 5000 < cost["seconds"] < 6000
 
 
 def command(place: Place, out: Path, *more: str) -> subprocess.Popen[str]:

@@ -18,7 +18,7 @@ from loratune.run.calibration import CALIBRATION, Calibration
 from loratune.study import Study, masked
 
 _TOML, _RESULT = "loratune.toml", "result.json"
-CUT, SECONDS, CLOCK_START = "cut", "seconds", "clock_start"
+CUT, SECONDS, PEAK, CLOCK_START = "cut", "seconds", "peak_bytes", "clock_start"
 _BUDGET, _CORRECTIONS = "budget", "corrections"
 
 

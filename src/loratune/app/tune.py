@@ -17,6 +17,7 @@ from loratune.app.outcome import run_facts, write_report
 from loratune.app.resumption import (
     CLOCK_START,
     CUT,
+    PEAK,
     SECONDS,
     begin,
     find_study,
@@ -108,7 +109,7 @@ def run_tune(options: TuneOptions, watch: Watch, *, started: float | None = None
                 f"Interrupted; nothing finished is lost: go on with {resume_command(options)}."
             ) from None
         finally:
-            study.put_fact(SECONDS, job.seconds)
+            job.keep_costs()
 
 
 @dataclass(kw_only=True)
@@ -125,12 +126,23 @@ class _Job:
 
     def __post_init__(self) -> None:
         self.earlier = float(self.study.get_fact(SECONDS, 0.0))
+        self.earlier_peak = int(self.study.get_fact(PEAK, 0))
         self.clock_start = float(self.study.get_fact(CLOCK_START, 0.0))
 
     @property
     def seconds(self) -> float:
         """Wall clock, earlier parts of a resumed run included."""
         return self.earlier + monotonic() - self.started
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most that the process has held, earlier parts of a resumed run included."""
+        return max(self.earlier_peak, measured_peak(self.bench.base.device, self.bench.limits.execution))
+
+    def keep_costs(self) -> None:
+        """For a later part of the run."""
+        self.study.put_fact(SECONDS, self.seconds)
+        self.study.put_fact(PEAK, self.peak_bytes)
 
     def run(self) -> tuple[TuneResult, int]:
         forget_peak(
@@ -183,7 +195,7 @@ class _Job:
                 return True
             self.watch.stage(str(trials[0].stage), len(trials))
             history += runner.run(trials, partial(self._more, tuple(history)))
-            self.study.put_fact(SECONDS, self.seconds)
+            self.keep_costs()
         return False
 
     def _more(
@@ -246,7 +258,7 @@ class _Job:
                 seconds=self.seconds,
                 predicted_seconds=predicted_seconds(self.study, self.options, self.priced),
                 predicted_bytes=self.priced.peak_bytes,
-                measured_bytes=measured_peak(self.bench.base.device, self.bench.limits.execution),
+                measured_bytes=self.peak_bytes,
                 sequential_seconds=self._sequential_seconds(),
             ),
         )
