@@ -88,6 +88,7 @@ class Bench:
             tokens=int(self.table.lengths.sum()),
             slots=len(trials),
             evaluated_tokens=in_flight,
+            spread=float(self.table.lengths.std() / self.table.lengths.mean()),
         )
         trained = self.recipe.batch_size * len(trials) * float(self.table.lengths.mean())
         total = planner.peak_bytes([LivePack((self.recipe,) * len(trials), trained)])

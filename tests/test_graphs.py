@@ -77,13 +77,17 @@ def test_recordings_that_gave_way_are_made_again_a_few_times(
     monkeypatch.setattr(subject, "_SHORTAGES", 2)
     graphs = Graphs(parameters=0)
     assert not graphs.give_way(), "there was nothing to give back"
+    graphs.go_on()
     for size in (8, 8):
         run(graphs, size)
     assert graphs.give_way()
+    assert not graphs.takes(8), "or the step for whose sake it was would find no room again"
+    graphs.go_on()
     assert graphs.takes(8)
     run(graphs, 8)
     assert recorded == [8, 8]
     assert graphs.give_way()
+    graphs.go_on()
     assert not graphs.takes(8)
 
 

@@ -331,7 +331,7 @@ def test_plans_fit_by_the_model_that_made_them(seed: int) -> None:
         admission.ended(live.pop(int(random.integers(len(live)))))
 
 
-def planner_of(subject: Limits, *, evaluated_tokens: int = 0) -> Planner:
+def planner_of(subject: Limits, *, evaluated_tokens: int = 0, spread: float = 0.0) -> Planner:
     times = StepTime(points=((1000, 0.2), (16000, 0.9)), micro_batch_tokens=subject.micro_batch_tokens)
     return Planner(
         limits=subject,
@@ -340,6 +340,7 @@ def planner_of(subject: Limits, *, evaluated_tokens: int = 0) -> Planner:
         tokens=50_000,
         slots=12,
         evaluated_tokens=evaluated_tokens,
+        spread=spread,
     )
 
 
@@ -347,37 +348,64 @@ def pack_of(recipe: HyperParameters, count: int) -> LivePack:
     return LivePack((recipe,) * count, 50.0 * count * recipe.batch_size)
 
 
+def step_of(subject: Limits, pack: LivePack) -> MemoryEstimate:
+    return subject.fullest(pack.trials, step_tokens=pack.tokens)
+
+
+SEARCH = {"device_bytes": 140 * GIB, "micro_batch_tokens": 65536, "max_length": 100}
+
+
 def test_the_peak_of_a_search_is_that_of_its_largest_pack() -> None:
     """With a step's tokens in flight; not of all trials together, and not of one alone."""
-    subject = limits(device_bytes=140 * GIB, micro_batch_tokens=16384, max_length=100)
+    subject = replace(limits(**SEARCH), execution=ON_CPU)
     planner = planner_of(subject)
-    small, large = pack_of(trial(4, 16), 4), pack_of(trial(64, 16), 12)
-    peak = planner.peak_bytes([small, large])
-    pack = list(large.trials)
-    assert subject.estimate(pack, step_tokens=12 * 16 * 50).total <= peak <= subject.fullest(pack).total
-    assert peak == planner.peak_bytes([large, small, small])
-    assert peak > planner.peak_bytes([small]) > subject.estimate(pack[:1]).steady
+    packs = [pack_of(trial(r, 16), count) for r, count in ((4, 4), (64, 12), (16, 1))]
+    assert planner.peak_bytes(packs) == step_of(subject, packs[1]).total
+    assert planner.peak_bytes(packs) == max(planner.peak_bytes([pack]) for pack in packs)
+    assert planner.peak_bytes(packs[:1]) > subject.estimate(packs[0].trials[:1]).steady
 
 
-def test_what_recorded_steps_hold_stands_beside_larger_ones_and_evaluations() -> None:
-    subject = limits(device_bytes=140 * GIB, micro_batch_tokens=65536, max_length=100)
-    recorded, larger = pack_of(trial(8, 4), 8), pack_of(trial(8, 100), 8)
-    assert 1.25 * recorded.tokens < subject.recorded_tokens < larger.tokens
+def test_steps_of_uneven_rows_are_larger_than_their_mean() -> None:
+    """Fewer rows vary more: log-normal lengths, the largest of 300 steps."""
+    random = np.random.default_rng(0)
+    lengths = np.clip(random.lognormal(3.0, 0.7, 20_000), 1, 400)
+    spread = float(lengths.std() / lengths.mean())
+    subject = replace(limits(**SEARCH), execution=ON_CPU)
+    for rows in (16, 32, 128):
+        pack = LivePack((trial(8, rows),), rows * float(lengths.mean()))
+        largest = max(random.choice(lengths, rows).sum() for _ in range(300))
+        expected = subject.fullest(pack.trials, step_tokens=largest).transient
+        predicted = planner_of(subject, spread=spread).peak_bytes([pack])
+        even = planner_of(subject).peak_bytes([pack])
+        steady = step_of(subject, pack).total - step_of(subject, pack).transient
+        assert predicted - steady == pytest.approx(expected, rel=0.15)
+        assert predicted > even
+
+
+def test_what_recorded_steps_hold_stands_beside_others_and_evaluations() -> None:
+    subject = limits(**SEARCH)
+    small, recorded, larger = (pack_of(trial(8, rows), 8) for rows in (2, 4, 100))
+    other = pack_of(trial(32, 4), 8)
+    assert recorded.tokens < subject.recorded_tokens < larger.tokens
     planner = planner_of(subject)
-    kept = subject.fullest(recorded.trials, step_tokens=round(1.25 * recorded.tokens)).transient
-    alone = [planner.peak_bytes([pack]) for pack in (recorded, larger)]
-    assert planner.peak_bytes([recorded, larger]) == alone[1] + kept
-    slack = subject.execution.evaluation_slack
-    for tokens in (131_072, 524_288):
-        evaluating = planner_of(subject, evaluated_tokens=tokens)
-        beyond = subject.evaluating(tokens)
-        assert evaluating.peak_bytes([recorded]) == alone[0] + beyond + slack
-        beyond = max(0, beyond - _transient(subject, larger))
-        assert evaluating.peak_bytes([larger]) == alone[1] + beyond + slack
+    kept = step_of(subject, recorded).transient
+    assert planner.peak_bytes([recorded]) == step_of(subject, recorded).total
+    assert planner.peak_bytes([recorded, small, recorded]) == step_of(subject, recorded).total
+    # the first step of another kind is not recorded, as it compiles
+    assert planner.peak_bytes([recorded, other]) == step_of(subject, other).total + kept
+    assert planner.peak_bytes([recorded, larger]) >= step_of(subject, larger).total + kept
+    beyond = subject.evaluating(131_072) + subject.execution.evaluation_slack
+    evaluating = planner_of(subject, evaluated_tokens=131_072)
+    assert evaluating.peak_bytes([recorded]) == step_of(subject, recorded).total + beyond
 
 
-def _transient(subject: Limits, pack: LivePack) -> int:
-    return subject.fullest(pack.trials, step_tokens=round(1.25 * pack.tokens)).transient
+def test_the_peak_of_a_search_never_falls_as_steps_grow() -> None:
+    """Least of all where the largest are just not recorded any more."""
+    subject = limits(**SEARCH)
+    for tokens in (0, 8_192, 131_072):
+        planner = planner_of(subject, evaluated_tokens=tokens, spread=0.5)
+        peaks = [planner.peak_bytes([pack_of(trial(8, rows), 4)]) for rows in range(1, 40)]
+        assert peaks == sorted(peaks)
 
 
 def test_on_a_cpu_nothing_is_recorded() -> None:

@@ -24,6 +24,7 @@ from loratune.engine.evaluate import Evaluation
 from loratune.engine.graphs import Graphs
 from loratune.engine.head import Head
 from loratune.engine.live import EarlyStopping, LiveTrial
+from loratune.engine.machinery import Machinery
 from loratune.engine.pack import PackEngine
 from loratune.engine.parking import Parked
 from loratune.engine.paths import choose_paths
@@ -319,6 +320,50 @@ def test_micro_batches_are_halved_until_they_fit(undisturbed: Outcome) -> None:
     )
     assert max(sizes) <= 40, "after the first step nothing is too large"
     assert found.live == undisturbed.live
+    assert_same(found, undisturbed)
+
+
+class Recordings:
+    """In the place of recorded graphs: memory that is held whenever they may be made."""
+
+    def __init__(self) -> None:
+        self.held, self.calls = True, list[str]()
+
+    def takes(self, tokens: int) -> bool:
+        return False
+
+    def give_way(self) -> bool:
+        self.calls.append("give way")
+        found, self.held = self.held, False
+        return found
+
+    def go_on(self) -> None:
+        self.calls += ["go on"] * (not self.held)
+        self.held = True
+
+    def forget(self) -> bool:
+        return False
+
+
+def test_recorded_graphs_give_way_to_a_step_and_come_back(
+    undisturbed: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No micro-batch is halved for it: one that fits without them is taken without them, and the next again with."""
+    recordings = Recordings()
+    monkeypatch.setattr(Machinery, "graphs", recordings)
+    train, refused = TrainingStep._train, list[int]()
+
+    def beside(self: TrainingStep, batch: MicroBatch, *others: Any) -> torch.Tensor:
+        if recordings.held and batch.tokens.numel() > 100:
+            refused.append(batch.tokens.numel())
+            raise out_of_memory()
+        return train(self, batch, *others)
+
+    monkeypatch.setattr(TrainingStep, "_train", beside)
+    found = run()
+    assert len(refused) > 2
+    assert recordings.calls == ["give way", "go on"] * len(refused)
+    assert found.places == []
     assert_same(found, undisturbed)
 
 

@@ -113,7 +113,7 @@ def test_where_work_is_all_that_counts_waves_cost_nothing(name: str) -> None:
     assert taken(found) == pytest.approx(1e-4 * tokens, rel=0.01)
 
 
-@pytest.mark.parametrize("name", ["evidence", "guide", "random"])
+@pytest.mark.parametrize("name", ["evidence", "guide"])
 def test_its_packs_are_those_whose_memory_counts(name: str) -> None:
     """The widest of a stage is among them; waves that wait for results hold less than all trials at once."""
     searching, plans = strategy(name), planner(LAUNCHES)
@@ -125,8 +125,7 @@ def test_its_packs_are_those_whose_memory_counts(name: str) -> None:
         assert pack.tokens == pytest.approx(sum(each.batch_size for each in pack.trials) * TOKENS / ROWS)
     everybody = tuple(result.asked.hyper_parameters for wave in waves(searching) for result in wave)
     together = LivePack(everybody, sum(each.batch_size for each in everybody) * TOKENS / ROWS)
-    assert plans.peak_bytes(packs) <= plans.peak_bytes([together])
-    assert plans.peak_bytes(packs) >= ROOMY.estimate(packs[0].trials).steady
+    assert plans.peak_bytes(packs) < plans.peak_bytes([together])
 
 
 def test_it_runs_the_trials_that_the_search_would_run() -> None:

@@ -52,11 +52,13 @@ class Pricing:
                 f"One trial of rank {largest.r} needs {needed / 2**30:.1f} GiB and {there / 2**30:.1f} GiB are "
                 "there; lower --ranks or --max-length."
             )
+        lengths = bench.data.train.lengths
         planner = Planner(
             limits=bench.limits,
             times=calibration.times,
-            rows=len(bench.data.train),
-            tokens=int(bench.data.train.lengths.sum()),
+            rows=len(lengths),
+            tokens=int(lengths.sum()),
+            spread=float(lengths.std() / lengths.mean()),
             slots=calibration.slots,
             evaluated_tokens=calibration.evaluated_tokens(
                 max(int(table.lengths.sum()) for table in (bench.data.validation, bench.data.test))

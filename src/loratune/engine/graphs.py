@@ -47,11 +47,12 @@ class Graphs:
         self._failures: Counter[Hashable] = Counter()
         self._largest = 0
         self._shortages = 0
+        self._waits = False
         self._pool: Any = None
 
     def takes(self, tokens: int) -> bool:
         """Whether micro-batches of so many tokens are recorded."""
-        return self._shortages < _SHORTAGES and tokens <= self._tokens
+        return not self._waits and self._shortages < _SHORTAGES and tokens <= self._tokens
 
     def run(
         self, key: Hashable, body: Body, inputs: Sequence[torch.Tensor], *, kind: Hashable, tokens: int
@@ -126,13 +127,20 @@ class Graphs:
         return found
 
     def give_way(self) -> bool:
-        """`forget` because memory ran out; where that happens again and again, record no more.
+        """`forget` because memory ran out, and record nothing until `go_on`; False where there was nothing.
 
-        A larger step may not come again, and small ones without graphs would take several times as long.
+        A larger step may not come again, and small ones without graphs would take several times as long; where it
+        happens again and again nothing is recorded any more.
         """
         found = self.forget()
         self._shortages += found
+        self._waits = True
+        self._failures.clear()
         return found
+
+    def go_on(self) -> None:
+        """Record again: the step for which the graphs gave way has been taken."""
+        self._waits = False
 
 
 @cache

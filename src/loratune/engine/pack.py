@@ -231,7 +231,7 @@ class PackEngine:
     def attempt(self, work: Callable[[], T]) -> T | Failure:
         """What `work` returns; where memory runs out, tried again without the recorded graphs, if there are any."""
         found = attempt(work, self.base.device)
-        if isinstance(found, Failure) and self._graphs is not None and self._graphs.give_way():
+        if isinstance(found, Failure) and self._graphs is not None and self._graphs.forget():
             found = attempt(work, self.base.device)
         return found
 

@@ -99,6 +99,8 @@ class TrainingStep:
         lengths = self._table.lengths[gathered.row]
         while isinstance(found := attempt(partial(self._prepare, slots, gathered), self._device), Failure):
             self._make_room(found, slots, lengths)
+        if self._graphs is not None:
+            self._graphs.go_on()
         tokens = [int(count) for count in np.bincount(gathered.slot, lengths, minlength=len(slots))]
         self._update(slots, found)
         if self._looks_ahead:
@@ -109,7 +111,7 @@ class TrainingStep:
         return sum(tokens)
 
     def _make_room(self, failure: Failure, slots: Sequence[Slot], lengths: Rows) -> None:
-        """Undo the step begun; go on without recorded graphs, else with micro-batches of half the size."""
+        """Undo the step begun; take it without recorded graphs, else with micro-batches of half the size."""
         for slot in slots:
             slot.gradient.zero_()
         if self._graphs is not None and self._graphs.give_way():

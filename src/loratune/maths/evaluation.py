@@ -58,9 +58,11 @@ def _attention_bytes(model: ModelProfile, execution: Execution) -> float:
 
 
 def _head_bytes(model: ModelProfile, tokens: int, supervised: float, execution: Execution) -> float:
-    """Final states, and a chunk's logits in the base's type and in float32, in which all else is done in place."""
+    """Final states, and a chunk's logits in the base's type and in float32, in which all else is done in place.
+
+    Twice in the base's type where that is float32: a model that scales or caps its logits holds both.
+    """
     own = model.bytes_per_parameter
     predicting = min(tokens, ceil(tokens * supervised))
     positions = min(predicting, max(16, execution.logits_at_once // model.vocabulary))
-    each = FLOAT32 + (own if own < FLOAT32 else 0)
-    return positions * model.vocabulary * each + own * model.hidden_size * (tokens + predicting)
+    return positions * model.vocabulary * (own + FLOAT32) + own * model.hidden_size * (tokens + predicting)

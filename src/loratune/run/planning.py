@@ -2,16 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, sqrt
 
 from loratune.data.batches import total_steps
 from loratune.maths.limits import Limits
 from loratune.maths.packing import PackPlan, TrialLoad, plan_packs
 from loratune.maths.steptime import StepTime
 from loratune.values import HyperParameters, Trial
-
-_UNEVEN = 1.25
-"""A step may have more tokens than the mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +34,8 @@ class Planner:
     """Trials in a pack, at most."""
     evaluated_tokens: int = 0
     """Of the largest micro-batch of an evaluation; 0: nothing is evaluated."""
+    spread: float = 0.0
+    """Standard deviation of the tokens of a row, as a share of their mean."""
 
     def load(self, trial: Trial) -> TrialLoad:
         """What one trial asks for; a row counts the mean tokens."""
@@ -73,18 +72,33 @@ class Planner:
     def peak_bytes(self, packs: Iterable[LivePack]) -> int:
         """Predicted peak of packs that train one after the other in a process that evaluates between their steps.
 
-        Recorded steps share memory that is held for good, as much as the largest of them needs; beside it stands
-        what a larger step or an evaluation takes, and what evaluations leave of the allocator's memory in pieces.
+        Recorded steps share memory that is held for good, as much as the largest of them needs. Beside it stands what
+        a step takes that is not recorded, the first of its kind among them (`engine.graphs`), or an evaluation, and
+        what evaluations leave of the allocator's memory in pieces.
         """
-        evaluating = self.limits.evaluating(self.evaluated_tokens)
-        slack = self.limits.execution.evaluation_slack if self.evaluated_tokens else 0
-        recorded = most = 0
+        limits, execution = self.limits, self.limits.execution
+        evaluating = limits.evaluating(self.evaluated_tokens)
+        kinds: set[int] = set()
+        pool = most = 0
         for pack in packs:
-            tokens = min(_UNEVEN * pack.tokens, self.limits.largest_line)
-            estimate = self.limits.fullest(pack.trials, step_tokens=tokens)
-            if tokens <= self.limits.recorded_tokens:
-                recorded, passing = max(recorded, estimate.transient), evaluating
+            tokens = min(self._largest_step(pack), limits.largest_line)
+            estimate = limits.fullest(pack.trials, step_tokens=tokens)
+            steady = estimate.total - estimate.transient
+            kind = execution.rank_block(max(trial.r for trial in pack.trials))
+            if tokens > limits.recorded_tokens:  # but for smaller steps between
+                pool = max(pool, self._recorded(pack, limits.recorded_tokens))
+                step = pool + estimate.transient
             else:
-                passing = max(estimate.transient, evaluating)
-            most = max(most, estimate.total - estimate.transient + passing)
-        return recorded + most + slack
+                step = max(pool, estimate.transient) if kind in kinds else pool + estimate.transient
+                pool = max(pool, estimate.transient)
+            kinds.add(kind)
+            most = max(most, steady + step, steady + pool + evaluating)
+        return most + (execution.evaluation_slack if self.evaluated_tokens else 0)
+
+    def _largest_step(self, pack: LivePack) -> float:
+        """Tokens: the mean, and three standard deviations of so many rows."""
+        rows = sum(trial.batch_size for trial in pack.trials)
+        return pack.tokens * (1 + 3 * self.spread / sqrt(rows))
+
+    def _recorded(self, pack: LivePack, tokens: int) -> int:
+        return self.limits.fullest(pack.trials, step_tokens=tokens).transient if tokens else 0
