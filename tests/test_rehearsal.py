@@ -9,6 +9,7 @@ from loratune.app.options import SearchOptions
 from loratune.app.pricing import Pricing
 from loratune.maths.execution import ON_CUDA
 from loratune.maths.limits import Limits
+from loratune.maths.memory import TIGHT
 from loratune.maths.steptime import StepTime
 from loratune.run.calibration import Calibration
 from loratune.run.planning import LivePack, Planner
@@ -162,6 +163,27 @@ def pricing(name: str, times: StepTime, **facts: Any) -> Pricing:
         options=SearchOptions(model="m", data="d", strategy=name),
         largest=HyperParameters(r=32, lora_alpha=64, learning_rate=1e-3, batch_size=8),
     )
+
+
+def test_the_peak_counts_all_stages_and_the_final_pair() -> None:
+    """The largest recipe with the largest batch tried, its best weights, and the default recipe where both fit."""
+    whole = pricing("guide", LAUNCHES)
+    for stage in whole.plan.stages:
+        whole.stage(stage)
+    expected_packs = [pack for stage in whole.rehearsal.values() for pack in stage.packs]
+    assert sorted(whole.packs, key=repr) == sorted(expected_packs, key=repr)
+    chosen, default = whole.final_pack.trials
+    assert chosen.r == 32
+    assert chosen.batch_size == max(trial.batch_size for pack in whole.packs for trial in pack.trials) > 8
+    assert default == whole.options.hyper_parameters()
+    parameters = sum(r * (inputs + outputs) for r in (chosen.r, default.r) for _, inputs, outputs in TARGETS)
+    assert whole.final_pack.kept == 2 * 4 * parameters
+    assert whole.peak_bytes >= max(
+        whole.planner.peak_bytes([pack]) for pack in (*whole.packs, whole.final_pack)
+    )
+    alone = ROOMY.fullest([chosen]).total
+    tight = replace(ROOMY, device_bytes=round(1.01 * alone / TIGHT))
+    assert replace(whole, planner=replace(whole.planner, limits=tight)).final_pack.trials == (chosen,)
 
 
 @pytest.mark.parametrize("times", [LAUNCHES, WORK], ids=["launches", "work"])

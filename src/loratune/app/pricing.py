@@ -159,12 +159,18 @@ class Pricing:
 
     @property
     def peak_bytes(self) -> int:
-        """Predicted for the stages priced, and for the final run of the largest recipe beside the default one."""
+        """Predicted for the stages priced, and for the final run."""
+        return self.planner.peak_bytes([*self.packs, self.final_pack])
+
+    @property
+    def final_pack(self) -> LivePack:
+        """The largest recipe, beside the default one where both fit."""
         batches = [trial.batch_size for pack in self.packs for trial in pack.trials]
         chosen = replace(self.largest, batch_size=max(batches, default=self.largest.batch_size))
-        final = (chosen, self.options.hyper_parameters())
-        tokens = sum(trial.batch_size for trial in final) * self.planner.tokens / self.planner.rows
-        return self.planner.peak_bytes([*self.packs, LivePack(final, tokens)])
+        limits, pair = self.planner.limits, (chosen, self.options.hyper_parameters())
+        trials = pair if limits.fits(pair) else pair[:1]
+        tokens = sum(trial.batch_size for trial in trials) * self.planner.tokens / self.planner.rows
+        return LivePack(trials, tokens, kept=sum(limits.best_bytes(trial) for trial in trials))
 
     def _held(self, recipe: HyperParameters) -> int:
         return self.planner.limits.adapter_bytes(recipe)

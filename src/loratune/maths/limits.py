@@ -7,8 +7,8 @@ from math import ceil, floor, inf
 
 from loratune.maths.correction import UNCORRECTED, Correction
 from loratune.maths.evaluation import evaluation_bytes
-from loratune.maths.execution import Execution
-from loratune.maths.memory import TIGHT, MemoryEstimate, adapter_bytes, estimate_pack
+from loratune.maths.execution import FLOAT32, Execution
+from loratune.maths.memory import TIGHT, MemoryEstimate, adapter_bytes, adapter_parameters, estimate_pack
 from loratune.maths.sizes import recorded_tokens
 from loratune.maths.targets import select_targets
 from loratune.values import HyperParameters, ModelProfile
@@ -80,6 +80,10 @@ class Limits:
     def adapter_bytes(self, recipe: HyperParameters) -> int:
         """What one more trial holds between steps."""
         return adapter_bytes(self.model, recipe, self.execution)
+
+    def best_bytes(self, recipe: HyperParameters) -> int:
+        """What early stopping holds of a trial: its best weights in float32, and the new ones before the old go."""
+        return 2 * FLOAT32 * adapter_parameters(self.model, recipe)
 
     def room(self, trials: Sequence[HyperParameters]) -> int:
         """Bytes that adapters (`adapter_bytes`) may take while any of `trials` train beside each other.

@@ -18,6 +18,8 @@ class LivePack:
     trials: tuple[HyperParameters, ...]
     tokens: float
     """Of a step of all of them, on average."""
+    kept: int = 0
+    """Bytes that they hold beyond what they train with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +85,7 @@ class Planner:
         for pack in packs:
             tokens = min(self._largest_step(pack), limits.largest_line)
             estimate = limits.fullest(pack.trials, step_tokens=tokens)
-            steady = estimate.total - estimate.transient
+            steady = estimate.total - estimate.transient + pack.kept
             kind = execution.rank_block(max(trial.r for trial in pack.trials))
             if tokens > limits.recorded_tokens:  # but for smaller steps between
                 pool = max(pool, self._recorded(pack, limits.recorded_tokens))
