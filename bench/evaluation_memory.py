@@ -6,10 +6,12 @@ held before (the resident set on a CPU), beside what `maths.evaluation` predicts
 held, beside steps and evaluation as a plan adds them up. Prints as it goes and appends rows to
 bench/results/evaluation_memory.csv. Imports neither optuna nor datasets.
 
-PYTHONPATH=src:bench python bench/evaluation_memory.py; on a CPU add --shapes smollm2-135m --tokens 1024,2048
+PYTHONPATH=src:bench python bench/evaluation_memory.py; --compare measures nothing and tells what is predicted today
+for the rows that GPUs have measured; on a CPU add --shapes smollm2-135m --tokens 1024,2048
 """
 
 import argparse
+import csv
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +22,12 @@ import torch
 
 from loratune.data.table import TokenTable
 from loratune.engine.pack import PackEngine
+from loratune.maths.execution import ON_CUDA
+from loratune.maths.limits import Limits
 from loratune.maths.steptime import StepTime
 from loratune.model.base import BaseModel
 from loratune.model.device import forget_peak, held_memory, peak_of_step
-from loratune.run.limits import limits_here, measured_peak
+from loratune.run.limits import MICRO_BATCH_TOKENS, limits_here, measured_peak, supervised_share
 from loratune.run.planning import LivePack, Planner
 from loratune.values import HyperParameters, Trial
 from record import append, circumstances
@@ -81,29 +85,58 @@ class Bench:
             evaluate(adapters, self.table)
         limits = self._limits(engine)
         in_flight = min(tokens, len(trials) * int(self.table.lengths.sum()))
-        planner = Planner(
-            limits=limits,
-            times=StepTime(points=((1.0, 1.0),), micro_batch_tokens=limits.micro_batch_tokens),
-            rows=len(self.table),
-            tokens=int(self.table.lengths.sum()),
-            slots=len(trials),
-            evaluated_tokens=in_flight,
-            spread=float(self.table.lengths.std() / self.table.lengths.mean()),
-        )
-        trained = self.recipe.batch_size * len(trials) * float(self.table.lengths.mean())
-        total = planner.peak_bytes([LivePack((self.recipe,) * len(trials), trained)])
-        if device.type == "cuda":  # what is measured are tensors
-            limits = replace(limits, execution=replace(limits.execution, allocator=0.0))
+        predicted, total = predictions(limits, self.table, [self.recipe] * len(trials), in_flight)
         return {
             "tokens": in_flight,
             "measured": peak_of_step(device) - held,
-            "predicted": limits.evaluating(in_flight),
+            "predicted": predicted,
             "measured_total": whole,
             "predicted_total": total,
         }
 
-    def _limits(self, engine: PackEngine) -> Any:
+    def _limits(self, engine: PackEngine) -> Limits:
         return limits_here(self.base, engine.chosen_paths, self.table, self.table)
+
+
+def predictions(
+    limits: Limits, table: TokenTable, pack: Sequence[HyperParameters], tokens: int
+) -> tuple[int, int]:
+    """Bytes of an evaluation of so many tokens, and of the process that trains a pack and evaluates."""
+    rows, lengths = len(table), table.lengths
+    planner = Planner(
+        limits=limits,
+        times=StepTime(points=((1.0, 1.0),), micro_batch_tokens=limits.micro_batch_tokens),
+        rows=rows,
+        tokens=int(lengths.sum()),
+        slots=len(pack),
+        evaluated_tokens=tokens,
+        spread=float(lengths.std() / lengths.mean()),
+    )
+    trained = sum(trial.batch_size for trial in pack) * float(lengths.mean())
+    total = planner.peak_bytes([LivePack(tuple(pack), trained)])
+    if limits.execution.device == "cuda":  # what is measured are tensors
+        limits = replace(limits, execution=replace(limits.execution, allocator=0.0))
+    return limits.evaluating(tokens), total
+
+
+def compare(results: Path, options: argparse.Namespace) -> None:
+    """What is predicted today for the evaluations that GPUs have measured."""
+    for row in csv.DictReader(results.read_text().splitlines()):
+        if row["device"].startswith("cpu"):
+            continue
+        bench = Bench(random_base(row["shape"], getattr(torch, row["dtype"]), "meta"), options)
+        limits = Limits(
+            model=bench.base.profile,
+            max_length=int(bench.table.lengths.max()),
+            micro_batch_tokens=MICRO_BATCH_TOKENS["cuda"],
+            device_bytes=2**40,
+            execution=ON_CUDA,
+            supervised=supervised_share(bench.table),
+        )
+        pack = [bench.recipe] * int(row["trials"])
+        predicted, total = predictions(limits, bench.table, pack, int(row["tokens"]))
+        found = f"{predicted / int(row['measured']) - 1:+.1%}, process {total / int(row['measured_total']) - 1:+.1%}"
+        print(row["shape"], row["what"], f"{row['tokens']} tokens: {found}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -115,7 +148,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--trials", type=int, default=5)
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--compare", action="store_true", help="today's predictions with GPU rows of the results"
+    )
     options = parser.parse_args(arguments)
+    if options.compare:
+        compare(options.results, options)
+        return
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for shape in options.shapes.split(","):
         assert shape in SHAPES, f"shapes are {', '.join(SHAPES)}"

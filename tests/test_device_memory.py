@@ -36,7 +36,7 @@ def test_a_peak_is_measured_anew() -> None:
     del large
     if not forget_peak(CPU):
         pytest.skip("this system does not forget peaks")
-    assert peak_memory(CPU) < before - 250 * MIB
+    forgotten = peak_memory(CPU)
+    assert forgotten < before - 250 * MIB
     another = torch.ones(100 * MIB, dtype=torch.uint8)
-    assert peak_memory(CPU) >= held_memory(CPU) - MIB
-    del another
+    assert peak_memory(CPU) > forgotten + 0.9 * another.numel()

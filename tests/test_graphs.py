@@ -1,10 +1,12 @@
 """Which micro-batches are recorded and which recordings stay: without a GPU, a plain call stands in for a graph."""
 
 from collections.abc import Sequence
+from itertools import count
 
 import pytest
 import torch
 
+from failing import failing
 from loratune.engine import graphs as subject
 from loratune.engine.graphs import Body, Graphs
 
@@ -103,3 +105,19 @@ def test_a_recording_that_breaks_off_is_tried_twice(monkeypatch: pytest.MonkeyPa
     for _ in range(5):
         run(graphs, 8)
     assert tried == [8, 8]
+
+
+def test_a_recording_that_fails_is_given_up() -> None:
+    """After a first pass of its kind a shape would be recorded; the body runs once a call, recorded or not."""
+    graphs, calls = Graphs(parameters=0), count()
+
+    def body(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        next(calls)
+        return tensors[0] * 2
+
+    with failing(Graphs, "_record", 0, 1):
+        for _ in range(4):
+            found = graphs.run("key", body, [torch.ones(2)], kind="kind", tokens=2)
+            assert found.tolist() == [2.0, 2.0]
+    assert next(calls) == 4
+    assert not graphs.forget(), "there was nothing to give back"

@@ -16,27 +16,23 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine_fixture import engine, labelled_table, tiny_llama, trial
+from failing import failing, out_of_memory
 from loratune.data.batches import MicroBatch
 from loratune.data.table import TokenTable
-from loratune.engine import parking
 from loratune.engine.cuts import Cuts
 from loratune.engine.evaluate import Evaluation
-from loratune.engine.graphs import Graphs
 from loratune.engine.head import Head
 from loratune.engine.live import EarlyStopping, LiveTrial
 from loratune.engine.machinery import Machinery
 from loratune.engine.pack import PackEngine
-from loratune.engine.parking import Parked
 from loratune.engine.paths import choose_paths
 from loratune.engine.progress import PackProgress
-from loratune.engine.resources import Failure, is_memory_error
 from loratune.engine.shortage import Place, Shortage
 from loratune.engine.slot import Slot
 from loratune.engine.step import TrainingStep
 from loratune.errors import ResourceError
 from loratune.lora.layout import Adapter
 from loratune.lora.segments import LowRank
-from loratune.model.device import held_memory
 from loratune.values import Trial, TrialResult
 
 LABELS = [[5, 6, 90], [7, 90], [8, 9, 90]]
@@ -151,35 +147,6 @@ def assert_same(found: Outcome, expected: Outcome, tolerance: float = 1e-9) -> N
         torch.testing.assert_close(
             found.weights[seed], expected.weights[seed], rtol=tolerance, atol=tolerance
         )
-
-
-def out_of_memory() -> torch.OutOfMemoryError:
-    return torch.OutOfMemoryError(
-        "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total of 1 GiB"
-    )
-
-
-@contextmanager
-def failing(owner: Any, name: str, *at: int, after: bool = False) -> Iterator[None]:
-    """Calls of that number, from 0, raise before (or after) they do anything."""
-    calls, original = count(), owner.__dict__[name]
-    function = getattr(owner, name)
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        failed = next(calls) in at
-        if failed and not after:
-            raise out_of_memory()
-        result = function(*args, **kwargs)
-        if failed:
-            raise out_of_memory()
-        return result
-
-    setattr(owner, name, staticmethod(call) if isinstance(original, staticmethod) else call)
-    try:
-        yield
-        assert next(calls) > max(at), "the failure has happened"
-    finally:
-        setattr(owner, name, original)
 
 
 @pytest.mark.parametrize(
@@ -466,63 +433,3 @@ def test_other_errors_pass() -> None:
         with pytest.raises(ZeroDivisionError):
             machine(on_shortage=seen.append).evaluate([None], VALIDATION)
     assert not seen
-
-
-def test_what_counts_as_a_memory_error() -> None:
-    def wrapped(inner: Exception, outer: Exception) -> Exception:
-        try:
-            try:
-                raise inner
-            except type(inner):
-                raise outer  # noqa: B904
-        except type(outer) as error:
-            return error
-
-    assert is_memory_error(out_of_memory())
-    assert is_memory_error(MemoryError())
-    assert is_memory_error(RuntimeError("CUDA error: out of memory"))
-    assert is_memory_error(wrapped(out_of_memory(), RuntimeError("operation failed during capture")))
-    assert not is_memory_error(RuntimeError("shape mismatch"))
-    assert not is_memory_error(wrapped(out_of_memory(), ResourceError("does not fit")))
-    assert not is_memory_error(wrapped(out_of_memory(), ValueError("something else")))
-
-
-def test_a_failure_tells_what_was_needed() -> None:
-    held = held_memory(torch.device("cpu"))
-    for text, asked in (
-        ("Tried to allocate 3.50 GiB. GPU", 3.5 * 2**30),
-        ("you tried to allocate 64 bytes", 64),
-    ):
-        failure = Failure.of(RuntimeError(text), torch.device("cpu"))
-        assert failure.needed - asked == pytest.approx(held, rel=0.2)
-
-
-def test_parked_tensors_come_back_in_place() -> None:
-    """Their memory is given back, views included; they return at any address, or stay away as a whole."""
-    first, second, zeros = (torch.randn(50, dtype=torch.float64) for _ in range(3))
-    view, before = second[10:20].view(2, 5), torch.tensor([first.tolist(), second.tolist()])
-    parked = Parked([first, second], zeros=[zeros])
-    assert [each.untyped_storage().nbytes() for each in (first, second, zeros)] == [0, 0, 0]
-    with failing(parking, "_resize", 0, after=True), pytest.raises(torch.OutOfMemoryError):
-        parked.restore()
-    assert first.untyped_storage().nbytes() == 0
-    parked.restore()
-    assert torch.equal(torch.stack([first, second]).float(), before)
-    assert torch.equal(view.flatten(), second[10:20])
-    assert not zeros.any()
-
-
-def test_a_recording_that_fails_is_given_up() -> None:
-    """After a first pass of its kind a shape would be recorded; the body runs once a call, recorded or not."""
-    graphs, calls = Graphs(parameters=0), count()
-
-    def body(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        next(calls)
-        return tensors[0] * 2
-
-    with failing(Graphs, "_record", 0, 1):
-        for _ in range(4):
-            found = graphs.run("key", body, [torch.ones(2)], kind="kind", tokens=2)
-            assert found.tolist() == [2.0, 2.0]
-    assert next(calls) == 4
-    assert not graphs.forget(), "there was nothing to give back"

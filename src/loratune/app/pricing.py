@@ -153,7 +153,8 @@ class Pricing:
             packs = ceil(came.trials / widest)
             self.packs += came.packs
         else:
-            self.packs.append(LivePack(tuple(sorted(trials, key=self._held)[-widest:]), pack.tokens))
+            most = sorted(trials, key=self.planner.limits.adapter_bytes)[-widest:]
+            self.packs.append(LivePack(tuple(most), pack.tokens))
         self.widest = max(self.widest, widest)
         return replace(stage, packs=packs, seconds=self._seconds(runs, count, training))
 
@@ -171,9 +172,6 @@ class Pricing:
         trials = pair if limits.fits(pair) else pair[:1]
         tokens = sum(trial.batch_size for trial in trials) * self.planner.tokens / self.planner.rows
         return LivePack(trials, tokens, kept=sum(limits.best_bytes(trial) for trial in trials))
-
-    def _held(self, recipe: HyperParameters) -> int:
-        return self.planner.limits.adapter_bytes(recipe)
 
     def _seconds(self, runs: float, trials: int, training: float) -> float:
         return self.calibration.search_seconds(self.context, runs, trials, training=training)

@@ -52,6 +52,11 @@ def measured_peak(device: torch.device, execution: Execution) -> int:
     return peak_memory(device) + (execution.runtime if device.type == "cuda" else 0)
 
 
+def supervised_share(table: TokenTable) -> float:
+    """Of the tokens of a micro-batch of these rows, those that are supervised, at most."""
+    return min(1.0, _UNEVEN * float(table.supervised_counts.sum() / table.lengths.sum()))
+
+
 def limits_here(
     base: BaseModel, paths: Paths, train: TokenTable, validation: TokenTable, memory: str | None = None
 ) -> Limits:
@@ -63,14 +68,13 @@ def limits_here(
     device: Device = "cuda" if base.device.type == "cuda" else "cpu"
     execution = execution_of(device, paths)
     longest = int(max(train.lengths.max(), validation.lengths.max()))
-    supervised = float(train.supervised_counts.sum() / train.lengths.sum())
     limits = Limits(
         model=base.profile,
         max_length=longest,
         micro_batch_tokens=longest,
         device_bytes=device_bytes(memory, base.device, execution),
         execution=execution,
-        supervised=min(1.0, _UNEVEN * supervised),
+        supervised=supervised_share(train),
     )
     tokens = limits.largest_micro_batch([default_recipe()], MICRO_BATCH_TOKENS[device])
     return replace(limits, micro_batch_tokens=max(tokens, longest))

@@ -87,8 +87,10 @@ class Planner:
             estimate = limits.fullest(pack.trials, step_tokens=tokens)
             steady = estimate.total - estimate.transient + pack.kept
             kind = execution.rank_block(max(trial.r for trial in pack.trials))
-            if tokens > limits.recorded_tokens:  # but for smaller steps between
-                pool = max(pool, self._recorded(pack, limits.recorded_tokens))
+            if tokens > limits.recorded_tokens:
+                if limits.recorded_tokens:  # smaller steps between
+                    smaller = limits.fullest(pack.trials, step_tokens=limits.recorded_tokens)
+                    pool = max(pool, smaller.transient)
                 step = pool + estimate.transient
             else:
                 step = max(pool, estimate.transient) if kind in kinds else pool + estimate.transient
@@ -101,6 +103,3 @@ class Planner:
         """Tokens: the mean, and three standard deviations of so many rows."""
         rows = sum(trial.batch_size for trial in pack.trials)
         return pack.tokens * (1 + 3 * self.spread / sqrt(rows))
-
-    def _recorded(self, pack: LivePack, tokens: int) -> int:
-        return self.limits.fullest(pack.trials, step_tokens=tokens).transient if tokens else 0
