@@ -79,13 +79,15 @@ def test_everything_is_written(done: TuneResult) -> None:
     assert {path.name for path in (done.directory / "adapter").iterdir()} >= {
         "adapter_model.safetensors",
         "adapter_config.json",
+        "tokenizer.json",
+        "README.md",
     }
 
 
 def test_result_has_the_keys_that_other_programs_rely_on(done: TuneResult) -> None:
     values = document(done)
     assert set(values) - {"sensitivity"} == {
-        "schema", "recommended", "metrics", "evidence", "cost", "stages",
+        "schema", "recommended", "metrics", "evidence", "cost", "stages", "training",
     }  # fmt: skip
     assert values["schema"] == 1
     assert set(values["recommended"]) == {

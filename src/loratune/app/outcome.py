@@ -11,9 +11,11 @@ import numpy as np
 import loratune
 from loratune.app.forecast import Forecast
 from loratune.app.options import TuneOptions
+from loratune.app.record import training_record
 from loratune.app.watch import Watch
 from loratune.app.workbench import Workbench
 from loratune.data.table import TokenTable
+from loratune.lora.layout import Adapter
 from loratune.lora.peft_io import lora_config
 from loratune.reporting.facts import Gain, ModelScores, RunCost, RunFacts
 from loratune.run.diagnose import DEFAULT_MARGIN, combined, of_run
@@ -26,10 +28,10 @@ from loratune.values.diagnosis import Diagnosis
 _PACKAGES = ("torch", "transformers", "peft", "optuna", "numpy")
 
 
-def named_targets(chosen: HyperParameters, final: Final, bench: Workbench) -> HyperParameters:
-    """The hyper-parameters of the final adapter with its modules by name, as PEFT's config has them."""
-    trained = final.adapter.hyper_parameters
-    config = lora_config(trained, bench.base.model, final.adapter.layout.targets)
+def named_targets(chosen: HyperParameters, adapter: Adapter, bench: Workbench) -> HyperParameters:
+    """The hyper-parameters of a final adapter with its modules by name, as PEFT's config has them."""
+    trained = adapter.hyper_parameters
+    config = lora_config(trained, bench.base.model, adapter.layout.targets)
     return replace(
         chosen, learning_rate=trained.learning_rate, target_modules=tuple(sorted(config.target_modules))
     )
@@ -63,7 +65,7 @@ def run_facts(
     margin = context.margin if context.metric in ("nll", "perplexity") else DEFAULT_MARGIN
     diagnoses = combined(before, of_run(bench.engine, final, results, margin=margin))
     evidence += tuple(each.to_evidence() for each in diagnoses)
-    chosen = named_targets(decision.hyper_parameters, final, bench)
+    chosen = named_targets(decision.hyper_parameters, final.adapter, bench)
     return RunFacts(
         model=options.model,
         data=options.data,
@@ -88,10 +90,27 @@ def run_facts(
         truncation=truncation,
         diagnoses=diagnoses,
         sensitivity=sensitivity(decision.hyper_parameters, results, bench.engine, bench.limits),
-        versions={"loratune": loratune.__version__, **{name: version(name) for name in _PACKAGES}},
+        versions=versions(),
         notes=(*bench.data.notes, *final.notes),
         cut_by_clock=cut,
+        training=training_record(
+            options,
+            bench,
+            seed=_seed(final, options.seed),
+            epochs=chosen.epochs,
+            patience=options.patience,
+        ),
     )
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that a result may depend on."""
+    return {"loratune": loratune.__version__, **{name: version(name) for name in _PACKAGES}}
+
+
+def _seed(final: Final, otherwise: int) -> int:
+    result = final.recommended.result
+    return otherwise if result is None else result.asked.seed
 
 
 def _scores(model: FinalModel | None) -> ModelScores:

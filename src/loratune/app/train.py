@@ -8,7 +8,11 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import numpy as np
+
 from loratune.app.options import TrainOptions, keyword_options
+from loratune.app.outcome import named_targets, versions
+from loratune.app.record import training_record
 from loratune.app.watch import Quiet, Terminal, Watch
 from loratune.app.workbench import Workbench, check_out, open_workbench
 from loratune.engine.live import EarlyStopping, metrics_of
@@ -16,12 +20,15 @@ from loratune.engine.shortage import Shortage
 from loratune.errors import ResourceError
 from loratune.lora.layout import Adapter
 from loratune.lora.peft_io import save_adapter
+from loratune.model.source import portable_name
+from loratune.reporting.card import Card
+from loratune.reporting.facts import Gain
 from loratune.reporting.live import TEST
 from loratune.reporting.result import plain, write_atomically
 from loratune.run.diagnose import DEFAULT_MARGIN, before_training, combined, of_trial
 from loratune.run.final import early_stopping
 from loratune.run.lessons import survived
-from loratune.values import Evidence, HyperParameters, Stage, Trial, TrialResult
+from loratune.values import Evidence, HyperParameters, Stage, TrainingRecord, Trial, TrialResult
 from loratune.values.diagnosis import Diagnosis
 
 
@@ -36,6 +43,7 @@ class Trained:
     """Optimiser steps taken; the best weights may be of an earlier one."""
     seconds: float
     directory: Path
+    training: TrainingRecord
     evidence: tuple[Evidence, ...] = ()
     """What the rows, the steps and the readings say of the run; empty where nothing is wrong."""
 
@@ -53,6 +61,7 @@ class Trained:
                 "metrics": self.metrics,
                 "steps": self.steps,
                 "seconds": self.seconds,
+                "training": self.training.to_dict(),
                 "evidence": [each.to_dict() for each in self.evidence],
             }
         )
@@ -98,13 +107,17 @@ def run_train(options: TrainOptions, watch: Watch) -> Trained:
         for each in diagnoses:
             if each not in before:
                 watch.note(each.sentence)
-        metrics = {"validation": dict(result.metrics), **_tested(bench, adapter)}
+        tested, gain = _tested(bench, adapter)
+        metrics = {"validation": dict(result.metrics), **tested}
         trained = Trained(
             hyper_parameters=chosen,
             metrics=metrics,
             steps=result.steps,
             seconds=monotonic() - started,
             directory=Path(options.out),
+            training=training_record(
+                options, bench, seed=options.seed, epochs=chosen.epochs, patience=options.patience
+            ),
             evidence=(*survived(sentences), *(each.to_evidence() for each in diagnoses)),
         )
         if not trained.helps:
@@ -112,8 +125,7 @@ def run_train(options: TrainOptions, watch: Watch) -> Trained:
                 "This adapter is no better than the base model on the test rows: try another --learning-rate "
                 f"(it was {chosen.learning_rate:g}) or more --epochs, or let `loratune tune` find them."
             )
-        folder = trained.directory / "adapter"
-        save_adapter(adapter, folder, bench.base.model, base_name=options.model)
+        _save(trained, gain, adapter, bench)
         write_atomically(trained.directory / "result.json", dumps(trained.to_dict(), indent=1) + "\n")
     return trained
 
@@ -150,13 +162,42 @@ def _diagnosed(
     return combined(before, after)
 
 
-def _tested(bench: Workbench, adapter: Adapter) -> dict[str, dict[str, float]]:
+def _tested(bench: Workbench, adapter: Adapter) -> tuple[dict[str, dict[str, float]], Gain]:
+    """Metrics of the adapter and the base model on the test rows, and their difference in NLL."""
     table = bench.data.test
     ours, base = bench.engine.evaluate([adapter, None], table, labels=bool(bench.data.labels))
-    return {
+    metrics = {
         "test": dict(metrics_of(ours, table.row_labels)[0]),
         "base_model_test": dict(metrics_of(base, table.row_labels)[0]),
     }
+    weights = table.supervised_counts.astype(np.float64)
+    nll = ours.example_nll, base.example_nll
+    return metrics, Gain.from_rows(*nll, over="base model", split="test", metric="nll", weights=weights)
+
+
+def _save(trained: Trained, gain: Gain, adapter: Adapter, bench: Workbench) -> None:
+    """The adapter's folder, complete."""
+    name = portable_name(bench.options.model)
+    card = Card(
+        base=name,
+        hyper_parameters=named_targets(trained.hyper_parameters, adapter, bench),
+        training=trained.training,
+        scores={
+            "this adapter": trained.metrics["test"],
+            "base model": trained.metrics["base_model_test"],
+        },
+        test_rows=len(bench.data.test),
+        gains=(gain,),
+        versions=versions(),
+    )
+    save_adapter(
+        adapter,
+        trained.directory / "adapter",
+        bench.base.model,
+        base_name=name,
+        tokenizer=bench.base.tokenizer,
+        card=card.text,
+    )
 
 
 def train_command(options: TrainOptions, *, as_json: bool) -> None:

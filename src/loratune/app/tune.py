@@ -33,6 +33,8 @@ from loratune.app.workbench import Workbench, open_workbench
 from loratune.errors import Interrupted
 from loratune.lora.peft_io import save_adapter
 from loratune.model.device import forget_peak
+from loratune.model.source import portable_name
+from loratune.reporting.card import card_of
 from loratune.reporting.facts import RunCost
 from loratune.reporting.live import TEST
 from loratune.reporting.result import TuneResult, load_result, write_result
@@ -240,9 +242,7 @@ class _Job:
         before: tuple[Diagnosis, ...],
     ) -> TuneResult:
         """Adapter, report, and `result.json` last."""
-        directory = self.options.directory
-        model = self.bench.base.model
-        save_adapter(final.adapter, directory / "adapter", model, base_name=self.options.model)
+        directory, base = self.options.directory, self.bench.base
         facts = run_facts(
             options=self.options,
             bench=self.bench,
@@ -261,6 +261,15 @@ class _Job:
                 measured_bytes=self.peak_bytes,
                 sequential_seconds=self._sequential_seconds(),
             ),
+        )
+        name = portable_name(self.options.model)
+        save_adapter(
+            final.adapter,
+            directory / "adapter",
+            base.model,
+            base_name=name,
+            tokenizer=base.tokenizer,
+            card=card_of(facts, name),
         )
         task = self._studied(decision)
         self.study.put_fact("facts", to_stored(facts))

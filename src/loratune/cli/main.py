@@ -179,6 +179,40 @@ def report(
     report_command(directory, storage)
 
 
+RunDirectory = Annotated[Path, typer.Argument(help="A run directory of tune or train.")]
+Base = Annotated[str | None, typer.Option("--model", help="The base model, where it has moved since.")]
+
+
+@app.command()
+def generate(
+    directory: RunDirectory,
+    text: Annotated[
+        str, typer.Argument(help="What to complete; a JSON object of fields where the template has several.")
+    ],
+    max_new_tokens: Annotated[int, typer.Option(help="Longest completion in tokens.")] = 256,
+    model: Base = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    json: Json = False,
+) -> None:
+    """Complete a text with the adapter of a finished run, in the prompt that it was trained with."""
+    from loratune.app.adapted import generate_command
+
+    generate_command(directory, text, max_new_tokens=max_new_tokens, model=model, device=device, as_json=json)
+
+
+@app.command()
+def merge(
+    directory: RunDirectory,
+    out: Annotated[Path, typer.Option(help="Folder for the merged model; new or empty.")],
+    model: Base = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
+) -> None:
+    """Write base model and adapter as one transformers model (safetensors)."""
+    from loratune.app.adapted import merge_command
+
+    merge_command(directory, out, model=model, device=device)
+
+
 @app.command()
 def selfcheck(
     model: Annotated[str, typer.Option(help="Base model: a folder, a .gguf file, or a hub name.")],

@@ -18,18 +18,20 @@ from loratune.data.encode import Encoder
 from loratune.data.example import Example
 from loratune.data.options import DataOptions
 from loratune.data.profile import Counts, profile_of
+from loratune.data.prompting import prompt_format
 from loratune.data.shapes import Shape, completion_of, examples, recognise
 from loratune.data.sources import Source, find_sources
 from loratune.data.split import FEWEST_ROWS, Rows, draw, split_off, without_duplicates
 from loratune.data.store import StoredRows, StoreWriter
 from loratune.data.table import TokenTable
 from loratune.errors import DataError
-from loratune.values import DataProfile
+from loratune.values import DataProfile, PromptFormat, PromptKind
 
 BATCH = 512
 LONGEST = 2048
 """Limit of a row's tokens where neither the user nor the model sets a lower one."""
 MOST_CLASSES = 1000
+_VERBATIM = PromptFormat(kind=PromptKind.VERBATIM)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,6 +50,8 @@ class PreparedData:
     """What was decided about the data, one sentence each."""
     fingerprint: str = ""
     """16 hex digits that change when the rows of a split, the seed or the length limit change."""
+    prompt: PromptFormat = _VERBATIM
+    """What the rows put before a completion."""
 
 
 @dataclass(kw_only=True)
@@ -145,6 +149,7 @@ def prepare(
         label_tokens=tuple(np.array(ids, np.int32) for ids in completions),
         notes=(f"Rows are read as {shape.name}: {shape.description}.", *notes, *_length_notes(reading)),
         fingerprint=_fingerprint(chosen, encoder.max_length),
+        prompt=prompt_format(shape),
     )
 
 

@@ -6,6 +6,7 @@ The config goes through `peft.LoraConfig`, so that the folder is what the instal
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from peft import LoraConfig
@@ -19,6 +20,13 @@ from loratune.lora.layout import Adapter, AdapterLayout, Target
 from loratune.values import HyperParameters
 
 _PREFIX = "base_model.model."
+
+
+class Tokenizer(Protocol):
+    """What a complete folder needs of one."""
+
+    def save_pretrained(self, folder: str) -> object:
+        """Writes its files."""
 
 
 def _target_names(model: nn.Module, targets: Sequence[Target]) -> list[str]:
@@ -51,8 +59,19 @@ def _whole(alpha: float) -> float | int:
     return int(alpha) if alpha == int(alpha) else alpha
 
 
-def save_adapter(adapter: Adapter, folder: Path, model: nn.Module, *, base_name: str = "") -> None:
-    """Write `adapter` as a PEFT folder; the folder appears whole or not at all, and replaces an older one."""
+def save_adapter(
+    adapter: Adapter,
+    folder: Path,
+    model: nn.Module,
+    *,
+    base_name: str = "",
+    tokenizer: Tokenizer | None = None,
+    card: str = "",
+) -> None:
+    """Write `adapter` as a PEFT folder; the folder appears whole or not at all, and replaces an older one.
+
+    `tokenizer` and `card` (the text of README.md) make it one that can be used and handed on by itself.
+    """
     tensors = {}
     for name, (a, b) in adapter.views().items():
         tensors[f"{_PREFIX}{name}.lora_A.weight"] = a.detach().cpu().contiguous().clone()
@@ -66,6 +85,10 @@ def save_adapter(adapter: Adapter, folder: Path, model: nn.Module, *, base_name:
     fresh.mkdir()
     save_file(tensors, fresh / "adapter_model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(str(fresh))
+    if tokenizer is not None:
+        tokenizer.save_pretrained(str(fresh))
+    if card:
+        (fresh / "README.md").write_text(card, encoding="utf-8")
     if folder.exists():
         folder.rename(old)
     fresh.rename(folder)

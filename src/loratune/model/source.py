@@ -5,6 +5,7 @@ Knows files only, loads nothing. Everything later reads the local folder, so one
 
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,15 @@ def locate(name: str, *, weights: bool = True) -> Source:
     if source.gguf is None:
         _check_folder(folder, name, weights)
     return source
+
+
+def portable_name(name: str) -> str:
+    """What others find the base model by: the hub name of a path into the hub's cache, else `name` itself."""
+    parts = Path(name).expanduser().parts
+    for part, following in pairwise(parts):
+        if part.startswith("models--") and following == "snapshots":
+            return part.removeprefix("models--").replace("--", "/")
+    return name
 
 
 def read_json(path: Path) -> dict[str, Any]:

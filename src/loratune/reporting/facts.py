@@ -15,6 +15,7 @@ from loratune.values import (
     Decision,
     HyperParameters,
     SearchPlan,
+    TrainingRecord,
     TrialResult,
     Truncation,
 )
@@ -142,6 +143,8 @@ class RunFacts:
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     cut_by_clock: bool = False
+    training: TrainingRecord | None = None
+    """What repeating the final run needs; None in studies of earlier versions."""
 
     def is_recommended(self, values: HyperParameters) -> bool:
         """Whether a trial had the recommended values; the modules may be named differently there."""

@@ -83,6 +83,7 @@ def result_values(facts: RunFacts) -> dict[str, Any]:
                 "peak_memory_bytes": {"predicted": cost.predicted_bytes, "measured": cost.measured_bytes},
             },
             "stages": [stage.to_dict() for stage in facts.decision.stages],
+            **({"training": facts.training.to_dict()} if facts.training else {}),
             **({"sensitivity": facts.sensitivity.to_dict()} if facts.sensitivity else {}),
         }
     )

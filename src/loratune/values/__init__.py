@@ -16,6 +16,7 @@ from loratune.values.profile import (
     TaskKind,
 )
 from loratune.values.studied import Optimum, StudiedTask
+from loratune.values.training import PromptFormat, PromptKind, TrainingRecord
 from loratune.values.trial import LABEL_METRICS, METRICS, CurvePoint, Stage, Trial, TrialResult, TrialState
 from loratune.values.truncation import Cut, CutPoint, LayerSpectrum, Truncation
 
@@ -40,6 +41,8 @@ __all__ = [
     "Optimum",
     "PlannedStage",
     "Probe",
+    "PromptFormat",
+    "PromptKind",
     "RateTest",
     "Recommendation",
     "SearchContext",
@@ -50,6 +53,7 @@ __all__ = [
     "Suggested",
     "Survey",
     "TaskKind",
+    "TrainingRecord",
     "Trial",
     "TrialResult",
     "TrialState",

@@ -1,0 +1,152 @@
+"""A finished run's base model with its adapter on it, and what is done with the two: completions, one merged model."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from json import JSONDecodeError, dumps, loads
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from loratune.app.record import TrainedRun, load_run
+from loratune.app.workbench import check_out, model_cache
+from loratune.data.encode import Encoder
+from loratune.data.prompting import render_prompt
+from loratune.data.template import Template
+from loratune.errors import InputError, ModelError
+from loratune.model.base import BaseModel
+from loratune.model.load import load_model
+from loratune.model.quiet import first_sentence, quiet
+from loratune.values import PromptFormat, PromptKind
+
+_WEIGHTS = "adapter_model.safetensors"
+
+
+def generate(
+    directory: str | Path,
+    text: str | Mapping[str, Any],
+    *,
+    max_new_tokens: int = 256,
+    model: str | None = None,
+    device: str = "auto",
+) -> str:
+    """The completion of one text by the adapter of a finished run, greedily, in the prompt it was trained with.
+
+    `text`: of the template's only field, a user's message, or the prompt itself, as the rows were; the fields by
+    name where a template has several. `model`: the base model, where it has moved. Raises `InputError`.
+    """
+    if max_new_tokens < 1:
+        raise InputError(f"--max-new-tokens must be at least 1, got {max_new_tokens}; give for example 64.")
+    run = load_run(Path(directory))
+    base, tuned = _opened(run, model, device)
+    tokens = _prompt_tokens(run, base, text)
+    tokenizer = base.tokenizer
+    assert tokenizer is not None
+    with torch.no_grad(), quiet():
+        output = tuned.generate(
+            input_ids=tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            use_cache=True,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    return str(tokenizer.decode(output[0, tokens.shape[1] :], skip_special_tokens=True))
+
+
+def merge(directory: str | Path, out: str | Path, *, model: str | None = None, device: str = "cpu") -> Path:
+    """Write the base model with the adapter added to its weights: a transformers folder in safetensors.
+
+    The folder appears whole or not at all. `model`: the base model, where it has moved. Raises `InputError`.
+    """
+    run, folder = load_run(Path(directory)), Path(out)
+    check_out(folder)
+    base, tuned = _opened(run, model, device)
+    merged = tuned.merge_and_unload(safe_merge=True)
+    for config in (merged.config, merged.config.get_text_config()):
+        config.use_cache = True  # loading for training turned it off
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        with quiet():
+            merged.save_pretrained(fresh)
+            if base.tokenizer is not None:
+                base.tokenizer.save_pretrained(fresh)
+        if folder.exists():
+            folder.rmdir()  # empty, as was checked
+        fresh.rename(folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return folder
+
+
+def _opened(run: TrainedRun, model: str | None, device: str) -> tuple[BaseModel, PeftModel]:
+    if not (run.adapter / _WEIGHTS).is_file():
+        raise ModelError(
+            f"{run.directory} must hold adapter/{_WEIGHTS}, but does not; run tune or train again."
+        )
+    record = run.training
+    base = load_model(model or record.model, dtype=record.dtype, device=device, cache=model_cache())  # type: ignore[arg-type]
+    try:
+        with quiet():
+            tuned = PeftModel.from_pretrained(base.model, run.adapter)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ModelError(
+            f"the adapter of {run.directory} does not fit {model or record.model}: {first_sentence(error)}; give the "
+            "base model that it was trained on with --model."
+        ) from None
+    return base, tuned.eval()
+
+
+def _prompt_tokens(run: TrainedRun, base: BaseModel, text: str | Mapping[str, Any]) -> torch.Tensor:
+    """[1, T] as the rows' prompts were tokenised."""
+    tokenizer, given = base.tokenizer, run.training.prompt
+    if tokenizer is None:
+        raise ModelError(f"{run.training.model} holds no tokenizer; give a folder that does with --model.")
+
+    def chat(messages: list[dict[str, str]]) -> str:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+    prompt = render_prompt(given, _values(given, text), chat)
+    ids = list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    if given.kind is not PromptKind.CHAT:  # a chat template writes its own beginning
+        end = int(tokenizer.eos_token_id)
+        ids = (
+            Encoder(tokenizer=tokenizer, end_of_turn=end, max_length=run.training.max_length).beginning + ids
+        )
+    if not ids:
+        raise InputError("the text must not be empty, got ''; give at least one word.")
+    return torch.tensor([ids], device=base.device)
+
+
+def _values(given: PromptFormat, text: str | Mapping[str, Any]) -> str | Mapping[str, Any]:
+    """A JSON object where the template has several fields."""
+    if (
+        not isinstance(text, str)
+        or not given.template
+        or len(set(Template.parse(given.template).columns)) < 2
+    ):
+        return text
+    try:
+        values = loads(text)
+    except JSONDecodeError:
+        return text
+    return values if isinstance(values, dict) else text
+
+
+def generate_command(
+    directory: Path, text: str, *, max_new_tokens: int, model: str | None, device: str, as_json: bool
+) -> None:
+    """Print the completion, or a document with it."""
+    completion = generate(directory, text, max_new_tokens=max_new_tokens, model=model, device=device)
+    print(dumps({"completion": completion}) if as_json else completion)
+
+
+def merge_command(directory: Path, out: Path, *, model: str | None, device: str) -> None:
+    """Print where the merged model is."""
+    print(f"Merged model: {merge(directory, out, model=model, device=device)}")
