@@ -59,6 +59,8 @@ OPTIONS = {
     "warmup-ratio patience out",
     "memory": "model rank batch-size max-length trials dtype device device-memory target-modules json",
     "report": "storage",
+    "generate": "max-new-tokens model device json",
+    "merge": "out model device",
     "selfcheck": "model dtype device steps json",
     "doctor": "json",
     "demo": "out fresh no-fresh",
