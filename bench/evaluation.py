@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
+from loratune.costs.readings import plan_readings
 from loratune.engine.live import EarlyStopping
 from loratune.model.base import BaseModel
-from loratune.run.calibration import plan_readings
-from loratune.run.final import early_stopping
+from loratune.tuning.final import early_stopping
 from loratune.values import HyperParameters, SearchContext, Trial
 from peft_side import loop_rate
 from record import append, circumstances

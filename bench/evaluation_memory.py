@@ -2,7 +2,7 @@
 
 For each shape trials are trained for a few steps first, as in a search, so that recorded graphs hold what they hold.
 Then the same adapters are evaluated with micro-batches of growing size. Of each the bytes of tensors beyond those
-held before (the resident set on a CPU), beside what `maths.evaluation` predicts; and the most that the process has
+held before (the resident set on a CPU), beside what `costs.evaluation` predicts; and the most that the process has
 held, beside steps and evaluation as a plan adds them up. Prints as it goes and appends rows to
 bench/results/evaluation_memory.csv. Imports neither optuna nor datasets.
 
@@ -20,15 +20,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from loratune.costs.device_limits import MICRO_BATCH_TOKENS, limits_here, measured_peak, supervised_share
+from loratune.costs.execution import ON_CUDA
+from loratune.costs.limits import Limits
+from loratune.costs.planner import LivePack, Planner
+from loratune.costs.step_time import StepTime
 from loratune.data.table import TokenTable
 from loratune.engine.pack import PackEngine
-from loratune.maths.execution import ON_CUDA
-from loratune.maths.limits import Limits
-from loratune.maths.steptime import StepTime
 from loratune.model.base import BaseModel
 from loratune.model.device import forget_peak, held_memory, peak_of_step
-from loratune.run.limits import MICRO_BATCH_TOKENS, limits_here, measured_peak, supervised_share
-from loratune.run.planning import LivePack, Planner
 from loratune.values import HyperParameters, Trial
 from record import append, circumstances
 from rows import drawn_rows

@@ -22,19 +22,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from loratune.costs.correction import UNCORRECTED, Correction, fit_correction
+from loratune.costs.device_limits import device_bytes, execution_of
+from loratune.costs.execution import Device, Execution
+from loratune.costs.limits import Limits
+from loratune.costs.measured_steps import MeasuredStep, measure_step
+from loratune.costs.memory import TIGHT
 from loratune.data.table import TokenTable
-from loratune.engine.calibrate import MeasuredStep, measure_step
 from loratune.engine.pack import PackEngine
 from loratune.engine.paths import Paths, choose_paths
 from loratune.engine.shortage import Shortage
 from loratune.errors import ResourceError
-from loratune.maths.correction import UNCORRECTED, Correction, fit_correction
-from loratune.maths.execution import Device, Execution
-from loratune.maths.limits import Limits
-from loratune.maths.memory import TIGHT
 from loratune.model.base import BaseModel
 from loratune.model.device import peak_memory
-from loratune.run.limits import device_bytes, execution_of
 from loratune.values import ALL_LINEAR, HyperParameters, Trial
 from memory_plot import draw
 from record import append, circumstances

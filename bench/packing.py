@@ -11,8 +11,8 @@ from time import process_time
 
 import numpy as np
 
-from loratune.maths.packing import TrialLoad, plan_packs
-from loratune.maths.steptime import StepTime
+from loratune.costs.packing import TrialLoad, plan_packs
+from loratune.costs.step_time import StepTime
 from record import append, circumstances
 
 RESULTS = Path(__file__).parent / "results" / "packing.csv"

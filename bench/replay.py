@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from loratune.errors import DataError, LoratuneError
-from loratune.run.play import Score, always, play_and_score
-from loratune.run.simulated import MeasuredTask, TableRunner, read_tasks
+from loratune.runners.simulated import MeasuredTask, TableRunner, read_tasks
 from loratune.search.make import STRATEGIES, make_strategy
+from play import Score, always, play_and_score
 
 HEADER = (
     *(

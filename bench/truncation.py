@@ -13,12 +13,12 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from loratune.app.context import search_context
+from loratune.analysis.truncation import TruncationRun
 from loratune.app.demo_data import smollm2, write_reuters
-from loratune.app.options import SearchOptions
-from loratune.app.workbench import open_workbench
 from loratune.lora.layout import Adapter
-from loratune.run.truncation import TruncationRun
+from loratune.tuning.context import search_context
+from loratune.tuning.options import SearchOptions
+from loratune.tuning.workbench import open_workbench
 from loratune.values import HyperParameters, Trial, TrialResult, Truncation
 
 RATE_AT_16 = 1.5e-3

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from loratune.run.play import play
-from loratune.run.simulated import Cell, MeasuredTask, TableRunner
+from loratune.runners.simulated import Cell, MeasuredTask, TableRunner
 from loratune.search.make import make_strategy
 from loratune.values import Decision
+from play import play
 
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128)
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)

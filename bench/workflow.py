@@ -25,16 +25,17 @@ from typing import Any, cast
 
 import torch
 
+from loratune.costs.calibration import Calibration
+from loratune.costs.device_limits import limits_here
+from loratune.costs.limits import Limits
+from loratune.costs.measuring import calibrate
+from loratune.costs.planner import Planner
+from loratune.costs.readings import plan_readings
 from loratune.data.batches import total_steps
 from loratune.engine.progress import PackProgress
-from loratune.maths.limits import Limits
 from loratune.model.base import BaseModel
-from loratune.run.calibration import Calibration, plan_readings
-from loratune.run.final import FinalRunner
-from loratune.run.limits import limits_here
-from loratune.run.local import LocalRunner
-from loratune.run.measuring import calibrate
-from loratune.run.planning import Planner
+from loratune.runners.local import LocalRunner
+from loratune.tuning.final import FinalRunner
 from loratune.values import HyperParameters, SearchContext, Trial, TrialResult, default_recipe
 from peft_side import loop_rate
 from record import append, circumstances

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from loratune.run.play import cell_means, score
-from loratune.run.simulated import TableRunner, read_tasks
+from loratune.runners.simulated import TableRunner, read_tasks
 from loratune.search.make import make_strategy
 from loratune.search.strategy import Strategy
 from loratune.values import HyperParameters, SearchContext, Trial, TrialResult
+from play import cell_means, score
 from rows import drawn_rows
 from shapes import random_base
 

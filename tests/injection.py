@@ -5,12 +5,12 @@ from typing import Any
 
 from chain import speaker, task
 from engine_fixture import engine, trial
+from loratune.analysis.diagnose import before_training, combined, of_trial
 from loratune.data.table import TokenTable
 from loratune.engine.live import EarlyStopping
 from loratune.engine.pack import PackEngine
 from loratune.lora.layout import Adapter
 from loratune.model.base import BaseModel
-from loratune.run.diagnose import before_training, combined, of_trial
 from loratune.values import Stage, Trial, TrialResult
 from loratune.values.diagnosis import Diagnosis, Sign
 

@@ -13,15 +13,18 @@ LAYERS = [
     {"errors"},
     {"values"},
     {"maths", "kernels"},
-    {"data", "model", "lora", "study", "ledger"},
+    {"data", "model", "lora", "study"},
     {"engine", "search"},
-    {"run", "reporting"},
+    {"costs"},
+    {"runners", "analysis"},
+    {"reporting"},
+    {"tuning"},
     {"app"},
     {"cli"},
     {"__main__", "__init__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-TORCH_ROOMS = {"kernels", "model", "lora", "engine", "run", "app"}
+TORCH_ROOMS = {"kernels", "model", "lora", "engine", "costs", "runners", "analysis", "tuning", "app"}
 TORCH_FILES = {"data/batches.py"}
 HEAVY = {"torch", "transformers", "peft"}
 FILES = sorted(SOURCE.rglob("*.py"))

@@ -9,10 +9,10 @@ import torch
 from peft import PeftModel
 
 from loratune.app.demo_data import smollm2, write_reuters
-from loratune.app.workbench import model_cache
 from loratune.cli.main import main
+from loratune.costs import measuring
 from loratune.model.load import load_model
-from loratune.run import measuring
+from loratune.tuning.workbench import model_cache
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]
 

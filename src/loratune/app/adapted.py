@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from loratune.app.record import TrainedRun, load_run
-from loratune.app.workbench import check_out, model_cache
 from loratune.data.encode import Encoder
 from loratune.data.prompting import render_prompt
 from loratune.data.template import Template
@@ -20,6 +18,8 @@ from loratune.errors import InputError, ModelError
 from loratune.model.base import BaseModel
 from loratune.model.load import load_model
 from loratune.model.quiet import first_sentence, quiet
+from loratune.tuning.record import TrainedRun, load_run
+from loratune.tuning.workbench import check_out, model_cache
 from loratune.values import PromptFormat, PromptKind
 
 _WEIGHTS = "adapter_model.safetensors"

@@ -6,11 +6,11 @@ import shutil
 from pathlib import Path
 
 from loratune.app.demo_data import smollm2, write_reuters
-from loratune.app.options import SearchOptions, TuneOptions
 from loratune.app.plan import run_plan
 from loratune.app.tune import run_tune
-from loratune.app.watch import Terminal
-from loratune.app.workbench import check_out
+from loratune.tuning.options import SearchOptions, TuneOptions
+from loratune.tuning.watch import Terminal
+from loratune.tuning.workbench import check_out
 
 _WORDS = 10
 """Words of each text that are kept: with template and label 21 tokens on average, more than 32 in 2 of 7,674 rows."""

@@ -7,8 +7,8 @@ from json import dumps
 from rich.console import Console
 
 from loratune.errors import InputError
-from loratune.ledger import VARIABLE, LedgerError, ledger_path, read_entries
 from loratune.reporting.terminal import print_ledger
+from loratune.study.ledger import VARIABLE, LedgerError, ledger_path, read_entries
 
 
 def ledger_command(*, as_json: bool) -> None:

@@ -8,17 +8,18 @@ from typing import Any, cast, get_args
 
 from rich.console import Console
 
+from loratune.costs.device_limits import device_bytes, execution_of
+from loratune.costs.execution import Device
+from loratune.costs.limits import Limits
+from loratune.costs.memory import MemoryEstimate, Verdict
 from loratune.errors import InputError
-from loratune.maths.execution import CAPACITY, Device
-from loratune.maths.limits import Limits
-from loratune.maths.memory import MemoryEstimate, Verdict
+from loratune.maths.sizes import CAPACITY
 from loratune.maths.targets import check_rank, select_targets
 from loratune.model.device import parse_memory, pick_device
 from loratune.model.precision import DType
 from loratune.model.profile import profile_from_config
 from loratune.reporting.terminal import print_memory
 from loratune.reporting.wording import count
-from loratune.run.limits import device_bytes, execution_of
 from loratune.values import ALL_LINEAR, HyperParameters
 
 NF4 = "nf4"

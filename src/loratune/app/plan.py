@@ -6,12 +6,12 @@ from json import dumps
 from time import monotonic
 from typing import Any
 
-from loratune.app.experience import correct, gather, task_at_hand
-from loratune.app.forecast import Forecast
-from loratune.app.noise import first_forecast
-from loratune.app.options import SearchOptions, keyword_options
-from loratune.app.watch import Quiet, Terminal, Watch
-from loratune.app.workbench import open_workbench
+from loratune.tuning.experience import correct, gather, task_at_hand
+from loratune.tuning.forecast import Forecast
+from loratune.tuning.noise import first_forecast
+from loratune.tuning.options import SearchOptions, keyword_options
+from loratune.tuning.watch import Quiet, Terminal, Watch
+from loratune.tuning.workbench import open_workbench
 
 
 def plan(**options: Any) -> Forecast:

@@ -15,9 +15,6 @@ from typing import Any
 
 from rich.console import Console
 
-from loratune.app.experience import Experience, gather
-from loratune.app.options import RecommendOptions, data_options, keyword_options
-from loratune.app.workbench import Workbench, context_length, model_cache, open_workbench, with_survey
 from loratune.data.prepare import prepare
 from loratune.engine.probe import base_loss, guessing_loss
 from loratune.engine.probe import probe as measure
@@ -30,6 +27,9 @@ from loratune.model.source import locate
 from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
 from loratune.reporting.result import plain
 from loratune.reporting.terminal import print_probe, print_profile, print_recommendation, print_survey
+from loratune.tuning.experience import Experience, gather
+from loratune.tuning.options import RecommendOptions, data_options, keyword_options
+from loratune.tuning.workbench import Workbench, context_length, model_cache, open_workbench, with_survey
 from loratune.values import ALL_LINEAR, BaseLoss, DataProfile, ModelProfile, Probe, Recommendation
 
 PROBE_SECONDS = 90.0

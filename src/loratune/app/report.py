@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from loratune.app.options import read_toml
-from loratune.app.outcome import write_report
-from loratune.app.watch import Quiet, Terminal, Watch
 from loratune.errors import OutputError
 from loratune.reporting.facts import RunFacts
 from loratune.reporting.stored import from_stored
-from loratune.study import Study
+from loratune.study.record import Study
+from loratune.tuning.options import read_toml
+from loratune.tuning.outcome import write_report
+from loratune.tuning.watch import Quiet, Terminal, Watch
 
 
 def report(directory: str | Path, *, storage: str | None = None) -> Path:

@@ -10,12 +10,12 @@ from typing import get_args
 from rich.console import Console
 from rich.table import Table
 
-from loratune.app.workbench import model_cache
 from loratune.engine.selfcheck import SelfCheck
 from loratune.engine.selfcheck import selfcheck as compare
 from loratune.errors import InputError
 from loratune.model.load import load_model
 from loratune.model.precision import DType
+from loratune.tuning.workbench import model_cache
 
 DEVIATES = 1
 """Exit code where the pack deviates from PEFT by more than PEFT from itself."""

@@ -10,11 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from loratune.app.options import TrainOptions, keyword_options
-from loratune.app.outcome import named_targets, versions
-from loratune.app.record import training_record
-from loratune.app.watch import Quiet, Terminal, Watch
-from loratune.app.workbench import Workbench, check_out, open_workbench
+from loratune.analysis.diagnose import DEFAULT_MARGIN, before_training, combined, of_trial
 from loratune.engine.live import EarlyStopping, metrics_of
 from loratune.engine.shortage import Shortage
 from loratune.errors import ResourceError
@@ -25,9 +21,13 @@ from loratune.reporting.card import Card
 from loratune.reporting.facts import Gain
 from loratune.reporting.live import TEST
 from loratune.reporting.result import plain, write_atomically
-from loratune.run.diagnose import DEFAULT_MARGIN, before_training, combined, of_trial
-from loratune.run.final import early_stopping
-from loratune.run.lessons import survived
+from loratune.tuning.final import early_stopping
+from loratune.tuning.lessons import survived
+from loratune.tuning.options import TrainOptions, keyword_options
+from loratune.tuning.outcome import named_targets, versions
+from loratune.tuning.record import training_record
+from loratune.tuning.watch import Quiet, Terminal, Watch
+from loratune.tuning.workbench import Workbench, check_out, open_workbench
 from loratune.values import Evidence, HyperParameters, Stage, TrainingRecord, Trial, TrialResult
 from loratune.values.diagnosis import Diagnosis
 

@@ -9,12 +9,31 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
-from loratune.app.experience import TASK, remember, studied, study_key, task_at_hand
-from loratune.app.fingerprint import fingerprint
-from loratune.app.forecast import Forecast
-from loratune.app.options import TuneOptions, keyword_options
-from loratune.app.outcome import run_facts, write_report
-from loratune.app.resumption import (
+from loratune.analysis.comparison import Final
+from loratune.analysis.diagnose import before_training
+from loratune.costs.budget import Budget
+from loratune.costs.device_limits import measured_peak
+from loratune.errors import Interrupted
+from loratune.lora.peft_io import save_adapter
+from loratune.model.device import forget_peak
+from loratune.model.source import portable_name
+from loratune.reporting.card import card_of
+from loratune.reporting.facts import RunCost
+from loratune.reporting.live import TEST
+from loratune.reporting.result import TuneResult, load_result, write_result
+from loratune.reporting.stored import to_stored
+from loratune.runners.kept import LargestAdapter
+from loratune.runners.local import LocalRunner
+from loratune.study.record import Study
+from loratune.tuning.after_search import AfterSearch
+from loratune.tuning.experience import TASK, remember, studied, study_key, task_at_hand
+from loratune.tuning.final import FinalRunner, best_seed
+from loratune.tuning.fingerprint import fingerprint
+from loratune.tuning.forecast import Forecast
+from loratune.tuning.lessons import LearningPlanner
+from loratune.tuning.options import TuneOptions, keyword_options
+from loratune.tuning.outcome import run_facts, write_report
+from loratune.tuning.resumption import (
     CLOCK_START,
     CUT,
     PEAK,
@@ -27,26 +46,8 @@ from loratune.app.resumption import (
     price,
     resume_command,
 )
-from loratune.app.truncation import AfterSearch
-from loratune.app.watch import Quiet, Watch
-from loratune.app.workbench import Workbench, open_workbench
-from loratune.errors import Interrupted
-from loratune.lora.peft_io import save_adapter
-from loratune.model.device import forget_peak
-from loratune.model.source import portable_name
-from loratune.reporting.card import card_of
-from loratune.reporting.facts import RunCost
-from loratune.reporting.live import TEST
-from loratune.reporting.result import TuneResult, load_result, write_result
-from loratune.reporting.stored import to_stored
-from loratune.run.budget import Budget
-from loratune.run.diagnose import before_training
-from loratune.run.final import Final, FinalRunner, best_seed
-from loratune.run.kept import LargestAdapter
-from loratune.run.lessons import LearningPlanner
-from loratune.run.limits import measured_peak
-from loratune.run.local import LocalRunner
-from loratune.study import Study
+from loratune.tuning.watch import Quiet, Watch
+from loratune.tuning.workbench import Workbench, open_workbench
 from loratune.values import Decision, Stage, StudiedTask, Trial, TrialResult, Truncation
 from loratune.values.diagnosis import Diagnosis
 
@@ -299,7 +300,7 @@ class _Job:
 
 def tune_command(options: TuneOptions, *, as_json: bool, started: float) -> int:
     """Run with a live view on stderr; the summary, or with `as_json` the document, on stdout."""
-    from loratune.app.watch import Terminal
+    from loratune.tuning.watch import Terminal
 
     _, code = run_tune(options, Terminal(as_json=as_json), started=started)
     if as_json:

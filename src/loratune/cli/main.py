@@ -11,9 +11,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from loratune import __version__
-from loratune.app.options import RecommendOptions, SearchOptions, TrainOptions, TuneOptions, read_toml
 from loratune.cli.generate import options_of
 from loratune.errors import LoratuneError
+from loratune.tuning.options import RecommendOptions, SearchOptions, TrainOptions, TuneOptions, read_toml
 
 app = typer.Typer(
     name="loratune",

@@ -18,7 +18,7 @@ from loratune.engine.head import Head
 from loratune.lora.layout import Adapter
 from loratune.lora.packed import PackedAdapters
 from loratune.lora.segments import Passenger, Segment
-from loratune.maths.execution import CAPACITY
+from loratune.maths.sizes import CAPACITY
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

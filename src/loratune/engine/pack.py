@@ -33,7 +33,7 @@ from loratune.engine.step import TrainingStep
 from loratune.lora.init import initial_adapter
 from loratune.lora.layout import Adapter, find_targets
 from loratune.lora.packed import PackedAdapters
-from loratune.maths.execution import CAPACITY
+from loratune.maths.sizes import CAPACITY
 from loratune.model.base import BaseModel
 from loratune.model.device import trim_heap
 from loratune.values import CurvePoint, Trial, TrialResult

@@ -23,7 +23,7 @@ from loratune.lora.segments import (
     parts_of,
     unseen_tokens,
 )
-from loratune.maths.execution import CAPACITY
+from loratune.maths.sizes import CAPACITY
 
 if TYPE_CHECKING:
     from loratune.lora.fused import Route

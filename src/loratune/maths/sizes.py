@@ -1,5 +1,8 @@
 """Sizes that repeat, so that code compiled or recorded for one size serves again."""
 
+CAPACITY = 256
+"""Trials in a pack, at most."""
+
 
 def few_sizes(count: int, *, multiple: int = 4, parts: int = 16) -> int:
     """The next of few sizes from `count` on: at most 1 / `parts` larger, or a multiple of `multiple`."""

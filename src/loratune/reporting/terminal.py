@@ -9,8 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from loratune.costs.memory import MemoryEstimate, Verdict
 from loratune.maths.guide import GuideRanges
-from loratune.maths.memory import MemoryEstimate, Verdict
 from loratune.reporting.facts import RunFacts
 from loratune.reporting.health import health_lines
 from loratune.reporting.impacts import impact_table

@@ -1,0 +1,91 @@
+"""What autograd keeps per token for the backward pass, counted from the shapes of a model's layers.
+
+Dense decoders with rotary or learnt positions, and mixtures of experts roughly; attention without stored
+scores. Knows shapes only, no pack and no device.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from loratune.costs.execution import FLOAT32, Execution
+from loratune.maths.targets import Shape
+from loratune.values import ModelProfile
+
+_ATTENTION = "att"
+
+
+def base_bytes_per_token(model: ModelProfile, adapted: frozenset[str], execution: Execution) -> float:
+    """Bytes kept per token of the base's own operations, all layers together.
+
+    A frozen linear layer keeps nothing, an adapted one its input, shared by siblings. Attention keeps queries,
+    keys and values (after their rotation), its output and a float32 sum per head. A gated MLP keeps gate and
+    up; its activated gate and the product only without recomputation (the product is the input of an adapted
+    `down_proj`). A norm keeps a float32 number, and without recomputation a float32 copy of what it sees; with it,
+    the residual stream before it and what it gives to the layers behind it stay, in the base's type.
+
+    Args:
+        adapted: full names of the layers that any trial adapts.
+    """
+    features = 0.0
+    has_mlp = False
+    for parent, members in groupby(model.targets, key=lambda target: target[0].rpartition(".")[0]):
+        group = list(members)
+        if _ATTENTION in parent.lower():
+            features += _attention(group, adapted, model, execution)
+        else:
+            has_mlp = True
+            features += _mlp(group, adapted, model.hidden_size, execution)
+    if not has_mlp:
+        features += _experts(model, execution)
+    sums = model.layers * model.attention_heads
+    return features * model.bytes_per_parameter + FLOAT32 * (sums + _norms(model, execution))
+
+
+def _norms(model: ModelProfile, execution: Execution) -> int:
+    """float32 numbers that the norms keep: one each, and what they see unless it is computed again."""
+    seen = model.norm_features or (2 * model.layers + 1) * model.hidden_size
+    norms = 2 * model.layers + 1
+    return norms if execution.recompute else norms + seen
+
+
+def _attention(
+    group: Sequence[Shape], adapted: frozenset[str], model: ModelProfile, execution: Execution
+) -> float:
+    """Features of one attention block in the base's type: inputs, queries, keys, values, output."""
+    first, (name, output, _) = _split(group, model.hidden_size)
+    each = FLOAT32 / model.bytes_per_parameter if execution.float32_attention else 1.0
+    inside = each * (sum(outputs for *_, outputs in first) + output)
+    collected = output if execution.collects_attention and name in adapted else 0
+    return _inputs(first, adapted, execution) + inside + collected
+
+
+def _mlp(group: Sequence[Shape], adapted: frozenset[str], hidden_size: int, execution: Execution) -> int:
+    """Features of one MLP: inputs, gate and up (or the one wide layer), what is between them and the last."""
+    first, last = _split(group, hidden_size)
+    name, width, _ = last
+    outputs = sum(outputs for *_, outputs in first)
+    kept = _inputs(first, adapted, execution) + outputs
+    if not execution.recompute:
+        gated = outputs >= 2 * width
+        kept += width if gated else 3 * width  # without a gate, the terms of its GELU
+    product = name in adapted and (execution.keeps_product or not execution.recompute)
+    return kept + (width if product else 0)
+
+
+def _experts(model: ModelProfile, execution: Execution) -> int:
+    """Features of a mixture's experts: gate, up and what lies between, and what each expert gives back."""
+    between = 2 if execution.recompute else 3
+    each = between * model.intermediate_size + model.experts_per_token * model.hidden_size
+    return model.layers * each
+
+
+def _split(group: Sequence[Shape], hidden_size: int) -> tuple[list[Shape], Shape]:
+    """The layers under one parent without the last that gives the hidden size (to the residual), and that."""
+    last = max(range(len(group)), key=lambda i: (group[i][2] == hidden_size, i))
+    return [shape for i, shape in enumerate(group) if i != last], group[last]
+
+
+def _inputs(first: Sequence[Shape], adapted: frozenset[str], execution: Execution) -> int:
+    """Distinct inputs kept: of adapted layers, and with recomputation of all, each beside the residual stream."""
+    kept = sum({inputs for name, inputs, _ in first if execution.recompute or name in adapted})
+    return 2 * kept if execution.recompute else kept

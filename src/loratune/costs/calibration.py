@@ -1,0 +1,135 @@
+"""From measured tokens per second to predicted seconds, and from a budget to full-run equivalents."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from loratune.costs.budget import coarse
+from loratune.costs.correction import UNCORRECTED, Correction
+from loratune.costs.readings import READINGS_SHARE, TRUNCATION_SHARE, affordable_rows, cut_ranks, final_looks
+from loratune.costs.step_time import StepTime
+from loratune.errors import BudgetError
+from loratune.values import PASSES_PER_LABELLING, SearchContext
+
+CALIBRATION = "calibration"
+"""The fact of a study that holds it."""
+
+_SAFETY = 0.85
+"""Share of the time left that the plan may fill: devices slow down, and results ask for more than is expected."""
+_FINAL_TRIALS = 2
+"""The recommended trial and the default recipe."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Calibration:
+    """Measured once per study; tokens are real (unpadded) ones."""
+
+    pack: float
+    """Trained tokens per second of a pack of `slots` trials together."""
+    alone: float
+    """Trained tokens per second of one trial alone."""
+    forward: float
+    """Evaluated tokens per second."""
+    slots: int
+    steps: tuple[tuple[float, float], ...] = ()
+    """(tokens, seconds) of measured steps of one micro-batch each."""
+    micro_batch_tokens: int = 0
+    """What a micro-batch is to hold; 0: as planned without measuring."""
+    evaluation_tokens: int = 0
+    """The same in evaluation; 0: in proportion."""
+    correction: Correction = UNCORRECTED
+    """Of the memory model, on this device."""
+
+    @property
+    def times(self) -> StepTime:
+        """Seconds of any step of a pack."""
+        full = float(self.micro_batch_tokens or 2048)
+        return StepTime(points=self.steps or ((full, full / self.pack),), micro_batch_tokens=full)
+
+    def evaluated_tokens(self, longest_table: int) -> int:
+        """Of the largest micro-batch of an evaluation; `longest_table`: tokens of all rows of the longest one."""
+        limit = self.evaluation_tokens or 2 * int(self.times.micro_batch_tokens)
+        return min(limit, max(self.slots, 1 + _FINAL_TRIALS) * longest_table)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**asdict(self), "steps": [list(point) for point in self.steps]}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Inverse of `to_dict`."""
+        steps = tuple((float(tokens), float(seconds)) for tokens, seconds in values.get("steps", ()))
+        correction = Correction.from_dict(values.get("correction", {}))
+        return cls(**{**values, "steps": steps, "correction": correction})
+
+    def search_seconds(
+        self, context: SearchContext, runs: float, trials: int, training: float | None = None
+    ) -> float:
+        """Predicted time of a search that costs `runs` full-run equivalents and ends `trials` trials.
+
+        `training` are the seconds of its training where a packing plan says so; else its tokens at the pack's rate.
+        The evaluations that each trial's cost holds at half the price of training are timed at the measured
+        forward rate instead; readings during training come on top.
+        """
+        evaluated = trials * context.evaluation_passes * context.validation_tokens
+        trained = self.trained_tokens(context, runs, trials)
+        readings = 2 * READINGS_SHARE * trained
+        training = trained / self.pack if training is None else training
+        return training + (evaluated + readings) / self.forward
+
+    @staticmethod
+    def trained_tokens(context: SearchContext, runs: float, trials: int) -> float:
+        """Of trials that together cost `runs` full-run equivalents, without their last evaluations."""
+        evaluated = trials * context.evaluation_passes * context.validation_tokens
+        return max(0.0, runs * context.full_run - 0.5 * evaluated)
+
+    def final_seconds(self, context: SearchContext, test_tokens: int, validation_rows: int) -> float:
+        """Predicted time of the final pack, its evaluations and the test split, in full."""
+        speed = max(self.alone, self.pack * min(1.0, _FINAL_TRIALS / self.slots))
+        trained = _FINAL_TRIALS * context.epochs * context.tokens / speed
+        looks = final_looks(context, validation_rows)
+        at_end = context.evaluation_passes * context.validation_tokens
+        before_end = (looks.evaluated_rows / validation_rows - 1) * context.validation_tokens
+        evaluated = _FINAL_TRIALS * (at_end + before_end)
+        return trained + evaluated / self.forward + self.test_seconds(context, test_tokens)
+
+    def test_seconds(self, context: SearchContext, test_tokens: int) -> float:
+        """Of the final run, what comes after its last step: its trials and the base model on the test rows, the
+        base model on the validation rows."""
+        labelled = 1 + (PASSES_PER_LABELLING if context.labels else 0)
+        base = context.evaluation_passes * context.validation_tokens
+        return ((_FINAL_TRIALS + 1) * labelled * test_tokens + base) / self.forward
+
+    def truncation_seconds(self, context: SearchContext, rank: int, validation_rows: int) -> float:
+        """Predicted time of the truncation curve of an adapter of that rank, once the budget is known."""
+        models = 2 * len(cut_ranks(rank))
+        share = affordable_rows(context, models, validation_rows) / validation_rows
+        return models * context.evaluation_passes * share * context.validation_tokens / self.forward
+
+    def seconds_within(
+        self,
+        seconds: float,
+        context: SearchContext,
+        test_tokens: int,
+        validation_rows: int,
+        spent: float,
+        further_runs: float = 0.0,
+    ) -> float:
+        """What a plan of the search may take where so many seconds are there for everything.
+
+        `spent` are the seconds since the start, `further_runs` the full-run equivalents of what comes between
+        search and final run. Raises `BudgetError` where the final run alone does not fit.
+        """
+        final = self.final_seconds(context, test_tokens, validation_rows)
+        final += further_runs * context.full_run / self.pack
+        left = seconds - spent - final
+        if left <= 0:
+            raise BudgetError(
+                f"--budget {seconds:.0f}s leaves no time to search: loading took {spent:.0f} s and the final "
+                f"run needs about {final:.0f} s; raise --budget or lower --train-rows."
+            )
+        return _SAFETY * left / (1 + TRUNCATION_SHARE)
+
+    def runs_within(self, seconds: float, context: SearchContext) -> float:
+        """Full-run equivalents of a search of so many seconds, if its packs were full all the time."""
+        speed = min(self.pack, self.forward / 2) / (1 + READINGS_SHARE)
+        return coarse(seconds * speed / context.full_run)

@@ -1,0 +1,147 @@
+"""How much of one thing fits into a device's memory where all else stays as it is. Knows the memory model only."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import ceil, floor, inf
+
+from loratune.costs.correction import UNCORRECTED, Correction
+from loratune.costs.evaluation import evaluation_bytes
+from loratune.costs.execution import FLOAT32, Execution
+from loratune.costs.memory import TIGHT, MemoryEstimate, adapter_bytes, adapter_parameters, estimate_pack
+from loratune.maths.sizes import recorded_tokens
+from loratune.maths.targets import select_targets
+from loratune.values import HyperParameters, ModelProfile
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """A model, its rows and a device; answers are 0 where not even one fits."""
+
+    model: ModelProfile
+    max_length: int
+    """Tokens of the longest row."""
+    micro_batch_tokens: int
+    device_bytes: int
+    """All that the process may take, what it holds already included."""
+    execution: Execution
+    correction: Correction = UNCORRECTED
+    supervised: float = 1.0
+    """Share of the tokens that are supervised."""
+    nf4: bool = False
+
+    def estimate(self, pack: Sequence[HyperParameters], *, step_tokens: int | None = None) -> MemoryEstimate:
+        """Predicted peak of a pack."""
+        return estimate_pack(
+            self.model,
+            pack,
+            max_length=self.max_length,
+            micro_batch_tokens=self.micro_batch_tokens,
+            execution=self.execution,
+            correction=self.correction,
+            supervised=self.supervised,
+            step_tokens=step_tokens,
+            nf4=self.nf4,
+        )
+
+    @property
+    def largest_line(self) -> int:
+        """Tokens of the largest micro-batch: a single row always goes in."""
+        return max(self.micro_batch_tokens, self.max_length)
+
+    def fullest(self, pack: Sequence[HyperParameters], *, step_tokens: float = inf) -> MemoryEstimate:
+        """The largest peak of a pack and of all its parts, which train on when others have ended.
+
+        A step that just fills a micro-batch needs most: longer ones are cut into equal parts, smaller than allowed.
+        `step_tokens`: of the largest step, where it is known.
+        """
+        return self.estimate(pack, step_tokens=ceil(min(self.largest_line, step_tokens)))
+
+    def evaluating(self, tokens: int) -> int:
+        """Bytes while so many tokens are evaluated at once, beyond what is held between steps.
+
+        As if all of them predicted, since labels are scored at more positions than are supervised, and as if all
+        were one model's.
+        """
+        needed = evaluation_bytes(
+            self.model, tokens=tokens, models=1, supervised=1.0, execution=self.execution
+        )
+        return round(self.correction.scale * (1 + self.execution.allocator) * needed)
+
+    @property
+    def recorded_tokens(self) -> int:
+        """Micro-batches of so many tokens at most are recorded: what they need is held between steps too."""
+        return recorded_tokens(self.model.parameters) if self.execution.records else 0
+
+    def fits(self, pack: Sequence[HyperParameters]) -> bool:
+        """Whether a pack, and any part of it, fits with room to spare."""
+        return self.fullest(pack).fits(self.device_bytes)
+
+    def adapter_bytes(self, recipe: HyperParameters) -> int:
+        """What one more trial holds between steps."""
+        return adapter_bytes(self.model, recipe, self.execution)
+
+    def best_bytes(self, recipe: HyperParameters) -> int:
+        """What early stopping holds of a trial: its best weights in float32, and the new ones before the old go."""
+        return 2 * FLOAT32 * adapter_parameters(self.model, recipe)
+
+    def room(self, trials: Sequence[HyperParameters]) -> int:
+        """Bytes that adapters (`adapter_bytes`) may take while any of `trials` train beside each other.
+
+        What a step needs beyond them is counted as if all trained at once: it does not grow beyond a micro-batch.
+        """
+        estimate = self.fullest(trials)
+        adapters = sum(count * self.adapter_bytes(hp) for hp, count in Counter(trials).items())
+        return floor(TIGHT * self.device_bytes) - (estimate.total - adapters)
+
+    @property
+    def sparing(self) -> "Limits":
+        """With a single row in a micro-batch, which needs least."""
+        return replace(self, micro_batch_tokens=self.max_length)
+
+    def largest_pack(self, trial: HyperParameters, limit: int) -> int:
+        """How many such trials train beside each other, at most `limit`, however small micro-batches must be."""
+        return _largest(lambda trials: self.sparing.fits([trial] * trials), limit)
+
+    def largest_rank(self, trial: HyperParameters, trials: int = 1) -> int:
+        """Rank of that many equal trials, however small micro-batches must be.
+
+        At most the smallest side of a targeted layer.
+        """
+        targets = select_targets(self.model.targets, trial.target_modules)
+        limit = min(min(shape[1:]) for shape in targets)
+        return _largest(lambda r: self.sparing.fits([replace(trial, r=r)] * trials), limit)
+
+    def largest_micro_batch(self, pack: Sequence[HyperParameters], limit: int = 2**17) -> int:
+        """Tokens that a micro-batch of that pack may hold, however many rows a step has.
+
+        A small one is the way to fit a large model, at the cost of speed.
+        """
+        rows = -(-limit // self.max_length) + 1
+        full = [replace(hp, batch_size=max(hp.batch_size, rows)) for hp in pack]
+
+        def holds(tokens: int) -> bool:
+            return replace(self, micro_batch_tokens=tokens).fits(full)
+
+        return _largest(holds, limit)
+
+    def largest_batch(self, trial: HyperParameters, limit: int = 2**20) -> int:
+        """Rows of `max_length` tokens that one trial trains in one undivided micro-batch.
+
+        Not a limit of the engine, which cuts larger batches into micro-batches.
+        """
+
+        def undivided(rows: int) -> bool:
+            whole = replace(self, micro_batch_tokens=rows * self.max_length)
+            return whole.fits([replace(trial, batch_size=rows)])
+
+        return _largest(undivided, limit)
+
+
+def _largest(fits: Callable[[int], bool], limit: int) -> int:
+    """The largest number up to `limit` that fits, where every smaller one fits too."""
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low

@@ -1,0 +1,105 @@
+"""Trials as loads on memory and time, and the plan that packs them. Knows trials and rows; trains nothing."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from math import ceil, sqrt
+
+from loratune.costs.limits import Limits
+from loratune.costs.packing import PackPlan, TrialLoad, plan_packs
+from loratune.costs.step_time import StepTime
+from loratune.data.batches import total_steps
+from loratune.values import HyperParameters, Trial
+
+
+@dataclass(frozen=True, slots=True)
+class LivePack:
+    """Trials that train beside each other."""
+
+    trials: tuple[HyperParameters, ...]
+    tokens: float
+    """Of a step of all of them, on average."""
+    kept: int = 0
+    """Bytes that they hold beyond what they train with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planner:
+    """What fits beside each other here, and how long it takes."""
+
+    limits: Limits
+    times: StepTime
+    rows: int
+    """Training rows."""
+    tokens: int
+    """Of all training rows."""
+    slots: int
+    """Trials in a pack, at most."""
+    evaluated_tokens: int = 0
+    """Of the largest micro-batch of an evaluation; 0: nothing is evaluated."""
+    spread: float = 0.0
+    """Standard deviation of the tokens of a row, as a share of their mean."""
+
+    def load(self, trial: Trial) -> TrialLoad:
+        """What one trial asks for; a row counts the mean tokens."""
+        chosen = trial.hyper_parameters
+        rows = ceil(round(trial.fraction * self.rows, 9))
+        steps = total_steps(rows, chosen.batch_size, chosen.epochs)
+        trained = chosen.epochs * rows * self.tokens / self.rows
+        return TrialLoad(steps=steps, tokens=trained / steps, memory=self.limits.adapter_bytes(chosen))
+
+    def equal_loads(self, trials: int, trained_tokens: float, recipe: HyperParameters) -> list[TrialLoad]:
+        """So many trials of one recipe that train so many tokens together: of a stage not known in detail."""
+        tokens = recipe.batch_size * self.tokens / self.rows
+        steps = max(1, ceil(trained_tokens / max(1, trials) / tokens))
+        memory = self.limits.adapter_bytes(recipe)
+        return [TrialLoad(steps=steps, tokens=tokens, memory=memory)] * trials
+
+    def plan(self, trials: Sequence[Trial]) -> PackPlan:
+        """The plan of these trials."""
+        room = self.room([trial.hyper_parameters for trial in trials])
+        return self.plan_loads([self.load(trial) for trial in trials], room)
+
+    def room(self, trials: Sequence[HyperParameters]) -> int:
+        """Bytes, at least one, that the adapters of those of these trials may hold which train beside each other."""
+        return max(1, self.limits.room(trials)) if trials else 1
+
+    def plan_loads(self, loads: Sequence[TrialLoad], room: int) -> PackPlan:
+        """The plan of loads that may hold `room` bytes together.
+
+        A trial that takes more fits only tightly and fills the room: it runs alone.
+        """
+        filling = [replace(load, memory=min(load.memory, room)) for load in loads]
+        return plan_packs(filling, slots=self.slots, memory=room, times=self.times)
+
+    def peak_bytes(self, packs: Iterable[LivePack]) -> int:
+        """Predicted peak of packs that train one after the other in a process that evaluates between their steps.
+
+        Recorded steps share memory that is held for good, as much as the largest of them needs. Beside it stands what
+        a step takes that is not recorded, the first of its kind among them (`engine.graphs`), or an evaluation, and
+        what evaluations leave of the allocator's memory in pieces.
+        """
+        limits, execution = self.limits, self.limits.execution
+        evaluating = limits.evaluating(self.evaluated_tokens)
+        kinds: set[int] = set()
+        pool = most = 0
+        for pack in packs:
+            tokens = min(self._largest_step(pack), limits.largest_line)
+            estimate = limits.fullest(pack.trials, step_tokens=tokens)
+            steady = estimate.total - estimate.transient + pack.kept
+            kind = execution.rank_block(max(trial.r for trial in pack.trials))
+            if tokens > limits.recorded_tokens:
+                if limits.recorded_tokens:  # smaller steps between
+                    smaller = limits.fullest(pack.trials, step_tokens=limits.recorded_tokens)
+                    pool = max(pool, smaller.transient)
+                step = pool + estimate.transient
+            else:
+                step = max(pool, estimate.transient) if kind in kinds else pool + estimate.transient
+                pool = max(pool, estimate.transient)
+            kinds.add(kind)
+            most = max(most, steady + step, steady + pool + evaluating)
+        return most + (execution.evaluation_slack if self.evaluated_tokens else 0)
+
+    def _largest_step(self, pack: LivePack) -> float:
+        """Tokens: the mean, and three standard deviations of so many rows."""
+        rows = sum(trial.batch_size for trial in pack.trials)
+        return pack.tokens * (1 + 3 * self.spread / sqrt(rows))

@@ -1,0 +1,187 @@
+"""Between search and final run: the truncation curve of the largest adapter, and if asked for a rank per layer.
+
+The curve is shown beside the trained ranks and decides nothing; a rank per layer is trained and tested.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from math import inf
+
+from pydantic import TypeAdapter
+
+from loratune.analysis.truncation import TruncationRun, patterned
+from loratune.costs.readings import cut_ranks
+from loratune.lora.layout import Adapter, AdapterLayout, find_targets
+from loratune.runners.local import LocalRunner
+from loratune.search.claims import note
+from loratune.search.compare import unit
+from loratune.search.layer_ranks import QUESTION, LayerRanksSearch, layer_rank_claims
+from loratune.search.procedure import ask, decide
+from loratune.search.summary import stage_summary
+from loratune.study.record import Study
+from loratune.tuning.forecast import Forecast
+from loratune.tuning.options import TuneOptions
+from loratune.tuning.watch import Watch
+from loratune.tuning.workbench import Workbench
+from loratune.values import (
+    Cut,
+    CutPoint,
+    Decision,
+    Evidence,
+    HyperParameters,
+    Stage,
+    StageSummary,
+    Trial,
+    TrialResult,
+    Truncation,
+)
+
+_FACT = "truncation"
+_DISAGREEMENT = 2.0
+"""Ratio of trained to truncated rank beyond which they are said to disagree."""
+
+
+@dataclass(kw_only=True)
+class AfterSearch:
+    """What is done with the adapter that the search kept."""
+
+    options: TuneOptions
+    bench: Workbench
+    priced: Forecast
+    study: Study
+    watch: Watch
+    runner: LocalRunner
+    truncation: Truncation | None = field(default=None, init=False)
+
+    def examine(self, decision: Decision, history: list[TrialResult]) -> Decision:
+        """The decision with the evidence of the kept adapter; unchanged where the clock or the search left none."""
+        kept = self.runner.largest.load() if self.runner.largest else None
+        if kept is None or self.runner.late or kept[1].layout.r < 2:
+            return decision
+        result, adapter = kept
+        trained = self._uniform_rank(decision.hyper_parameters)
+        self.truncation = self._truncation(kept, trained)
+        claims = truncation_claims(self.truncation, trained, unit(self.priced.context))
+        decision = replace(
+            decision,
+            evidence=(*decision.evidence, *claims),
+            stages=(*decision.stages, _stage(self.truncation)),
+        )
+        if not self.options.layer_ranks:
+            return decision
+        setting = decision.hyper_parameters
+        targets = find_targets(self.bench.base.profile.targets, setting.target_modules)
+        other = patterned(setting, adapter, targets)
+        if other is None or not other.rank_pattern:
+            why = f"rank {setting.r} is all that the rank-{adapter.layout.r} adapter of the search has to share out"
+            return replace(
+                decision, evidence=(*decision.evidence, note(f"A rank for each layer was not tried: {why}."))
+            )
+        return self._layer_ranks(decision, other, result.asked, history)
+
+    def _uniform_rank(self, setting: HyperParameters) -> int:
+        """The rank that takes as many parameters on the layers that the search started from."""
+        available = self.bench.base.profile.targets
+        own = find_targets(available, setting.target_modules)
+        return max(1, round(AdapterLayout.of(setting, own).size / self.priced.context.parameters_per_rank))
+
+    def _truncation(self, kept: tuple[TrialResult, Adapter], trained: int) -> Truncation:
+        """Measured once: a resumed run takes what the study holds."""
+        result, adapter = kept
+        r = result.asked.hyper_parameters.r
+        heal = [k for k in cut_ranks(r) if trained / 2 <= k <= 2 * trained] if self.options.heal else []
+        key = [result.asked.key, *heal]
+        stored, adapter_of = self.study.get_fact(_FACT), TypeAdapter(Truncation)
+        if stored is not None and stored["of"] == key:
+            return adapter_of.validate_python(stored["found"])
+        self.watch.stage(_FACT)
+        run = TruncationRun(engine=self.bench.engine, context=self.priced.context)
+        found = run.measure(result, adapter, heal=heal)
+        self.study.put_fact(_FACT, {"of": key, "found": adapter_of.dump_python(found, mode="json")})
+        return found
+
+    def _layer_ranks(
+        self, decision: Decision, other: HyperParameters, source: Trial, history: list[TrialResult]
+    ) -> Decision:
+        """Train the pattern beside the uniform rank; the better one, if it is shown better."""
+        context = replace(self.priced.context, budget=inf)
+        search = LayerRanksSearch.after(context, decision.hyper_parameters, other, history)
+        while not self.runner.late and (trials := ask(search, context, history)):
+            self.watch.stage(str(Stage.LAYER_RANKS), len(trials))
+            history += self.runner.run(trials)
+        found = decide(search, context, history)
+        words = f"one threshold on the singular values of the rank-{source.hyper_parameters.r} adapter"
+        ranks = sorted(rank for _, rank in other.rank_pattern)
+        answer = f"one rank for all; by layer they would be {ranks[0]} to {ranks[-1]}"
+        if found.compared and found.changed:
+            answer = f"ranks {ranks[0]} to {ranks[-1]} by layer"
+            decision = replace(decision, hyper_parameters=other)
+        summary = stage_summary(
+            Stage.LAYER_RANKS, QUESTION, answer, history, {"rank_pattern": dict(other.rank_pattern)}
+        )
+        return replace(
+            decision,
+            evidence=(*decision.evidence, *layer_rank_claims(context, found, words)),
+            stages=(*decision.stages, summary),
+        )
+
+
+def truncation_claims(found: Truncation, trained: int, units: str) -> tuple[Evidence, ...]:
+    """How far the adapter can be cut, what the trained rank loses as a cut, and whether the two agree."""
+    curve = {point.rank: point for point in found.curve(Cut.UNIFORM)}
+    refused = max((k for k in curve if k < found.deployable), default=found.r)
+    told = sorted({found.deployable, refused, trained} & curve.keys(), reverse=True)
+    claims = [_cut_claim(found, curve[k], units) for k in told]
+    claims += [
+        replace(
+            _cut_claim(found, point, units),
+            claim=(
+                f"Trained on for a few steps, the cut to rank {point.rank} loses {point.loss:.4g} {units}."
+            ),
+        )
+        for point in found.curve(Cut.HEALED)
+    ]
+    ratio = found.deployable / trained
+    agree = 1 / _DISAGREEMENT <= ratio <= _DISAGREEMENT
+    text = (
+        f"rank {trained} is recommended, and the rank-{found.r} adapter can be cut to rank {found.deployable}"
+    )
+    if ratio > _DISAGREEMENT:
+        text += "; training at the lower rank was measured and decides, a cut beyond 8-fold is pessimistic"
+    elif ratio < 1 / _DISAGREEMENT:
+        text += "; a rank that low may do when trained, --ranks would test it"
+    return (
+        *claims,
+        Evidence(
+            claim=f"Training and cutting agree on the rank within a factor 2: {text}.",
+            value=ratio,
+            holds=agree,
+        ),
+    )
+
+
+def _cut_claim(found: Truncation, point: CutPoint, units: str) -> Evidence:
+    verdict = {True: "", False: "no, ", None: "undecided, "}[point.adequate]
+    return Evidence(
+        claim=(
+            f"Cut to rank {point.rank}, the rank-{found.r} adapter is as good as whole: {verdict}it loses "
+            f"{point.loss:.4g} {units} on {found.rows} validation rows."
+        ),
+        value=point.loss,
+        unit=units,
+        interval=point.interval,
+        margin=found.margin,
+        holds=point.adequate is True,
+    )
+
+
+def _stage(found: Truncation) -> StageSummary:
+    return StageSummary(
+        name=_FACT,
+        question=f"How far can the rank-{found.r} adapter be cut without training on?",
+        answer=f"to rank {found.deployable}" if found.deployable < found.r else "no cut was shown as good",
+        cost=found.cost,
+        seconds=found.seconds,
+        details=TypeAdapter(Truncation).dump_python(found, mode="json"),
+    )

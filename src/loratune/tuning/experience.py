@@ -1,0 +1,223 @@
+"""What is known before a search: measured tasks of the package, of the user's ledger, and of a study named by the user.
+
+Turns finished studies into tasks and tasks into corrections of the laws. A ledger that cannot be used is a note.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import blake2b
+from json import dumps
+from math import isfinite
+from pathlib import Path
+from typing import Any, Self
+
+from loratune.errors import OutputError
+from loratune.lora.layout import find_targets
+from loratune.maths.learned import learn_rank, learn_rate
+from loratune.maths.measured import measured_tasks
+from loratune.maths.optimum import best_rate
+from loratune.maths.prior import task_of
+from loratune.study.ledger import LedgerError, ledger_path, read_entries, write_entry
+from loratune.study.record import Study
+from loratune.tuning.options import CommonOptions, PriorOptions, SearchOptions, read_toml
+from loratune.tuning.workbench import Workbench
+from loratune.values import Decision, Optimum, StudiedTask, TrialResult
+
+TASK = "task"
+"""Name of the study's fact that holds it as a `StudiedTask`."""
+_SAMPLE = 2**20
+"""Bytes read at each end of a data file."""
+_FEWEST_RANKS = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Experience:
+    """Measured tasks beyond the package's, and which dataset the new task shares with them."""
+
+    dataset: str
+    tasks: tuple[StudiedTask, ...] = ()
+    """All of them, the package's included."""
+    notes: tuple[str, ...] = ()
+    """What was taken over or could not be, a sentence each."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Corrections:
+    """What the laws are corrected by for one task; kept in the study, so that a resumed search decides alike."""
+
+    rate: float = 1.0
+    rank: float = 1.0
+    notes: tuple[str, ...] = ()
+    batches: tuple[float, float] | None = None
+    """Batch sizes worth trying, where a noise scale was measured."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Inverse of `to_dict`."""
+        batches = values.get("batches")
+        return cls(
+            **{
+                **values,
+                "notes": tuple(values["notes"]),
+                "batches": None if batches is None else (batches[0], batches[1]),
+            }
+        )
+
+
+def dataset_name(options: CommonOptions) -> str:
+    """What is the same for the same data, whatever model, seed or splits: a digest of the file, else its name."""
+    path = Path(options.data).expanduser()
+    if not path.is_file():
+        return f"{options.data} {options.train_rows or ''}".strip()
+    whole = blake2b(f"{path.stat().st_size} {options.train_rows}".encode(), digest_size=8)
+    with path.open("rb") as file:
+        whole.update(file.read(_SAMPLE))
+        file.seek(max(0, path.stat().st_size - _SAMPLE))
+        whole.update(file.read(_SAMPLE))
+    return whole.hexdigest()
+
+
+def task_at_hand(bench: Workbench, options: SearchOptions) -> StudiedTask:
+    """The facts of what is about to be tuned; parameters per rank are of the layers that are targeted."""
+    task = task_of(
+        bench.data.profile, bench.base.profile, epochs=options.epochs, dataset=dataset_name(options)
+    )
+    targets = find_targets(bench.base.profile.targets, options.target_modules)
+    parameters = sum(target.in_features + target.out_features for target in targets)
+    return replace(task, parameters_per_rank=parameters if task.parameters_per_rank else 0)
+
+
+def study_key(fingerprint: dict[str, Any]) -> str:
+    """Identity of a study: equal for a repetition with the same options, data and model."""
+    return blake2b(dumps(fingerprint, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def gather(options: PriorOptions, *, own_key: str = "") -> Experience:
+    """The package's tasks, those of the ledger but `own_key`'s (a repetition decides alike), and the named study's.
+
+    Raises `OutputError` where the study named by --from-study is not there or not finished.
+    """
+    dataset = dataset_name(options)
+    tasks = list(measured_tasks())
+    notes: list[str] = []
+    if not options.no_ledger:
+        try:
+            earlier = [entry.task for entry in read_entries(ledger_path()) if entry.key != own_key]
+        except LedgerError as error:
+            notes.append(str(error))
+        else:
+            tasks += earlier
+            notes += _ledger_notes(earlier, dataset)
+    if options.from_study is not None:
+        old = task_of_study(Path(options.from_study))
+        tasks = [task for task in tasks if (task.dataset, task.model) != (old.dataset, old.model)]
+        tasks.append(replace(old, dataset=dataset))
+        notes += _takeover(old, options.from_study, dataset)
+    return Experience(dataset=dataset, tasks=tuple(tasks), notes=tuple(notes))
+
+
+def correct(task: StudiedTask, experience: Experience) -> Corrections:
+    """Factors on the laws for this task, and what they rest on where more than the package's tasks was there."""
+    rate = learn_rate(task, experience.tasks).factor
+    rank = learn_rank(task, experience.tasks).factor if task.parameters_per_rank else 1.0
+    notes = list(experience.notes)
+    if len(experience.tasks) > len(measured_tasks()):
+        plain = learn_rate(task, measured_tasks()).factor
+        notes.append(
+            f"With earlier studies the learning rate is expected at {rate:.2g} times the law's "
+            f"(without them {plain:.2g}), the rank at {rank:.2g} times."
+        )
+    return Corrections(rate=rate, rank=rank, notes=tuple(notes))
+
+
+def _ledger_notes(earlier: Sequence[StudiedTask], dataset: str) -> list[str]:
+    if not earlier:
+        return []
+    same = sum(task.dataset == dataset for task in earlier)
+    return [
+        f"The prior takes in {len(earlier)} finished {'studies' if len(earlier) > 1 else 'study'} of the ledger, "
+        f"{same} of them on this data."
+    ]
+
+
+def _takeover(old: StudiedTask, directory: str, dataset: str) -> list[str]:
+    """What the named study brings, and whether its data file is this one."""
+    best = min(old.optima, key=lambda each: each.nll, default=None)
+    found = [] if best is None else [f"best at rank {best.r}, learning rate {best.learning_rate:.2g}"]
+    if old.needed_rank:
+        found.append(f"rank {old.needed_rank:g} recommended")
+    note = (
+        f"From {directory} ({old.model}): {len(old.optima)} measured learning-rate optima"
+        + "".join(f", {each}" for each in found)
+        + "; the effect of the data on learning rate and rank is taken over, sizes and family are the new model's."
+    )
+    if old.dataset == dataset:
+        return [note]
+    return [
+        note,
+        f"The data of {directory} is another file than this one; it is taken for the same task all the same.",
+    ]
+
+
+def task_of_study(directory: Path) -> StudiedTask:
+    """A finished study as a task. Raises `OutputError` where there is none."""
+    toml = directory / "loratune.toml"
+    study = Study.load(directory, storage=read_toml(toml).get("storage") if toml.exists() else None)
+    values = study.get_fact(TASK)
+    if values is None:
+        raise OutputError(
+            f"--from-study must name a finished study, but that of {directory} is not; finish it by tune --resume."
+        )
+    return StudiedTask.from_dict(values)
+
+
+def studied(
+    task: StudiedTask, results: Sequence[TrialResult], decision: Decision, *, ranks_wished: bool
+) -> StudiedTask:
+    """The task with its optima and, where the search was free to choose between ranks, the rank it came to."""
+    optima = optima_of(results)
+    compared = len({each.r for each in optima}) >= _FEWEST_RANKS and not ranks_wished
+    return replace(
+        task,
+        optima=optima,
+        needed_rank=float(decision.hyper_parameters.r) if compared else 0.0,
+        source="ledger",
+    )
+
+
+def optima_of(results: Sequence[TrialResult]) -> tuple[Optimum, ...]:
+    """The best learning rate at each rank, alpha and batch size at which several were trained on all rows."""
+    losses: dict[tuple[int, float, int], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for result in results:
+        values = result.trial.hyper_parameters
+        if result.trial.fraction < 1 or values.weight_decay or values.lora_dropout:
+            continue
+        place = (values.r, values.lora_alpha, values.batch_size)
+        losses[place][values.learning_rate].append(result.nll if result.finished else float("inf"))
+    found = []
+    for (r, alpha, batch), by_rate in sorted(losses.items()):
+        rates = sorted(by_rate)
+        means = [sum(by_rate[rate]) / len(by_rate[rate]) for rate in rates]
+        if len(rates) < 2 or not any(map(isfinite, means)):
+            continue
+        rate, nll, inside = best_rate(rates, means)
+        found.append(
+            Optimum(r=r, lora_alpha=alpha, batch_size=batch, learning_rate=rate, nll=nll, inside=inside)
+        )
+    return tuple(found)
+
+
+def remember(key: str, directory: Path, task: StudiedTask) -> str | None:
+    """Write a finished study into the ledger; a sentence where that cannot be done."""
+    try:
+        write_entry(ledger_path(), key, str(directory.resolve()), task)
+    except LedgerError as error:
+        return str(error)
+    return None

@@ -1,0 +1,180 @@
+"""The plan with prices: strategy, calibration, packs, predicted time and memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from time import monotonic
+from typing import Any
+
+from loratune.costs.budget import Budget
+from loratune.costs.calibration import Calibration
+from loratune.costs.planner import Planner
+from loratune.costs.readings import Looks, final_looks
+from loratune.reporting.wording import duration
+from loratune.search.layer_ranks import QUESTION
+from loratune.search.strategy import Strategy
+from loratune.tuning.context import search_context
+from loratune.tuning.experience import Corrections
+from loratune.tuning.options import SearchOptions
+from loratune.tuning.pricing import Pricing
+from loratune.tuning.workbench import Workbench
+from loratune.values import PlannedStage, SearchContext, SearchPlan, Stage
+
+_LAYER_RANK_RUNS = 3
+_TOLD_SHARE = 0.15
+"""Of evaluation in the final run's training, above which it is told."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Forecast:
+    """What a search would run, and what it would take."""
+
+    strategy: Strategy
+    plan: SearchPlan
+    calibration: Calibration
+    planner: Planner
+    """How trials are packed."""
+    slots: int
+    """Trials that train beside each other, at most, if results come as expected."""
+    spent_seconds: float
+    """Loading and calibration, measured."""
+    search_seconds: float
+    final_seconds: float
+    """The final run, and what is done with the largest adapter of the search before it."""
+    final_run_seconds: float
+    """Of it, the final run alone."""
+    test_seconds: float
+    """Of that, what comes after the last step."""
+    limit: float | None
+    """Seconds for everything, where the budget is a time that was to be kept here."""
+    looks: Looks
+    """Of early stopping, in the final run."""
+    peak_bytes: int
+    corrections: Corrections
+    """What earlier studies say of learning rate and rank, and a measured noise scale of batch sizes."""
+
+    @property
+    def context(self) -> SearchContext:
+        return self.strategy.context
+
+    @property
+    def seconds(self) -> float:
+        """The whole run, what it took to get here included."""
+        return self.spent_seconds + self.search_seconds + self.final_seconds
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of time; empty as a rule."""
+        found = []
+        if self.limit is not None and self.seconds > self.limit:
+            found.append(
+                f"The whole run is expected to take {duration(self.seconds)}, more than --budget: its clock will cut "
+                "the search. Fewer trials would hardly be faster, as their steps wait for results; raise --budget."
+            )
+        if self.looks.share > _TOLD_SHARE:
+            found.append(
+                f"The training rows are few: {self.looks.count} looks of early stopping, each at {self.looks.rows} "
+                f"validation rows, cost {self.looks.share:.0%} of the final run's training."
+            )
+        return tuple(found)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for `plan --json`."""
+        return {
+            "strategy": self.strategy.name,
+            "budget": {"full_runs": self.context.budget},
+            "stages": [stage.to_dict() for stage in self.plan.stages],
+            "dropped": list(self.plan.dropped),
+            "trials": self.plan.trials,
+            "cost": {"full_runs": self.plan.cost},
+            "calibration": self.calibration.to_dict(),
+            "slots": self.slots,
+            "final_evaluation": {
+                "looks": self.looks.count,
+                "rows": self.looks.rows,
+                "share_of_training": self.looks.share,
+            },
+            "predicted_seconds": {
+                "search": self.search_seconds,
+                "final": self.final_seconds,
+                "total": self.seconds,
+            },
+            "predicted_peak_memory_bytes": self.peak_bytes,
+            "prior": self.corrections.to_dict(),
+        }
+
+
+def forecast(
+    bench: Workbench,
+    options: SearchOptions,
+    calibration: Calibration,
+    *,
+    started: float,
+    corrections: Corrections,
+    runs: float | None = None,
+) -> Forecast:
+    """Fit the strategy to the budget and price it. `started` is `time.monotonic()` at the start of the command;
+    `runs` is the budget in full-run equivalents where it is known already, `corrections` what earlier studies say.
+
+    Raises `BudgetError` for a budget too small for one trial.
+    """
+    bench = bench.calibrated(calibration)
+    context = replace(
+        search_context(bench, options),
+        rate_factor=corrections.rate,
+        rank_factor=corrections.rank,
+        useful_batches=corrections.batches,
+    )
+    test_tokens, validation_rows = int(bench.data.test.lengths.sum()), len(bench.data.validation)
+    spent = monotonic() - started
+    budget = Budget.parse(options.budget)
+    seconds = None  # no limit
+    if runs is None:
+        runs = budget.runs
+    if runs is None:
+        assert budget.seconds is not None
+        further = _LAYER_RANK_RUNS if options.layer_ranks else 0
+        seconds = calibration.seconds_within(
+            budget.seconds, context, test_tokens, validation_rows, spent, further
+        )
+        runs = calibration.runs_within(seconds, context)
+    pricing = Pricing.of(bench, options, calibration, replace(context, budget=runs))
+    if seconds is not None:
+        pricing = pricing.within(seconds)
+    strategy, context, largest = pricing.strategy, pricing.context, pricing.largest
+    stages = tuple(pricing.stage(stage) for stage in pricing.plan.stages)
+    after = tuple(pricing.stage(stage) for stage in _after_search(options))
+    final_run = calibration.final_seconds(context, test_tokens, validation_rows)
+    final = final_run + sum(stage.seconds for stage in after)
+    final += calibration.truncation_seconds(context, largest.r, validation_rows)
+    return Forecast(
+        strategy=strategy,
+        plan=replace(pricing.plan, stages=(*stages, *after)),
+        calibration=calibration,
+        planner=pricing.planner,
+        slots=pricing.widest,
+        spent_seconds=spent,
+        search_seconds=sum(stage.seconds for stage in stages),
+        final_seconds=final,
+        final_run_seconds=final_run,
+        test_seconds=calibration.test_seconds(context, test_tokens),
+        limit=None if seconds is None else budget.seconds,
+        looks=final_looks(context, validation_rows),
+        peak_bytes=pricing.peak_bytes,
+        corrections=corrections,
+    )
+
+
+def _after_search(options: SearchOptions) -> tuple[PlannedStage, ...]:
+    """Trials between search and final run, beyond the search's budget."""
+    if not options.layer_ranks:
+        return ()
+    return (
+        PlannedStage(
+            name=str(Stage.LAYER_RANKS),
+            question=QUESTION,
+            trials=_LAYER_RANK_RUNS,
+            cost=float(_LAYER_RANK_RUNS),
+            note="beyond the search's budget; a single run where it looks no better",
+        ),
+    )

@@ -1,0 +1,310 @@
+"""The options of every command, each documented once, here; the command line is generated from them.
+
+Full configuration in the library, the same at the command line: `tune(**options)` and `loratune tune --…`
+build the same frozen dataclass, and `loratune.toml` repeats it.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from json import dumps
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from loratune.costs.budget import Budget
+from loratune.data.options import DataOptions
+from loratune.errors import HyperParameterError, InputError
+from loratune.maths.sizes import CAPACITY
+from loratune.search.make import STRATEGIES
+from loratune.values import ALL_LINEAR, METRICS, HyperParameters, default_recipe
+
+_RECIPE = default_recipe()
+
+
+def option(default: Any, text: str, panel: str = "Search") -> Any:
+    """A dataclass field with its help text and the panel of `--help` in which it stands."""
+    return field(default=default, metadata={"help": text, "panel": panel})
+
+
+DATA, MODEL, TRAINING = "Data", "Model and device", "Hyper-parameters"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonOptions:
+    """A base model and a dataset."""
+
+    model: str = option(MISSING, "Base model: a folder, a .gguf file, or a hub name.", MODEL)
+    data: str = option(
+        MISSING, "Training data: .jsonl, .csv, .tsv, .parquet, a datasets folder, or a hub name.", DATA
+    )
+    validation: str | None = option(None, "Validation data; default: split off --data.", DATA)
+    test: str | None = option(None, "Test data, used once at the end; default: split off --data.", DATA)
+    prompt_column: str | None = option(None, "Column that holds the prompt.", DATA)
+    completion_column: str | None = option(None, "Column that holds the completion or label.", DATA)
+    template: str | None = option(
+        None, "Prompt template with {column} fields, e.g. 'Message: {text}\\nIntent:'.", DATA
+    )
+    max_length: int | None = option(None, "Longest row in tokens; default: what data and model need.", DATA)
+    train_rows: int | None = option(None, "Use at most this many training rows (seeded choice).", DATA)
+    validation_rows: int | None = option(None, "Use at most this many validation rows.", DATA)
+    test_rows: int | None = option(None, "Use at most this many test rows.", DATA)
+    seed: int = option(0, "Seed of splits, trials and decisions.", DATA)
+    dtype: str = option("auto", "Base weights: auto, float32 or bfloat16.", MODEL)
+    device: str = option("auto", "auto, cpu, cuda or cuda:N.", MODEL)
+    device_memory: str | None = option(None, "Memory to plan with, e.g. 24GiB; default: the device's.", MODEL)
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        data_options(self)
+        if self.dtype not in ("auto", "float32", "bfloat16"):
+            raise InputError(
+                f"--dtype must be auto, float32 or bfloat16, got {self.dtype!r}; change --dtype."
+            )
+
+
+def data_options(options: CommonOptions) -> DataOptions:
+    """Those of the options that say what the data is. Raises `DataError` for limits out of range."""
+    return DataOptions(**{each.name: getattr(options, each.name) for each in fields(DataOptions)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorOptions(CommonOptions):
+    """What is known from earlier studies."""
+
+    from_study: str | None = option(
+        None, "Run directory of an old study whose results this one starts from, e.g. of another base model."
+    )
+    no_ledger: bool = option(
+        False, "Neither learn from the ledger of your finished studies nor write this one into it."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecommendOptions(PriorOptions):
+    """`PriorOptions`, and whether to measure a little."""
+
+    probe: bool = option(
+        False, "Measure for one or two minutes: gradient noise, a learning-rate test, bits absorbed."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions(PriorOptions):
+    """What to search, how, and for how much."""
+
+    budget: str = option("auto", "For the search: 30m, 2h, 3x (final runs) or auto (5x).")
+    strategy: str = option("evidence", f"One of {', '.join(STRATEGIES)}.")
+    metric: str = option("nll", f"What is optimised: {', '.join(METRICS)}.")
+    margin: float | None = option(
+        None,
+        "Tolerated loss for a cheaper choice: nats per token (default 0.005) or points of the metric (1.0).",
+    )
+    ranks: tuple[int, ...] = option((), "Candidate ranks, e.g. 4,8,16; default: chosen from the data.")
+    learning_rates: tuple[float, ...] = option((), "Candidate learning rates, e.g. 1e-4,1e-3.")
+    batch_sizes: tuple[int, ...] = option((), "Candidate batch sizes, e.g. 8,16.")
+    target_modules: tuple[str, ...] = option(
+        ALL_LINEAR, "Adapted layers, e.g. q_proj,v_proj; default: every linear layer but the head."
+    )
+    epochs: float = option(_RECIPE.epochs, "Passes over the training rows of one full run.")
+    warmup_ratio: float = option(_RECIPE.warmup_ratio, "Share of the steps with a rising learning rate.")
+    regularise: bool = option(False, "Search dropout and weight decay even without over-fitting.")
+    tune_targets: bool = option(
+        False, "Compare which layers to adapt (all, MLP, attention, queries and values) at equal parameters."
+    )
+    layer_ranks: bool = option(
+        False,
+        "Try a rank for each layer, from the singular values of the largest adapter (up to 3 more runs).",
+    )
+    heal: bool = option(
+        False, "Truncation curve: also train the cuts near the chosen rank on for 5 % of the steps."
+    )
+    patience: int = option(3, "Final run: evaluations without improvement before it stops.")
+    pack_size: int | None = option(
+        None, "Trials trained at once; default: what memory and device suit.", MODEL
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Budget.parse(self.budget)
+        if self.strategy not in STRATEGIES:
+            raise InputError(
+                f"--strategy must be one of {', '.join(STRATEGIES)}, got {self.strategy!r}; change --strategy."
+            )
+        if self.metric not in METRICS:
+            raise InputError(
+                f"--metric must be one of {', '.join(METRICS)}, got {self.metric!r}; change --metric."
+            )
+        if self.tune_targets and self.strategy != "evidence":
+            raise InputError(
+                f"--tune-targets is a stage of --strategy evidence, got {self.strategy!r}; leave one of them out."
+            )
+        if self.margin is not None and not self.margin > 0:
+            raise InputError(f"--margin must be above 0, got {self.margin}; change --margin.")
+        if self.patience < 1:
+            raise InputError(f"--patience must be at least 1, got {self.patience}; change --patience.")
+        if self.pack_size is not None and not 1 <= self.pack_size <= CAPACITY:
+            raise InputError(
+                f"--pack-size must be 1 to {CAPACITY}, got {self.pack_size}; change --pack-size."
+            )
+        for name, field_name in (
+            ("ranks", "r"),
+            ("learning_rates", "learning_rate"),
+            ("batch_sizes", "batch_size"),
+        ):
+            for value in getattr(self, name):
+                try:
+                    self.hyper_parameters(**{field_name: value})
+                except HyperParameterError as error:
+                    rule = str(error).split(";")[0]
+                    raise HyperParameterError(f"{rule}; change --{name.replace('_', '-')}.") from None
+        self.hyper_parameters()
+
+    def hyper_parameters(self, **values: Any) -> HyperParameters:
+        """The default recipe at these epochs and targets, with changes."""
+        recipe = default_recipe(self.epochs, self.warmup_ratio)
+        return replace(recipe, **({"target_modules": self.target_modules} | values))
+
+    @property
+    def resolved_margin(self) -> float:
+        """In nats for nll and perplexity, in points for the other metrics."""
+        if self.margin is not None:
+            return self.margin
+        return 0.005 if self.metric in ("nll", "perplexity") else 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions(SearchOptions):
+    """`SearchOptions` and where the study lives."""
+
+    out: str = option(
+        "runs/loratune", "Run directory; it receives adapter/, result.json, report.html, study.db.", "Output"
+    )
+    storage: str | None = option(
+        None, "Optuna storage URL; default: study.db in the run directory.", "Output"
+    )
+    resume: bool = option(
+        False, "Go on with the study in --out; finished trials are not trained again.", "Output"
+    )
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(CommonOptions):
+    """One adapter with given hyper-parameters."""
+
+    rank: int = option(_RECIPE.r, "LoRA rank.", TRAINING)
+    lora_alpha: float | None = option(None, "LoRA alpha; default 2 x rank.", TRAINING)
+    lora_dropout: float = option(0.0, "Dropout on the adapter's input.", TRAINING)
+    target_modules: tuple[str, ...] = option(
+        ALL_LINEAR, "Adapted layers; default: all linear ones.", TRAINING
+    )
+    learning_rate: float = option(_RECIPE.learning_rate, "Peak learning rate.", TRAINING)
+    batch_size: int = option(_RECIPE.batch_size, "Rows per step.", TRAINING)
+    weight_decay: float = option(0.0, "AdamW's decay.", TRAINING)
+    epochs: float = option(_RECIPE.epochs, "Passes over the training rows.", TRAINING)
+    warmup_ratio: float = option(
+        _RECIPE.warmup_ratio, "Share of the steps with a rising learning rate.", TRAINING
+    )
+    patience: int = option(3, "Evaluations without improvement before it stops.", TRAINING)
+    out: str = option("runs/train", "Run directory; it receives adapter/ and result.json.", "Output")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.patience < 1:
+            raise InputError(f"--patience must be at least 1, got {self.patience}; change --patience.")
+        self.hyper_parameters()
+
+    def hyper_parameters(self) -> HyperParameters:
+        """The values as one object. Raises `HyperParameterError` naming the option."""
+        return HyperParameters(
+            r=self.rank,
+            lora_alpha=2.0 * self.rank if self.lora_alpha is None else self.lora_alpha,
+            lora_dropout=self.lora_dropout,
+            target_modules=self.target_modules,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            weight_decay=self.weight_decay,
+            epochs=self.epochs,
+            warmup_ratio=self.warmup_ratio,
+        )
+
+
+def hides_storage(options: TuneOptions) -> bool:
+    """Whether the storage URL must be given again, as it has a password or a query and is not written down."""
+    from loratune.study.record import has_secrets  # imports Optuna, which --help need not wait for
+
+    return options.storage is not None and has_secrets(options.storage)
+
+
+def to_toml(options: TuneOptions) -> str:
+    """`loratune.toml`: the options as top-level keys (JSON strings are TOML strings).
+
+    Unset options are left out, and so is a storage URL with secrets in it.
+    """
+    secret = hides_storage(options)
+    lines = [
+        f"{name} = {dumps(value)}"
+        for name, value in asdict(options).items()
+        if value is not None and not (secret and name == "storage")
+    ]
+    return (
+        "\n".join(["# Repeats this run: loratune tune --config loratune.toml --out elsewhere", *lines]) + "\n"
+    )
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Options from a file that `to_toml` wrote; unknown keys are errors."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"--config must be a readable TOML file, but {path}: {error}; correct it.") from None
+    known = {each.name for each in fields(TuneOptions)}
+    if unknown := sorted(set(values) - known):
+        raise InputError(
+            f"{path} has options that tune does not know: {', '.join(unknown)}; known are {', '.join(sorted(known))}."
+        )
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+_TYPES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "unset"}
+_LISTS = {str: "a list of names", int: "a list of whole numbers", float: "a list of numbers"}
+
+
+def _check_types(options: CommonOptions) -> None:
+    """Raise `InputError` for a value of another type, as a file or a caller may give (the command line parses)."""
+    for name, hint in get_type_hints(type(options)).items():
+        value = getattr(options, name)
+        if not _is_of(value, hint):
+            plain = list(value) if isinstance(value, tuple) else value
+            raise InputError(
+                f"--{name.replace('_', '-')} must be {_in_words(hint)}, got {plain!r}; change {name}."
+            )
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    if get_origin(hint) is UnionType:
+        return any(_is_of(value, each) for each in get_args(hint))
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_is_of(each, get_args(hint)[0]) for each in value)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, int | float if hint is float else hint)
+
+
+def _in_words(hint: Any) -> str:
+    if get_origin(hint) is UnionType:
+        return " or ".join(_in_words(each) for each in get_args(hint))
+    return _LISTS[get_args(hint)[0]] if get_origin(hint) is tuple else _TYPES[hint]
+
+
+def keyword_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Lists as tuples and paths as text, so that callers may write ranks=[4, 8] and data=Path(…)."""
+    return {
+        name: tuple(value) if isinstance(value, list) else str(value) if isinstance(value, Path) else value
+        for name, value in options.items()
+    }

@@ -1,0 +1,183 @@
+"""What a run came to: the facts that the report tells, the claims of the final run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+import loratune
+from loratune.analysis.comparison import Final, FinalModel
+from loratune.analysis.diagnose import DEFAULT_MARGIN, combined, of_run
+from loratune.analysis.sensitivity import sensitivity
+from loratune.data.table import TokenTable
+from loratune.lora.layout import Adapter
+from loratune.lora.peft_io import lora_config
+from loratune.reporting.facts import Gain, ModelScores, RunCost, RunFacts
+from loratune.tuning.forecast import Forecast
+from loratune.tuning.lessons import survived
+from loratune.tuning.options import TuneOptions
+from loratune.tuning.record import training_record
+from loratune.tuning.watch import Watch
+from loratune.tuning.workbench import Workbench
+from loratune.values import METRICS, Decision, Evidence, HyperParameters, TrialResult, Truncation
+from loratune.values.diagnosis import Diagnosis
+
+_PACKAGES = ("torch", "transformers", "peft", "optuna", "numpy")
+
+
+def named_targets(chosen: HyperParameters, adapter: Adapter, bench: Workbench) -> HyperParameters:
+    """The hyper-parameters of a final adapter with its modules by name, as PEFT's config has them."""
+    trained = adapter.hyper_parameters
+    config = lora_config(trained, bench.base.model, adapter.layout.targets)
+    return replace(
+        chosen, learning_rate=trained.learning_rate, target_modules=tuple(sorted(config.target_modules))
+    )
+
+
+def run_facts(
+    *,
+    options: TuneOptions,
+    bench: Workbench,
+    priced: Forecast,
+    results: list[TrialResult],
+    decision: Decision,
+    truncation: Truncation | None,
+    final: Final,
+    cut: bool,
+    cost: RunCost,
+    before: tuple[Diagnosis, ...],
+    shortages: tuple[str, ...],
+) -> RunFacts:
+    """Everything that the report tells of the run."""
+    context = priced.context
+    gains = _gains(final, bench, context.metric)
+    earlier = [Evidence(claim=note) for note in priced.corrections.notes]
+    evidence = (
+        *decision.evidence,
+        *earlier,
+        *_clock_note(cut),
+        *survived(shortages),
+        *_final_claims(final, gains),
+    )
+    margin = context.margin if context.metric in ("nll", "perplexity") else DEFAULT_MARGIN
+    diagnoses = combined(before, of_run(bench.engine, final, results, margin=margin))
+    evidence += tuple(each.to_evidence() for each in diagnoses)
+    chosen = named_targets(decision.hyper_parameters, final.adapter, bench)
+    return RunFacts(
+        model=options.model,
+        data=options.data,
+        directory=options.out,
+        strategy=options.strategy,
+        metric=options.metric,
+        margin=options.resolved_margin,
+        budget=options.budget,
+        seed=options.seed,
+        profile=bench.data.profile,
+        parameters_per_rank=context.parameters_per_rank,
+        adapter_parameters=final.adapter.layout.size,
+        plan=priced.plan,
+        results=tuple(results),
+        decision=replace(decision, hyper_parameters=chosen, evidence=evidence),
+        recommended=_scores(final.recommended),
+        default_recipe=_scores(final.default_recipe),
+        base_model=_scores(final.base_model),
+        cost=cost,
+        gains=gains,
+        validation_weights=context.validation_weights,
+        truncation=truncation,
+        diagnoses=diagnoses,
+        sensitivity=sensitivity(decision.hyper_parameters, results, bench.engine, bench.limits),
+        versions=versions(),
+        notes=(*bench.data.notes, *final.notes),
+        cut_by_clock=cut,
+        training=training_record(
+            options,
+            bench,
+            seed=_seed(final, options.seed),
+            epochs=chosen.epochs,
+            patience=options.patience,
+        ),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that a result may depend on."""
+    return {"loratune": loratune.__version__, **{name: version(name) for name in _PACKAGES}}
+
+
+def _seed(final: Final, otherwise: int) -> int:
+    result = final.recommended.result
+    return otherwise if result is None else result.asked.seed
+
+
+def _scores(model: FinalModel | None) -> ModelScores:
+    if model is None:
+        return ModelScores()
+    return ModelScores(
+        validation=model.validation.metrics if model.validation else {}, test=model.test.metrics
+    )
+
+
+def _gains(final: Final, bench: Workbench, metric: str) -> tuple[Gain, ...]:
+    """Paired over rows, on both splits, over the base model and the default recipe, in NLL and task metrics."""
+    splits: tuple[tuple[str, TokenTable], ...] = (
+        ("validation", bench.data.validation),
+        ("test", bench.data.test),
+    )
+    found = []
+    for split, table in splits:
+        weights = table.supervised_counts.astype(np.float64)
+        ours = getattr(final.recommended, split)
+        for over, model in (("base model", final.base_model), ("default recipe", final.default_recipe)):
+            theirs = getattr(model, split) if model else None
+            if theirs is None:
+                continue
+            pairs = {"nll": (ours.example_nll, theirs.example_nll)}
+            pairs |= {
+                name: (scores, theirs.example_scores[name])
+                for name, scores in ours.example_scores.items()
+                if METRICS.get(name)
+            }
+            for name, (mine, other) in pairs.items():
+                found.append(
+                    Gain.from_rows(mine, other, over=over, split=split, metric=name, weights=weights)
+                )
+    return tuple(found)
+
+
+def _final_claims(final: Final, gains: tuple[Gain, ...]) -> list[Evidence]:
+    """On the test split only: it was evaluated once, after all choices."""
+    claims = [Evidence(claim=text) for text in final.notes]
+    for gain in gains:
+        if gain.split != "test" or gain.interval is None:
+            continue
+        what = "NLL is lower" if gain.metric == "nll" else f"{gain.metric.replace('_', ' ')} is higher"
+        claims.append(
+            Evidence(
+                claim=f"on the test rows the recommended adapter's {what} than the {gain.over}'s",
+                value=gain.value,
+                unit="nats" if gain.metric == "nll" else "points",
+                interval=gain.interval,
+                margin=0.0,
+                holds=gain.interval[0] > 0,
+            )
+        )
+    return claims
+
+
+def _clock_note(cut: bool) -> list[Evidence]:
+    text = "the clock cut the search before it was settled; --resume goes on with it, on a new clock"
+    return [Evidence(claim=text)] if cut else []
+
+
+def write_report(facts: RunFacts, directory: Path, watch: Watch) -> None:
+    """`report.html`, or a note where plotly is not installed."""
+    from loratune.reporting.html import write_html
+
+    try:
+        write_html(facts, directory)
+    except ImportError as error:
+        watch.note(str(error))

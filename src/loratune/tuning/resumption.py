@@ -1,0 +1,118 @@
+"""Going on with a study: whether one is there, whether anything is left to do, what a resumption relies on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from shlex import quote
+
+from loratune.costs.calibration import CALIBRATION, Calibration
+from loratune.errors import OutputError
+from loratune.reporting.result import write_atomically
+from loratune.study.record import Study, masked
+from loratune.tuning.experience import Corrections, correct, gather, study_key, task_at_hand
+from loratune.tuning.fingerprint import fingerprint, option_values
+from loratune.tuning.forecast import Forecast, forecast
+from loratune.tuning.noise import first_forecast
+from loratune.tuning.options import TuneOptions, hides_storage, to_toml
+from loratune.tuning.watch import Watch
+from loratune.tuning.workbench import Workbench, check_out
+
+_TOML, _RESULT = "loratune.toml", "result.json"
+CUT, SECONDS, PEAK, CLOCK_START = "cut", "seconds", "peak_bytes", "clock_start"
+_BUDGET, _CORRECTIONS = "budget", "corrections"
+
+
+def find_study(options: TuneOptions) -> Study | None:
+    """The study that `--resume` goes on with; None where a new one begins.
+
+    Raises `OutputError` where `--out` holds anything else, or a study that was started with other options.
+    """
+    directory = options.directory
+    if not options.resume:
+        check_out(directory)
+        return None
+    study = Study.find(directory, storage=options.storage)
+    if study is not None:
+        study.check(option_values(options))
+    elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise OutputError(
+            f"--resume must find a study of loratune tune in --out, but {directory} holds something else; "
+            "choose another --out."
+        )
+    return study
+
+
+def is_finished(study: Study, options: TuneOptions) -> bool:
+    """Whether nothing is left to do: complete, not cut by the clock, and planned for the same budget."""
+    complete = (options.directory / _RESULT).exists() and not study.get_fact(CUT, False)
+    return complete and _planned(study, options) is not None
+
+
+def _planned(study: Study, options: TuneOptions) -> dict[str, float] | None:
+    """`runs` and `seconds` as planned for this budget; None where it was another or is not kept."""
+    kept = study.get_fact(_BUDGET)
+    return kept if kept is not None and kept["option"] == options.budget else None
+
+
+def open_study(options: TuneOptions, bench: Workbench) -> Study:
+    """Create the study, or open it. Raises `OutputError` where it was started with other data or another model."""
+    return Study.open(
+        options.directory,
+        storage=options.storage,
+        resume=options.resume,
+        fingerprint=fingerprint(options, bench),
+        metric=options.metric,
+    )
+
+
+def price(
+    options: TuneOptions, bench: Workbench, study: Study | None, started: float, watch: Watch
+) -> Forecast:
+    """Calibration, budget and what corrects the laws are settled once per study: a resumed search decides alike."""
+    kept = study.get_fact(CALIBRATION) if study else None
+    if kept is None:
+        watch.note("Measuring a few steps to price the plan.")
+    calibration = bench.calibrate(options) if kept is None else Calibration.from_dict(kept)
+    planned = _planned(study, options) if study else None
+    runs = planned["runs"] if planned else None
+    known = study.get_fact(_CORRECTIONS) if study else None
+    if known is not None:
+        corrections = Corrections.from_dict(known)
+        return forecast(bench, options, calibration, started=started, runs=runs, corrections=corrections)
+    experience = gather(options, own_key=study_key(fingerprint(options, bench)))
+    corrections = correct(task_at_hand(bench, options), experience)
+    return first_forecast(bench, options, calibration, started=started, corrections=corrections, watch=watch)
+
+
+def begin(study: Study, options: TuneOptions, priced: Forecast) -> None:
+    """Write down what a resumption relies on, where it is new or a kill left it out.
+
+    A complete run becomes an incomplete one: its clock starts anew and its result goes.
+    """
+    result = options.directory / _RESULT
+    if result.exists():
+        study.put_fact(CLOCK_START, study.get_fact(SECONDS, 0.0))
+        result.unlink()
+        study.put_fact("facts", None)
+    if study.get_fact(CALIBRATION) is None:
+        study.put_fact(CALIBRATION, priced.calibration.to_dict())
+    if study.get_fact(_CORRECTIONS) is None:
+        study.put_fact(_CORRECTIONS, priced.corrections.to_dict())
+    if _planned(study, options) is None:
+        planned = {"option": options.budget, "runs": priced.context.budget, "seconds": priced.seconds}
+        study.put_fact(_BUDGET, planned)
+    write_atomically(options.directory / _TOML, to_toml(replace(options, resume=False)))
+
+
+def predicted_seconds(study: Study, options: TuneOptions, priced: Forecast) -> float:
+    """Of the whole run, as they were predicted when it was planned."""
+    planned = _planned(study, options)
+    return planned["seconds"] if planned else priced.seconds
+
+
+def resume_command(options: TuneOptions) -> str:
+    """What the user types to go on; a storage URL that the file does not hold is added, its secrets masked."""
+    command = f"loratune tune --config {quote(str(options.directory / _TOML))} --resume"
+    if options.storage is None or not hides_storage(options):
+        return command
+    return f"{command} --storage {quote(masked(options.storage))}"

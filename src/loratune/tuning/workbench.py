@@ -1,0 +1,152 @@
+"""Model, data and engine put together from the options: what every command that trains starts with.
+
+Everything that can be wrong with the user's input is found here, before anything is written.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from loratune.costs.calibration import Calibration
+from loratune.costs.device_limits import limits_here
+from loratune.costs.limits import Limits
+from loratune.costs.measuring import calibrate
+from loratune.costs.readings import plan_readings
+from loratune.data.prepare import PreparedData, prepare
+from loratune.data.survey import Decoder, survey
+from loratune.engine.pack import PackEngine
+from loratune.engine.paths import choose_paths
+from loratune.engine.shortage import Shortage
+from loratune.errors import OutputError
+from loratune.lora.layout import find_targets
+from loratune.maths.targets import check_rank
+from loratune.model.architecture import longest_row, read_config
+from loratune.model.base import BaseModel
+from loratune.model.load import load_model
+from loratune.model.source import locate
+from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
+from loratune.tuning.options import CommonOptions, SearchOptions, data_options
+from loratune.values import LABEL_METRICS, SearchContext
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Workbench:
+    """Ready to train."""
+
+    options: CommonOptions
+    data: PreparedData
+    base: BaseModel
+    engine: PackEngine
+    limits: Limits
+    """What fits in memory."""
+
+    def calibrate(self, options: SearchOptions) -> Calibration:
+        """A few measured steps of the default recipe."""
+        return calibrate(self.engine, self.limits, options.hyper_parameters(), pack_size=options.pack_size)
+
+    def hearing(self, on_shortage: Callable[[Shortage], None]) -> Workbench:
+        """The same with someone who is told of survived out-of-memory errors."""
+        return replace(self, engine=replace(self.engine, on_shortage=on_shortage))
+
+    def calibrated(self, calibration: Calibration) -> Workbench:
+        """The same with the micro-batches and the memory that were measured here."""
+        tokens = calibration.micro_batch_tokens or self.limits.micro_batch_tokens
+        tokens = max(tokens, self.limits.max_length)
+        return replace(
+            self,
+            engine=self.engine.with_micro_batches(
+                tokens, in_evaluation=calibration.evaluation_tokens or None
+            ),
+            limits=replace(self.limits, micro_batch_tokens=tokens, correction=calibration.correction),
+        )
+
+
+def check_out(directory: Path) -> None:
+    """Raise `OutputError` where a run directory is not new or empty."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise OutputError(
+            f"--out must be a new or empty folder, but {directory} is not; go on with its study by --resume, "
+            "or choose another --out."
+        )
+
+
+def model_cache() -> Path:
+    """Where unpacked .gguf weights are kept: $LORATUNE_CACHE, else the user's cache folder."""
+    return Path(os.environ.get("LORATUNE_CACHE") or Path.home() / ".cache" / "loratune")
+
+
+def context_length(model: str) -> int | None:
+    """The longest row in tokens that the model's configuration allows; None where it sets no limit.
+
+    A .gguf file's configuration takes as long to read as its weights, so its limit is left to the user.
+    """
+    source = locate(model, weights=False)
+    return None if source.gguf is not None else longest_row(read_config(source))
+
+
+def with_survey(data: PreparedData, tokenizer: Decoder, seed: int) -> PreparedData:
+    """The same rows, their profile with a closer look at them."""
+    return replace(data, profile=replace(data.profile, survey=survey(data, tokenizer, seed=seed)))
+
+
+@contextmanager
+def open_workbench(
+    options: CommonOptions,
+    *,
+    targets: tuple[str, ...],
+    ranks: tuple[int, ...],
+    epochs: float,
+    metric: str = "nll",
+    surveyed: bool = False,
+) -> Iterator[Workbench]:
+    """Load and check everything; the tokens of large data live in a temporary folder that goes in the end.
+
+    With `surveyed` the data's profile has its survey, which takes seconds.
+    Raises `InputError` of all kinds for wrong input, `ResourceError` for a device that is absent or too small.
+    """
+    cache = model_cache()
+    tokenizer = load_tokenizer(options.model, cache=cache)
+    with TemporaryDirectory(prefix="loratune-") as folder:
+        data = prepare(
+            data_options(options),
+            tokenizer,
+            end_of_turn=end_of_turn_id(tokenizer),
+            model_limit=context_length(options.model),
+            cache=Path(folder),
+        )
+        if surveyed:
+            data = with_survey(data, tokenizer, options.seed)
+        base = load_model(options.model, dtype=options.dtype, device=options.device, cache=cache)  # type: ignore[arg-type]
+        for rank in ranks:
+            check_rank(find_targets(base.profile.targets, targets), rank)
+        facts = SearchContext(
+            rows=len(data.train),
+            tokens=int(data.train.lengths.sum()),
+            supervised_tokens=int(data.train.supervised_counts.sum()),
+            validation_tokens=int(data.validation.lengths.sum()),
+            epochs=epochs,
+            metric=metric,
+        )
+        readings = plan_readings(facts, len(data.validation))
+        tables = data.train, data.validation, data.test
+        paths = choose_paths(base, longest=max(int(table.lengths.max(initial=0)) for table in tables))
+        limits = limits_here(base, paths, data.train, data.validation, options.device_memory)
+        engine = PackEngine(
+            base=base,
+            train=data.train,
+            validation=data.validation,
+            study_seed=options.seed,
+            cost=facts.cost,
+            label_tokens=data.label_tokens or None,
+            labels_at_end=metric in LABEL_METRICS,
+            validation_subset_size=readings.rows,
+            evaluations_per_trial=readings.count,
+            max_tokens_per_micro_batch=limits.micro_batch_tokens,
+            paths=paths,
+        )
+        yield Workbench(options=options, data=data, base=base, engine=engine, limits=limits)

@@ -1,0 +1,316 @@
+"""What a terminal shows: it fits, it degrades to plain lines, it says the numbers."""
+
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from loratune.costs.memory import MemoryEstimate
+from loratune.engine.progress import PackProgress, SlotProgress
+from loratune.reporting import live
+from loratune.reporting.live import LiveView
+from loratune.reporting.terminal import (
+    print_memory,
+    print_plan,
+    print_profile,
+    print_recommendation,
+    print_summary,
+)
+from loratune.values import (
+    Decision,
+    Evidence,
+    ModelProfile,
+    PlannedStage,
+    Recommendation,
+    SearchPlan,
+    Suggested,
+    TrialState,
+)
+from report_fixture import make_facts, make_trial
+
+
+def console(width: int = 100, height: int = 40) -> Console:
+    return Console(file=StringIO(), width=width, height=height)
+
+
+def shown(target: Console) -> list[str]:
+    assert isinstance(target.file, StringIO)
+    return target.file.getvalue().splitlines()
+
+
+def a_pack(trials: int = 3) -> PackProgress:
+    slots = tuple(
+        SlotProgress(trial=make_trial(seed=seed).trial, step=90, total_steps=360, loss=0.4321)
+        for seed in range(trials)
+    )
+    return PackProgress(slots=slots, tokens=5000, seconds=2.0)
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (100, 40)])
+def test_summary_fits_one_screen(width: int, height: int) -> None:
+    facts = make_facts()
+    wordy = tuple(
+        Evidence(claim=f"claim {i} " + "with many words " * 12, value=0.1, unit="nats", holds=True)
+        for i in range(30)
+    )
+    crowded = make_facts(decision=Decision(hyper_parameters=facts.decision.hyper_parameters, evidence=wordy))
+    for each in (facts, crowded):
+        target = console(width, height)
+        print_summary(target, each)
+        lines = shown(target)
+        assert len(lines) <= height
+        assert max(len(line) for line in lines) <= width
+
+
+def test_summary_says_the_answer() -> None:
+    target = console()
+    print_summary(target, make_facts(cut_by_clock=True))
+    text = "\n".join(shown(target))
+    assert "Recommended: r 8, alpha 16, learning rate 1e-3, batch size 16" in text
+    assert "recommended       0.1701         84.6 %         84.1 %" in text
+    assert "✓ rank 8 is non-inferior to rank 32 (0.0021 nats, 95 % ≤ 0.0043, margin 0.005)" in text
+    assert "✗ rank 2" in text
+    assert "– ranks 1, 4, 16 and 64 were not tried" in text
+    assert "clock cut the search" in text
+    assert "runs/mine/" in text
+
+
+def test_markup_in_names_is_printed_as_it_is() -> None:
+    target = console()
+    print_summary(target, make_facts(directory="runs/[red]x[/red]"))
+    print_plan(
+        target,
+        SearchPlan(
+            stages=(PlannedStage(name="[bold]a", question="", note="[/]", trials=1, cost=1),),
+            dropped=("[/b]",),
+        ),
+        final_seconds=1,
+        slots=1,
+        peak_bytes=1,
+    )
+    text = "\n".join(shown(target))
+    for words in ("runs/[red]x[/red]/", "[bold]a", "[/]", "[/b]"):
+        assert words in text
+
+
+def test_plan_adds_up() -> None:
+    target = console()
+    print_plan(target, make_facts().plan, final_seconds=60.0, slots=8, peak_bytes=2**31, memory_bytes=2**34)
+    lines = shown(target)
+    total = next(line for line in lines if line.startswith("total"))
+    assert total.split() == ["total", "34", "26.30", "14.8", "min"]
+    assert "Packs of up to 8 trials; predicted peak memory 2.0 GiB of 16.0 GiB." in lines
+    for sentence in make_facts().plan.dropped:
+        assert any(sentence[:40] in line for line in lines)
+
+
+def test_profile_prior_and_memory() -> None:
+    target = console()
+    model = ModelProfile(
+        name="tiny",
+        family="llama",
+        hidden_size=64,
+        layers=2,
+        attention_heads=4,
+        vocabulary=1000,
+        parameters=1_234_567,
+        embedding_parameters=64_000,
+        targets=(("q_proj", 64, 64), ("v_proj", 64, 32)),
+    )
+    print_profile(target, make_facts().profile, model)
+    prior = Suggested(value=3.5e-4, low=1e-4, high=1e-3, reason="width 64, 2000 rows")
+    print_recommendation(
+        target,
+        Recommendation(
+            r=Suggested(value=8, low=4, high=16, reason="tokens"),
+            lora_alpha=Suggested(value=16, low=16, high=16, reason="2 r"),
+            learning_rate=prior,
+            batch_size=Suggested(value=16, low=8, high=32, reason="rows"),
+            epochs=Suggested(value=3, low=1, high=5, reason="rows"),
+            notes=("measure it",),
+        ),
+    )
+    text = "\n".join(shown(target))
+    assert "1.23M parameters, 2 layers; 224 LoRA parameters per unit of rank" in text
+    assert "3 duplicates taken out of validation and test." in text
+    assert "3.5e-4" in text
+    assert "1e-4 … 1e-3" in text
+    assert "– measure it" in text
+
+
+@pytest.mark.parametrize(
+    ("available", "sentence"),
+    [(4, "This fits in 4.0 GiB."), (3.6, "This is tight in 3.6 GiB"), (2, "This does not fit in 2.0 GiB.")],
+)
+def test_memory_and_the_verdict_on_it(available: float, sentence: str) -> None:
+    """Up to 92 % of the device it fits, up to all of it it is tight, as `MemoryEstimate.verdict` has it."""
+    nothing = dict.fromkeys(
+        (
+            "adapters",
+            "gradients",
+            "optimiser",
+            "activations",
+            "logits",
+            "backward",
+            "workspace",
+            "allocator",
+            "runtime",
+        ),
+        0,
+    )
+    target = console()
+    print_memory(
+        target,
+        MemoryEstimate(weights=3 * 2**30, **nothing | {"activations": 2**29}),
+        int(available * 2**30),
+    )
+    text = "\n".join(shown(target))
+    assert "total        3.5 GiB" in text
+    assert sentence in text
+
+
+def test_live_view_on_a_terminal() -> None:
+    target = Console(file=StringIO(), width=100, force_terminal=True)
+    with LiveView(target) as view:
+        view.expect(trials=10, cost=5.0, seconds=600.0)
+        view.stage("rank and learning rate", 4)
+        view.progress(a_pack())
+        view.result(make_trial(r=32, learning_rate=3e-4, seed=1))
+        view.result(make_trial(r=2, state=TrialState.DIVERGED))
+        picture = console()
+        picture.print(view.picture())
+    text = "\n".join(shown(picture))
+    assert "rank and learning rate   2/10 trials (1 diverged)" in text
+    assert (
+        f"best NLL so far {make_trial(r=32, learning_rate=3e-4, seed=1).nll:.4f}: r 32, learning rate 3e-4"
+        in text
+    )
+    assert "2.5k tokens/s" in text
+    assert text.count("90/360") == 3
+    assert "0.432" in text
+    assert "diverged: r 2, learning rate 1e-3, batch 16, alpha 4 (loss is NaN)" in target.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_many_slots_are_counted() -> None:
+    view = LiveView(console())
+    view.progress(a_pack(trials=20))
+    target = console()
+    target.print(view.picture())
+    assert len(shown(target)) <= 20
+    assert any("+8" in line for line in shown(target))
+
+
+def test_without_a_terminal_plain_lines_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = console()
+    clock = [100.0]
+    monkeypatch.setattr(live, "monotonic", lambda: clock[0])
+    with LiveView(target) as view:
+        view.expect(trials=10, cost=10.0, seconds=600.0)
+        view.stage("alpha", 3)
+        for _ in range(100):
+            clock[0] += 1.0
+            view.progress(a_pack())
+    lines = shown(target)
+    assert lines[0] == "0 s  stage: alpha"
+    assert len(lines) == 4  # 100 steps of a second, a line each 31 s
+    assert "\x1b" not in "".join(lines)
+    assert "alpha: 0/10 trials, 3 in the pack, no full trial yet" in lines[1]
+
+
+def test_time_left_moves_from_the_plan_to_the_run_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(live, "monotonic", lambda: clock[0])
+    view = LiveView(console())
+    with view:
+        view.expect(trials=4, cost=4.08, seconds=400.0)
+        assert view.seconds_left == 400.0
+        clock[0] = 200.0  # twice as slow as planned: one of four trials done
+        view.result(make_trial(seed=1))
+        assert view.seconds_left == pytest.approx(0.25 * 600 + 0.75 * 200)
+        for seed in (2, 3, 4):
+            view.result(make_trial(seed=seed))
+        assert view.seconds_left == 0.0
+
+
+@pytest.mark.parametrize("taken", [1, 2, 4])
+def test_the_final_run_is_still_to_come_whatever_the_search_takes(
+    monkeypatch: pytest.MonkeyPatch, taken: int
+) -> None:
+    """Two runs of the search planned, at 100 s each; then two of the final run."""
+    clock = [0.0]
+    monkeypatch.setattr(live, "monotonic", lambda: clock[0])
+    with LiveView(console()) as view:
+        view.expect(trials=4, cost=4.08, seconds=400.0, final_trials=2, final_seconds=200.0)
+        for seed in range(taken):
+            clock[0] += 100.0
+            view.result(make_trial(seed=seed))
+        assert view.seconds_left == pytest.approx(200.0 + 100.0 * max(0, 2 - taken), rel=0.05)
+        view.stage("final", 2)
+        target = console()
+        target.print(view.picture())
+        assert any(f"{taken}/{taken + 2} trials" in line for line in shown(target))
+        assert view.seconds_left == pytest.approx(200.0, abs=4)
+        clock[0] += 100.0
+        view.result(make_trial(seed=4))
+        assert view.seconds_left == pytest.approx(100.0, abs=4)
+        clock[0] += 100.0
+        view.result(make_trial(seed=5))
+        assert view.seconds_left == pytest.approx(0.0, abs=4)
+
+
+def test_a_resumed_run_still_has_its_final_run_to_come() -> None:
+    """The search had spent more than planned."""
+    with LiveView(console()) as view:
+        view.expect(trials=4, cost=4.08, seconds=400.0, final_trials=2, final_seconds=200.0)
+        view.resumed([make_trial(seed=seed) for seed in range(3)])
+        assert view.seconds_left == pytest.approx(200.0, abs=4)
+
+
+def test_a_resumed_run_counts_what_is_done_but_not_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(live, "monotonic", lambda: clock[0])
+    target = console()
+    with LiveView(target) as view:
+        view.expect(trials=4, cost=4.08, seconds=400.0)
+        view.resumed([make_trial(seed=1), make_trial(seed=2)])
+        assert view.seconds_left == pytest.approx(200.0)
+    assert "Resumed with 2 finished trials." in shown(target)
+
+
+def test_time_left_counts_what_comes_after_the_last_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scoring the test rows may take longer than all training before it."""
+    clock = [0.0]
+    monkeypatch.setattr(live, "monotonic", lambda: clock[0])
+    target = console()
+    with LiveView(target) as view:
+        view.expect(
+            trials=2, cost=2.0, seconds=500.0, final_trials=2, final_seconds=500.0, test_seconds=300.0
+        )
+        view.stage("final", 2)
+        for seed in range(2):
+            clock[0] += 100.0
+            view.result(make_trial(seed=seed))
+            assert view.seconds_left == pytest.approx(400.0 - 100 * seed, abs=4)
+        clock[0] += 30.0
+        view.stage(live.TEST)
+        assert shown(target)[-1] == "3.8 min  stage: test, about 5.0 min left"
+        clock[0] += 100.0
+        assert view.seconds_left == pytest.approx(200.0)
+        clock[0] += 300.0
+        assert view.seconds_left == 0.0
+
+
+def test_without_a_plan_the_run_itself_tells_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `train`, which measures nothing beforehand: no time until there is one to tell."""
+    clock = [0.0]
+    monkeypatch.setattr(live, "monotonic", lambda: clock[0])
+    target = console()
+    with LiveView(target) as view:
+        view.stage("final", 1)
+        assert view.seconds_left is None
+        clock[0] += 40.0
+        view.progress(a_pack(trials=1))  # 90 of 360 steps
+        assert view.seconds_left == pytest.approx(120.0)
+        view.stage(live.TEST)
+        assert view.seconds_left is None
+    assert shown(target)[-1] == "40 s  stage: test"

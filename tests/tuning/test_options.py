@@ -1,0 +1,92 @@
+"""The options: types, limits, the default recipe, and what is written to loratune.toml."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loratune.cli.main import main
+from loratune.errors import DataError, InputError
+from loratune.tuning.options import (
+    SearchOptions,
+    TrainOptions,
+    TuneOptions,
+    keyword_options,
+    read_toml,
+    to_toml,
+)
+from loratune.values import default_recipe
+
+MUST: dict[str, Any] = {"model": "m", "data": "d"}
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "a number for a list": ({"ranks": 8}, "--ranks must be a list of whole numbers, got 8"),
+    "text in a list": ({"ranks": ["8"]}, "--ranks must be a list of whole numbers, got ['8']"),
+    "a fraction as a rank": ({"ranks": [8.5]}, "--ranks must be a list of whole numbers, got [8.5]"),
+    "text for a number": ({"epochs": "2"}, "--epochs must be a number, got '2'"),
+    "truth for a number": ({"epochs": True}, "--epochs must be a number, got True"),
+    "a fraction for a count": ({"seed": 1.5}, "--seed must be a whole number, got 1.5"),
+    "a number for text": ({"budget": 3}, "--budget must be text, got 3"),
+    "text for a list": (
+        {"target_modules": "q_proj"},
+        "--target-modules must be a list of names, got 'q_proj'",
+    ),
+    "text for an optional": ({"margin": "0.1"}, "--margin must be a number or unset, got '0.1'"),
+    "text for a switch": ({"regularise": "yes"}, "--regularise must be true or false, got 'yes'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_types(case: str) -> None:
+    values, says = WRONG[case]
+    with pytest.raises(InputError) as caught:
+        TuneOptions(**keyword_options(MUST | values))
+    assert says in str(caught.value)
+
+
+def test_a_wrong_type_in_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "loratune.toml"
+    file.write_text('model = "m"\ndata = "d"\nranks = 8\n')
+    monkeypatch.setattr(
+        sys, "argv", ["loratune", "tune", "--config", str(file), "--out", str(tmp_path / "o")]
+    )
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert "error: --ranks must be a list of whole numbers, got 8" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_whole_number_is_a_number() -> None:
+    assert TuneOptions(**MUST, epochs=2, learning_rates=(1, 0.5)).epochs == 2
+
+
+@pytest.mark.parametrize("name", ["max_length", "train_rows", "validation_rows", "test_rows"])
+def test_limits_of_rows(name: str) -> None:
+    with pytest.raises(
+        DataError, match=f"{name} must be at least 2, got 1; raise --{name.replace('_', '-')}"
+    ):
+        TuneOptions(**MUST, **{name: 1})
+
+
+def test_the_default_recipe_is_everywhere_the_same() -> None:
+    assert SearchOptions(**MUST).hyper_parameters() == default_recipe()
+    assert TrainOptions(**MUST).hyper_parameters() == default_recipe()
+
+
+@pytest.mark.parametrize("url", ["postgresql://ann:s3cret@host/db", "postgresql://host/db?password=s3cret"])
+def test_secrets_are_not_written_down(tmp_path: Path, url: str) -> None:
+    text = to_toml(TuneOptions(**MUST, storage=url))
+    assert "s3cret" not in text
+    file = tmp_path / "loratune.toml"
+    file.write_text(text)
+    assert "storage" not in read_toml(file)
+
+
+def test_the_file_repeats_the_options(tmp_path: Path) -> None:
+    options = TuneOptions(**MUST, ranks=(4, 8), margin=0.1, storage="sqlite:///x.db", template="{a}\n'\"ü")
+    file = tmp_path / "loratune.toml"
+    file.write_text(to_toml(options))
+    assert TuneOptions(**read_toml(file)) == options
