@@ -11,7 +11,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "loratune"
 LAYERS = [
     {"errors"},
-    {"values"},
+    {"values", "files"},
     {"maths", "kernels"},
     {"data", "model", "lora", "study"},
     {"engine", "search"},

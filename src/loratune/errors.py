@@ -9,10 +9,14 @@
     │   └── OutputError                    the run directory
     ├── ResourceError (RuntimeError)       exit code 4: out of memory, no device
     └── Interrupted                        exit code 130: stopped by the user, resumable
+        ├── Terminated                     exit code 143: by SIGTERM
+        └── HungUp                         exit code 129: by SIGHUP
 
 Each message is one sentence with the rule, the value found and the next step. All are picklable
 (they are built from one string), so that a remote worker can raise them here.
 """
+
+import signal
 
 
 class LoratuneError(Exception):
@@ -57,3 +61,35 @@ class Interrupted(LoratuneError):
     """The user stopped the run; `--resume` goes on."""
 
     exit_code = 130
+
+
+class Terminated(Interrupted):
+    """A scheduler or another user stopped the run (SIGTERM); `--resume` goes on."""
+
+    exit_code = 128 + signal.SIGTERM
+
+
+class HungUp(Interrupted):
+    """The terminal went away (SIGHUP); `--resume` goes on."""
+
+    exit_code = 129
+
+
+class Stop(KeyboardInterrupt):
+    """SIGTERM or SIGHUP, raised where Ctrl-C would be, so that whatever cleans up after it does so after them."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def interrupted(stop: KeyboardInterrupt, message: str) -> Interrupted:
+    """The error of whatever stopped the run."""
+    number = stop.number if isinstance(stop, Stop) else signal.SIGINT
+    by = next((kind for kind in (Terminated, HungUp) if kind.exit_code == 128 + number), Interrupted)
+    return by(message)
+
+
+def printable(text: str) -> str:
+    """Text from outside as one line that a terminal cannot take for a command: control characters as escapes."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

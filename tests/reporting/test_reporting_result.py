@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from loratune.errors import OutputError
+from loratune.files.write import write_atomically
 from loratune.reporting.facts import ModelScores
-from loratune.reporting.result import load_result, result_values, write_atomically, write_result
+from loratune.reporting.result import load_result, result_values, write_result
 from loratune.values import Decision, Evidence
 from report_fixture import OURS, make_facts
 

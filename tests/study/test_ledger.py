@@ -98,7 +98,7 @@ def test_a_broken_ledger_is_one_sentence_and_is_left_as_it_is(how: str, ledger: 
 
 
 def test_a_locked_ledger_is_waited_for_and_then_told(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loratune.study.record.ledger._PATIENCE", 0.2)
+    monkeypatch.setattr("loratune.study.ledger._PATIENCE", 0.2)
     write_entry(ledger, "k", "/r", TASK)
     holder = sqlite3.connect(ledger)
     holder.execute("BEGIN EXCLUSIVE")

@@ -1,6 +1,7 @@
 """The options: types, limits, the default recipe, and what is written to loratune.toml."""
 
 import sys
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,58 @@ def test_secrets_are_not_written_down(tmp_path: Path, url: str) -> None:
     assert "storage" not in read_toml(file)
 
 
-def test_the_file_repeats_the_options(tmp_path: Path) -> None:
-    options = TuneOptions(**MUST, ranks=(4, 8), margin=0.1, storage="sqlite:///x.db", template="{a}\n'\"ü")
+@pytest.mark.parametrize("odd", ["{a}\n'\"ü", "🐈 \x7f\x1b\x85\u2028", "a\\b\tc"])
+def test_the_file_repeats_the_options(tmp_path: Path, odd: str) -> None:
+    options = TuneOptions(
+        **MUST,
+        ranks=(4, 8),
+        learning_rates=(1e-7, 1e-4),
+        margin=inf,
+        storage="sqlite:///x.db",
+        template=odd,
+        out=odd,
+    )
     file = tmp_path / "loratune.toml"
     file.write_text(to_toml(options))
     assert TuneOptions(**read_toml(file)) == options
+
+
+NOT_TO_BE_READ = {
+    "a number of 5,000 digits": f"seed = {'1' * 5000}",
+    "deep lists": f"ranks = {'[' * 5000}",
+    "no UTF-8": b"model = '\xff'",
+    "cut off": "model = 'm",
+    "a folder": None,
+}
+
+
+@pytest.mark.parametrize("case", NOT_TO_BE_READ)
+def test_a_file_that_is_no_toml_is_one_sentence(tmp_path: Path, case: str) -> None:
+    file, content = tmp_path / "loratune.toml", NOT_TO_BE_READ[case]
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match="--config must be a readable TOML file"):
+        read_toml(file)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"epochs": 10**500}, "--epochs must be a number of at most 18 digits"),
+        ({"ranks": (8, -(2**63) - 1)}, "--ranks must be a number of at most 18 digits"),
+        ({"out": "a\udcffb"}, "--out must be text in UTF-8"),
+        ({"data": "a\0b"}, "--data must be text in UTF-8 without null characters"),
+    ],
+)
+def test_what_no_file_can_hold_is_refused(values: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        TuneOptions(**(MUST | values))
+
+
+def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert TuneOptions(**MUST, out="~/runs/x").directory == tmp_path / "runs" / "x"
+    with pytest.raises(InputError, match="'~nobody-of-this-name/x'"):
+        _ = TuneOptions(**MUST, out="~nobody-of-this-name/x").directory

@@ -15,6 +15,7 @@ from loratune.data.encode import Encoder
 from loratune.data.prompting import render_prompt
 from loratune.data.template import Template
 from loratune.errors import InputError, ModelError
+from loratune.files.paths import user_path
 from loratune.model.base import BaseModel
 from loratune.model.load import load_model
 from loratune.model.quiet import first_sentence, quiet
@@ -40,7 +41,7 @@ def generate(
     """
     if max_new_tokens < 1:
         raise InputError(f"--max-new-tokens must be at least 1, got {max_new_tokens}; give for example 64.")
-    run = load_run(Path(directory))
+    run = load_run(user_path(directory))
     base, tuned = _opened(run, model, device)
     tokens = _prompt_tokens(run, base, text)
     tokenizer = base.tokenizer
@@ -63,7 +64,7 @@ def merge(directory: str | Path, out: str | Path, *, model: str | None = None, d
 
     The folder appears whole or not at all. `model`: the base model, where it has moved. Raises `InputError`.
     """
-    run, folder = load_run(Path(directory)), Path(out)
+    run, folder = load_run(user_path(directory)), user_path(out)
     check_out(folder)
     base, tuned = _opened(run, model, device)
     merged = tuned.merge_and_unload(safe_merge=True)

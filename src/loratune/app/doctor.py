@@ -9,13 +9,13 @@ from json import dumps
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 import loratune
 from loratune.kernels.launch import kernel_path
 from loratune.model.device import device_memory, pick_device
 from loratune.model.precision import bfloat16_flags, processor_flags, resolve_dtype
+from loratune.reporting.screen import Screen
 
 _PACKAGES = ("torch", "transformers", "peft", "datasets", "optuna", "safetensors", "plotly", "gguf")
 
@@ -83,4 +83,4 @@ def doctor_command(*, as_json: bool) -> None:
         elif isinstance(value, list):
             value = ", ".join(value) or "none"
         table.add_row(name, str(value))
-    Console().print(table)
+    Screen().print(table)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from json import dumps
 
-from rich.console import Console
-
 from loratune.errors import InputError
+from loratune.reporting.screen import Screen
 from loratune.reporting.terminal import print_ledger
 from loratune.study.ledger import VARIABLE, LedgerError, ledger_path, read_entries
 
@@ -25,6 +24,6 @@ def ledger_command(*, as_json: bool) -> None:
         ]
         print(dumps({"path": str(path), "studies": studies}))
         return
-    console = Console()
+    console = Screen()
     rows = [(each.finished, each.directory, each.task) for each in entries]
     print_ledger(console, rows, f"{path} (${VARIABLE} moves it)")

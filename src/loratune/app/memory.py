@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 from json import dumps
 from typing import Any, cast, get_args
 
-from rich.console import Console
-
 from loratune.costs.device_limits import device_bytes, execution_of
 from loratune.costs.execution import Device
 from loratune.costs.limits import Limits
@@ -18,6 +16,7 @@ from loratune.maths.targets import check_rank, select_targets
 from loratune.model.device import parse_memory, pick_device
 from loratune.model.precision import DType
 from loratune.model.profile import profile_from_config
+from loratune.reporting.screen import Screen
 from loratune.reporting.terminal import print_memory
 from loratune.reporting.wording import count
 from loratune.values import ALL_LINEAR, HyperParameters
@@ -141,7 +140,7 @@ def memory_command(*, as_json: bool, **options: Any) -> None:
     if as_json:
         print(dumps(answer.to_dict()))
         return
-    console = Console()
+    console = Screen()
     print_memory(console, answer.estimate, answer.device_bytes)
     for line in _limits_lines(answer):
         console.print(line, highlight=False, markup=False)

@@ -13,12 +13,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from rich.console import Console
-
 from loratune.data.prepare import prepare
 from loratune.engine.probe import base_loss, guessing_loss
 from loratune.engine.probe import probe as measure
 from loratune.errors import LoratuneError, ModelError
+from loratune.files.paths import user_path
 from loratune.maths.guide import GUIDE, GuideRanges
 from loratune.maths.prior import recommend as prior
 from loratune.model.device import device_memory, pick_device
@@ -26,6 +25,7 @@ from loratune.model.profile import profile_from_config
 from loratune.model.source import locate
 from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
 from loratune.reporting.result import plain
+from loratune.reporting.screen import Screen
 from loratune.reporting.terminal import print_probe, print_profile, print_recommendation, print_survey
 from loratune.tuning.experience import Experience, gather
 from loratune.tuning.options import RecommendOptions, data_options, keyword_options
@@ -153,7 +153,7 @@ def _profile(options: RecommendOptions) -> ModelProfile:
 
 def _why_not_weights(options: RecommendOptions) -> str:
     """Why reading the weights would fail or take long; empty where they can be read. Wrong models raise later."""
-    if not Path(options.model).expanduser().exists():
+    if not user_path(options.model).exists():
         return "the model is a hub name, whose weights are downloaded only for --probe"
     try:
         source = locate(options.model)
@@ -192,7 +192,7 @@ def recommend_command(options: RecommendOptions, *, as_json: bool) -> None:
     if as_json:
         print(dumps(found.to_dict()))
         return
-    console = Console()
+    console = Screen()
     print_profile(console, found.data, found.model)
     print_survey(console, found.data)
     console.print()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from loratune.errors import OutputError
+from loratune.files.paths import user_path
 from loratune.reporting.facts import RunFacts
 from loratune.reporting.stored import from_stored
 from loratune.study.record import Study
@@ -18,7 +19,7 @@ def report(directory: str | Path, *, storage: str | None = None) -> Path:
 
     `storage` is the URL that `tune` was given; needed only where it has secrets, as those are not written down.
     """
-    return _draw(Path(directory), storage, Quiet())
+    return _draw(user_path(directory), storage, Quiet())
 
 
 def _facts(directory: Path, storage: str | None) -> RunFacts:
@@ -43,4 +44,4 @@ def _draw(directory: Path, storage: str | None, watch: Watch) -> Path:
 
 def report_command(directory: Path, storage: str | None = None) -> None:
     """Write the page and print the summary."""
-    _draw(directory, storage, Terminal(as_json=False))
+    _draw(user_path(directory), storage, Terminal(as_json=False))

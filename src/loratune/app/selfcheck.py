@@ -7,7 +7,6 @@ from dataclasses import asdict, astuple
 from json import dumps
 from typing import get_args
 
-from rich.console import Console
 from rich.table import Table
 
 from loratune.engine.selfcheck import SelfCheck
@@ -15,6 +14,7 @@ from loratune.engine.selfcheck import selfcheck as compare
 from loratune.errors import InputError
 from loratune.model.load import load_model
 from loratune.model.precision import DType
+from loratune.reporting.screen import Screen
 from loratune.tuning.workbench import model_cache
 
 DEVIATES = 1
@@ -56,7 +56,7 @@ def _print(check: SelfCheck) -> None:
             *(f"{pack:.0e} / {noise:.0e}" for pack, noise in pairs),
             "✓" if each.holds else "✗",
         )
-    console = Console()
+    console = Screen()
     console.print(table)
     console.print(*check.paths, sep="\n", highlight=False)
     floor = check.trials[0].floor

@@ -14,13 +14,15 @@ from loratune.analysis.diagnose import DEFAULT_MARGIN, before_training, combined
 from loratune.engine.live import EarlyStopping, metrics_of
 from loratune.engine.shortage import Shortage
 from loratune.errors import ResourceError
+from loratune.files.paths import user_path
+from loratune.files.write import write_atomically
 from loratune.lora.layout import Adapter
 from loratune.lora.peft_io import save_adapter
 from loratune.model.source import portable_name
 from loratune.reporting.card import Card
 from loratune.reporting.facts import Gain
 from loratune.reporting.live import TEST
-from loratune.reporting.result import plain, write_atomically
+from loratune.reporting.result import plain
 from loratune.tuning.final import early_stopping
 from loratune.tuning.lessons import survived
 from loratune.tuning.options import TrainOptions, keyword_options
@@ -77,7 +79,7 @@ def run_train(options: TrainOptions, watch: Watch) -> Trained:
     """`train` with something that watches. Raises `ResourceError` where the trial diverges."""
     started = monotonic()
     chosen = options.hyper_parameters()
-    check_out(Path(options.out))
+    check_out(user_path(options.out))
     watch.note("Reading data and model.")
     with (
         open_workbench(
@@ -114,7 +116,7 @@ def run_train(options: TrainOptions, watch: Watch) -> Trained:
             metrics=metrics,
             steps=result.steps,
             seconds=monotonic() - started,
-            directory=Path(options.out),
+            directory=user_path(options.out),
             training=training_record(
                 options, bench, seed=options.seed, epochs=chosen.epochs, patience=options.patience
             ),

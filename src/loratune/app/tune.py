@@ -13,7 +13,6 @@ from loratune.analysis.comparison import Final
 from loratune.analysis.diagnose import before_training
 from loratune.costs.budget import Budget
 from loratune.costs.device_limits import measured_peak
-from loratune.errors import Interrupted
 from loratune.lora.peft_io import save_adapter
 from loratune.model.device import forget_peak
 from loratune.model.source import portable_name
@@ -44,7 +43,7 @@ from loratune.tuning.resumption import (
     open_study,
     predicted_seconds,
     price,
-    resume_command,
+    resumable,
 )
 from loratune.tuning.watch import Quiet, Watch
 from loratune.tuning.workbench import Workbench, open_workbench
@@ -105,14 +104,8 @@ def run_tune(options: TuneOptions, watch: Watch, *, started: float | None = None
             watch=watch,
             started=started,
         )
-        try:
+        with resumable(options, job.keep_costs):
             return job.run()
-        except KeyboardInterrupt:
-            raise Interrupted(
-                f"Interrupted; nothing finished is lost: go on with {resume_command(options)}."
-            ) from None
-        finally:
-            job.keep_costs()
 
 
 @dataclass(kw_only=True)

@@ -6,13 +6,17 @@ import os
 import sys
 from pathlib import Path
 from time import monotonic
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
 from loratune import __version__
+from loratune.cli.failures import explain
 from loratune.cli.generate import options_of
-from loratune.errors import LoratuneError
+from loratune.cli.signals import Received, stoppable
+from loratune.cli.streams import lasting_streams
+from loratune.errors import Interrupted, ResourceError, printable
+from loratune.files.paths import user_path
 from loratune.tuning.options import RecommendOptions, SearchOptions, TrainOptions, TuneOptions, read_toml
 
 app = typer.Typer(
@@ -69,7 +73,7 @@ _FROM_FILE = frozenset({"model", "data"})
 
 def _merged(cls: type[Any], values: dict[str, Any], config: Path | None) -> Any:
     """Options from the file, overridden by the command line. `model` and `data` must come from one of them."""
-    merged = (read_toml(config) if config else {}) | values
+    merged = (read_toml(user_path(config)) if config else {}) | values
     names = set(cls.__dataclass_fields__)
     for name in _FROM_FILE:
         if name not in merged:
@@ -243,26 +247,40 @@ def demo(
     """Tune a real 135M model on real news data on this machine: about ten minutes on two cores."""
     from loratune.app.demo import demo_command
 
-    raise typer.Exit(demo_command(Path(out), fresh=fresh))
+    raise typer.Exit(demo_command(user_path(out), fresh=fresh))
 
 
 def main() -> None:
     """Entry point: no traceback reaches a user unless LORATUNE_DEBUG is set."""
-    try:
-        app()  # typer turns its own usage errors into exit code 2 and Ctrl-C into 130
-    except LoratuneError as error:
-        if os.environ.get("LORATUNE_DEBUG"):
-            raise
-        _fail(str(error), error.exit_code)
-    except Exception as error:
-        if os.environ.get("LORATUNE_DEBUG"):
-            raise
-        _fail(
-            f"Unexpected {type(error).__name__}: {error}; set LORATUNE_DEBUG=1 to see where, and report it.",
-            1,
-        )
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    with stoppable() as received, lasting_streams() as streams:
+        try:
+            code = _run(received)
+        except KeyboardInterrupt:  # while the last words were said
+            code = received.exit_code
+    for stream in streams:
+        if stream.loss is not None and code == 0:
+            _say(
+                f"The output could not be written ({stream.loss.strerror}); free some space and run it again."
+            )
+            code = ResourceError.exit_code
     sys.exit(code)
+
+
+def _run(received: Received) -> int:
+    """The exit code of the command line, an error told as one sentence."""
+    try:
+        app()  # typer turns its own usage errors into exit code 2 and what interrupts it into 130
+    except SystemExit as end:
+        interrupted = end.code == Interrupted.exit_code
+        return received.exit_code if interrupted else int(end.code or 0)
+    except BaseException as error:
+        if os.environ.get("LORATUNE_DEBUG"):
+            raise
+        message, code = explain(error)
+        _say(message)
+        return code
+    return 0
+
+
+def _say(message: str) -> None:
+    print(f"error: {printable(message)}", file=sys.stderr)

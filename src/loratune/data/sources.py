@@ -19,6 +19,7 @@ from loratune.data.read import (
     rows_of_batches,
 )
 from loratune.errors import DataError
+from loratune.files.paths import user_path
 
 SPLIT_NAMES = {
     "train": "train",
@@ -67,7 +68,7 @@ def find_sources(options: DataOptions) -> dict[str, Source]:
 
 def splits_of(source: str) -> dict[str, Source]:
     """The splits of one source by our names; a single file is `train`."""
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.is_dir():
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             return _saved_dataset(path)

@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
 )
 
 from loratune.errors import ModelError
+from loratune.files.paths import user_path
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -59,7 +60,7 @@ def locate(name: str, *, weights: bool = True) -> Source:
 
     Raises `ModelError` where they are missing, incomplete or not in a format that can be loaded safely.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_file() and path.name == "config.json" and not weights:
         path = path.parent
     if path.is_file():
@@ -83,7 +84,7 @@ def locate(name: str, *, weights: bool = True) -> Source:
 
 def portable_name(name: str) -> str:
     """What others find the base model by: the hub name of a path into the hub's cache, else `name` itself."""
-    parts = Path(name).expanduser().parts
+    parts = user_path(name).parts
     for part, following in pairwise(parts):
         if part.startswith("models--") and following == "snapshots":
             return part.removeprefix("models--").replace("--", "/")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from loratune.files.write import write_atomically
 from loratune.reporting import figures, takeaways, wording
 from loratune.reporting.facts import RunFacts
 from loratune.reporting.health import divergence_sentence, health_lines
@@ -18,7 +19,6 @@ from loratune.reporting.impacts import HEADS, impact_table
 from loratune.reporting.later_stages import alpha_points, batch_cells, stage_costs
 from loratune.reporting.profile_facts import length_bars, survey_lines
 from loratune.reporting.rank_curves import gaps, learning_curves, own_rate_curve, single_rate_curve
-from loratune.reporting.result import write_atomically
 from loratune.reporting.tables import MARKS, evidence_number, score_table, value_tiles
 from loratune.reporting.truncation import truncation_figure, truncation_sentence
 from loratune.values import Evidence, Stage

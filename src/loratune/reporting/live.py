@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loratune.reporting.pace import Pace, Part
+from loratune.reporting.screen import Screen
 from loratune.reporting.wording import count, duration, rate
 from loratune.values import Stage, TrialResult, TrialState
 
@@ -34,7 +35,7 @@ class LiveView:
     """Enter it while trials run; it can be entered once."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+        self.console = console or Screen(stderr=True)
         self._live: Live | None = None
         self._pack: PackProgress | None = None
         self._stage = ""

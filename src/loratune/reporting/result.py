@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from loratune.errors import OutputError
+from loratune.files.write import write_atomically
 from loratune.reporting.facts import ModelScores, RunFacts
 from loratune.values import Evidence, HyperParameters, StageSummary
 
@@ -153,17 +153,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not isfinite(value):
         return None
     return value
-
-
-def write_atomically(path: Path, text: str) -> Path:
-    """Through a temporary file beside it, synced before it takes the name."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    return path
 
 
 def _whole(value: float) -> float | int:

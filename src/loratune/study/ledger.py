@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from json import JSONDecodeError, dumps, loads
 from pathlib import Path
 
+from loratune.files.paths import user_path
 from loratune.values import StudiedTask
 
 VARIABLE = "LORATUNE_LEDGER"
@@ -48,7 +49,7 @@ class Entry:
 def ledger_path() -> Path:
     """$LORATUNE_LEDGER, else `loratune/ledger.db` in the user's data folder ($XDG_DATA_HOME, else ~/.local/share)."""
     if named := os.environ.get(VARIABLE):
-        return Path(named).expanduser()
+        return user_path(named)
     data = os.environ.get("XDG_DATA_HOME")
     return (Path(data) if data else Path.home() / ".local" / "share") / "loratune" / "ledger.db"
 

@@ -7,7 +7,6 @@ how trials are chosen or trained.
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import threading
@@ -29,7 +28,9 @@ from optuna.trial import FrozenTrial
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from loratune.errors import OutputError
+from loratune.errors import OutputError, ResourceError
+from loratune.files.paths import disk_is_full, fullest_disk
+from loratune.files.write import replacing
 from loratune.values import METRICS, CurvePoint, HyperParameters, Trial, TrialResult, TrialState
 
 _STATES = {
@@ -41,6 +42,7 @@ _SCORE, _STEP_NLL, _GRADIENT_NORMS = "score.", "step_nll", "gradient_norms"
 _FINGERPRINT = "fingerprint"
 _FILE = "study.db"
 _HIDDEN = "***"
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Study:
@@ -281,17 +283,8 @@ def _arrays(result: TrialResult) -> dict[str, npt.NDArray[Any]]:
 
 def _write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
+    with replacing(path) as file:
         np.savez(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _storage(directory: Path, storage: str | None) -> optuna.storages.BaseStorage:
@@ -354,18 +347,23 @@ def _without_secrets(text: str, storage: str | None) -> str:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back for the moment of a transaction: one left open would lock the database for the rest."""
+    """Hold signals back for the moment of a transaction: one left open would lock the database for the rest."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are handled in the main thread only
         return
     held: list[tuple[int, FrameType | None]] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: held.append((number, frame)))
+    before = {
+        each: signal.signal(each, lambda number, frame: held.append((number, frame)))
+        for each in _STOPPING
+        if callable(signal.getsignal(each))
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-        if held and callable(before):
-            before(*held[0])
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        if held:
+            before[signal.Signals(held[0][0])](*held[0])
 
 
 @contextmanager
@@ -376,6 +374,10 @@ def _storage_errors(directory: Path, storage: str | None) -> Iterator[None]:
     except OutputError:
         raise
     except (SQLAlchemyError, StorageInternalError, ImportError, OSError, RuntimeError, ValueError) as error:
+        if disk_is_full(error):
+            raise ResourceError(
+                f"The disk {fullest_disk(directory)} is full; free some space there."
+            ) from error
         reason = _without_secrets(str(error.__cause__ or error).partition("\n")[0], storage)
         raise OutputError(
             f"The study of {directory} must be in a storage that can be written, but: {reason}; "

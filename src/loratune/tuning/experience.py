@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from loratune.errors import OutputError
+from loratune.files.paths import user_path
 from loratune.lora.layout import find_targets
 from loratune.maths.learned import learn_rank, learn_rate
 from loratune.maths.measured import measured_tasks
@@ -73,7 +74,7 @@ class Corrections:
 
 def dataset_name(options: CommonOptions) -> str:
     """What is the same for the same data, whatever model, seed or splits: a digest of the file, else its name."""
-    path = Path(options.data).expanduser()
+    path = user_path(options.data)
     if not path.is_file():
         return f"{options.data} {options.train_rows or ''}".strip()
     whole = blake2b(f"{path.stat().st_size} {options.train_rows}".encode(), digest_size=8)
@@ -116,7 +117,7 @@ def gather(options: PriorOptions, *, own_key: str = "") -> Experience:
             tasks += earlier
             notes += _ledger_notes(earlier, dataset)
     if options.from_study is not None:
-        old = task_of_study(Path(options.from_study))
+        old = task_of_study(user_path(options.from_study))
         tasks = [task for task in tasks if (task.dataset, task.model) != (old.dataset, old.model)]
         tasks.append(replace(old, dataset=dataset))
         notes += _takeover(old, options.from_study, dataset)

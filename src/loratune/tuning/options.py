@@ -15,7 +15,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from loratune.costs.budget import Budget
 from loratune.data.options import DataOptions
-from loratune.errors import HyperParameterError, InputError
+from loratune.errors import HyperParameterError, InputError, printable
+from loratune.files.paths import user_path
 from loratune.maths.sizes import CAPACITY
 from loratune.search.make import STRATEGIES
 from loratune.values import ALL_LINEAR, METRICS, HyperParameters, default_recipe
@@ -190,7 +191,7 @@ class TuneOptions(SearchOptions):
 
     @property
     def directory(self) -> Path:
-        return Path(self.out)
+        return user_path(self.out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,13 +243,13 @@ def hides_storage(options: TuneOptions) -> bool:
 
 
 def to_toml(options: TuneOptions) -> str:
-    """`loratune.toml`: the options as top-level keys (JSON strings are TOML strings).
+    """`loratune.toml`: the options as top-level keys.
 
     Unset options are left out, and so is a storage URL with secrets in it.
     """
     secret = hides_storage(options)
     lines = [
-        f"{name} = {dumps(value)}"
+        f"{name} = {_toml(value)}"
         for name, value in asdict(options).items()
         if value is not None and not (secret and name == "storage")
     ]
@@ -257,16 +258,30 @@ def to_toml(options: TuneOptions) -> str:
     )
 
 
+def _toml(value: Any) -> str:
+    """As JSON, but for what TOML writes otherwise: infinity, NaN, the delete character, characters beyond 16 bits."""
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, float):
+        return repr(value)
+    return dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """Options from a file that `to_toml` wrote; unknown keys are errors."""
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"--config must be a readable TOML file, but {path}: {error}; correct it.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(
+            f"--config must be a readable TOML file, but {str(path)!r} is not ({reason}); "
+            "give the loratune.toml of a run directory."
+        ) from None
     known = {each.name for each in fields(TuneOptions)}
     if unknown := sorted(set(values) - known):
         raise InputError(
-            f"{path} has options that tune does not know: {', '.join(unknown)}; known are {', '.join(sorted(known))}."
+            f"{str(path)!r} has options that tune does not know: {', '.join(map(repr, unknown))}; "
+            f"known are {', '.join(sorted(known))}."
         )
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
@@ -279,11 +294,25 @@ def _check_types(options: CommonOptions) -> None:
     """Raise `InputError` for a value of another type, as a file or a caller may give (the command line parses)."""
     for name, hint in get_type_hints(type(options)).items():
         value = getattr(options, name)
+        flag = f"--{name.replace('_', '-')}"
+        for each in value if isinstance(value, tuple) else (value,):
+            _check_size(flag, each)
         if not _is_of(value, hint):
             plain = list(value) if isinstance(value, tuple) else value
-            raise InputError(
-                f"--{name.replace('_', '-')} must be {_in_words(hint)}, got {plain!r}; change {name}."
-            )
+            raise InputError(f"{flag} must be {_in_words(hint)}, got {plain!r}; change {name}.")
+
+
+def _check_size(flag: str, value: Any) -> None:
+    """Numbers that 64 bits hold, and text that a file can hold: everything later relies on both."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise InputError(
+            f"{flag} must be a number of at most 18 digits, got one of {len(hex(value)) * 6 // 5}; lower it."
+        )
+    if isinstance(value, str) and ("\0" in value or any("\ud800" <= each <= "\udfff" for each in value)):
+        raise InputError(
+            f"{flag} must be text in UTF-8 without null characters, got '{printable(value)}'; "
+            "rename the file or folder."
+        )
 
 
 def _is_of(value: Any, hint: Any) -> bool:

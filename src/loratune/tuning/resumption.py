@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from shlex import quote
 
 from loratune.costs.calibration import CALIBRATION, Calibration
-from loratune.errors import OutputError
-from loratune.reporting.result import write_atomically
+from loratune.errors import OutputError, ResourceError, interrupted
+from loratune.files.paths import disk_is_full, fullest_disk
+from loratune.files.write import write_atomically
 from loratune.study.record import Study, masked
 from loratune.tuning.experience import Corrections, correct, gather, study_key, task_at_hand
 from loratune.tuning.fingerprint import fingerprint, option_values
@@ -108,6 +111,28 @@ def predicted_seconds(study: Study, options: TuneOptions, priced: Forecast) -> f
     """Of the whole run, as they were predicted when it was planned."""
     planned = _planned(study, options)
     return planned["seconds"] if planned else priced.seconds
+
+
+@contextmanager
+def resumable(options: TuneOptions, keep_costs: Callable[[], None]) -> Iterator[None]:
+    """Whatever ends a run early keeps what it has cost so far and says how to go on.
+
+    Raises `Interrupted` for signals, `ResourceError` for a disk that is full; other errors pass.
+    """
+    try:
+        yield
+    except BaseException as error:
+        with suppress(Exception):  # the same disk, perhaps; the first error is what the user must hear of
+            keep_costs()
+        kept = f"nothing finished is lost: go on with {resume_command(options)}."
+        if isinstance(error, KeyboardInterrupt):
+            raise interrupted(error, f"Interrupted; {kept}") from None
+        if disk_is_full(error):
+            raise ResourceError(
+                f"The disk {fullest_disk(options.directory)} is full; free some space there, {kept}"
+            ) from None
+        raise
+    keep_costs()
 
 
 def resume_command(options: TuneOptions) -> str:

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
-from rich.console import Console
-
 from loratune.engine.progress import PackProgress
 from loratune.reporting.facts import RunFacts
 from loratune.reporting.live import LiveView
+from loratune.reporting.screen import Screen
 from loratune.reporting.terminal import print_plan, print_profile, print_summary
 from loratune.tuning.forecast import Forecast
 from loratune.tuning.workbench import Workbench
@@ -89,7 +88,7 @@ class Terminal(LiveView):
 
     def __init__(self, *, as_json: bool) -> None:
         super().__init__()
-        self._out = None if as_json else Console()
+        self._out = None if as_json else Screen()
 
     def plan(self, priced: Forecast, bench: Workbench) -> None:
         """Profile and plan; from it the expected number of trials, cost and time."""

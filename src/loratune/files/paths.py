@@ -1,0 +1,63 @@
+"""Paths that a user gave: `~` is the home folder, and a disk that is full has a name."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import gettempdir
+
+from loratune.errors import InputError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL_TEXTS = ("No space left on device", "database or disk is full", "Disk quota exceeded")
+"""Of libraries that keep the text and not the number."""
+
+
+def user_path(text: str | Path) -> Path:
+    """The path with `~` expanded. Raises `InputError` where there is no such home folder."""
+    path = Path(text)
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise InputError(
+            f"A path that begins with ~ must name a user of this machine, got {str(path)!r}; write it out."
+        ) from None
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether this error, or one that it was raised from, is a disk or a quota without room."""
+    return any(
+        (isinstance(each, OSError) and each.errno in _FULL)
+        or (isinstance(each, sqlite3.Error) and getattr(each, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL)
+        or any(text in str(each) for text in _FULL_TEXTS)
+        for each in _chain(error)
+    )
+
+
+def fullest_disk(*folders: Path) -> str:
+    """`'/data' (12 MiB free)`: the disk with the least room of those that hold the folders and temporary files."""
+    places = [_existing(folder) for folder in (*folders, Path(gettempdir()))]
+    place = min(places, key=lambda each: shutil.disk_usage(each).free)
+    while not os.path.ismount(place):
+        place = place.parent
+    return f"{str(place)!r} ({shutil.disk_usage(place).free / 2**20:.0f} MiB free)"
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    place = folder.absolute()
+    while not place.is_dir():
+        place = place.parent
+    return place.resolve()
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,100 @@
+"""Files that appear whole or not at all, links that are not followed, text that is not obeyed."""
+
+import os
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.table import Table
+from rich.text import Text
+
+from loratune.cli.failures import explain
+from loratune.errors import OutputError, printable
+from loratune.files.paths import disk_is_full
+from loratune.files.write import replacing, write_atomically
+from loratune.reporting.screen import Screen
+
+EVIL = "a\x1b[31mred\x07\u202e\r"
+SHOWN = r"a\x1b[31mred\x07\u202e\r"
+
+
+def test_a_link_is_replaced_and_not_written_through(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    target = tmp_path / "report.html"
+    target.symlink_to(precious)
+    write_atomically(target, "ours")
+    assert precious.read_text() == "mine"
+    assert not target.is_symlink()
+    assert target.read_text() == "ours"
+
+
+def test_what_fails_leaves_everything_as_it_was(tmp_path: Path) -> None:
+    target = tmp_path / "a"
+    target.write_text("before")
+
+    def stopped_half_way() -> None:
+        with replacing(target) as file:
+            file.write(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped_half_way()
+    assert target.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_atomically(tmp_path / "a", "")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+def test_control_characters_are_shown_as_escapes() -> None:
+    assert printable(EVIL) == SHOWN
+    assert printable("Größe 5 € 猫🐈") == "Größe 5 € 猫🐈"
+    assert printable("\udcff") == r"\udcff"
+
+
+def test_a_screen_obeys_no_text_from_outside() -> None:
+    shown = StringIO()
+    screen = Screen(file=shown, width=200, force_terminal=True, color_system="standard")
+    table = Table()
+    table.add_column("x")
+    table.add_row(EVIL)
+    screen.print(EVIL, markup=False, style="bold")
+    screen.print(Text(f"one\n{EVIL}"))
+    screen.print(table)
+    text = shown.getvalue()
+    assert text.count(SHOWN.split("[")[0]) == 3
+    assert "\x1b[31m" not in text
+    assert "\x1b[1m" in text  # its own styles are obeyed
+    assert "one\n" in text
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (OutputError("a sentence"), 2, "a sentence"),
+        (OSError(28, "No space left on device"), 4, "is full"),
+        (MemoryError(), 4, "Memory is used up"),
+        (FileNotFoundError(2, "No such file or directory", "x\n"), 2, "'x\\n'"),
+        (OSError(36, "File name too long", "x" * 300), 2, "too long"),
+        (ZeroDivisionError("by zero"), 1, "Unexpected ZeroDivisionError"),
+    ],
+)
+def test_every_end_is_a_sentence_and_a_code(error: BaseException, code: int, says: str) -> None:
+    sentence, found = explain(error)
+    assert found == code
+    assert says in sentence
+
+
+def test_a_full_disk_is_known_through_other_errors() -> None:
+    error = RuntimeError("the library failed")
+    error.__cause__ = OSError(28, "No space left on device")
+    assert disk_is_full(error)
+    assert disk_is_full(RuntimeError("I/O error: No space left on device (os error 28)"))
+    assert not disk_is_full(OSError(2, "No such file or directory"))
