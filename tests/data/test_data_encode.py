@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from loratune.data.chat import Messages
 from loratune.data.encode import Encoded, Encoder
 from loratune.data.example import End, Example, Overflow, Segment
-from loratune.data.read import Row
+from loratune.data.row import Row
 from loratune.errors import DataError
 from tiny import END, byte_tokenizer
 

@@ -1,6 +1,7 @@
 """Every format gives the same rows; a broken one is named with its place."""
 
 import csv
+import gzip
 import json
 from pathlib import Path
 
@@ -108,17 +109,83 @@ def test_long_csv_field(tmp_path: Path) -> None:
     assert next(read_file(tmp_path / "a.csv")).values == {"text": long}
 
 
+DOCUMENTS = {
+    "array.json": '[\n  {"text": "a"},\n  {"text": "b"}\n]\n',
+    "array.jsonl": '[{"text": "a"},\n\n{"text": "b"}]',
+    "wrapped.json": '{"version": 2,\n "tags": ["x"],\n "data": [{"text": "a"}, {"text": "b"}]}',
+    "one_line.json": '{"data": [{"text": "a"}, {"text": "b"}]}\n',
+    "lines.json": '{"text": "a"}\n\n{"text": "b"}\n',
+    "comma.csv": "text,label\na,x\nb,y;z\n",
+    "semicolon.csv": 'text;label\na;"x, y"\nb;z\n',
+    "tab.csv": "text\tlabel\na\tx\nb\ty\n",
+    "bar.csv": "text|label\na|x\nb|y\n",
+    "comma.tsv": "text,label\na,x\nb,y\n",
+    "alone.csv": "text\na\nb\n",
+}
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"], ids=["unix", "windows"])
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gz"])
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_ways_to_write_the_same_rows(tmp_path: Path, name: str, packed: bool, ending: str) -> None:
+    content = b"\xef\xbb\xbf" + DOCUMENTS[name].replace("\n", ending).encode()
+    path = tmp_path / (f"{name}.gz" if packed else name)
+    path.write_bytes(gzip.compress(content) if packed else content)
+    assert [row.values["text"] for row in read_file(path)] == ["a", "b"]
+
+
+def test_rows_of_documents_have_places(tmp_path: Path) -> None:
+    for name, places in {
+        "array.json": ["array.json:2, row 1", "array.json:3, row 2"],
+        "wrapped.json": ["wrapped.json, row 1 of 'data'", "wrapped.json, row 2 of 'data'"],
+        "lines.json": ["lines.json:1", "lines.json:3"],
+    }.items():
+        (tmp_path / name).write_text(DOCUMENTS[name])
+        assert [row.place for row in read_file(tmp_path / name)] == places
+
+
+def test_folder_of_compressed_files(tmp_path: Path) -> None:
+    for name in ("train-00000-of-00001", "test"):
+        (tmp_path / f"{name}.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n'))
+    assert set(splits_of(str(tmp_path))) == {"train", "test"}
+    with pytest.raises(DataError, match=r"none\.jsonl\.gz does not exist"):
+        list(splits_of("none.jsonl.gz")["train"])
+
+
+def test_objects_of_parquet_have_their_own_keys_only(tmp_path: Path) -> None:
+    """Arrow fills the keys of other rows' objects with nulls."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [
+        {"turns": [{"a": "x"}, {"b": {"c": "y"}}], "note": None},
+        {"turns": [{"b": {"d": "z"}}], "note": "n"},
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    assert [row.values for row in read_file(tmp_path / "a.parquet")] == rows
+
+
 BROKEN = {
     "cut.jsonl": (
         b'{"text": "a"}\n{"text": \n',
         r"cut\.jsonl:2 is not valid JSON: .* correct or remove",
     ),
     "array.jsonl": (
-        b'[{"text": "a"},\n',
-        r"array\.jsonl:1 is not valid JSON: .* line, not an array",
+        b'[{"text": "a"},\n\n{"text": \n]',
+        r"array\.jsonl:4 is not valid JSON: Expecting value at column 1, near",
     ),
-    "list.jsonl": (b'["a"]\n', r"list\.jsonl:1 must be a JSON object with named columns, got a list"),
-    "deep.jsonl": (b"[" * 100_000, r"deep\.jsonl:1 is not usable JSON"),
+    "list.jsonl": (b'["a"]\n', r"list\.jsonl:1, row 1 must be a JSON object with named columns, got text"),
+    "cut.json": (b'[\n{"text": "a"},\n{"text": "b"}', r"cut\.json:3 is not valid JSON: Expecting value"),
+    "more.json": (b'[{"text": "a"}]\n[{"text": "b"}]\n', r"more\.json:2 must end after its array"),
+    "twice.jsonl": (b'{"text": "a", "text": "b"}\n', r"twice\.jsonl:1 is not usable .* 'text' stands twice"),
+    "lists.json": (
+        b'{"train": [{"text": "a"}], "test": [{"text": "a"}]}',
+        r"lists\.json must hold one list of objects, got 2 in an object with the keys train, test;",
+    ),
+    "columns.json": (b'{"text": ["a", "b"]}', r"columns\.json must hold one list of objects, got 0"),
+    "semicolon.csv": (b"text;label\na;b\nc;d;e\n", r"semicolon\.csv:3 .* hold the separator ';'"),
+    "not.jsonl.gz": (b"\x1f\x8babc", r"not\.jsonl\.gz is not readable gzip: .*; compress the file again"),
+    "deep.jsonl": (b"[" * 100_000, r"deep\.jsonl:1, row 1 is not usable JSON"),
     "half.jsonl": (b'{"text": "\\ud800"}\n', r"half\.jsonl:1 is not usable JSON: .*surrogates"),
     "latin.jsonl": (b'{"text": "a"}\n{"text": "\xe4"}\n', r"latin\.jsonl:2 must be UTF-8, but byte 11"),
     "latin.csv": (b"text\na\n\xe4\n", r"latin\.csv:\d .*must be UTF-8"),

@@ -8,7 +8,7 @@ import pytest
 
 from loratune.data.example import Example
 from loratune.data.options import DataOptions
-from loratune.data.read import Row
+from loratune.data.row import Row
 from loratune.data.shapes import examples, recognise
 from loratune.data.sources import Source
 from loratune.data.template import Template

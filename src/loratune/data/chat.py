@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from loratune.data.example import End, Example, Overflow, Segment
-from loratune.data.read import Row, first_line, kind_of
+from loratune.data.row import Row, first_line, kind_of
 from loratune.errors import DataError
 
 

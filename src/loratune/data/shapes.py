@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Protocol
 from loratune.data.chat import Messages, Tokenizer
 from loratune.data.example import End, Example, Overflow, Segment
 from loratune.data.options import DataOptions
-from loratune.data.read import Row, kind_of
+from loratune.data.row import Row, kind_of
 from loratune.data.sources import Source
 from loratune.data.template import Template
 from loratune.errors import DataError

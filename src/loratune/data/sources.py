@@ -9,15 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from loratune.data.options import DataOptions
-from loratune.data.read import (
-    BATCH_ROWS,
-    READERS,
-    Row,
-    first_line,
-    parquet_class_names,
-    read_file,
-    rows_of_batches,
-)
+from loratune.data.read import FORMATS, FORMATS_SHOWN, format_of, read_file
+from loratune.data.read_table import BATCH_ROWS, parquet_class_names, rows_of_batches
+from loratune.data.row import Row, first_line
 from loratune.errors import DataError
 from loratune.files.paths import user_path
 
@@ -73,7 +67,7 @@ def splits_of(source: str) -> dict[str, Source]:
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             return _saved_dataset(path)
         return _folder_of_files(path)
-    if path.is_file() or path.suffix.lower() in READERS or source.startswith((".", "/")):
+    if path.is_file() or format_of(path) in FORMATS or source.startswith((".", "/")):
         return {"train": _files([path])}
     return _hub_dataset(source)
 
@@ -84,7 +78,7 @@ def _files(paths: Sequence[Path]) -> Source:
             yield from read_file(path)
 
     first = paths[0]
-    names = parquet_class_names(first) if first.suffix.lower() == ".parquet" and first.is_file() else {}
+    names = parquet_class_names(first) if format_of(first) == ".parquet" and first.is_file() else {}
     return Source(name=first.name, open=rows, class_names=names)
 
 
@@ -92,21 +86,25 @@ def _folder_of_files(folder: Path) -> dict[str, Source]:
     """`train.jsonl`, `validation.csv`, `test-00000-of-00002.parquet` and the like."""
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
-        split = SPLIT_NAMES.get(path.stem.split("-")[0].lower())
-        if split and path.suffix.lower() in READERS and path.is_file():
+        split = SPLIT_NAMES.get(_stem(path).split("-")[0].lower())
+        if split and format_of(path) in FORMATS and path.is_file():
             found.setdefault(split, []).append(path)
     if not found:
         raise DataError(
-            f"{folder} must hold files named train, validation or test ending in {', '.join(READERS)}, "
+            f"{folder} must hold files named train, validation or test ending in {FORMATS_SHOWN}, "
             "or be a folder written by datasets' save_to_disk; name the file itself as data."
         )
     for split, paths in found.items():
-        if len(paths) > 1 and any("-" not in path.stem for path in paths):
+        if len(paths) > 1 and any("-" not in _stem(path) for path in paths):
             raise DataError(
                 f"{folder} must hold one file (or numbered parts) for {split}, got "
                 f"{', '.join(path.name for path in paths)}; name the file itself as data."
             )
     return {split: _files(found[split]) for split in ("train", "validation", "test") if split in found}
+
+
+def _stem(path: Path) -> str:
+    return path.name[: len(path.name) - len(format_of(path))]
 
 
 def _saved_dataset(folder: Path) -> dict[str, Source]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Self
 
-from loratune.data.read import Row, kind_of
+from loratune.data.row import Row, kind_of
 from loratune.errors import DataError
 
 
