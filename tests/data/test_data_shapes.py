@@ -1,6 +1,7 @@
 """What the columns mean, by known answers."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ import pytest
 
 from loratune.data.example import Example
 from loratune.data.options import DataOptions
+from loratune.data.recognise import recognise, unread_notes
 from loratune.data.row import Row
-from loratune.data.shapes import examples, recognise
+from loratune.data.shapes import examples
 from loratune.data.sources import Source
 from loratune.data.template import Template
 from loratune.errors import DataError
@@ -49,6 +51,30 @@ QUESTION = {"question": "2+2?", "answer": "4, of course."}
         ({"text": "all of it"}, {}, "text", ("all of it",), None),
         ({"messages": TALK}, {}, "messages", ("User: a", "\nAssistant:", " b"), None),
         (
+            {"instruction": "Name it.", "input": "moo", "output": "cow", "text": "all"},
+            {},
+            "prompt-completion",
+            ("Name it.\nmoo\n", "cow"),
+            None,
+        ),
+        (
+            {"instruction": "Name it.", "input": "", "output": "cow"},
+            {},
+            "prompt-completion",
+            ("Name it.\n", "cow"),
+            None,
+        ),
+        ({"instruction": "a", "input": None, "output": "b"}, {}, "prompt-completion", ("a\n", "b"), None),
+        ({"instruction": "a", "output": "b"}, {}, "prompt-completion", ("a\n", "b"), None),
+        (
+            {"instruction": "a", "input": "c", "output": "b"},
+            {"template": "Q: {instruction} {input}\\nA:"},
+            "prompt-completion",
+            ("Q: a c\nA:", " b"),
+            None,
+        ),
+        ({"text": "a", "labels": 1}, {}, "classification", ("a\nLabel:", " 1"), "1"),
+        (
             QUESTION,
             {"prompt_column": "question", "completion_column": "answer"},
             "prompt-completion",
@@ -84,6 +110,77 @@ def test_shapes(
 ) -> None:
     name, [example] = read_as(source_of([row]), **options)
     assert (name, words(example), example.label) == (shape, expected, label)
+
+
+def test_a_class_label_may_have_any_name() -> None:
+    name, [example] = read_as(source_of([{"text": "a", "mood": 1}], mood=("bad", "good")))
+    assert (name, example.label) == ("classification", "good")
+
+
+ADVISED: dict[str, list[Any]] = {
+    "question and answer": [
+        {"id": 1, "question": "2+2?", "answer": "4"},
+        "--prompt-column question --completion-column answer",
+    ],
+    "several columns": [
+        {"context": "c", "question": "q", "response": "r"},
+        "--prompt-column question --completion-column response",
+    ],
+    "one text": [{"body": "all of it", "id": 3}, "--completion-column body"],
+    "preferences": [
+        {"prompt": "p", "chosen": "c", "rejected": "r"},
+        "--prompt-column prompt --completion-column chosen",
+    ],
+    "preferences of turns": [{"chosen": TALK, "rejected": TALK}, "--completion-column chosen"],
+    "list of labels": [{"text": "a", "labels": ["x"]}, "--completion-column text"],
+}
+
+
+@pytest.mark.parametrize("case", ADVISED)
+def test_the_advice_of_a_refusal_works(case: str) -> None:
+    row, advice = ADVISED[case]
+    with pytest.raises(DataError, match=r"rows\.jsonl:1") as caught:
+        read_as(source_of([row]))
+    assert advice in str(caught.value)
+    words = advice.split()
+    options = {key[2:].replace("-", "_"): value for key, value in zip(words[::2], words[1::2], strict=True)}
+    assert len(read_as(source_of([row]), **options)[1]) == 1
+
+
+@pytest.mark.parametrize("column", ["label", "labels", "categories", "intents"])
+def test_a_list_of_labels_is_refused_by_its_name(column: str) -> None:
+    with pytest.raises(
+        DataError, match=f"rows.jsonl:2: column '{column}' must hold one label, got a list of 2;"
+    ):
+        read_as(source_of([{"text": "a", column: "x"}, {"text": "b", column: ["x", "y"]}]))
+
+
+def unread_of(rows: list[dict[str, Any]], **options: str) -> list[str]:
+    source, unread = source_of(rows), Counter[str]()
+    shape = recognise(source, DataOptions(data="rows.jsonl", **options), TOKENIZER)
+    assert len(list(examples(shape, source, unread))) == len(rows)
+    return list(unread_notes(unread, source))
+
+
+def test_columns_that_are_not_read_are_named() -> None:
+    rows = [{"prompt": "a", "completion": "b", "label": "x", "tools": [], "id": 7}]
+    rows.append({"prompt": "a", "completion": "b", "system": "Be kind.", "meta": None, "source": "web"})
+    assert unread_of(rows) == [
+        "The column 'label' of 1 rows looks like a label and is not read.",
+        "The column 'system' of 1 rows looks like a part of a conversation and is not read.",
+        "Columns not read: id, source.",
+    ]
+    assert unread_of([{"instruction": "a", "input": "", "output": "b"}]) == []
+    assert unread_of([{"messages": TALK, "system": "s", "prompt": "p"}]) == ["Columns not read: prompt."]
+
+
+def test_completions_from_a_small_set_are_classes_too() -> None:
+    rows = [{"prompt": f"{i}", "completion": ["yes", "no"][i % 2]} for i in range(20)]
+    name, found = read_as(source_of(rows))
+    assert (name, {example.label for example in found}) == ("prompt-completion", {"yes", "no"})
+    assert words(found[0]) == ("0", "yes")
+    for few in (rows[:8], [{**row, "completion": "yes"} for row in rows]):
+        assert {example.label for example in read_as(source_of(few))[1]} == {None}
 
 
 def test_class_numbers_become_their_names() -> None:

@@ -1,16 +1,26 @@
-"""Rows of `messages` → segments; only the assistant's turns are learnt. Knows chat templates, not tokens.
+"""Rows of turns → segments; only the assistant's turns are learnt. Knows chat templates, not tokens.
 
 Templates rarely mark the assistant's words, so they are found by rendering: a turn begins where the
 conversation before it, with the generation prompt, ends; it ends where the conversation up to it does.
+What a template does not show is refused, or noted with counts.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from json import dumps
 from typing import Any, ClassVar, Protocol
 
+from loratune.data.chat_remarks import ChatRemarks
+from loratune.data.conversation import (
+    EXTRA_COLUMNS,
+    REASONING,
+    Conversation,
+    Message,
+    read_conversation,
+)
 from loratune.data.example import End, Example, Overflow, Segment
-from loratune.data.row import Row, first_line, kind_of
+from loratune.data.row import Row, first_line
+from loratune.data.shown import Part, hidden_parts
 from loratune.errors import DataError
 
 
@@ -25,14 +35,47 @@ class Tokenizer(Protocol):
         """`input_ids`: one list of ids per text."""
 
     def apply_chat_template(
-        self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool
+        self,
+        conversation: list[dict[str, Any]],
+        *,
+        tools: list[dict[str, Any]] | None,
+        tokenize: bool,
+        add_generation_prompt: bool,
     ) -> Any:
         """The conversation as text."""
 
 
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How messages are put for a template that does not take them in transformers' usual way."""
+
+    text_arguments: bool = False
+    """Arguments of tool calls as JSON text instead of a mapping."""
+    developer_as_system: bool = False
+
+    def put(self, message: Message) -> Message:
+        """The message as the template gets it."""
+        put = dict(message)
+        if self.developer_as_system and put["role"] == "developer":
+            put["role"] = "system"
+        if "reasoning_content" in put:
+            put |= dict.fromkeys(REASONING, put["reasoning_content"])
+        if self.text_arguments and "tool_calls" in put:
+            put["tool_calls"] = [_with_text_arguments(call) for call in put["tool_calls"]]
+        return put
+
+
+_MANNERS = tuple(Manner(text, system) for system in (False, True) for text in (False, True))
+
+
+def _with_text_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
+    arguments = dumps(call["function"]["arguments"], ensure_ascii=False)
+    return {**call, "function": {**call["function"], "arguments": arguments}}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Messages:
-    """`messages`: a list of {"role", "content"}.
+    """A conversation, in one column or as a prompt and a completion of turns.
 
     Without a chat template a turn is `User: …` or `Assistant: …` on a line of its own, the assistant's text
     followed by the end-of-turn token.
@@ -42,59 +85,91 @@ class Messages:
     overflow: ClassVar[Overflow] = Overflow.LEAVE_OUT
 
     tokenizer: Tokenizer
-    column: str = "messages"
+    columns: tuple[str, ...] = ("messages",)
+    remarks: ChatRemarks = field(default_factory=ChatRemarks)
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        return (self.column,)
+    def reads(self) -> tuple[str, ...]:
+        """Columns that are read where a row has them."""
+        return (*self.columns, *EXTRA_COLUMNS)
 
     @property
     def description(self) -> str:
         how = "the tokenizer's chat template" if self.has_template else "plain 'User: … Assistant: …' lines"
-        return f"{self.column} in {how}, learning the assistant's turns"
+        whose = "turns" if len(self.columns) == 1 else f"turns of {self.columns[-1]}"
+        return f"{' and '.join(self.columns)} in {how}, learning the assistant's {whose}"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was noticed in the rows read so far."""
+        return self.remarks.sentences()
 
     @property
     def has_template(self) -> bool:
         return bool(getattr(self.tokenizer, "chat_template", None))
 
+    @staticmethod
+    def completion(label: str) -> str:
+        """Conversations have no labels."""
+        return label
+
     def example(self, row: Row) -> Example:
-        """Raises `DataError` for a broken conversation, or a template whose prefixes do not hold."""
-        messages = self._checked(row)
-        segments = self._templated(messages, row.place) if self.has_template else _plain(messages)
+        """Raises `DataError` for a broken conversation, or a template that cannot show it."""
+        conversation = read_conversation(row, self.columns)
+        manner = self._manner(conversation, row.place)
+        self.remarks.read(conversation)
+        if self.has_template:
+            segments = self._templated(conversation, manner, row.place)
+        else:
+            segments = _plain(conversation.messages, conversation.learned)
         # The rendered text may hold today's date: the messages themselves are the identity.
-        identity = json.dumps([[each["role"], each["content"]] for each in messages], ensure_ascii=False)
-        return Example(segments, identity, row.place, begins=not self.has_template)
+        return Example(segments, conversation.identity, row.place, begins=not self.has_template)
 
-    def _checked(self, row: Row) -> list[dict[str, str]]:
-        messages = row.values[self.column]
-        if not isinstance(messages, list) or not messages:
-            raise DataError(
-                f"{row.place}: {self.column!r} must be a list of messages, got "
-                f"{'an empty list' if messages == [] else kind_of(messages)}; correct the row."
-            )
-        for number, message in enumerate(messages, start=1):
-            for key in ("role", "content"):
-                value = message.get(key) if isinstance(message, dict) else None
-                if not isinstance(value, str):
-                    raise DataError(
-                        f"{row.place}: message {number} must have a {key} that is text, got "
-                        f"{kind_of(value)}; "
-                        "correct the row."
-                    )
-            if message["role"] == "assistant" and not message["content"].strip():
-                raise DataError(f"{row.place}: message {number} of the assistant is empty; correct the row.")
-        roles = [message["role"] for message in messages]
-        if roles[0] == "assistant" or "assistant" not in roles:
-            raise DataError(
-                f"{row.place}: a conversation must have an assistant's turn after another one, got "
-                f"{', '.join(roles)}; correct the row."
-            )
-        return [{"role": message["role"], "content": message["content"]} for message in messages]
+    def _manner(self, conversation: Conversation, place: str) -> Manner:
+        """The first manner in which the template shows everything that must not be lost.
 
-    def _render(self, messages: Sequence[dict[str, str]], place: str, generation: bool = False) -> str:
+        Raises `DataError` where there is none.
+        """
+        refusal: DataError | None = None
+        for manner in _MANNERS if self.has_template else _MANNERS[:1]:
+            if manner != _MANNERS[0] and not any(
+                manner.put(m) != _MANNERS[0].put(m) for m in conversation.messages
+            ):
+                continue
+
+            def render(
+                messages: Sequence[Message], tools: Sequence[dict[str, Any]], manner: Manner = manner
+            ) -> str:
+                return self._render([manner.put(message) for message in messages], tools, place)
+
+            try:
+                hidden = hidden_parts(conversation.messages, conversation.tools, render)
+                _check_shown(hidden, conversation, place, "chat template" if self.has_template else "")
+            except DataError as error:
+                refusal = refusal or error
+            else:
+                self.remarks.hidden(hidden, conversation)
+                if manner.developer_as_system:
+                    self.remarks.developers(conversation)
+                return manner
+        assert refusal is not None
+        raise refusal
+
+    def _render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]],
+        place: str,
+        generation: bool = False,
+    ) -> str:
+        if not self.has_template:
+            return "".join(segment.text for segment in _plain(messages, [True] * len(messages)))
         try:
             text = self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=generation
+                [dict(message) for message in messages],
+                tools=[dict(tool) for tool in tools] or None,
+                tokenize=False,
+                add_generation_prompt=generation,
             )
         except Exception as error:  # a template may raise anything
             raise DataError(
@@ -103,40 +178,84 @@ class Messages:
             ) from None
         return str(text)
 
-    def _templated(self, messages: list[dict[str, str]], place: str) -> tuple[Segment, ...]:
-        whole = self._render(messages, place)
-        turns = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
-        starts = []
-        for turn in turns:
-            before = self._render(messages[:turn], place, generation=True)
-            if not whole.startswith(before):
-                raise DataError(
-                    f"{place}: the tokenizer's chat template must render the messages before turn "
-                    f"{turn + 1} as a "
-                    "prefix of the whole conversation, but does not, so the assistant's words cannot be "
-                    "found; give prompt and completion columns instead."
-                )
-            starts.append(len(before))
+    def _templated(self, conversation: Conversation, manner: Manner, place: str) -> tuple[Segment, ...]:
+        messages = [manner.put(message) for message in conversation.messages]
+        tools = conversation.tools
+        whole = self._render(messages, tools, place)
+        turns = [turn for turn, learned in enumerate(conversation.learned) if learned]
+        starts = [self._start(whole, messages, tools, turn, place) for turn in turns]
         segments = []
         position = 0
         for turn, start, following in zip(turns, starts, [*starts[1:], len(whole)], strict=True):
-            after = self._render(messages[: turn + 1], place)
+            after = self._render(messages[: turn + 1], tools, place)
             # Some templates render the last turn otherwise than earlier ones (reasoning left out later):
             # there the piece reaches to the next turn, and the end-of-turn token in it marks the end.
             regular = whole.startswith(after)
             end = len(after) if regular else following
+            self.remarks.written_before(messages[turn], whole[start:end])
             segments.append(Segment(whole[position:start]))
             segments.append(Segment(whole[start:end], learned=True, end=End.FIND if regular else End.DEMAND))
             position = end
         return tuple(segments)
 
+    def _start(
+        self,
+        whole: str,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]],
+        turn: int,
+        place: str,
+    ) -> int:
+        """Where the words of an assistant's turn begin in the whole conversation.
 
-def _plain(messages: list[dict[str, str]]) -> tuple[Segment, ...]:
+        A generation prompt may open a thought that the turn does not have: what both share is the turn's beginning.
+        """
+        before = self._render(messages[:turn], tools, place, generation=True)
+        if whole.startswith(before):
+            return len(before)
+        given = len(self._render(messages[:turn], tools, place))
+        pairs = enumerate(zip(whole, before, strict=False))
+        shared = next((i for i, (one, other) in pairs if one != other), len(whole))
+        words = whole.find(str(messages[turn]["content"]).strip(), given)
+        shared = min(shared, words) if words >= 0 else shared
+        if shared <= given:
+            raise DataError(
+                f"{place}: the tokenizer's chat template must render the messages before turn {turn + 1} as a "
+                "prefix of the whole conversation, but does not, so the assistant's words cannot be found; give "
+                "prompt and completion columns instead."
+            )
+        self.remarks.opened(before[shared:])
+        return shared
+
+
+def _check_shown(hidden: Sequence[Part], conversation: Conversation, place: str, template: str) -> None:
+    """Raise `DataError` for what must not be lost."""
+    who = f"the tokenizer's {template} does" if template else "without a chat template, plain lines do"
+    for part in hidden:
+        if part.kind == "tools":
+            raise DataError(
+                f"{place}: {who} not show the row's tools; take a model whose template does, or remove the "
+                "column 'tools'."
+            )
+        message = conversation.messages[part.message]
+        if part.kind == "tool_calls":
+            raise DataError(
+                f"{place}: {who} not show the tool_calls of message {part.message + 1}, so they cannot be "
+                "learnt; take a model whose template does, or write the call into the content and remove tool_calls."
+            )
+        if part.kind == "content" and "tool_calls" not in message:
+            raise DataError(
+                f"{place}: {who} not show the content of message {part.message + 1} (role {message['role']!r}); "
+                "write it into a turn of the user or the system."
+            )
+
+
+def _plain(messages: Sequence[Message], learned: Sequence[bool]) -> tuple[Segment, ...]:
     segments = []
     separator = ""
-    for message in messages:
+    for message, is_learned in zip(messages, learned, strict=True):
         opening = f"{separator}{message['role'].capitalize()}:"
-        if message["role"] == "assistant":
+        if is_learned and message["role"] == "assistant":
             segments += [Segment(opening), Segment(f" {message['content']}", learned=True, end=End.APPEND)]
         else:
             segments.append(Segment(f"{opening} {message['content']}"))

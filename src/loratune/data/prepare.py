@@ -4,6 +4,7 @@ Puts the room together: sources → shape → tokens (one pass, a batch of rows 
 each row only its tokens (on disk where they are many), a digest, its length and its label stay.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
@@ -19,7 +20,8 @@ from loratune.data.example import Example
 from loratune.data.options import DataOptions
 from loratune.data.profile import Counts, profile_of
 from loratune.data.prompting import prompt_format
-from loratune.data.shapes import Shape, completion_of, examples, recognise
+from loratune.data.recognise import recognise, unread_notes
+from loratune.data.shapes import Classification, Shape, examples
 from loratune.data.sources import Source, find_sources
 from loratune.data.split import FEWEST_ROWS, Rows, draw, split_off, without_duplicates
 from loratune.data.store import StoredRows, StoreWriter
@@ -31,6 +33,8 @@ BATCH = 512
 LONGEST = 2048
 """Limit of a row's tokens where neither the user nor the model sets a lower one."""
 MOST_CLASSES = 1000
+_NAMED = 5
+"""Classes that a note names."""
 _VERBATIM = PromptFormat(kind=PromptKind.VERBATIM)
 
 
@@ -64,12 +68,13 @@ class _Reading:
     cache: Path | None
     classes: dict[str, int] = field(default_factory=dict)
     counts: Counts = field(default_factory=Counts)
+    unread: Counter[str] = field(default_factory=Counter)
 
     def read(self, source: Source) -> StoredRows:
         """Encode one source. Raises `DataError` where no row is left."""
         writer = StoreWriter(self.cache, self.seed)
         rows, stored, shortest = 0, 0, 0
-        for batch in _batches(examples(self.shape, source)):
+        for batch in _batches(examples(self.shape, source, self.unread)):
             documents = []
             for example, encoded in zip(batch, self.encoder.encode(batch, self.shape.overflow), strict=True):
                 if not encoded.pieces:
@@ -125,7 +130,7 @@ def prepare(
     reading = _Reading(shape=shape, encoder=encoder, seed=options.seed, cache=cache)
     stored = {split: reading.read(source) for split, source in sources.items()}
     labels = tuple(sorted(reading.classes))
-    if len(labels) == 1:
+    if len(labels) == 1 and shape.name == Classification.name:
         raise DataError(
             f"classification must have at least two classes, got only {labels[0]!r} in column "
             f"{shape.columns[-1]!r}; add rows of other classes."
@@ -133,8 +138,10 @@ def prepare(
     stored = {split: _numbered(rows, reading.classes, labels) for split, rows in stored.items()}
     chosen, notes = _choose(stored, options, reading.counts)
     tables = {split: rows.take(documents) for split, (rows, documents) in chosen.items()}
-    notes += _class_notes(tables["train"], labels)
-    completions = encoder.completion_ids([completion_of(label) for label in labels])
+    if labels and shape.name != Classification.name and len(_present(tables["train"])) < 2:
+        labels, tables = (), {split: replace(table, labels=None) for split, table in tables.items()}
+    notes += _class_notes(tables, labels)
+    completions = encoder.completion_ids([shape.completion(label) for label in labels])
     longest = max(int(table.lengths.max()) for table in tables.values())
     return PreparedData(
         **tables,
@@ -147,7 +154,13 @@ def prepare(
         ),
         labels=labels,
         label_tokens=tuple(np.array(ids, np.int32) for ids in completions),
-        notes=(f"Rows are read as {shape.name}: {shape.description}.", *notes, *_length_notes(reading)),
+        notes=(
+            f"Rows are read as {shape.name}: {shape.description}.",
+            *shape.notes,
+            *unread_notes(reading.unread, sources["train"]),
+            *notes,
+            *_length_notes(reading),
+        ),
         fingerprint=_fingerprint(chosen, encoder.max_length),
         prompt=prompt_format(shape),
     )
@@ -222,21 +235,29 @@ def _choose(
     return chosen, notes
 
 
-def _class_notes(train: TokenTable, labels: tuple[str, ...]) -> list[str]:
-    """Raises `DataError` where the training rows chosen have nothing to tell apart."""
-    if train.row_labels is None:
+def _present(table: TokenTable) -> set[int]:
+    """The classes of a table's rows."""
+    return set() if table.row_labels is None else set(np.unique(table.row_labels).tolist())
+
+
+def _class_notes(tables: dict[str, TokenTable], labels: tuple[str, ...]) -> list[str]:
+    """Classes that a split lacks. Raises `DataError` where the training rows have nothing to tell apart."""
+    if not labels:
         return []
-    present = np.unique(train.row_labels)
+    present = _present(tables["train"])
     if len(present) < 2:
         raise DataError(
-            f"the {len(train)} training rows used must have at least two classes, got only "
-            f"{labels[int(present[0])]!r}; raise --train-rows or add rows of other classes."
+            f"the {len(tables['train'])} training rows used must have at least two classes, got only "
+            f"{labels[min(present)]!r}; raise --train-rows or add rows of other classes."
         )
-    absent = [label for number, label in enumerate(labels) if number not in present]
-    if not absent:
-        return []
-    some = ", ".join(absent[:5]) + (" and more" if len(absent) > 5 else "")
-    return [f"{len(absent)} of {len(labels)} classes have no training row: {some}."]
+    notes = []
+    for split, table in tables.items():
+        held = _present(table)
+        absent = [label for number, label in enumerate(labels) if number not in held]
+        some = ", ".join(absent[:_NAMED]) + (" and more" if len(absent) > _NAMED else "")
+        name = "training" if split == "train" else split
+        notes += [f"{len(absent)} of {len(labels)} classes have no {name} row: {some}."] if absent else []
+    return notes
 
 
 def _length_notes(reading: _Reading) -> list[str]:

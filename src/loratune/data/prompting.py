@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from loratune.data.chat import Messages
-from loratune.data.read import Row
+from loratune.data.row import Row
 from loratune.data.shapes import Classification, Shape, Text
 from loratune.data.template import Template
 from loratune.errors import DataError

@@ -71,4 +71,4 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
             yield file
             return
         with gzip.open(file) as inner:
-            yield cast(BinaryIO, BufferedReader(inner))  # type: ignore[arg-type]
+            yield cast(BinaryIO, BufferedReader(inner))

@@ -13,9 +13,11 @@ class Template:
     """Literal text and column names in turn. A field is replaced by the column's text, never evaluated."""
 
     parts: tuple[tuple[str, str | None], ...]
+    optional: tuple[str, ...] = ()
+    """Columns that a row may lack or leave empty; then the literal text before them is left out too."""
 
     @classmethod
-    def parse(cls, text: str) -> Self:
+    def parse(cls, text: str, optional: tuple[str, ...] = ()) -> Self:
         """`{{` and `}}` are braces; a backslash with n or t (as a shell passes it) is a newline or a tab."""
         text = text.replace("\\n", "\n").replace("\\t", "\t")
         try:
@@ -33,7 +35,7 @@ class Template:
         parts = tuple((literal, column) for literal, column, _, _ in parsed)
         if not any(column is not None for _, column in parts):
             raise DataError(f"template {text!r} must hold at least one {{column}} field, got none; add one.")
-        return cls(parts)
+        return cls(parts, optional)
 
     @classmethod
     def around(cls, column: str, after: str) -> Self:
@@ -42,7 +44,8 @@ class Template:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return tuple(column for _, column in self.parts if column is not None)
+        """Columns that every row must have."""
+        return tuple(column for _, column in self.parts if column is not None and column not in self.optional)
 
     @property
     def text(self) -> str:
@@ -56,6 +59,8 @@ class Template:
         """Raises `DataError` for a value that is neither text nor a number."""
         pieces = []
         for literal, column in self.parts:
+            if column in self.optional and row.values.get(column) in (None, ""):
+                continue
             pieces.append(literal)
             if column is not None:
                 value = row.values[column]
