@@ -253,6 +253,20 @@ def test_template_never_evaluates_what_a_row_holds() -> None:
     assert Template.parse("{{{text}}}").text == "{{{text}}}"
 
 
+def test_an_optional_column_takes_the_text_before_it_along() -> None:
+    template = Template.parse(r"{question}\n\nSee: {context?}\nA:")
+    assert template.columns == ("question",)
+    assert Template.parse(template.text) == template
+    for context, expected in (("c", "q\n\nSee: c\nA:"), ("", "q\nA:"), (None, "q\nA:")):
+        assert template.render(Row({"question": "q", "context": context}, "rows.jsonl:1")) == expected
+    with pytest.raises(DataError, match="must have 'contxt', got columns question, context, answer"):
+        read_as(
+            source_of([{"question": "q", "context": "c", "answer": "a"}]),
+            template="{question} {contxt?}",
+            completion_column="answer",
+        )
+
+
 def test_identity_of_a_conversation_is_its_messages() -> None:
     """A template may render today's date: duplicates and splits must not depend on it."""
     tokenizer = byte_tokenizer()

@@ -4,7 +4,7 @@ The shapes, in the order in which they are looked for when no column is named:
 
     messages              a conversation (also conversations, and prompt + completion of turns)
     prompt + completion   used verbatim, joined without anything between
-    instruction + output  Alpaca's: "{instruction}\\n{input}\\n" → the output; no line for an empty input
+    instruction + output  Alpaca's: "{instruction}\\n{input?}\\n" → the output; no line for an empty input
     text + label          classification: "{text}\\nLabel:" → " " + the label's words (underscores to spaces);
                           the label may also be called category, class or intent, or be a ClassLabel
     text                  every token but the first is learnt; long texts are split into several rows
@@ -33,7 +33,7 @@ MOST_LABELS = 200
 LARGEST_LABEL_SHARE = 0.2
 LONGEST_LABEL = 64
 
-_ALPACA = Template.parse("{instruction}\n{input}\n", optional=("input",))
+_ALPACA = Template.parse("{instruction}\n{input?}\n")
 _PROMPTS = (
     "prompt",
     "text",
@@ -160,7 +160,8 @@ def recognise(source: Source, options: DataOptions, tokenizer: Tokenizer) -> Sha
     choice = _Choice(source=source, options=options, first=next(iter(source)), tokenizer=tokenizer)
     named = options.prompt_column or options.completion_column or options.template
     shape = choice.named() if named else choice.found()
-    missing = [column for column in shape.columns if column not in choice.columns]
+    wanted = shape.reads if options.template else shape.columns
+    missing = [column for column in wanted if column not in choice.columns]
     if missing:
         raise choice.refuse(
             f"must have {' and '.join(map(repr, missing))}",

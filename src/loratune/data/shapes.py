@@ -72,15 +72,12 @@ class PromptCompletion:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        optional = self.prompt.optional if isinstance(self.prompt, Template) else ()
-        return (*self.columns, *optional)
+        return (*self.columns, *(self.prompt.optional if isinstance(self.prompt, Template) else ()))
 
     @property
     def description(self) -> str:
-        if not isinstance(self.prompt, Template):
-            return f"prompt {self.prompt}, completion {self.text}"
-        without = "".join(f" (no line where {column!r} is empty)" for column in self.prompt.optional)
-        return f"prompt {self.prompt.text!r}{without}, completion {self.text}"
+        prompt = repr(self.prompt.text) if isinstance(self.prompt, Template) else self.prompt
+        return f"prompt {prompt}, completion {self.text}"
 
     @staticmethod
     def completion(label: str) -> str:
@@ -117,7 +114,7 @@ class Classification:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        return self.columns
+        return (*self.columns, *self.prompt.optional)
 
     @property
     def description(self) -> str:

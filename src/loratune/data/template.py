@@ -13,12 +13,15 @@ class Template:
     """Literal text and column names in turn. A field is replaced by the column's text, never evaluated."""
 
     parts: tuple[tuple[str, str | None], ...]
-    optional: tuple[str, ...] = ()
-    """Columns that a row may lack or leave empty; then the literal text before them is left out too."""
+    optional: frozenset[str] = frozenset()
+    """Columns that a row may leave empty or lack; the literal text before them is then left out too."""
 
     @classmethod
-    def parse(cls, text: str, optional: tuple[str, ...] = ()) -> Self:
-        """`{{` and `}}` are braces; a backslash with n or t (as a shell passes it) is a newline or a tab."""
+    def parse(cls, text: str) -> Self:
+        """`{{` and `}}` are braces; a backslash with n or t (as a shell passes it) is a newline or a tab.
+
+        `{column?}` is an optional column.
+        """
         text = text.replace("\\n", "\n").replace("\\t", "\t")
         try:
             parsed = list(Formatter().parse(text))
@@ -32,7 +35,8 @@ class Template:
                     f"template {text!r} may hold plain {{column}} fields only, got formatting in "
                     f"{{{column}}}; remove it."
                 )
-        parts = tuple((literal, column) for literal, column, _, _ in parsed)
+        parts = tuple((literal, column and column.removesuffix("?")) for literal, column, _, _ in parsed)
+        optional = frozenset(column[:-1] for _, column, _, _ in parsed if column and column.endswith("?"))
         if not any(column is not None for _, column in parts):
             raise DataError(f"template {text!r} must hold at least one {{column}} field, got none; add one.")
         return cls(parts, optional)
@@ -51,9 +55,14 @@ class Template:
     def text(self) -> str:
         """As the user would write it."""
         return "".join(
-            literal.replace("{", "{{").replace("}", "}}") + ("" if column is None else f"{{{column}}}")
+            literal.replace("{", "{{").replace("}", "}}") + self._field(column)
             for literal, column in self.parts
         )
+
+    def _field(self, column: str | None) -> str:
+        if column is None:
+            return ""
+        return f"{{{column}?}}" if column in self.optional else f"{{{column}}}"
 
     def render(self, row: Row) -> str:
         """Raises `DataError` for a value that is neither text nor a number."""
