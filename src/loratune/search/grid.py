@@ -6,16 +6,20 @@ from loratune.search.space import (
     base_batch,
     fitting_batches,
     hyper_parameters,
+    prior_setting,
     search_seed,
     too_small,
     trial,
     unit_cost,
 )
 from loratune.search.sweep import Design
-from loratune.values import SearchContext
+from loratune.values import SearchContext, Trial
 
 RANKS = (16,)
 LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+MOST = 2**16
+"""Trials of a sweep, for a budget without end."""
+ROUNDING = 1e-9
 
 
 def grid_design(context: SearchContext) -> Design:
@@ -38,10 +42,29 @@ def grid_design(context: SearchContext) -> Design:
     return Design(trials=tuple(trial(s, search_seed(context)) for s in settings), dropped=dropped)
 
 
-def affordable_trials(context: SearchContext) -> int:
-    """How many trials on all rows the budget pays for, at least one. Raises `BudgetError` for none."""
+def affordable_trials(context: SearchContext, together: int | None = None) -> int:
+    """How many trials on all rows the budget pays for, at least one. Raises `BudgetError` for none.
+
+    `together`: how many are asked for at once; None: all.
+    """
     cost = unit_cost(context)
-    count = int(context.budget / cost + 1e-9) if cost else 1
-    if count < 1:
+    if context.budget + ROUNDING < cost:
         raise too_small(context, cost)
-    return count
+    if together is not None and context.pace is not None:
+        waves = int(context.budget / wave_cost(context, together) + ROUNDING)
+        rest = affordable_trials(context) if waves == 0 else 0
+        return waves * together + rest
+    low, high = 1, 2
+    while wave_cost(context, high) <= context.budget + ROUNDING and high < MOST:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (
+            (middle, high) if wave_cost(context, middle) <= context.budget + ROUNDING else (low, middle)
+        )
+    return low
+
+
+def wave_cost(context: SearchContext, count: int) -> float:
+    """Of so many trials of the prior's setting, on all rows, beside each other."""
+    return context.wave_cost([Trial(hyper_parameters=prior_setting(context))] * count)

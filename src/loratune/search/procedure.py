@@ -9,6 +9,7 @@ Knows nothing of hyper-parameters.
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Self, TypeVar
 
 from loratune.values import SearchContext, Trial, TrialResult
@@ -23,7 +24,7 @@ ROUNDING = 1e-9
 
 @dataclass(slots=True)
 class Ledger:
-    """What the procedure has spent so far in this replay, in full-run equivalents, and what it could not."""
+    """What the procedure has spent so far in this replay, in final runs alone, and what it could not."""
 
     budget: float
     spent: float = 0.0
@@ -36,6 +37,31 @@ class Ledger:
 
 
 Search = Callable[[Ledger], Procedure[T]]
+
+
+class Wave:
+    """What trials that are asked for together cost: each what it adds to those before it.
+
+    By what is expected of them, never by a clock, so that a resumed search decides alike. Without a pace a result
+    says itself what it cost; with one it was free only where it says 0, such as a cell of a table that was run before.
+    """
+
+    def __init__(self, context: SearchContext) -> None:
+        self._context, self._trials, self._cost = context, list[Trial](), 0.0
+
+    def cost_of(self, trial: Trial, result: TrialResult | None = None) -> float:
+        """What the trial would add."""
+        if result is not None and (self._context.pace is None or result.cost == 0):
+            return result.cost
+        if self._context.pace is None:
+            return self._context.cost(trial)
+        return self._context.wave_cost([*self._trials, trial]) - self._cost
+
+    def add(self, trial: Trial, result: TrialResult | None = None) -> None:
+        """Takes the trial in."""
+        if result is None or result.cost > 0:
+            self._cost += self.cost_of(trial)
+            self._trials.append(trial)
 
 
 class Groups(tuple[Trial, ...]):
@@ -82,7 +108,9 @@ def _replay(
     known = {result.asked.key: result for result in history}
     started = {trial.key for trial in running}
     # what is still to be replayed was paid for too
-    free = context.budget - sum(x.cost for x in known.values()) - sum(context.cost(x) for x in running)
+    free = inf
+    if context.pace is None:
+        free = context.budget - sum(x.cost for x in known.values()) - sum(context.cost(x) for x in running)
     ledger = Ledger(budget=context.budget)
     paid: set[str] = set()
     new: dict[str, Trial] = {}
@@ -95,9 +123,10 @@ def _replay(
             return tuple(new.values()), end.value
         found: list[TrialResult] = []
         missing: set[str] = set()
+        wave = Wave(context)
         for key, trial in unique(wanted).items():
             result = known.get(key)
-            cost = context.cost(trial) if result is None else result.cost
+            cost = 0.0 if key in paid else wave.cost_of(trial, result)
             if result is not None:
                 found.append(result)
             elif key in started or key in new:
@@ -111,6 +140,7 @@ def _replay(
                 continue
             if key not in paid:
                 paid.add(key)
+                wave.add(trial, result)
                 ledger.spent += cost
         if missing and stop_at_missing:
             if not isinstance(wanted, Groups):

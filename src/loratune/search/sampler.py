@@ -29,7 +29,6 @@ from loratune.search.space import (
     search_seed,
     trial,
     two_digits,
-    unit_cost,
 )
 from loratune.search.staged import Conclusion, StagedStrategy
 from loratune.search.sweep import QUESTIONS, best_of
@@ -74,16 +73,19 @@ class SamplerStrategy(StagedStrategy):
 
     @property
     def _count(self) -> int:
-        return min(affordable_trials(self.context), MOST_TRIALS)
+        return min(affordable_trials(self.context, self._batch), MOST_TRIALS)
 
     @property
     def _batch(self) -> int:
-        return max(1, min(LARGEST_BATCH, self._count // BATCHES))
+        """As many at once as leave at least four batches."""
+        sizes = range(LARGEST_BATCH, 1, -1)
+        counts = ((size, affordable_trials(self.context, size)) for size in sizes)
+        return next((size for size, count in counts if count >= BATCHES * size), 1)
 
     def plan(self) -> SearchPlan:
         """All trials in one stage; the first batch is known. Raises `BudgetError` where none is paid for."""
         first = next(self.search(Ledger(budget=self.context.budget)))
-        cost = self._count * unit_cost(self.context)
+        cost = sum(self.context.cost(trial) for trial in first) / len(first) * self._count
         return SearchPlan(stages=self.planned({Stage.RANK: (self._count, cost)}, first))
 
     def search(self, ledger: Ledger) -> Procedure[Conclusion]:

@@ -159,8 +159,8 @@ def screening_fraction(context: SearchContext, batch: int) -> float:
 
 
 def unit_cost(context: SearchContext, fraction: float = 1.0) -> float:
-    """Cost of one trial on `fraction` of the rows, in full-run equivalents."""
-    return context.cost(Trial(hyper_parameters=prior_setting(context), fraction=fraction))
+    """Cost of one trial alone on `fraction` of the rows, as the budget counts."""
+    return context.wave_cost([Trial(hyper_parameters=prior_setting(context), fraction=fraction)])
 
 
 def two_digits(value: float) -> float:

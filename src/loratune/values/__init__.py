@@ -3,6 +3,7 @@
 from loratune.values.context import PASSES_PER_LABELLING, SearchContext
 from loratune.values.evidence import Decision, Evidence, StageSummary
 from loratune.values.hyperparameters import ALL_LINEAR, HyperParameters, default_recipe
+from loratune.values.pace import Pace
 from loratune.values.plan import PlannedStage, SearchPlan
 from loratune.values.probe import Absorbed, NoiseScale, Probe, RateTest
 from loratune.values.profile import (
@@ -39,6 +40,7 @@ __all__ = [
     "NearDuplicates",
     "NoiseScale",
     "Optimum",
+    "Pace",
     "PlannedStage",
     "Probe",
     "PromptFormat",

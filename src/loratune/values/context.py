@@ -1,11 +1,13 @@
 """What a strategy is told before it starts; nothing in here changes during a search."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from loratune.values.hyperparameters import ALL_LINEAR
+from loratune.values.hyperparameters import ALL_LINEAR, default_recipe
+from loratune.values.pace import Load, Pace, optimiser_steps
 from loratune.values.trial import LABEL_METRICS, METRICS, Trial
 
 PASSES_PER_LABELLING = 2
@@ -63,6 +65,9 @@ class SearchContext:
     seed_sd: float | None = None
     """Assumed sd of a run's NLL from seed to seed, in nats, where the search cannot repeat runs; else None."""
 
+    pace: Pace | None = None
+    """Seconds of trials beside each other; None: time is in proportion to tokens, width gains nothing."""
+
     # wishes
     epochs: float = 1.0
     warmup_ratio: float = 0.05
@@ -80,7 +85,7 @@ class SearchContext:
     """Nats per supervised token, or points (hundredths) of the task metric."""
     seed: int = 0
     budget: float = 5.0
-    """What the search may cost before the final run, in full-run equivalents."""
+    """What the search may cost before the final run, in final runs alone on this device (`wave_cost`)."""
     regularise: bool = False
     """Search dropout and weight decay even without signs of over-fitting."""
     tune_targets: bool = False
@@ -98,6 +103,28 @@ class SearchContext:
         """
         training = trial.fraction * trial.hyper_parameters.epochs * self.tokens
         return (training + self._evaluation) / self.full_run if self.full_run else 0.0
+
+    def load(self, trial: Trial) -> Load:
+        """(optimiser steps, tokens of each)."""
+        chosen = trial.hyper_parameters
+        steps = optimiser_steps(self.rows, chosen.batch_size, chosen.epochs, trial.fraction)
+        return steps, trial.fraction * chosen.epochs * self.tokens / steps
+
+    def seconds(self, trials: Sequence[Trial]) -> float:
+        """Of trials that are asked for together, their evaluations included. Needs a `pace`."""
+        assert self.pace is not None
+        evaluated = len(trials) * self.evaluation_passes * self.validation_tokens
+        return self.pace.wave(map(self.load, trials), evaluated)
+
+    def wave_cost(self, trials: Sequence[Trial]) -> float:
+        """What trials that are asked for together take, in runs of the default recipe alone on this device.
+
+        Without a pace that is the sum of their costs.
+        """
+        if self.pace is None:
+            return sum(map(self.cost, trials))
+        alone = self.seconds([Trial(hyper_parameters=default_recipe(self.epochs, self.warmup_ratio))])
+        return self.seconds(trials) / alone if alone else 0.0
 
     @property
     def full_run(self) -> float:
