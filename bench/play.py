@@ -41,6 +41,8 @@ class Score:
     chosen: Key
     regret: float
     """Relative NLL above the best cell of the table; infinite where the choice diverges."""
+    nats: float
+    """The same in nats."""
     cost: float
     """Full-run equivalents."""
     cost_share: float
@@ -95,6 +97,7 @@ def score(
         task=runner.task,
         chosen=chosen,
         regret=(means.get(chosen, inf) - lowest) / lowest,
+        nats=means.get(chosen, inf) - lowest,
         cost=cost,
         worse=chosen not in means or _worse(runner, chosen, min(means, key=means.__getitem__)),
         cost_share=cost / sum(max(len(cell.repeats), 1) for cell in runner.full),

@@ -139,14 +139,9 @@ def drawn(task: MeasuredTask, draw: int) -> MeasuredTask:
         return task
     random = np.random.default_rng(draw)
     seeds = sorted({cell.seed for cell in task.cells})
-    places = {(c.rank, c.learning_rate, c.batch_size, c.lora_alpha) for c in task.cells}
-    if len({place[:3] for place in places}) < len(places):
-        raise DataError(
-            "--draws needs a table of one alpha for each rank, since its rows' losses do not tell alpha."
-        )
-    becomes = {
-        place[:3]: dict(zip(seeds, random.permutation(seeds), strict=True)) for place in sorted(places)
-    }
+    # a table's losses by row do not tell alpha: the runs of a place are exchanged together
+    places = sorted({(c.rank, c.learning_rate, c.batch_size) for c in task.cells})
+    becomes = {place: dict(zip(seeds, random.permutation(seeds), strict=True)) for place in places}
     cells = [
         replace(cell, seed=int(becomes[cell.rank, cell.learning_rate, cell.batch_size][cell.seed]))
         for cell in task.cells

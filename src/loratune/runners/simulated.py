@@ -35,6 +35,8 @@ COLUMNS = (
 )
 NOMINAL_ROWS = 10_000
 """Tables do not say how many rows were trained on; costs are relative, so the laws alone see this figure."""
+ROUNDED = 0.01
+"""Relative difference between a run's loss and the mean over its rows that a table's rounding explains."""
 LARGE_MODEL_NOISE = 3e-4
 """Relative sd between reruns that is assumed where a table repeats nothing."""
 
@@ -247,7 +249,10 @@ class TableRunner:
     def _example_nll(self, cell: Cell) -> npt.NDArray[np.float64] | None:
         if cell.fraction < max(other.fraction for other in self.cells) - 1e-6:
             return None
-        return self.examples.get((cell.rank, cell.learning_rate, cell.batch_size, cell.seed))
+        rows = self.examples.get((cell.rank, cell.learning_rate, cell.batch_size, cell.seed))
+        if rows is None or abs(float(rows.mean()) - cell.nll) > ROUNDED * abs(cell.nll):
+            return None  # of another alpha, which the keys do not tell
+        return rows
 
 
 def _per_example(path: Path, task: str) -> dict[tuple[float, float, float, float], npt.NDArray[np.float64]]:
