@@ -5,9 +5,7 @@ None of them tests anything; each takes its best run.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import inf
 
-from devices import Device
 from loratune.search.bracket import bracket
 from loratune.search.grid import LEARNING_RATES, grid_design
 from loratune.search.make import STRATEGIES
@@ -29,7 +27,6 @@ from loratune.values import SearchContext, SearchPlan, Stage
 FOUR_RATES = (1e-4, 2e-4, 4e-4, 8e-4)
 LADDER = tuple(1e-4 * 2**step for step in range(8))
 """Of the wide grid, at every rank."""
-SAMPLER_BATCH = 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,24 +82,7 @@ BASELINES: dict[str, Callable[[SearchContext], Strategy]] = {
     "largest, bracketed": lambda context: LargestBracketed(context, "largest, bracketed"),
     "wide grid": lambda context: SweepStrategy(context, "wide grid", wide_grid),
 }
-WIDTHS = {
-    "random": inf,
-    "wide grid": inf,
-    "rank 16 with 4 rates": inf,
-    "rank 16 with 4 wide rates": inf,
-    "tpe": SAMPLER_BATCH,
-    "gp": SAMPLER_BATCH,
-}
-"""Runs at once of strategies that count runs and know no seconds; others are given their budget as it is."""
 ALL: dict[str, Callable[[SearchContext], Strategy]] = {**STRATEGIES, **BASELINES}
-
-
-def make(name: str, context: SearchContext, device: Device | None = None) -> Strategy:
-    """A strategy of the package or a baseline, its budget in full runs or, with a device, in runs alone on it."""
-    if device is not None and name in WIDTHS:
-        runs = device.runs(context, context.budget, WIDTHS[name])
-        context = replace(context, budget=float(runs))
-    return ALL[name](context)
 
 
 def names(wanted: Sequence[str]) -> tuple[str, ...]:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from baselines import make, names
-from devices import DEVICES, Device, play_on
+from baselines import ALL, names
+from devices import DEVICES, Device, alone, play_on
 from loratune.runners.simulated import MeasuredTask, TableRunner, read_tasks
 from play import Score, play, score
 from replay import drawn
@@ -51,15 +51,17 @@ OPPONENT = "rank 16 with 4 rates"
 def answer(
     task: MeasuredTask, name: str, *, margin: float, budget: float, seed: int, device: Device | None
 ) -> tuple[Score, float]:
-    """One search on the task with its repeats in another order; (its score, seconds on the device)."""
+    """One search on the task with its repeats in another order; (its score, seconds in runs alone)."""
     runner = TableRunner(drawn(task, seed))
     context = runner.context(margin=margin, budget=budget, seed=seed)
-    strategy = make(name, context, device)
     if device is None:
+        strategy = ALL[name](context)
         history, seconds = play(strategy, runner), float("nan")
     else:
-        history, seconds = play_on(device, strategy, runner, budget * device.alone(context))
-        seconds /= device.alone(context)
+        strategy = ALL[name](device.told(context))
+        unit = alone(strategy.context)
+        history, seconds = play_on(strategy, runner, budget * unit)
+        seconds /= unit
     setting = strategy.decide(history).hyper_parameters
     return score(runner, setting, sum(result.cost for result in history), margin), seconds
 
