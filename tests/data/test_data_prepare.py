@@ -172,6 +172,29 @@ def test_classes_without_training_rows_are_noted(tmp_path: Path) -> None:
     data = ready(train, test=test)
     assert data.labels == ("a", "b", "c")
     assert "1 of 3 classes have no training row: c." in data.notes
+    assert "2 of 3 classes have no test row: a, b." in data.notes
+    assert "1 of 3 classes have no validation row: c." in data.notes
+
+
+def test_completions_from_a_small_set_are_verbatim_classes(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{i} is ", "completion": ["even", "odd_one"][i % 2]} for i in range(100)]
+    data = ready(write_jsonl(tmp_path / "a.jsonl", rows))
+    assert (data.profile.shape, data.labels) == ("prompt-completion", ("even", "odd_one"))
+    assert [TOKENIZER.decode(ids) for ids in data.label_tokens] == [f"even{END}", f"odd_one{END}"]
+    assert data.test.row_labels is not None
+    assert [f"{data.labels[k]}{END}" for k in data.test.row_labels] == learnt(data.test)
+    assert data.profile.label_counts == (35, 35)
+
+
+def test_completions_that_are_nearly_all_the_same_are_no_classes(tmp_path: Path) -> None:
+    train = write_jsonl(
+        tmp_path / "a.jsonl",
+        [{"prompt": f"{i}", "completion": "a"} for i in range(40)]
+        + [{"prompt": "p" * 90, "completion": "b" * 60}],
+    )
+    data = ready(train, max_length=60)  # the only other completion is too long
+    assert data.profile.overlong == 1
+    assert (data.labels, data.label_tokens, data.train.row_labels) == ((), (), None)
 
 
 def write_csv(path: Path, rows: Iterable[dict[str, object]], delimiter: str) -> Path:

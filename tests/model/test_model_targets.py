@@ -7,7 +7,8 @@ from peft.tuners.lora import LoraLayer
 from families import EXPERTS, FAMILIES, random_model
 from loratune.errors import HyperParameterError, ModelError
 from loratune.maths.targets import check_rank, select_targets, short_names
-from loratune.model.targets import adaptable_layers
+from loratune.model.profile import profile_of
+from loratune.model.targets import adaptable_layers, expert_parameters
 from loratune.values import ALL_LINEAR
 
 
@@ -35,6 +36,19 @@ def test_of_a_mixture_of_experts_only_attention_is_adapted(family: str) -> None:
     targets = adaptable_layers(random_model(family))
     assert short_names(targets) == ("q_proj", "k_proj", "v_proj", "o_proj")
     assert len(targets) == 8
+
+
+def test_the_parameters_of_experts_are_counted() -> None:
+    """Gate, up and down projections of every expert of two layers, the shared ones of qwen2_moe included."""
+    assert expert_parameters(random_model("mixtral")) == 2 * 4 * 3 * 32 * 48
+    assert expert_parameters(random_model("qwen2_moe")) == 2 * (4 + 1) * 3 * 32 * 16
+    assert expert_parameters(random_model("llama")) == 0
+    assert profile_of(random_model("llama"), "llama").notes == ()
+    mixture = profile_of(random_model("mixtral"), "mixtral")
+    (note,) = mixture.notes
+    assert (
+        f"the experts, {2 * 4 * 3 * 32 * 48 / mixture.parameters:.0%} of the parameters, stay frozen" in note
+    )
 
 
 def test_full_names_and_suffixes_mean_what_they_mean_to_peft() -> None:

@@ -45,6 +45,8 @@ class MemoryAnswer:
     """Trials side by side, however small micro-batches must be."""
     largest_micro_batch: int
     """Tokens that a micro-batch of this pack may hold."""
+    notes: tuple[str, ...] = ()
+    """What is unusual about adapting the model."""
 
     @property
     def verdict(self) -> Verdict:
@@ -64,6 +66,7 @@ class MemoryAnswer:
             "largest_rank": self.largest_rank,
             "largest_trials": self.largest_pack,
             "largest_micro_batch_tokens": self.largest_micro_batch,
+            "notes": self.notes,
         }
 
 
@@ -120,6 +123,7 @@ def estimate_memory(
         largest_rank=limits.largest_rank(trial, trials),
         largest_pack=limits.largest_pack(trial, CAPACITY),
         largest_micro_batch=room,
+        notes=profile.notes,
     )
 
 
@@ -141,6 +145,8 @@ def memory_command(*, as_json: bool, **options: Any) -> None:
         print(dumps(answer.to_dict()))
         return
     console = Screen()
+    for note in answer.notes:
+        console.print(note, highlight=False, markup=False)
     print_memory(console, answer.estimate, answer.device_bytes)
     for line in _limits_lines(answer):
         console.print(line, highlight=False, markup=False)

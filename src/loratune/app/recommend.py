@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from loratune.data.prepare import prepare
+from loratune.data.vocabulary import check_embeddings
 from loratune.engine.probe import base_loss, guessing_loss
 from loratune.engine.probe import probe as measure
 from loratune.errors import LoratuneError, ModelError
@@ -52,6 +53,8 @@ class Recommended:
     """The same before the probe, to see what it was worth."""
     notes: tuple[str, ...] = ()
     """What earlier studies brought, and what could not be measured."""
+    data_notes: tuple[str, ...] = ()
+    """What is unusual about the model, and how the rows were read."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; numbers that are not finite as None."""
@@ -70,6 +73,7 @@ class Recommended:
                 "probe": self.probe.to_dict() if self.probe else None,
                 "without_probe": before.to_dict() if before else None,
                 "notes": self.notes,
+                "data_notes": self.data_notes,
             }
         )
         return document
@@ -85,13 +89,14 @@ def recommend(**options: Any) -> Recommended:
 
 def _recommend(options: RecommendOptions) -> Recommended:
     experience = gather(options)
-    with _subject(options) as (data, model, bench, reason):
-        notes = [*experience.notes, *([reason] if reason else [])]
+    with _subject(options) as subject:
+        notes = [*experience.notes, *([subject.reason] if subject.reason else [])]
+        bench = subject.bench
         if bench is None:
-            return _recommended(data, model, experience, notes)
+            return _recommended(subject, experience, notes)
         loss = base_loss(bench.engine, seconds=_LOSS_SECONDS, seed=options.seed)
-        data = _with_loss(data, loss, guessing_loss(bench.engine))
-        before = _recommended(data, model, experience, notes)
+        subject = replace(subject, data=_with_loss(subject.data, loss, guessing_loss(bench.engine)))
+        before = _recommended(subject, experience, notes)
         if not options.probe:
             return before
         expected = before.recommendation
@@ -102,17 +107,27 @@ def _recommend(options: RecommendOptions) -> Recommended:
             seconds=PROBE_SECONDS,
             seed=options.seed,
         )
-    after = _recommended(data, model, experience, notes, measured)
+    after = _recommended(subject, experience, notes, measured)
     return replace(after, probe=measured, without_probe=expected)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Subject:
+    """What is recommended for."""
+
+    data: DataProfile
+    model: ModelProfile
+    notes: tuple[str, ...]
+    """On model and rows."""
+    bench: Workbench | None = None
+    reason: str = ""
+    """Why there is no workbench: the weights are not read."""
+
+
 def _recommended(
-    data: DataProfile,
-    model: ModelProfile,
-    experience: Experience,
-    notes: list[str],
-    probe: Probe | None = None,
+    subject: _Subject, experience: Experience, notes: list[str], probe: Probe | None = None
 ) -> Recommended:
+    data, model = subject.data, subject.model
     assert data.survey is not None
     found = prior(data, model, dataset=experience.dataset, tasks=experience.tasks, probe=probe)
     return Recommended(
@@ -121,18 +136,17 @@ def _recommended(
         recommendation=found,
         guide=GUIDE[data.survey.kind],
         notes=tuple(notes),
+        data_notes=subject.notes,
     )
 
 
 @contextmanager
-def _subject(
-    options: RecommendOptions,
-) -> Iterator[tuple[DataProfile, ModelProfile, Workbench | None, str]]:
+def _subject(options: RecommendOptions) -> Iterator[_Subject]:
     """Profiles of data and model; the workbench where the weights can be read, else why they are not."""
     reason = "" if options.probe else _why_not_weights(options)
     if not reason:
         with open_workbench(options, targets=ALL_LINEAR, ranks=(), epochs=1.0, surveyed=True) as bench:
-            yield bench.data.profile, bench.base.profile, bench, ""
+            yield _Subject(data=bench.data.profile, model=bench.base.profile, notes=bench.notes, bench=bench)
         return
     tokenizer = load_tokenizer(options.model, cache=model_cache())
     with TemporaryDirectory(prefix="loratune-") as folder:
@@ -143,8 +157,15 @@ def _subject(
             model_limit=context_length(options.model),
             cache=Path(folder),
         )
+        model = _profile(options)
+        check_embeddings(data, model.vocabulary, tokenizer)
         profile = with_survey(data, tokenizer, options.seed).profile
-    yield profile, _profile(options), None, f"The base model's NLL was not measured: {reason}."
+    yield _Subject(
+        data=profile,
+        model=model,
+        notes=(*model.notes, *data.notes),
+        reason=f"The base model's NLL was not measured: {reason}.",
+    )
 
 
 def _profile(options: RecommendOptions) -> ModelProfile:
@@ -194,6 +215,8 @@ def recommend_command(options: RecommendOptions, *, as_json: bool) -> None:
         return
     console = Screen()
     print_profile(console, found.data, found.model)
+    for note in found.data_notes:
+        console.print(f"– {note}", markup=False, highlight=False)
     print_survey(console, found.data)
     console.print()
     if found.probe is not None:

@@ -11,7 +11,8 @@ from rich.table import Table
 
 from loratune.engine.selfcheck import SelfCheck
 from loratune.engine.selfcheck import selfcheck as compare
-from loratune.errors import InputError
+from loratune.errors import InputError, printable
+from loratune.model.base import BaseModel
 from loratune.model.load import load_model
 from loratune.model.precision import DType
 from loratune.reporting.screen import Screen
@@ -23,20 +24,26 @@ DEVIATES = 1
 
 def selfcheck(*, model: str, dtype: str = "float32", device: str = "auto", steps: int = 8) -> SelfCheck:
     """Train six mixed trials in a pack and each alone by plain PEFT, on random tokens; see `SelfCheck.holds`."""
+    return compare(_load(model, dtype, device, steps), steps=steps)
+
+
+def _load(model: str, dtype: str, device: str, steps: int) -> BaseModel:
     if dtype not in get_args(DType):
         raise InputError(
             f"--dtype must be one of {', '.join(get_args(DType))}, got {dtype!r}; change --dtype."
         )
     if steps < 1:
         raise InputError(f"--steps must be at least 1, got {steps}; raise --steps.")
-    base = load_model(model, dtype=dtype, device=device, cache=model_cache())  # type: ignore[arg-type]
-    return compare(base, steps=steps)
+    return load_model(model, dtype=dtype, device=device, cache=model_cache())  # type: ignore[arg-type]
 
 
 def selfcheck_command(*, model: str, dtype: str, device: str, steps: int, as_json: bool) -> int:
     """Print deviation beside noise floor; returns the exit code, 1 where the rule does not hold."""
     print("Training six mixed trials in a pack, then each alone by plain PEFT, four times.", file=sys.stderr)
-    check = selfcheck(model=model, dtype=dtype, device=device, steps=steps)
+    base = _load(model, dtype, device, steps)
+    for note in base.profile.notes:
+        print(printable(note), file=sys.stderr)
+    check = compare(base, steps=steps)
     if as_json:
         print(dumps({"holds": check.holds, **asdict(check)}, default=str))
     else:

@@ -94,6 +94,8 @@ def run_train(options: TrainOptions, watch: Watch) -> Trained:
             watch.note(shortage.sentence)
 
         bench = bench.hearing(hear)
+        for note in bench.notes:
+            watch.note(note)
         before = before_training(bench.engine, bench.data.test, removed=bench.data.profile.duplicates_removed)
         for each in before:
             watch.note(each.sentence)

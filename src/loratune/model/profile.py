@@ -9,7 +9,7 @@ from loratune.model.device import pick_device
 from loratune.model.precision import DType, resolve_dtype
 from loratune.model.quiet import first_sentence, quiet
 from loratune.model.source import locate
-from loratune.model.targets import adaptable_layers
+from loratune.model.targets import adaptable_layers, expert_parameters
 from loratune.values import ModelProfile
 
 
@@ -33,6 +33,7 @@ def profile_of(model: PreTrainedModel, name: str) -> ModelProfile:
         targets=adaptable_layers(model),
         intermediate_size=intermediate_size(text),
         experts_per_token=experts_per_token(text),
+        expert_parameters=expert_parameters(model),
         norm_features=norm_features(model),
         bytes_per_parameter=float(next(model.parameters()).element_size()),
     )

@@ -40,6 +40,17 @@ def is_mixture_of_experts(model: PreTrainedModel) -> bool:
     return any(name.rpartition(".")[2] == "experts" for name, _ in model.named_modules())
 
 
+def expert_parameters(model: PreTrainedModel) -> int:
+    """Parameters of all experts, shared ones included, whether they are modules or stacked weights; 0 if dense."""
+    if not is_mixture_of_experts(model):
+        return 0
+    return sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if any("expert" in part and "gate" not in part for part in name.lower().split(".")[:-1])
+    )
+
+
 def _shape(module: nn.Module) -> tuple[int, int]:
     """(in, out); Conv1D keeps its weight transposed."""
     if isinstance(module, nn.Linear):

@@ -91,7 +91,7 @@ def run_facts(
         diagnoses=diagnoses,
         sensitivity=sensitivity(decision.hyper_parameters, results, bench.engine, bench.limits),
         versions=versions(),
-        notes=(*bench.data.notes, *final.notes),
+        notes=(*bench.notes, *final.notes),
         cut_by_clock=cut,
         training=training_record(
             options,

@@ -102,9 +102,11 @@ class Terminal(LiveView):
             test_seconds=priced.test_seconds,
         )
         if self._out is None:
+            for note in bench.notes:
+                self.note(note)
             return
         print_profile(self._out, bench.data.profile, bench.base.profile)
-        for note in bench.data.notes:
+        for note in bench.notes:
             self._out.print(f"– {note}", markup=False, highlight=False)
         self._out.print()
         print_plan(

@@ -19,6 +19,7 @@ from loratune.costs.measuring import calibrate
 from loratune.costs.readings import plan_readings
 from loratune.data.prepare import PreparedData, prepare
 from loratune.data.survey import Decoder, survey
+from loratune.data.vocabulary import check_embeddings
 from loratune.engine.pack import PackEngine
 from loratune.engine.paths import choose_paths
 from loratune.engine.shortage import Shortage
@@ -44,6 +45,11 @@ class Workbench:
     engine: PackEngine
     limits: Limits
     """What fits in memory."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is unusual about the model, and how the rows were read: a sentence each."""
+        return (*self.base.profile.notes, *self.data.notes)
 
     def calibrate(self, options: SearchOptions) -> Calibration:
         """A few measured steps of the default recipe."""
@@ -122,6 +128,7 @@ def open_workbench(
         if surveyed:
             data = with_survey(data, tokenizer, options.seed)
         base = load_model(options.model, dtype=options.dtype, device=options.device, cache=cache)  # type: ignore[arg-type]
+        check_embeddings(data, base.profile.vocabulary, tokenizer)
         for rank in ranks:
             check_rank(find_targets(base.profile.targets, targets), rank)
         facts = SearchContext(

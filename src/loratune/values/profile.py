@@ -151,6 +151,8 @@ class ModelProfile:
     """Width of the MLP that one token passes through (of a mixture, of all the experts it is sent to)."""
     experts_per_token: int = 0
     """Of a mixture of experts, how many a token is sent to; 0 for dense models."""
+    expert_parameters: int = 0
+    """Those of all experts of a mixture, which stay frozen."""
     norm_features: int = 0
     """Features per token that normalisation layers see, all of them together."""
     bytes_per_parameter: float = 2.0
@@ -159,6 +161,17 @@ class ModelProfile:
     def parameters_per_rank(self) -> int:
         """LoRA parameters at rank 1 over all targets."""
         return sum(inputs + outputs for _, inputs, outputs in self.targets)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is unusual about adapting this model, a sentence each."""
+        if not self.expert_parameters:
+            return ()
+        share = self.expert_parameters / self.parameters
+        return (
+            f"A mixture of experts: LoRA adapts its attention projections only; the experts, {share:.0%} of the "
+            "parameters, stay frozen.",
+        )
 
     @property
     def largest_rank(self) -> int:
