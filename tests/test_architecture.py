@@ -17,7 +17,7 @@ LAYERS = [
     {"engine", "search"},
     {"costs"},
     {"runners", "analysis"},
-    {"reporting"},
+    {"reporting", "export"},
     {"tuning"},
     {"app"},
     {"cli"},

@@ -59,6 +59,7 @@ OPTIONS = {
     "warmup-ratio patience out",
     "memory": "model rank batch-size max-length trials dtype device device-memory target-modules json",
     "report": "storage",
+    "export": "to out model json",
     "generate": "max-new-tokens model device json",
     "merge": "out model device",
     "selfcheck": "model dtype device steps json",

@@ -218,6 +218,27 @@ def merge(
 
 
 @app.command()
+def export(
+    directory: RunDirectory,
+    to: Annotated[
+        str, typer.Option(help="peft, transformers, trl, axolotl, llamafactory, unsloth or mlx.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the files, new or empty; default: export/ in the run.")
+    ] = None,
+    model: Base = None,
+    json: Json = False,
+) -> None:
+    """Files that repeat a finished run in another trainer: configuration, rows, and a script where needed.
+
+    Example: `loratune export runs/mine --to trl`
+    """
+    from loratune.app.export import export_command
+
+    export_command(directory, to=to, out=out, model=model, as_json=json)
+
+
+@app.command()
 def selfcheck(
     model: Annotated[str, typer.Option(help="Base model: a folder, a .gguf file, or a hub name.")],
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float64.")] = "float32",

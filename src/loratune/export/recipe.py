@@ -1,0 +1,90 @@
+"""What a tuned run is in any trainer: plain values, from which every target writes its own files.
+
+Knows no target, no files and no libraries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from loratune.values import HyperParameters
+
+_MOST_ROWS = 8
+"""Of one forward pass, so that a batch of the recipe fits where a single adapter is trained."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """A run to be repeated. Everything is resolved: steps are whole, modules have their names."""
+
+    model: str
+    """Folder or hub name of the base model."""
+    hyper_parameters: HyperParameters
+    """`target_modules` are the names that PEFT's config has."""
+    modules: tuple[str, ...]
+    """Full names of all adapted modules."""
+    steps: int
+    """Optimiser steps of all epochs."""
+    warmup_steps: int
+    rows: int
+    """Training rows of one epoch."""
+    max_length: int
+    """Tokens of the longest row."""
+    evaluations: int
+    """Looks at the validation rows, of which the best weights were kept."""
+    patience: int
+    """Looks without improvement before it stopped."""
+    seed: int
+    dtype: str
+    """Of the base weights: `bfloat16`, `float32` or `float64`."""
+    end_of_turn: str
+    """The token that ends a completion, as text."""
+    origin: str
+    """For comments: where the values come from, one line."""
+
+    @property
+    def micro_batch(self) -> int:
+        """Rows of one forward pass: the largest divisor of the batch size up to 8."""
+        batch = self.hyper_parameters.batch_size
+        return max(size for size in range(1, min(_MOST_ROWS, batch) + 1) if batch % size == 0)
+
+    @property
+    def accumulation(self) -> int:
+        """Forward passes of one optimiser step."""
+        return self.hyper_parameters.batch_size // self.micro_batch
+
+    @property
+    def steps_between_looks(self) -> int:
+        """Optimiser steps from one evaluation to the next."""
+        return max(1, self.steps // self.evaluations)
+
+    @property
+    def alpha(self) -> float | int:
+        """8.0 as 8: configurations declare a whole alpha."""
+        return whole(self.hyper_parameters.lora_alpha)
+
+    @property
+    def rank_pattern(self) -> Mapping[str, int]:
+        """Rank by full module name where it is not `r`."""
+        return dict(self.hyper_parameters.rank_pattern)
+
+    @property
+    def alpha_pattern(self) -> Mapping[str, float | int]:
+        """Alpha by full module name, in proportion to its rank: PEFT divides it by the module's own rank."""
+        return {name: whole(alpha) for name, alpha in self.hyper_parameters.alpha_pattern.items()}
+
+    @property
+    def comment(self) -> str:
+        """The first lines of every file."""
+        share = self.hyper_parameters.warmup_ratio
+        return (
+            f"# {' '.join(self.origin.split())}\n"
+            f"# {self.rows} rows, {self.hyper_parameters.batch_size} a step, {self.hyper_parameters.epochs:g} epochs: "
+            f"{self.steps} steps, {self.warmup_steps} of them warm-up ({share:.3g} of the steps).\n"
+        )
+
+
+def whole(value: float) -> float | int:
+    """8.0 as 8."""
+    return int(value) if value == int(value) else value

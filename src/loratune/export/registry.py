@@ -1,0 +1,25 @@
+"""The targets of `loratune export --to`, by name."""
+
+from __future__ import annotations
+
+from loratune.errors import InputError
+from loratune.export.axolotl import Axolotl
+from loratune.export.llamafactory import LlamaFactory
+from loratune.export.mlx import Mlx
+from loratune.export.peft import Peft
+from loratune.export.target import Target
+from loratune.export.transformers import Transformers
+from loratune.export.trl import Trl
+from loratune.export.unsloth import Unsloth
+
+TARGETS: dict[str, Target] = {
+    each.name: each
+    for each in (Peft(), Transformers(), Trl(), Axolotl(), LlamaFactory(), Unsloth(), Mlx())
+}
+
+
+def find_target(name: str) -> Target:
+    """Raises `InputError` for a name that is none."""
+    if name not in TARGETS:
+        raise InputError(f"--to must be one of {', '.join(TARGETS)}, got {name!r}; give for example --to trl.")
+    return TARGETS[name]

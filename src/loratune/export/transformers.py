@@ -1,0 +1,95 @@
+"""transformers: a script with PEFT and the plain Trainer, on the rows' own tokens."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from loratune.export.arguments import as_code, lora_arguments, training_arguments
+from loratune.export.recipe import Recipe
+from loratune.export.rows import Format, Segments, Tokens
+from loratune.export.target import DATA, Exported
+
+_SCRIPT = '''{comment}
+from pathlib import Path
+
+import torch
+from datasets import load_dataset
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    EarlyStoppingCallback,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+HERE = Path(__file__).parent
+MODEL = {model!r}
+
+
+def main() -> None:
+    set_seed({seed})
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    tokenizer.eos_token = {end!r}
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    rows = load_dataset("json", data_files={{name: str(HERE / file) for name, file in {data!r}.items()}})
+{encode}
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.{dtype})
+    model = get_peft_model(model, LoraConfig(**ADAPTER))
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(**ARGUMENTS),
+        train_dataset=rows["train"],
+        eval_dataset=rows["validation"],
+        data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100),
+        callbacks=[EarlyStoppingCallback(early_stopping_patience={patience})],
+    )
+    trainer.train()
+    print(trainer.evaluate())
+    model.save_pretrained(HERE / "adapter")
+    tokenizer.save_pretrained(HERE / "adapter")
+
+
+ADAPTER = dict(
+{adapter})
+ARGUMENTS = dict(
+{arguments})
+
+if __name__ == "__main__":
+    main()
+'''
+
+_ENCODE = """
+    def encode(row: dict) -> dict:
+        tokens, labels = [], []
+        for segment in row["segments"]:  # one by one, so that the completion begins where it will in use
+            ids = tokenizer(segment["text"], add_special_tokens=False).input_ids
+            tokens += ids
+            labels += ids if segment["label"] else [-100] * len(ids)
+        return {"input_ids": tokens, "labels": labels, "attention_mask": [1] * len(tokens)}
+
+    rows = rows.map(encode, remove_columns=["segments"])
+"""
+
+
+class Transformers:
+    name: ClassVar[str] = "transformers"
+    formats: ClassVar[tuple[Format, ...]] = (Segments(), Tokens())
+
+    def export(self, recipe: Recipe, rows: str) -> Exported:
+        script = _SCRIPT.format(
+            comment=recipe.comment,
+            model=recipe.model,
+            seed=recipe.seed,
+            end=recipe.end_of_turn,
+            data=DATA,
+            encode=_ENCODE if rows == "segments" else "",
+            dtype=recipe.dtype,
+            patience=recipe.patience,
+            adapter=as_code(lora_arguments(recipe)),
+            arguments=as_code(training_arguments(recipe, "checkpoints")),
+        )
+        return Exported(files={"train.py": script}, command="python train.py")

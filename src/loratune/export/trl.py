@@ -1,0 +1,114 @@
+"""TRL: a YAML file for `trl sft --config`, or a script where the YAML cannot carry the adapter."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from loratune.export.arguments import as_code, lora_arguments, training_arguments
+from loratune.export.recipe import Recipe
+from loratune.export.rows import Format, PlainText, PromptCompletion, Tokens
+from loratune.export.target import Exported, to_yaml
+
+_SCRIPT = '''{comment}
+from pathlib import Path
+
+from datasets import load_dataset
+from peft import LoraConfig
+from transformers import EarlyStoppingCallback, set_seed
+from trl import SFTConfig, SFTTrainer
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    set_seed({seed})
+    rows = load_dataset(str(HERE / "data"))
+    trainer = SFTTrainer(
+        model={model!r},
+        args=SFTConfig(**ARGUMENTS),
+        train_dataset=rows["train"],
+        eval_dataset=rows["validation"],
+        peft_config=LoraConfig(**ADAPTER),
+        callbacks=[EarlyStoppingCallback(early_stopping_patience={patience})],
+    )
+    trainer.train()
+    print(trainer.evaluate())
+    trainer.save_model(str(HERE / "adapter"))
+
+
+ADAPTER = dict(
+{adapter})
+ARGUMENTS = dict(
+{arguments})
+
+if __name__ == "__main__":
+    main()
+'''
+
+
+class Trl:
+    name: ClassVar[str] = "trl"
+    formats: ClassVar[tuple[Format, ...]] = (PlainText(), PromptCompletion(), Tokens())
+
+    def export(self, recipe: Recipe, rows: str) -> Exported:
+        if recipe.rank_pattern or not isinstance(recipe.alpha, int):
+            return Exported(
+                files={"train.py": self._script(recipe, rows)},
+                command="python train.py",
+                losses=(
+                    "TRL's YAML has neither rank_pattern nor a fractional alpha, so this is a script; it repeats "
+                    "the run.",
+                ),
+            )
+        return Exported(
+            files={"trl.yaml": to_yaml(_yaml(recipe, rows), recipe.comment)},
+            command="trl sft --config trl.yaml",
+            losses=(
+                f"trl sft has no early stopping (here: patience {recipe.patience}): all {recipe.steps} steps are "
+                "run, then the best evaluated weights are taken.",
+            ),
+        )
+
+    def _script(self, recipe: Recipe, rows: str) -> str:
+        arguments = {
+            **sft_arguments(recipe, rows, "checkpoints"),
+            "model_init_kwargs": {"dtype": recipe.dtype},
+        }
+        return _SCRIPT.format(
+            comment=recipe.comment,
+            seed=recipe.seed,
+            model=recipe.model,
+            patience=recipe.patience,
+            adapter=as_code(lora_arguments(recipe)),
+            arguments=as_code(arguments),
+        )
+
+
+def sft_arguments(recipe: Recipe, rows: str, output: str) -> dict[str, Any]:
+    """Keyword arguments of TRL's SFTConfig; `rows` is the name of the rows' format."""
+    masked = {"completion_only_loss": True} if rows == PromptCompletion.name else {}
+    return {
+        **training_arguments(recipe, output),
+        "max_length": recipe.max_length,
+        "packing": False,
+        **masked,
+        "eos_token": recipe.end_of_turn,
+        "gradient_checkpointing": True,
+    }
+
+
+def _yaml(recipe: Recipe, rows: str) -> dict[str, Any]:
+    chosen = recipe.hyper_parameters
+    return {
+        "model_name_or_path": recipe.model,
+        "dtype": recipe.dtype,
+        "dataset_name": "data",
+        "dataset_train_split": "train",
+        "dataset_test_split": "validation",
+        "use_peft": True,
+        "lora_r": chosen.r,
+        "lora_alpha": recipe.alpha,
+        "lora_dropout": chosen.lora_dropout,
+        "lora_target_modules": list(chosen.target_modules),
+        **sft_arguments(recipe, rows, "trl-run"),
+    }
