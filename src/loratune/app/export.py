@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from json import dumps
 from pathlib import Path
@@ -12,8 +12,6 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from loratune.app.record import TrainedRun, load_run
-from loratune.app.workbench import context_length, model_cache
 from loratune.data.batches import total_steps
 from loratune.data.encode import Encoder
 from loratune.data.options import DataOptions
@@ -23,10 +21,12 @@ from loratune.engine.slot import warmup_steps
 from loratune.errors import DataError, InputError, ModelError, OutputError
 from loratune.export.recipe import Recipe
 from loratune.export.registry import find_target
-from loratune.export.rows import Codec, Format, rows_of
+from loratune.export.rows import Codec, Format, Written, rows_of
 from loratune.export.target import Exported, Target
 from loratune.model.source import portable_name, read_json
 from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
+from loratune.tuning.record import TrainedRun, load_run
+from loratune.tuning.workbench import context_length, model_cache
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _LETTER = ".lora_A.weight"
@@ -67,12 +67,14 @@ def export(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"--out must be a new or empty folder, but {folder} is not; choose another --out.")
     recipe = _recipe(run, target, model)
-    target.export(recipe, target.formats[-1].name if target.formats else "")  # refuses before rows are read
+    exported, rows = _planned(run, target, recipe, model)
     fresh = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     try:
         fresh.mkdir(parents=True)
-        written, losses = _write(run, target, recipe, fresh, model)
+        for name, text in exported.files.items():
+            (fresh / name).write_text(text, encoding="utf-8")
+        losses = rows.write(fresh, exported.data) if rows is not None else ()
         if folder.exists():
             folder.rmdir()  # empty, as was checked
         fresh.rename(folder)
@@ -80,9 +82,11 @@ def export(
         shutil.rmtree(fresh, ignore_errors=True)
     return Export(
         folder=folder,
-        files=tuple(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())),
-        command=f"cd {quote(str(folder))} && {written.command}" if written.command else "",
-        losses=(*written.losses, *losses),
+        files=tuple(
+            sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        ),
+        command=f"cd {quote(str(folder))} && {exported.command}" if exported.command else "",
+        losses=(*exported.losses, *losses),
     )
 
 
@@ -134,24 +138,71 @@ def _modules(weights: Path) -> tuple[str, ...]:
     return tuple(sorted(name.removeprefix(prefix).removesuffix(_LETTER) for name in names))
 
 
-def _write(
-    run: TrainedRun, target: Target, recipe: Recipe, folder: Path, model: str | None
-) -> tuple[Exported, tuple[str, ...]]:
-    """Files and rows; also what the rows lose."""
+def _planned(
+    run: TrainedRun, target: Target, recipe: Recipe, model: str | None
+) -> tuple[Exported, _Rows | None]:
+    """Files and rows of an export that is possible; nothing is written yet."""
     if not target.formats:
-        exported, losses = target.export(recipe, ""), ()
+        return target.export(recipe, ""), None
+    target.export(recipe, target.formats[-1].name)  # refuses before rows are read
+    rows = _read(run, target, model)
+    return target.export(recipe, rows.shape.name), rows
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Rows:
+    """Rows in the shape that was chosen for a target."""
+
+    target: str
+    shape: Format
+    tables: Mapping[str, TokenTable]
+    codec: Codec
+
+    def write(self, folder: Path, files: Mapping[str, str]) -> tuple[str, ...]:
+        """JSON lines by split; what they lose, a sentence each."""
+        losses = []
+        for split, table in self.tables.items():
+            other = 0
+            path = folder / files[split]
+            path.parent.mkdir(exist_ok=True)
+            with path.open("w", encoding="utf-8") as lines:
+                for written in _written(self.shape, table, self.codec):
+                    other += not written.exact
+                    lines.write(dumps(written.values, ensure_ascii=False) + "\n")
+            if other:
+                losses.append(
+                    f"{other} of {len(table)} {split} rows become other tokens there, as {self.target} tokenises "
+                    "them its own way."
+                )
+        return tuple(losses)
+
+
+def _read(run: TrainedRun, target: Target, model: str | None) -> _Rows:
+    """The run's rows in the first shape that holds all of them exactly, else in the last.
+
+    Raises `InputError` where that cannot hold them at all.
+    """
+    data, codec = _data(run, model)
+    tables = {"train": data.train, "validation": data.validation}
+    for shape in target.formats:
+        if all(each.exact for table in tables.values() for each in _written(shape, table, codec)):
+            break
     else:
-        data, codec = _rows(run, model)
-        tables = {"train": data.train, "validation": data.validation}
-        taken = next((each for each in target.formats if _exact(each, tables, codec)), target.formats[-1])
-        exported = target.export(recipe, taken.name)
-        losses = _write_rows(taken, tables, codec, exported.data, folder, target)
-    for name, text in exported.files.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    return exported, losses
+        held = (each.values for table in tables.values() for each in _written(shape, table, codec))
+        if any(values is None for values in held):
+            raise InputError(
+                f"{target.name} cannot learn several turns of one conversation as they were trained; export --to trl, "
+                "axolotl, llamafactory or transformers."
+            )
+    return _Rows(target=target.name, shape=shape, tables=tables, codec=codec)
 
 
-def _rows(run: TrainedRun, model: str | None) -> tuple[PreparedData, Codec]:
+def _written(shape: Format, table: TokenTable, codec: Codec) -> Iterator[Written]:
+    for rows in rows_of(table):
+        yield from shape.write(rows, codec)
+
+
+def _data(run: TrainedRun, model: str | None) -> tuple[PreparedData, Codec]:
     """The run's own rows, read again. Raises `DataError` where they are others now."""
     record = run.training
     name = record.model if Path(record.model).expanduser().exists() or model is None else model
@@ -167,45 +218,6 @@ def _rows(run: TrainedRun, model: str | None) -> tuple[PreparedData, Codec]:
         )
     beginning = Encoder(tokenizer=tokenizer, end_of_turn=end, max_length=record.max_length).beginning
     return data, Codec(tokenizer=tokenizer, beginning=tuple(beginning), end=record.end_of_turn)
-
-
-def _exact(shape: Format, tables: Mapping[str, TokenTable], codec: Codec) -> bool:
-    """Whether the trainer gets every row's own tokens from this shape."""
-    return all(
-        written.exact for table in tables.values() for rows in rows_of(table) for written in shape.write(rows, codec)
-    )
-
-
-def _write_rows(
-    shape: Format,
-    tables: Mapping[str, TokenTable],
-    codec: Codec,
-    files: Mapping[str, str],
-    folder: Path,
-    target: Target,
-) -> tuple[str, ...]:
-    """JSON lines by split. Raises `InputError` for a row that the shape cannot hold."""
-    losses = []
-    for split, table in tables.items():
-        other = 0
-        path = folder / files[split]
-        path.parent.mkdir(exist_ok=True)
-        with path.open("w", encoding="utf-8") as lines:
-            for rows in rows_of(table):
-                for written in shape.write(rows, codec):
-                    if written.values is None:
-                        raise InputError(
-                            f"{target.name} cannot learn several turns of one conversation as they were trained; "
-                            "export --to trl, axolotl, llamafactory or transformers."
-                        )
-                    other += not written.exact
-                    lines.write(dumps(written.values, ensure_ascii=False) + "\n")
-        if other:
-            losses.append(
-                f"{other} of {len(table)} {split} rows become other tokens there, as {target.name} tokenises them "
-                "its own way."
-            )
-    return tuple(losses)
 
 
 def export_command(directory: Path, *, to: str, out: Path | None, model: str | None, as_json: bool) -> None:

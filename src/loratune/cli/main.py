@@ -220,9 +220,7 @@ def merge(
 @app.command()
 def export(
     directory: RunDirectory,
-    to: Annotated[
-        str, typer.Option(help="peft, transformers, trl, axolotl, llamafactory, unsloth or mlx.")
-    ],
+    to: Annotated[str, typer.Option(help="peft, transformers, trl, axolotl, llamafactory, unsloth or mlx.")],
     out: Annotated[
         Path | None, typer.Option(help="Folder for the files, new or empty; default: export/ in the run.")
     ] = None,

@@ -38,7 +38,12 @@ def _datasets(rows: str) -> dict[str, Any]:
     if rows == Pairs.name:
         shape: dict[str, Any] = {"columns": {"prompt": "prompt", "response": "completion"}}
     else:
-        tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+        tags = {
+            "role_tag": "role",
+            "content_tag": "content",
+            "user_tag": "user",
+            "assistant_tag": "assistant",
+        }
         shape = {"formatting": "sharegpt", "columns": {"messages": "messages"}, "tags": tags}
     return {_NAMES[split]: {"file_name": file, **shape} for split, file in DATA.items()}
 

@@ -13,7 +13,7 @@ from loratune.export.target import Exported, demand_one_rank, refuse, to_yaml
 
 _LAYER = re.compile(r"^(?P<layer>.*?\.(?:layers|h|blocks)\.\d+)\.(?P<key>.+)$")
 
-_SCRIPT = '''{comment}
+_SCRIPT = """{comment}
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,7 +40,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-'''
+"""
 
 
 class Mlx:
@@ -76,7 +76,9 @@ def _keys(recipe: Recipe) -> list[str]:
         by_layer.setdefault(layer, set()).add(key)
     keys = [frozenset(each) for layer, each in by_layer.items() if layer]
     if len(set(keys)) > 1:
-        raise refuse("mlx-lm", "adapts the same modules in every layer, but here they differ", "export --to peft")
+        raise refuse(
+            "mlx-lm", "adapts the same modules in every layer, but here they differ", "export --to peft"
+        )
     return sorted(set().union(*by_layer.values()))
 
 

@@ -13,13 +13,14 @@ from loratune.export.trl import Trl
 from loratune.export.unsloth import Unsloth
 
 TARGETS: dict[str, Target] = {
-    each.name: each
-    for each in (Peft(), Transformers(), Trl(), Axolotl(), LlamaFactory(), Unsloth(), Mlx())
+    each.name: each for each in (Peft(), Transformers(), Trl(), Axolotl(), LlamaFactory(), Unsloth(), Mlx())
 }
 
 
 def find_target(name: str) -> Target:
     """Raises `InputError` for a name that is none."""
     if name not in TARGETS:
-        raise InputError(f"--to must be one of {', '.join(TARGETS)}, got {name!r}; give for example --to trl.")
+        raise InputError(
+            f"--to must be one of {', '.join(TARGETS)}, got {name!r}; give for example --to trl."
+        )
     return TARGETS[name]

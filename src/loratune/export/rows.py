@@ -6,7 +6,7 @@ row says whether the trainer gets the same tokens from it. Knows tokenizers by p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, ClassVar, Protocol
@@ -24,9 +24,7 @@ class Tokenizer(Protocol):
     def __call__(self, text: list[str], *, add_special_tokens: bool) -> Mapping[str, Any]:
         """`input_ids`: one list of ids per text."""
 
-    def decode(
-        self, ids: list[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool
-    ) -> str:
+    def decode(self, ids: list[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool) -> str:
         """The text of tokens."""
 
 
@@ -147,7 +145,7 @@ class Segments:
         def values(runs: list[tuple[bool, str]]) -> dict[str, Any]:
             return {"segments": [{"label": learned, "text": text} for learned, text in runs]}
 
-        return [Written(values(runs), exact) for runs, exact in _piecewise(rows, codec)]
+        return _written(values, rows, codec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +164,7 @@ class Turns:
                 ]
             }
 
-        return [Written(values(runs), exact) for runs, exact in _piecewise(rows, codec)]
+        return _written(values, rows, codec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +177,7 @@ class Pairs:
         def values(runs: list[tuple[bool, str]]) -> dict[str, Any] | None:
             return None if len(runs) != 2 else {"prompt": runs[0][1], "completion": runs[1][1]}
 
-        return [Written(values(runs), exact) for runs, exact in _piecewise(rows, codec)]
+        return _written(values, rows, codec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,11 +206,17 @@ class Tokens:
 _NOT_HELD = Written(None, False)
 
 
+def _written(
+    values: Callable[[list[tuple[bool, str]]], dict[str, Any] | None], rows: Sequence[Row], codec: Codec
+) -> list[Written]:
+    found = ((values(runs), exact) for runs, exact in _piecewise(rows, codec))
+    return [_NOT_HELD if each is None else Written(each, exact) for each, exact in found]
+
+
 def _piecewise(rows: Sequence[Row], codec: Codec) -> list[tuple[list[tuple[bool, str]], bool]]:
     """The runs of each row as text, and whether each run is its own tokens when it is read by itself."""
     runs = [row.runs for row in rows]
     texts = [[(learned, codec.text(ids)) for learned, ids in each] for each in runs]
     read = iter(codec.ids([text for each in texts for _, text in each], special=False))
-    return [
-        (text, all([next(read) == ids for _, ids in each])) for each, text in zip(runs, texts, strict=True)
-    ]
+    exact = [[next(read) == ids for _, ids in each] for each in runs]
+    return [(text, all(each)) for text, each in zip(texts, exact, strict=True)]

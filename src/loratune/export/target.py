@@ -59,7 +59,9 @@ def demand_whole_alphas(recipe: Recipe, target: str) -> None:
     """Raise `InputError` where an alpha is not whole and the target's configuration wants whole ones."""
     for alpha in (recipe.alpha, *recipe.alpha_pattern.values()):
         if not isinstance(alpha, int):
-            raise refuse(target, f"takes whole numbers for alpha, got {alpha}", "export --to peft or --to trl")
+            raise refuse(
+                target, f"takes whole numbers for alpha, got {alpha}", "export --to peft or --to trl"
+            )
 
 
 def demand_one_rank(recipe: Recipe, target: str) -> None:

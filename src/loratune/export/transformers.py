@@ -9,7 +9,7 @@ from loratune.export.recipe import Recipe
 from loratune.export.rows import Format, Segments, Tokens
 from loratune.export.target import DATA, Exported
 
-_SCRIPT = '''{comment}
+_SCRIPT = """{comment}
 from pathlib import Path
 
 import torch
@@ -60,7 +60,7 @@ ARGUMENTS = dict(
 
 if __name__ == "__main__":
     main()
-'''
+"""
 
 _ENCODE = """
     def encode(row: dict) -> dict:

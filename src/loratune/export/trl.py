@@ -9,7 +9,7 @@ from loratune.export.recipe import Recipe
 from loratune.export.rows import Format, PlainText, PromptCompletion, Tokens
 from loratune.export.target import Exported, to_yaml
 
-_SCRIPT = '''{comment}
+_SCRIPT = """{comment}
 from pathlib import Path
 
 from datasets import load_dataset
@@ -43,7 +43,7 @@ ARGUMENTS = dict(
 
 if __name__ == "__main__":
     main()
-'''
+"""
 
 
 class Trl:

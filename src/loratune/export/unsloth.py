@@ -10,7 +10,7 @@ from loratune.export.rows import Format, Tokens
 from loratune.export.target import Exported, demand_one_rank
 from loratune.export.trl import sft_arguments
 
-_SCRIPT = '''{comment}
+_SCRIPT = """{comment}
 from pathlib import Path
 
 from unsloth import FastLanguageModel  # first, as it changes what follows
@@ -53,7 +53,7 @@ ARGUMENTS = dict(
 
 if __name__ == "__main__":
     main()
-'''
+"""
 
 
 class Unsloth:
