@@ -16,6 +16,7 @@ from loratune.app.train import train
 from loratune.data.prompting import render_prompt
 from loratune.errors import DataError
 from loratune.model.source import portable_name
+from loratune.reporting.card import generating_code
 from loratune.values import PromptFormat, PromptKind
 from tiny import animal_rows, save_tiny_model, write_jsonl
 
@@ -154,6 +155,8 @@ def _chat(messages: list[dict[str, str]]) -> str:
         (PromptKind.VERBATIM, "", "Q: 1?\nA:", "Q: 1?\nA:"),
         (PromptKind.LABEL, "{text} ", "Hi", "Hi"),
         (PromptKind.TEMPLATE, "{a}|{b}: {{x}} ", {"a": "1", "b": 2}, "1|2: {x} "),
+        (PromptKind.TEMPLATE, "{a}\n{b?}\n", "1", "1\n"),
+        (PromptKind.TEMPLATE, "{a}\n{b?}\n", {"a": "1", "b": "2"}, "1\n2\n"),
     ],
 )
 def test_prompts_are_written_as_the_rows_were(
@@ -168,6 +171,14 @@ def test_fields_that_are_missing_are_named() -> None:
         render_prompt(given, "Hi", _chat)
     with pytest.raises(DataError, match="got a; give"):
         render_prompt(given, {"a": "1"}, _chat)
+
+
+def test_the_cards_code_leaves_optional_fields_out() -> None:
+    code = generating_code("owner/base", PromptFormat(kind=PromptKind.TEMPLATE, template="{a}\n{b?}\n"))
+    (line,) = [line for line in code.splitlines() if line.startswith("prompt = ")]
+    values: dict[str, str] = {}
+    exec(line, values)
+    assert values["prompt"] == "…\n"
 
 
 def test_a_template_of_two_fields_takes_a_json_object(place: Place, tmp_path: Path) -> None:

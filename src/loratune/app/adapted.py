@@ -126,18 +126,17 @@ def _prompt_tokens(run: TrainedRun, base: BaseModel, text: str | Mapping[str, An
 
 
 def _values(given: PromptFormat, text: str | Mapping[str, Any]) -> str | Mapping[str, Any]:
-    """A JSON object where the template has several fields."""
-    if (
-        not isinstance(text, str)
-        or not given.template
-        or len(set(Template.parse(given.template).columns)) < 2
-    ):
+    """The fields of a JSON object where the template has several and these are they."""
+    if not isinstance(text, str) or not given.template:
+        return text
+    template = Template.parse(given.template)
+    if len(set(template.columns) | template.optional) < 2:
         return text
     try:
         values = loads(text)
     except JSONDecodeError:
         return text
-    return values if isinstance(values, dict) else text
+    return values if isinstance(values, dict) and set(template.columns) <= set(values) else text
 
 
 def generate_command(

@@ -47,7 +47,8 @@ class Target(Protocol):
 
 def to_yaml(values: Mapping[str, Any], comment: str) -> str:
     """YAML in the given order, under a comment."""
-    return comment + yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=110)
+    text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=110)
+    return f"{comment}{text}"
 
 
 def refuse(target: str, what: str, step: str) -> InputError:

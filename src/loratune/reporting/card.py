@@ -165,9 +165,10 @@ def generating_code(base: str, given: PromptFormat) -> str:
 
 def _prompt_code(given: PromptFormat) -> list[str]:
     if given.template:
-        fields = dict.fromkeys(Template.parse(given.template).columns, "…")
+        whole = Template.parse(given.template)
+        shown = Template(tuple(part for part in whole.parts if part[1] not in whole.optional))
         strip = '.rstrip(" ")' if given.kind is PromptKind.LABEL else ""
-        return [f"prompt = {given.template!r}.format_map({fields!r}){strip}"]
+        return [f"prompt = {shown.text!r}.format_map({dict.fromkeys(shown.columns, '…')!r}){strip}"]
     if given.kind is PromptKind.CHAT:
         return [
             'messages = [{"role": "user", "content": "…"}]',
