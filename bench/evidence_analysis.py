@@ -18,7 +18,8 @@ import numpy.typing as npt
 from scipy.stats import t as student
 
 from loratune.maths.noninferiority import Comparison, SeedNoise, compare_nll, pool_seed_noise, row_variance
-from loratune.maths.optimum import MARGIN, best_rate
+from loratune.maths.optimum import best_rate
+from loratune.values import NLL_MARGIN
 
 Floats = npt.NDArray[np.float64]
 DRAWS = 1000
@@ -253,7 +254,7 @@ Examples = Mapping[tuple[str, int, int, float, int, int], Floats]
 
 
 def rank_tests(
-    grid: Grid, dataset: str, rows: int, examples: Examples, weights: Floats, margin: float = MARGIN
+    grid: Grid, dataset: str, rows: int, examples: Examples, weights: Floats, margin: float = NLL_MARGIN
 ) -> list[RankTest]:
     """Every rank of a task, the largest first; differences in nats per supervised token, rows paired."""
     curves = grid.by_rank(dataset, rows)[::-1]

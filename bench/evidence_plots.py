@@ -13,7 +13,7 @@ from evidence_analysis import Curve
 from evidence_store import Evidence, tables_without
 from figures import COLOURS, Line, Panel, draw
 from loratune.maths.learned import law_rate, learn_rate
-from loratune.maths.optimum import MARGIN
+from loratune.values import NLL_MARGIN
 
 
 def draw_rates(evidence: Evidence, path: Path) -> None:
@@ -98,7 +98,7 @@ def draw_ranks(evidence: Evidence, path: Path) -> None:
         ranks = [test.rank for test in tests]
         ends = [test.comparison.interval if test.comparison else (0.0, 0.0) for test in tests]
         usable = all(end is not None for end in ends)
-        highest = 5 * max(MARGIN, *(test.nll - reference for test in tests))
+        highest = 5 * max(NLL_MARGIN, *(test.nll - reference for test in tests))
         shared_nll = [test.at_shared_rate - reference for test in tests]
         own = Line(
             name="own best learning rate",
@@ -115,7 +115,7 @@ def draw_ranks(evidence: Evidence, path: Path) -> None:
             colour=COLOURS[2],
             dashed=True,
         )
-        margin = Line(name="margin", x=ranks, y=[MARGIN] * len(ranks), colour=COLOURS[5], marked=False)
+        margin = Line(name="margin", x=ranks, y=[NLL_MARGIN] * len(ranks), colour=COLOURS[5], marked=False)
         panels.append(
             Panel(
                 title=f"{dataset}, {rows:,} rows",

@@ -20,8 +20,7 @@ from evidence_grid import COLUMNS, SIZES
 from evidence_tables import FACTS, load
 from loratune.data.batches import subset
 from loratune.maths.measured import measured_tasks
-from loratune.maths.optimum import MARGIN
-from loratune.values import Optimum, StudiedTask
+from loratune.values import NLL_MARGIN, Optimum, StudiedTask
 
 MODEL, FAMILY, HIDDEN_SIZE, PARAMETERS_PER_RANK = "SmolLM2-135M-Instruct", "llama", 576, 305280
 GRID, EXAMPLES, FACTS_FILE = "evidence_grid.csv", "evidence_grid_per_example_nll.npz", "evidence_facts.json"
@@ -133,7 +132,7 @@ class Evidence:
         """
         found = [self.grid.seed_noise(dataset, size) for size in (rows, *SIZES)]
         known = next(noise for noise in found if noise.known)
-        return bool((known.variance / 2) ** 0.5 <= MARGIN)
+        return bool((known.variance / 2) ** 0.5 <= NLL_MARGIN)
 
     def studied(self, dataset: str, rows: int) -> StudiedTask:
         """The task as the prior's tables hold it: losses of ranks only where a needed rank can be read off them."""

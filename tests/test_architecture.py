@@ -13,6 +13,7 @@ LAYERS = [
     {"errors"},
     {"values", "files"},
     {"maths", "kernels"},
+    {"metrics"},
     {"data", "model", "lora", "study"},
     {"engine", "search"},
     {"costs"},

@@ -9,6 +9,7 @@ from loratune.costs.budget import Budget, coarse
 from loratune.costs.calibration import Calibration
 from loratune.costs.readings import Looks, Readings, plan_looks, plan_readings
 from loratune.errors import BudgetError
+from loratune.metrics import find
 from loratune.values import HyperParameters, SearchContext, Trial
 
 SPEED = Calibration(pack=400.0, alone=200.0, forward=1000.0, slots=8)
@@ -41,7 +42,7 @@ def test_coarse_steps() -> None:
 @pytest.mark.parametrize("forward", [500.0, 1000.0, 4000.0])
 def test_a_time_budget_is_kept(metric: str, forward: float) -> None:
     """Whatever is spent on full trials or on cheap ones, the predicted time stays within the budget."""
-    context, speed = replace(FACTS, metric=metric), replace(SPEED, forward=forward)
+    context, speed = replace(FACTS, evaluation_passes=find(metric).passes), replace(SPEED, forward=forward)
     left = 3600 - 60 - speed.final_seconds(context, 6000, 200)
     runs = speed.runs_within(speed.seconds_within(3600, context, 6000, 200, 60), context)
     for fraction in (0.1, 1.0):
@@ -89,7 +90,7 @@ def test_no_time_to_search() -> None:
 
 def test_scoring_labels_is_paid_for() -> None:
     trial = Trial(hyper_parameters=HyperParameters(r=8, lora_alpha=16, learning_rate=1e-3, batch_size=8))
-    labelled = replace(FACTS, metric="accuracy")
+    labelled = replace(FACTS, evaluation_passes=find("accuracy").passes)
     assert labelled.cost(trial) == FACTS.cost(trial) == 1
     quarter = replace(trial, fraction=0.25)
     assert labelled.cost(quarter) > FACTS.cost(quarter)

@@ -8,8 +8,6 @@ import pytest
 from scipy import stats
 from sklearn.metrics import f1_score
 
-from loratune.engine.evaluate import Evaluation
-from loratune.engine.live import metrics_of
 from loratune.maths.noninferiority import (
     Comparison,
     SeedNoise,
@@ -23,6 +21,7 @@ from loratune.maths.noninferiority import (
     pool_seed_noise,
     row_variance,
 )
+from loratune.metrics import Outputs, Rows, measure
 
 NO_SEEDS = SeedNoise(variance=0.0, degrees=inf)
 
@@ -148,14 +147,14 @@ def test_macro_f1_is_scikit_learns() -> None:
 def test_macro_f1_is_the_same_in_results_and_comparisons() -> None:
     """Class 2 is predicted once and never true: it is not averaged in, here as in the paired test."""
     labels, predictions = np.array([0, 0, 1, 1]), np.array([0, 2, 1, 1])
-    evaluation = Evaluation(
-        example_nll=np.ones(4),
+    outputs = Outputs(
+        nll=np.ones(4),
         exact_match=np.zeros(4, dtype=np.bool_),
-        supervised_tokens=4,
+        rows=Rows(weights=np.ones(4), labels=labels),
         predictions=predictions,
     )
     expected = (2 / 3 + 1) / 2
-    assert metrics_of(evaluation, labels)[0]["f1"] == pytest.approx(expected)
+    assert measure(outputs)[0]["f1"] == pytest.approx(expected)
     lost = compare_f1(predictions[None], labels[None], labels, NO_SEEDS, margin=1.0)
     assert lost.difference == pytest.approx(100 * (1 - expected))
 

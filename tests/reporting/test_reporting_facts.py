@@ -5,7 +5,9 @@ from math import sqrt
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 
+from loratune.metrics import NLL, Rows, find
 from loratune.reporting import takeaways
 from loratune.reporting.facts import Gain
 from loratune.reporting.later_stages import alpha_points, batch_cells, stage_costs
@@ -95,7 +97,7 @@ def test_rates_that_differ_in_the_third_digit_are_one() -> None:
 def test_task_metric_against_rank() -> None:
     facts = make_facts()
     assert facts.shown_metric == "accuracy"
-    curve = own_rate_curve(facts, "accuracy")
+    curve = own_rate_curve(facts, facts.info(facts.shown_metric))
     found = {p.rank: p.measured.value for p in curve.points}
     for rank, rate in ((2, 3e-3), (8, 1e-3), (32, 3e-4)):
         values = [make_trial(r=rank, learning_rate=rate, seed=seed).metrics["accuracy"] for seed in (1, 2)]
@@ -164,19 +166,20 @@ def test_gain_in_nats_by_hand() -> None:
         np.array([2.0, 4.0]),
         over="base model",
         split="test",
-        metric="nll",
-        weights=np.ones(2),
+        metric=NLL,
+        rows=Rows(weights=np.ones(2)),
     )
     t_1 = 12.706204736432095
     assert gain.value == pytest.approx(2.0)
     assert gain.interval == pytest.approx((2 - t_1, 2 + t_1))
-    assert Gain.from_dict(gain.to_dict()) == gain
+    kept = TypeAdapter(Gain)
+    assert kept.validate_python(kept.dump_python(gain, mode="json")) == gain
 
 
 def test_gain_in_points_by_hand() -> None:
     ours, theirs = np.array([1.0, 1, 0, 1]), np.array([0.0, 1, 0, 1])
     gain = Gain.from_rows(
-        ours, theirs, over="default recipe", split="test", metric="accuracy", weights=np.ones(4)
+        ours, theirs, over="default recipe", split="test", metric=find("accuracy"), rows=Rows()
     )
     half = 3.182446305284263 * 25
     assert gain.value == pytest.approx(25)
@@ -190,7 +193,7 @@ def test_gain_in_points_by_hand() -> None:
 def test_no_difference_has_no_sign() -> None:
     same = np.array([1.0, 0, 0, 1])
     gain = Gain.from_rows(
-        same, same, over="default recipe", split="test", metric="exact_match", weights=np.ones(4)
+        same, same, over="default recipe", split="test", metric=find("exact_match"), rows=Rows()
     )
     assert str(gain.value) == "0.0"
     sentence = "test exact match as of the default recipe (95 % [0, 0])"

@@ -23,13 +23,14 @@ import loratune
 from loratune.app.tune import CLOCK_CUT, run_tune
 from loratune.costs import measuring
 from loratune.errors import OutputError
+from loratune.metrics import BUILT_IN
 from loratune.reporting.result import TuneResult
 from loratune.runners.local import LocalRunner
 from loratune.study.record import Study
 from loratune.tuning.options import TuneOptions, read_toml
 from loratune.tuning.watch import Quiet
 from loratune.tuning.workbench import open_workbench
-from loratune.values import METRICS, Stage
+from loratune.values import Stage
 from tiny import animal_rows, save_tiny_model, write_jsonl
 
 WISHES: dict[str, Any] = {
@@ -95,7 +96,7 @@ def test_result_has_the_keys_that_other_programs_rely_on(done: TuneResult) -> No
         "epochs", "warmup_ratio", "max_length",
     }  # fmt: skip
     assert set(values["metrics"]) == {"validation", "test", "base_model", "default_recipe"}
-    assert set(values["metrics"]["test"]) == set(METRICS)
+    assert set(values["metrics"]["test"]) == set(BUILT_IN)
     assert set(values["cost"]) >= {
         "seconds", "trained_tokens", "trials", "predicted_seconds", "peak_memory_bytes",
     }  # fmt: skip

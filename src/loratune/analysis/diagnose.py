@@ -27,8 +27,6 @@ from loratune.values.diagnosis import Diagnosis, Sign
 Steps = npt.NDArray[np.bool_]
 
 FULL = 0.999
-DEFAULT_MARGIN = 0.005
-"""Nats, where the user's margin is in points of a metric or there is none."""
 _OF_ROWS = (Sign.PADDING, Sign.TEMPLATE, Sign.LEAK)
 _OF_READINGS = (Sign.OVERFITTING, Sign.UNDERTRAINED, Sign.LEAPS, Sign.NEAR_START, Sign.OUTGROWN)
 _LOOKED_AT = 64

@@ -20,9 +20,9 @@ from loratune.lora.layout import Adapter, Target
 from loratune.lora.truncate import Decomposition, decompose
 from loratune.maths.noninferiority import SeedNoise, Verdict
 from loratune.maths.spectrum import energy_rank, entropy_rank, stable_rank, threshold_ranks
+from loratune.metrics import Needs, find
 from loratune.search.compare import compare
 from loratune.values import (
-    LABEL_METRICS,
     Cut,
     CutPoint,
     HyperParameters,
@@ -109,7 +109,7 @@ class TruncationRun:
             validation_weights=None if weights is None else weights[rows],
             validation_labels=None if labels is None else labels[rows],
         )
-        asks_labels = context.metric in LABEL_METRICS
+        asks_labels = find(context.metric).needs is Needs.LABELS
         found = self.engine.evaluate([each.adapter for each in candidates], table, labels=asks_labels)
         points = []
         for candidate, evaluation in zip(candidates, found, strict=True):
@@ -193,7 +193,7 @@ def _of_rows(result: TrialResult, rows: npt.NDArray[np.int64], table: TokenTable
 
 def _as_result(whole: TrialResult, evaluation: Evaluation, table: TokenTable) -> TrialResult:
     """An evaluation in the form that results are compared in."""
-    metrics, scores = metrics_of(evaluation, table.row_labels)
+    metrics, scores = metrics_of(evaluation, table)
     return replace(
         whole, nll=evaluation.nll, metrics=metrics, example_nll=evaluation.example_nll, example_scores=scores
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from loratune.analysis.diagnose import DEFAULT_MARGIN, before_training, combined, of_trial
+from loratune.analysis.diagnose import before_training, combined, of_trial
 from loratune.engine.live import EarlyStopping, metrics_of
 from loratune.engine.shortage import Shortage
 from loratune.errors import ResourceError
@@ -18,6 +18,7 @@ from loratune.files.paths import user_path
 from loratune.files.write import write_atomically
 from loratune.lora.layout import Adapter
 from loratune.lora.peft_io import save_adapter
+from loratune.metrics import NLL, Rows
 from loratune.model.source import portable_name
 from loratune.reporting.card import Card
 from loratune.reporting.facts import Gain
@@ -30,7 +31,7 @@ from loratune.tuning.outcome import named_targets, versions
 from loratune.tuning.record import training_record
 from loratune.tuning.watch import Quiet, Terminal, Watch
 from loratune.tuning.workbench import Workbench, check_out, open_workbench
-from loratune.values import Evidence, HyperParameters, Stage, TrainingRecord, Trial, TrialResult
+from loratune.values import NLL_MARGIN, Evidence, HyperParameters, Stage, TrainingRecord, Trial, TrialResult
 from loratune.values.diagnosis import Diagnosis
 
 
@@ -162,7 +163,7 @@ def _diagnosed(
     looked_at: int | None,
 ) -> tuple[Diagnosis, ...]:
     (base,) = bench.engine.evaluate([None], bench.engine.sample(looked_at))
-    after = of_trial(bench.engine, result, before=base.nll, margin=DEFAULT_MARGIN, adapter=adapter)
+    after = of_trial(bench.engine, result, before=base.nll, margin=NLL_MARGIN, adapter=adapter)
     return combined(before, after)
 
 
@@ -171,12 +172,12 @@ def _tested(bench: Workbench, adapter: Adapter) -> tuple[dict[str, dict[str, flo
     table = bench.data.test
     ours, base = bench.engine.evaluate([adapter, None], table, labels=bool(bench.data.labels))
     metrics = {
-        "test": dict(metrics_of(ours, table.row_labels)[0]),
-        "base_model_test": dict(metrics_of(base, table.row_labels)[0]),
+        "test": dict(metrics_of(ours, table)[0]),
+        "base_model_test": dict(metrics_of(base, table)[0]),
     }
-    weights = table.supervised_counts.astype(np.float64)
-    nll = ours.example_nll, base.example_nll
-    return metrics, Gain.from_rows(*nll, over="base model", split="test", metric="nll", weights=weights)
+    rows = Rows(weights=table.supervised_counts.astype(np.float64))
+    pair = ours.example_nll, base.example_nll
+    return metrics, Gain.from_rows(*pair, over="base model", split="test", metric=NLL, rows=rows)
 
 
 def _save(trained: Trained, gain: Gain, adapter: Adapter, bench: Workbench) -> None:

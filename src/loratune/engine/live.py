@@ -5,15 +5,16 @@ Knows how a result is made up; nothing of the base model or of who trains beside
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import exp, inf, isfinite
+from math import inf, isfinite
 
 import numpy as np
 import torch
-from sklearn.metrics import f1_score
 
+from loratune.data.table import TokenTable
 from loratune.engine.evaluate import Evaluation
 from loratune.engine.slot import Slot
 from loratune.lora.layout import Adapter
+from loratune.metrics import Outputs, Rows, measure
 from loratune.values import CurvePoint, Trial, TrialResult, TrialState
 
 
@@ -173,10 +174,11 @@ class LiveTrial:
             )
         return adapter
 
-    def result(
-        self, full_cost: float, labels: np.ndarray | None, predictions: np.ndarray | None
-    ) -> TrialResult:
-        """The trial's end in numbers; `full_cost` is what all its steps and evaluations cost."""
+    def result(self, full_cost: float, table: TokenTable, predictions: np.ndarray | None) -> TrialResult:
+        """The trial's end in numbers; `full_cost` is what all its steps and evaluations cost.
+
+        The verdict and the `predictions` are on the rows of `table`.
+        """
         slot = self.slot
         final = self.final
         if final is not None:
@@ -186,7 +188,7 @@ class LiveTrial:
         else:
             state, nll = TrialState.STOPPED, self.curve[-1].validation_nll
         last = slot.losses[-max(1, len(slot.losses) // 10) :]
-        metrics, scores = metrics_of(replace(final, predictions=predictions), labels) if final else ({}, {})
+        metrics, scores = metrics_of(replace(final, predictions=predictions), table) if final else ({}, {})
         return TrialResult(
             asked=slot.trial,
             trial=slot.trial,
@@ -221,26 +223,25 @@ def _mean(losses: Sequence[float]) -> float:
 
 
 def metrics_of(
-    evaluation: Evaluation, labels: np.ndarray | None
+    evaluation: Evaluation, table: TokenTable
 ) -> tuple[Mapping[str, float], Mapping[str, np.ndarray]]:
-    """Metrics by name, and the scores of each row from which they come.
+    """Metrics by name, and the scores of each row from which they come; the rows are those of `table`.
 
-    Accuracy and macro-F1 are there where the evaluation has predictions and `labels` [rows] are known;
-    macro-F1 is the mean over the classes present in `labels`.
+    Metrics of labels are there where the evaluation has predictions and the rows have labels.
     """
-    exact = evaluation.exact_match.astype(np.float64)
-    metrics = {
-        "nll": evaluation.nll,
-        "perplexity": exp(min(evaluation.nll, 700.0)),
-        "exact_match": float(exact.mean()),
-    }
-    scores = {"exact_match": exact}
-    predictions = evaluation.predictions
-    if labels is not None and predictions is not None:
-        correct = (predictions == labels).astype(np.float64)
-        metrics["accuracy"] = float(correct.mean())
-        classes = np.unique(labels)  # as in the paired test: a class that no row has is not averaged in
-        macro = f1_score(labels, predictions, labels=classes, average="macro", zero_division=0)
-        metrics["f1"] = float(macro)
-        scores |= {"accuracy": correct, "prediction": predictions.astype(np.float64)}
-    return metrics, scores
+    outputs = Outputs(
+        nll=evaluation.example_nll,
+        exact_match=evaluation.exact_match,
+        rows=table_rows(table),
+        predictions=evaluation.predictions,
+    )
+    return measure(outputs)
+
+
+def table_rows(table: TokenTable) -> Rows:
+    """What metrics know of the rows of a table, whatever the model."""
+    labels = table.row_labels
+    return Rows(
+        weights=table.supervised_counts.astype(np.float64),
+        labels=None if labels is None else labels.astype(np.int64),
+    )

@@ -232,8 +232,10 @@ class PackLoop:
         for entry in complete:
             entry.seconds += (perf_counter() - started) / len(complete)
         by_entry = dict(zip(map(id, asked), predictions, strict=True))
-        labels = engine.validation.row_labels
         return [
-            (entry.result(engine.cost(entry.trial), labels, by_entry.get(id(entry))), entry.adapter())
+            (
+                entry.result(engine.cost(entry.trial), engine.validation, by_entry.get(id(entry))),
+                entry.adapter(),
+            )
             for entry in ended
         ]

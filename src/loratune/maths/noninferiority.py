@@ -197,13 +197,16 @@ def compare_nll(
     return _combine(difference, item, rows - 1, (len(candidate), len(reference)), noise, margin)
 
 
-def compare_scores(candidate: Floats, reference: Floats, noise: SeedNoise, margin: float) -> Comparison:
-    """Paired comparison of a 0/1 metric in points (hundredths); a positive difference means points lost.
+def compare_scores(
+    candidate: Floats, reference: Floats, noise: SeedNoise, margin: float, *, scale: float = 100.0
+) -> Comparison:
+    """Paired comparison of means over rows; a positive difference means that the candidate is worse.
 
     Args:
-        candidate, reference: [seeds, rows] scores of each row. noise, margin: in points.
+        candidate, reference: [seeds, rows] scores of each row. noise, margin: in units.
+        scale: units in a score of 1 (points, hundredths, by default); negative where smaller scores are better.
     """
-    deltas = 100 * (reference.mean(axis=0) - candidate.mean(axis=0))
+    deltas = scale * (reference.mean(axis=0) - candidate.mean(axis=0))
     rows = len(deltas)
     item = float(deltas.var(ddof=1)) / rows if rows > 1 else 0.0
     return _combine(float(deltas.mean()), item, rows - 1, (len(candidate), len(reference)), noise, margin)

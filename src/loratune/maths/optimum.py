@@ -6,10 +6,8 @@ from math import exp, isfinite, log
 import numpy as np
 
 from loratune.maths.powerlaw import fit_power_law
-from loratune.values import Optimum
+from loratune.values import NLL_MARGIN, Optimum
 
-MARGIN = 0.005
-"""Nats per supervised token: the tool's default margin."""
 _FEWEST_RANKS = 3
 _SMALLEST_REFERENCE = 16
 """A rank curve that ends below says nothing about the rank that is needed."""
@@ -39,7 +37,7 @@ def best_rate(rates: Sequence[float], losses: Sequence[float]) -> tuple[float, f
     return exp(vertex), losses[best], True
 
 
-def needed_rank(optima: Sequence[Optimum], margin: float = MARGIN) -> float | None:
+def needed_rank(optima: Sequence[Optimum], margin: float = NLL_MARGIN) -> float | None:
     """The smallest rank (a real number) within `margin` nats of the largest measured, by the power law.
 
     Looks at the batch size at which most ranks were measured; None with fewer than three ranks, or where

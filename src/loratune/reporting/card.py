@@ -11,8 +11,9 @@ from itertools import groupby
 from pathlib import Path
 
 from loratune.data.template import Template
+from loratune.metrics import MetricInfo, info_of
 from loratune.reporting.facts import Gain, RunFacts
-from loratune.reporting.wording import METRIC_NAMES, interval, metric_value, number, rate
+from loratune.reporting.wording import interval, number, rate
 from loratune.values import HyperParameters, PromptFormat, PromptKind, TrainingRecord
 
 _NEW_TOKENS = 64
@@ -31,6 +32,11 @@ class Card:
     test_rows: int
     gains: tuple[Gain, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
+    optimised: MetricInfo | None = None
+    """Of the search's metric."""
+
+    def _info(self, metric: str) -> MetricInfo:
+        return info_of(metric, self.optimised)
 
     @property
     def text(self) -> str:
@@ -68,10 +74,10 @@ class Card:
     def _results(self) -> str:
         names = list(dict.fromkeys(name for values in self.scores.values() for name in values))
         rows = [
-            (model, *(metric_value(name, values.get(name)) for name in names))
+            (model, *(self._info(name).text(values.get(name)) for name in names))
             for model, values in self.scores.items()
         ]
-        titles = ("on the test rows", *(METRIC_NAMES.get(name, name) for name in names))
+        titles = ("on the test rows", *(self._info(name).title for name in names))
         lines = [f"## Results\n\n{_table(titles, rows)}"]
         lines += [
             f"- {_difference(gain)}"
@@ -123,6 +129,7 @@ def card_of(facts: RunFacts, base: str) -> str:
         test_rows=facts.profile.test_rows,
         gains=facts.gains,
         versions=facts.versions,
+        optimised=facts.optimised,
     ).text
 
 
@@ -178,9 +185,8 @@ def _prompt_code(given: PromptFormat) -> list[str]:
 
 
 def _difference(gain: Gain) -> str:
-    unit = "nats" if gain.metric == "nll" else "points"
-    name = METRIC_NAMES.get(gain.metric, gain.metric)
-    return f"{name}: {number(gain.value)} {unit} better than the {gain.over} {interval(gain.interval)}"
+    info = gain.info
+    return f"{info.title}: {number(gain.value)} {info.unit} better than the {gain.over} {interval(gain.interval)}"
 
 
 def _shown(data: str) -> str:

@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import inf
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from loratune.maths.noninferiority import SeedNoise, compare_nll, compare_scores
+from loratune.maths.noninferiority import SeedNoise
+from loratune.metrics import NLL, Metric, MetricInfo, Rows, info_of, metrics
 from loratune.values import (
-    METRICS,
     DataProfile,
     Decision,
     HyperParameters,
@@ -44,49 +44,33 @@ class Gain:
     """`validation` or `test`."""
     metric: str
     value: float
-    """Positive is better: nats saved for `nll`, points (hundredths) for the others."""
+    """Positive is better, in the metric's unit: nats saved, points (hundredths) gained, or its own."""
     interval: tuple[float, float] | None = None
     """95 %, paired over the rows of the split; it says nothing of other seeds."""
+    measured: MetricInfo | None = None
+    """Of the metric, where it is not built in; None in runs of earlier versions."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {
-            "over": self.over,
-            "split": self.split,
-            "metric": self.metric,
-            "value": self.value,
-            "interval": None if self.interval is None else list(self.interval),
-        }
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Inverse of `to_dict`."""
-        interval = values["interval"]
-        return cls(**{**values, "interval": None if interval is None else (interval[0], interval[1])})
+    @property
+    def info(self) -> MetricInfo:
+        """What there is to say of the metric."""
+        return info_of(self.metric, self.measured)
 
     @classmethod
     def from_rows(
-        cls, ours: Floats, theirs: Floats, *, over: str, split: str, metric: str, weights: Floats
+        cls, ours: Floats, theirs: Floats, *, over: str, split: str, metric: Metric, rows: Rows
     ) -> Self:
-        """Paired over rows.
-
-        Args:
-            ours, theirs: [rows] summed NLL of each row (nats) for `nll`, scores in [0, 1] otherwise.
-            weights: [rows] supervised tokens.
-        """
+        """Paired over rows; `ours` and `theirs` [rows] are what each row scores."""
         this_pair = SeedNoise(variance=0.0, degrees=inf)
-        if metric == "nll":
-            loss = compare_nll(ours[None], theirs[None], weights, this_pair, 0.0)
-        else:
-            loss = compare_scores(ours[None], theirs[None], this_pair, 0.0)
+        loss = metric.compare(ours[None], theirs[None], rows, this_pair, 0.0)
         low, high = loss.interval or (inf, -inf)
         # from zero, as a minus would make -0 of it
         return cls(
             over=over,
             split=split,
-            metric=metric,
+            metric=metric.name,
             value=0.0 - loss.difference,
             interval=(0.0 - high, 0.0 - low),
+            measured=metric.info,
         )
 
 
@@ -114,7 +98,7 @@ class RunFacts:
     strategy: str
     metric: str
     margin: float
-    """Nats per supervised token, or points of the metric."""
+    """In the metric's unit."""
     budget: str
     """As the user gave it."""
     seed: int
@@ -143,6 +127,8 @@ class RunFacts:
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     cut_by_clock: bool = False
+    optimised: MetricInfo | None = None
+    """Of the metric, where it is not built in; None in runs of earlier versions."""
     training: TrainingRecord | None = None
     """What repeating the final run needs; None in studies of earlier versions."""
 
@@ -158,9 +144,26 @@ class RunFacts:
     @property
     def shown_metric(self) -> str:
         """The task metric worth showing beside the NLL: the chosen one, else the first that was measured."""
-        if self.metric not in ("nll", "perplexity"):
+        if not self.info(self.metric).by_nll:
             return self.metric
         measured = {name for result in self.results for name in result.metrics} | set(
             self.recommended.validation
         )
-        return next((name for name, larger in METRICS.items() if larger and name in measured), "")
+        shown = (each.name for each in metrics() if not each.info.by_nll and each.name in measured)
+        return next(shown, "")
+
+    def info(self, metric: str) -> MetricInfo:
+        """What there is to say of a metric, also of one whose code is not at hand."""
+        return info_of(metric, self.optimised)
+
+    @property
+    def told_metrics(self) -> tuple[MetricInfo, ...]:
+        """All that may be told of: those built in, and the chosen one."""
+        built_in = tuple(each.info for each in metrics())
+        own = self.info(self.metric)
+        return built_in if any(each.name == own.name for each in built_in) else (*built_in, own)
+
+    @property
+    def margin_in_nats(self) -> float:
+        """The run's margin where it is in nats, else the NLL's."""
+        return self.margin if self.info(self.metric).by_nll else NLL.info.margin

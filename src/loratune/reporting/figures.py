@@ -11,7 +11,7 @@ import numpy as np
 from loratune.reporting.facts import RunFacts
 from loratune.reporting.later_stages import AlphaPoint, BatchCell, StageCost
 from loratune.reporting.rank_curves import GapPoint, LearningCurve, Measured, RankCurve, RankPoint
-from loratune.reporting.wording import METRIC_NAMES, count, rate
+from loratune.reporting.wording import count, rate
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -25,7 +25,7 @@ _TEXT = "#7b828d"
 def rank_figure(curve: RankCurve, facts: RunFacts, beside: RankCurve | None = None) -> Figure:
     """Quality against rank with intervals; `beside` is a second curve, drawn thin for comparison."""
     figure = blank_figure(height=340)
-    scale = 1.0 if curve.metric == "nll" else 100.0
+    scale = curve.metric.scale
     if beside is not None:
         figure.add_scatter(
             x=[point.rank for point in beside.points],
@@ -49,7 +49,7 @@ def rank_figure(curve: RankCurve, facts: RunFacts, beside: RankCurve | None = No
         showlegend=beside is not None,
     )
     limit = None
-    if beside is None and curve.metric == "nll" and facts.metric in ("nll", "perplexity"):
+    if beside is None and curve.metric.by_nll and facts.info(facts.metric).by_nll:
         limit = curve.points[-1].measured.value + facts.margin
         figure.add_hline(y=limit, line={"color": MUTED, "width": 1, "dash": "dot"})
         _note(figure, f"rank {curve.points[-1].rank} + margin", x=1, y=limit, xref="x domain", yshift=9)
@@ -59,9 +59,7 @@ def rank_figure(curve: RankCurve, facts: RunFacts, beside: RankCurve | None = No
         _note(figure, "elbow", x=log10(curve.elbow), y=1, yref="y domain", xanchor="left", xshift=4)
     ranks = [point.rank for point in curve.points]
     log_axis(figure, ranks, "rank", [str(rank) for rank in ranks])
-    name = METRIC_NAMES[curve.metric]
-    title = "validation NLL, nats per token" if scale == 1 else f"validation {name}, %"
-    figure.update_yaxes(title=title, range=_range(curve, beside, limit, scale))
+    figure.update_yaxes(title=f"validation {curve.metric.axis}", range=_range(curve, beside, limit, scale))
     figure.update_layout(legend={"orientation": "h", "x": 0, "y": 1.14})
     return figure
 

@@ -89,7 +89,8 @@ def render(facts: RunFacts) -> str:
 
 def _figures(facts: RunFacts) -> dict[str, Drawn]:
     own, single = own_rate_curve(facts), single_rate_curve(facts)
-    metric = own_rate_curve(facts, facts.shown_metric) if facts.shown_metric else None
+    shown = facts.shown_metric
+    metric = own_rate_curve(facts, facts.info(shown)) if shown else None
     cells, alphas, curves, gap = batch_cells(facts), alpha_points(facts), learning_curves(facts), gaps(facts)
     costs, cut = stage_costs(facts), facts.truncation
     no_rank = takeaways.missing(facts, Stage.RANK)

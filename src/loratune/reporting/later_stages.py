@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from loratune.metrics import NLL
 from loratune.reporting.facts import RunFacts
 from loratune.reporting.rank_curves import Measured, Setting, measure, same_rate, settings
 from loratune.values import HyperParameters, Stage, TrialResult, TrialState
@@ -89,7 +90,7 @@ def alpha_points(facts: RunFacts) -> list[AlphaPoint]:
             multiple=setting.hyper_parameters.scaling,
             measured=measured,
         )
-        for setting, measured in zip(ordered, measure(ordered, "nll", facts), strict=True)
+        for setting, measured in zip(ordered, measure(ordered, NLL.info, facts), strict=True)
     ]
 
 

@@ -13,9 +13,10 @@ from scipy import stats
 
 from loratune.maths.elbow import elbow
 from loratune.maths.noninferiority import SeedNoise, compare_nll, pool_seed_noise
+from loratune.metrics import NLL, MetricInfo
 from loratune.reporting.facts import RunFacts
 from loratune.reporting.wording import rate
-from loratune.values import METRICS, CurvePoint, HyperParameters, Stage, TrialResult, default_recipe
+from loratune.values import CurvePoint, HyperParameters, Stage, TrialResult, default_recipe
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -26,12 +27,17 @@ class Setting:
     fraction: float
     results: tuple[TrialResult, ...]
 
-    def values(self, metric: str) -> list[float]:
-        """One per seed; `nll` or a name in `metrics`."""
-        return [result.nll if metric == "nll" else result.metrics[metric] for result in self.results]
+    def values(self, metric: MetricInfo) -> list[float]:
+        """One per seed; all results must know the metric. What the NLL decides is told as NLL."""
+        return [result.nll if metric.by_nll else result.metrics[metric.name] for result in self.results]
 
-    def mean(self, metric: str) -> float:
+    def mean(self, metric: MetricInfo) -> float:
         return float(np.mean(self.values(metric)))
+
+    @property
+    def nll(self) -> float:
+        """Mean over seeds."""
+        return self.mean(NLL.info)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +63,7 @@ class RankPoint:
 class RankCurve:
     """Points in ascending order of rank; empty where too little was measured."""
 
-    metric: str
+    metric: MetricInfo
     points: tuple[RankPoint, ...] = ()
     fraction: float = 1.0
     """Share of the training rows that these trials saw."""
@@ -86,11 +92,11 @@ class LearningCurve:
     points: tuple[CurvePoint, ...]
 
 
-def settings(results: Sequence[TrialResult], metric: str = "nll") -> list[Setting]:
+def settings(results: Sequence[TrialResult], metric: MetricInfo = NLL.info) -> list[Setting]:
     """Finished trials that know the metric, grouped by everything but the seed."""
     groups: dict[tuple[HyperParameters, float], list[TrialResult]] = defaultdict(list)
     for result in results:
-        if result.finished and (metric == "nll" or metric in result.metrics):
+        if result.finished and (metric.by_nll or metric.name in result.metrics):
             groups[result.trial.hyper_parameters, result.trial.fraction].append(result)
     return [
         Setting(hyper_parameters=values, fraction=fraction, results=tuple(members))
@@ -113,18 +119,18 @@ def own_rate_settings(facts: RunFacts) -> list[Setting]:
             continue
         rank = setting.hyper_parameters.r
         present = chosen.get(rank)
-        merit = (len(setting.results), -setting.mean("nll"))
-        if present is None or merit > (len(present.results), -present.mean("nll")):
+        merit = (len(setting.results), -setting.nll)
+        if present is None or merit > (len(present.results), -present.nll):
             chosen[rank] = setting
     return [chosen[rank] for rank in sorted(chosen)]
 
 
-def own_rate_curve(facts: RunFacts, metric: str = "nll") -> RankCurve:
+def own_rate_curve(facts: RunFacts, metric: MetricInfo = NLL.info) -> RankCurve:
     """Each rank at its own learning rate."""
     return _curve(facts, [s for s in own_rate_settings(facts) if _knows(s, metric)], metric)
 
 
-def single_rate_curve(facts: RunFacts, metric: str = "nll") -> RankCurve:
+def single_rate_curve(facts: RunFacts, metric: MetricInfo = NLL.info) -> RankCurve:
     """All ranks at the learning rate that most of them were tried at; empty below three ranks.
 
     Ties go to the higher fidelity, then to the rate that more trials had.
@@ -145,7 +151,7 @@ def single_rate_curve(facts: RunFacts, metric: str = "nll") -> RankCurve:
     return _curve(facts, [best[rank] for rank in sorted(best)] if len(best) >= 3 else [], metric)
 
 
-def measure(found: Sequence[Setting], metric: str, facts: RunFacts) -> list[Measured]:
+def measure(found: Sequence[Setting], metric: MetricInfo, facts: RunFacts) -> list[Measured]:
     """Means with 95 % intervals: t over seeds, or over rows where nothing was repeated.
 
     The seed variance is pooled over these settings and those of each rank at its own learning rate: two
@@ -165,7 +171,7 @@ def gaps(facts: RunFacts) -> list[GapPoint]:
         GapPoint(
             rank=setting.hyper_parameters.r,
             train=float(np.mean([result.train_nll for result in setting.results])),
-            validation=setting.mean("nll"),
+            validation=setting.nll,
         )
         for setting in own_rate_settings(facts)
     ]
@@ -198,8 +204,8 @@ def _final_label(values: HyperParameters, facts: RunFacts) -> str:
     return f"r {values.r} at {rate(values.learning_rate)}"
 
 
-def _knows(setting: Setting, metric: str) -> bool:
-    return metric == "nll" or all(metric in result.metrics for result in setting.results)
+def _knows(setting: Setting, metric: MetricInfo) -> bool:
+    return metric.by_nll or all(metric.name in result.metrics for result in setting.results)
 
 
 def _highest_fraction(found: Sequence[Setting]) -> float:
@@ -211,7 +217,7 @@ def _highest_fraction(found: Sequence[Setting]) -> float:
     return max(common or ranks, default=1.0)
 
 
-def _curve(facts: RunFacts, found: Sequence[Setting], metric: str) -> RankCurve:
+def _curve(facts: RunFacts, found: Sequence[Setting], metric: MetricInfo) -> RankCurve:
     points = tuple(
         RankPoint(
             rank=setting.hyper_parameters.r,
@@ -228,12 +234,12 @@ def _curve(facts: RunFacts, found: Sequence[Setting], metric: str) -> RankCurve:
         elbow=elbow(
             [point.rank for point in points],
             [point.measured.value for point in points],
-            larger_is_better=METRICS[metric],
+            larger_is_better=metric.larger_is_better,
         ),
     )
 
 
-def _measured(setting: Setting, metric: str, noise: SeedNoise, facts: RunFacts) -> Measured:
+def _measured(setting: Setting, metric: MetricInfo, noise: SeedNoise, facts: RunFacts) -> Measured:
     value, seeds = setting.mean(metric), len(setting.results)
     if noise.known:
         half = float(stats.t.ppf(0.975, noise.degrees)) * sqrt(noise.variance / seeds)
@@ -244,12 +250,14 @@ def _measured(setting: Setting, metric: str, noise: SeedNoise, facts: RunFacts) 
     return Measured(value=value, interval=interval, interval_over="rows" if interval else "", seeds=seeds)
 
 
-def _interval_over_rows(result: TrialResult, metric: str, facts: RunFacts) -> tuple[float, float] | None:
+def _interval_over_rows(
+    result: TrialResult, metric: MetricInfo, facts: RunFacts
+) -> tuple[float, float] | None:
     """Sampling of validation rows; None where there are no per-row values."""
-    rows = result.example_nll if metric == "nll" else result.example_scores.get(metric)
+    rows = result.example_nll if metric.by_nll else result.example_scores.get(metric.name)
     if rows is None or len(rows) < 2:
         return None
-    weights = facts.validation_weights if metric == "nll" else np.ones(len(rows))
+    weights = facts.validation_weights if metric.by_nll else np.ones(len(rows))
     if weights is None or len(weights) != len(rows):
         return None
     none = SeedNoise(variance=0.0, degrees=np.inf)

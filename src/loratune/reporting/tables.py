@@ -3,8 +3,8 @@
 from math import isfinite
 
 from loratune.reporting.facts import RunFacts
-from loratune.reporting.wording import METRIC_NAMES, count, interval, metric_value, number, rate
-from loratune.values import ALL_LINEAR, METRICS, Evidence
+from loratune.reporting.wording import count, interval, number, rate
+from loratune.values import ALL_LINEAR, Evidence
 
 MARKS = {True: "✓", False: "✗", None: "–"}
 
@@ -38,14 +38,14 @@ def score_table(facts: RunFacts) -> tuple[list[str], list[tuple[str, list[str], 
         ("recommended", facts.recommended, True),
     )
     columns = [
-        (split, name)
+        (split, info)
         for split in ("validation", "test")
-        for name in METRICS
-        if any(name in getattr(scores, split) for _, scores, _ in models)
+        for info in facts.told_metrics
+        if any(info.name in getattr(scores, split) for _, scores, _ in models)
     ]
-    heads = [f"{split} {METRIC_NAMES[name]}" for split, name in columns]
+    heads = [f"{split} {info.title}" for split, info in columns]
     rows = [
-        (title, [metric_value(name, getattr(scores, split).get(name)) for split, name in columns], ours)
+        (title, [info.text(getattr(scores, split).get(info.name)) for split, info in columns], ours)
         for title, scores, ours in models
     ]
     return heads, rows

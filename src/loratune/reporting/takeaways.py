@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from loratune.reporting.facts import Gain, RunFacts
 from loratune.reporting.later_stages import AlphaPoint, BatchCell
 from loratune.reporting.rank_curves import GapPoint, RankCurve
-from loratune.reporting.wording import METRIC_NAMES, count, duration, interval, metric_value, rate
-from loratune.values import METRICS, Stage, StageSummary
+from loratune.reporting.wording import count, duration, interval, rate
+from loratune.values import Stage, StageSummary
 
 _WORDS = {
     Stage.RANK: ("rank",),
@@ -20,28 +20,23 @@ _WORDS = {
 def headline_gains(facts: RunFacts) -> list[Gain]:
     """Those on the test split where there is one, in NLL and the shown metric, over the default recipe first."""
     split = "test" if any(gain.split == "test" for gain in facts.gains) else "validation"
-    shown = [g for g in facts.gains if g.split == split and g.metric in ("nll", facts.shown_metric)]
+    shown = [g for g in facts.gains if g.split == split and (g.info.by_nll or g.metric == facts.shown_metric)]
     return sorted(shown, key=lambda gain: gain.over != "default recipe")
 
 
 def all_gains(facts: RunFacts) -> list[Gain]:
     """The headline's, then those of the validation split in NLL, on which the choices were made."""
     headline = headline_gains(facts)
-    seen = [g for g in facts.gains if g.split == "validation" and g.metric == "nll" and g not in headline]
+    seen = [g for g in facts.gains if g.split == "validation" and g.info.by_nll and g not in headline]
     return [*headline, *sorted(seen, key=lambda gain: gain.over != "default recipe")]
 
 
 def gain_sentence(gain: Gain) -> str:
     """`test NLL 0.0120 nats lower than the default recipe (95 % [0.008, 0.016])`."""
     sign = 1 if gain.value >= 0 else -1
-    if gain.metric == "nll":
-        amount, direction = f"{abs(gain.value):.4f} nats", "lower" if sign > 0 else "higher"
-    else:
-        amount, direction = f"{abs(gain.value):.1f} points", "higher" if sign > 0 else "lower"
-    name = f"{gain.split} {METRIC_NAMES.get(gain.metric, gain.metric)}"
-    text = (
-        f"{name} {amount} {direction} than the {gain.over}" if gain.value else f"{name} as of the {gain.over}"
-    )
+    info, name = gain.info, f"{gain.split} {gain.info.title}"
+    amount = f"{info.amount(gain.value)} {info.unit} {info.better(gain.value)}"
+    text = f"{name} {amount} than the {gain.over}" if gain.value else f"{name} as of the {gain.over}"
     if gain.interval is None:
         return text
     low, high = sorted(sign * end for end in gain.interval)
@@ -53,17 +48,12 @@ def rank_sentence(own: RankCurve, single: RankCurve, facts: RunFacts) -> str:
     """What the pair of rank curves shows."""
     if len(own.points) < 2:
         return ""
-    own_spread = _spread(own)
     first, last = own.points[0].rank, own.points[-1].rank
-    unit = "nats" if own.metric == "nll" else "points"
-    text = (
-        f"At their own learning rates, ranks {first} to {last} lie within {_amount(own_spread, own.metric)} "
-        f"{unit} of each other"
-    )
+    text = f"At their own learning rates, ranks {first} to {last} lie within {_spread(own)} of each other"
     if single.points:
         text += (
             f"; at the single learning rate {rate(single.points[0].learning_rate)} the same comparison spans "
-            f"{_amount(_spread(single), single.metric)} {unit}"
+            f"{_spread(single)}"
         )
     recommended = facts.decision.hyper_parameters.r
     chosen = next((point for point in own.points if point.rank == recommended), None)
@@ -84,12 +74,12 @@ def metric_sentence(curve: RankCurve) -> str:
     """Best and worst rank by the task metric."""
     if len(curve.points) < 2:
         return ""
-    ordered = sorted(curve.points, key=lambda point: point.measured.value, reverse=METRICS[curve.metric])
+    info = curve.metric
+    ordered = sorted(curve.points, key=lambda point: point.measured.value, reverse=info.larger_is_better)
     best, worst = ordered[0], ordered[-1]
-    name = METRIC_NAMES[curve.metric]
     return (
-        f"Best {name}: {metric_value(curve.metric, best.measured.value)} at rank {best.rank}; "
-        f"lowest: {metric_value(curve.metric, worst.measured.value)} at rank {worst.rank}."
+        f"Best {info.title}: {info.text(best.measured.value)} at rank {best.rank}; "
+        f"{'lowest' if info.larger_is_better else 'highest'}: {info.text(worst.measured.value)} at rank {worst.rank}."
     )
 
 
@@ -115,7 +105,7 @@ def alpha_sentence(points: Sequence[AlphaPoint], facts: RunFacts) -> str:
     values = [point.measured.value for point in points]
     best = min(points, key=lambda point: point.measured.value)
     spread = max(values) - min(values)
-    margin = facts.margin if facts.metric in ("nll", "perplexity") else 0.005
+    margin = facts.margin_in_nats
     if spread <= margin:
         return f"Flat: all alphas lie within {spread:.4f} nats, below the margin of {margin:g}."
     return f"Lowest NLL {best.measured.value:.4f} at alpha {best.lora_alpha:g} ({best.multiple:g} r)."
@@ -184,10 +174,7 @@ def _summary(stages: Sequence[StageSummary], stage: Stage) -> StageSummary | Non
     return next((each for each in stages if each.name == stage and each.answer), None)
 
 
-def _spread(curve: RankCurve) -> float:
-    values = [point.measured.value for point in curve.points]
-    return max(values) - min(values)
-
-
-def _amount(spread: float, metric: str) -> str:
-    return f"{spread:.4f}" if metric == "nll" else f"{100 * spread:.1f}"
+def _spread(curve: RankCurve) -> str:
+    """How far apart the best and the worst rank are: `0.0012 nats`."""
+    info, values = curve.metric, [point.measured.value for point in curve.points]
+    return f"{info.amount(info.scale * (max(values) - min(values)))} {info.unit}"

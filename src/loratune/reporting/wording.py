@@ -46,19 +46,3 @@ def interval(bounds: tuple[float, float] | None, digits: int = 3) -> str:
     if not isfinite(high):
         return f"≥ {low:.{digits}g}"
     return f"[{low:.{digits}g}, {high:.{digits}g}]"
-
-
-def metric_value(name: str, value: float | None) -> str:
-    """NLL and perplexity as they are, the others in per cent."""
-    if value is None or not isfinite(value):
-        return "–"
-    return f"{value:.4f}" if name in ("nll", "perplexity") else f"{100 * value:.1f} %"
-
-
-METRIC_NAMES = {
-    "nll": "NLL",
-    "perplexity": "perplexity",
-    "exact_match": "exact match",
-    "accuracy": "accuracy",
-    "f1": "macro-F1",
-}

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loratune.errors import DataError
-from loratune.values import HyperParameters, SearchContext, Trial, TrialResult, TrialState
+from loratune.values import NLL_MARGIN, HyperParameters, SearchContext, Trial, TrialResult, TrialState
 
 COLUMNS = (
     "task",
@@ -157,7 +157,7 @@ class TableRunner:
         end = max(cell.fraction for cell in self.cells)
         return tuple(cell for cell in self.cells if cell.fraction > end - 1e-6)
 
-    def context(self, *, margin: float = 0.005, budget: float = 5.0, seed: int = 0) -> SearchContext:
+    def context(self, *, margin: float = NLL_MARGIN, budget: float = 5.0, seed: int = 0) -> SearchContext:
         """What the table lets a strategy know and try."""
         alphas = {cell.lora_alpha for cell in self.cells}
         ratios = {cell.lora_alpha / cell.rank for cell in self.cells}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from loratune.maths.noninferiority import Comparison, Verdict
+from loratune.metrics import margin_in_nats
 from loratune.search.compare import compare, finished, mean_loss, seed_noise
 from loratune.search.procedure import Procedure, Results
 from loratune.search.space import test_seeds, trial
@@ -130,7 +131,7 @@ def overfits(context: SearchContext, results: Sequence[TrialResult]) -> bool:
 
     The last reading is left out: it is of all validation rows, the others of a fixed part.
     """
-    margin = context.margin if context.metric in ("nll", "perplexity") else 0.005
+    margin = margin_in_nats(context.metric, context.margin)
     signs = []
     for result in results:
         points = result.curve[:-1]

@@ -10,35 +10,24 @@ import numpy as np
 from loratune.maths.noninferiority import (
     Comparison,
     SeedNoise,
-    compare_f1,
     compare_means,
-    compare_nll,
-    compare_scores,
     pool_seed_noise,
-    row_variance,
 )
+from loratune.metrics import Rows, find
 from loratune.values import HyperParameters, SearchContext, TrialResult
 
 FULL = 0.999
 """Fractions above this count as all rows."""
-NLL_METRICS = ("nll", "perplexity")
 
 
 def unit(context: SearchContext) -> str:
     """Unit of losses, margins and differences."""
-    return "nats" if context.metric in NLL_METRICS else "points"
+    return find(context.metric).info.unit
 
 
 def loss(context: SearchContext, result: TrialResult) -> float:
-    """NLL in nats (it decides perplexity too), or points of the metric short of 100; infinite if diverged."""
-    if not result.finished:
-        return inf
-    if context.metric in NLL_METRICS:
-        return result.nll
-    value = result.metrics.get(context.metric)
-    if value is None:
-        return inf
-    return 100 * (1 - value) if context.larger_is_better else 100 * value
+    """In the metric's unit (NLL decides perplexity too); infinite if diverged or not measured."""
+    return find(context.metric).loss(result)
 
 
 def mean_loss(context: SearchContext, results: Sequence[TrialResult]) -> float:
@@ -64,7 +53,7 @@ def seed_noise(context: SearchContext, results: Sequence[TrialResult]) -> SeedNo
         if result.trial.fraction >= FULL:
             groups[result.trial.hyper_parameters].append(result)
     noise = pool_seed_noise([[loss(context, result) for result in group] for group in groups.values()])
-    if not noise.known and context.seed_sd is not None and context.metric in NLL_METRICS:
+    if not noise.known and context.seed_sd is not None and find(context.metric).info.by_nll:
         return SeedNoise(variance=context.seed_sd**2, degrees=inf)
     repeated = [group for group in groups.values() if len(group) > 1]
     parts = [_row_part(context, group) * (len(group) - 1) for group in repeated]
@@ -73,14 +62,14 @@ def seed_noise(context: SearchContext, results: Sequence[TrialResult]) -> SeedNo
 
 def _row_part(context: SearchContext, group: Sequence[TrialResult]) -> float:
     """Variance of one run's loss that comes from the rows; 0 where no values of each row were kept."""
-    if context.metric == "f1" or not rows_are_paired(context, group):
-        return 0.0
-    if context.metric in NLL_METRICS:
-        assert context.validation_weights is not None
-        runs = np.array([result.example_nll for result in group], dtype=np.float64)
-        return row_variance(runs, context.validation_weights)
-    runs = np.array([result.example_scores[context.metric] for result in group], dtype=np.float64)
-    return row_variance(100 * runs, np.ones(runs.shape[1]))
+    metric, rows = find(context.metric), rows_of(context)
+    runs = metric.rows_of_all(group)
+    return 0.0 if runs is None or not metric.comparable(rows) else metric.noise_of_rows(runs, rows)
+
+
+def rows_of(context: SearchContext) -> Rows:
+    """What the context knows of the validation rows."""
+    return Rows(weights=context.validation_weights, labels=context.validation_labels)
 
 
 def compare(
@@ -93,23 +82,11 @@ def compare(
 
     Both need at least one finished run.
     """
-    margin = context.margin
-    results = (*candidate, *reference)
-    if context.metric in NLL_METRICS:
-        sums = [result.example_nll for result in results]
-        if context.validation_weights is not None and all(values is not None for values in sums):
-            stacked = np.array(sums, dtype=np.float64)
-            split = len(candidate)
-            return compare_nll(stacked[:split], stacked[split:], context.validation_weights, noise, margin)
-    elif context.metric == "f1" and context.validation_labels is not None:
-        if all("prediction" in result.example_scores for result in results):
-            predicted = np.array([result.example_scores["prediction"] for result in results], dtype=np.int64)
-            split = len(candidate)
-            return compare_f1(predicted[:split], predicted[split:], context.validation_labels, noise, margin)
-    elif all(context.metric in result.example_scores for result in results):
-        scores = np.array([result.example_scores[context.metric] for result in results], dtype=np.float64)
+    metric, rows, margin = find(context.metric), rows_of(context), context.margin
+    scores = metric.rows_of_all((*candidate, *reference))
+    if scores is not None and metric.comparable(rows):
         split = len(candidate)
-        return compare_scores(scores[:split], scores[split:], noise, margin)
+        return metric.compare(scores[:split], scores[split:], rows, noise, margin)
     return compare_means(
         [loss(context, result) for result in candidate],
         [loss(context, result) for result in reference],
@@ -120,7 +97,5 @@ def compare(
 
 def rows_are_paired(context: SearchContext, results: Sequence[TrialResult]) -> bool:
     """Whether comparisons of these results use values of each validation row."""
-    if context.metric in NLL_METRICS:
-        return context.validation_weights is not None and all(r.example_nll is not None for r in results)
-    name = "prediction" if context.metric == "f1" else context.metric
-    return all(name in result.example_scores for result in results)
+    metric = find(context.metric)
+    return metric.comparable(rows_of(context)) and metric.rows_of_all(results) is not None

@@ -31,7 +31,8 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from loratune.errors import OutputError, ResourceError
 from loratune.files.paths import disk_is_full, fullest_disk
 from loratune.files.write import replacing
-from loratune.values import METRICS, CurvePoint, HyperParameters, Trial, TrialResult, TrialState
+from loratune.metrics import find
+from loratune.values import CurvePoint, HyperParameters, Trial, TrialResult, TrialState
 
 _STATES = {
     TrialState.COMPLETE: optuna.trial.TrialState.COMPLETE,
@@ -79,7 +80,8 @@ class Study:
                 directory.mkdir(parents=True, exist_ok=True)
             place = _storage(directory, storage)
             directory.mkdir(parents=True, exist_ok=True)
-            study = _create(place, _name(directory, storage), "maximize" if METRICS[metric] else "minimize")
+            direction = "maximize" if find(metric).info.larger_is_better else "minimize"
+            study = _create(place, _name(directory, storage), direction)
             wanted = loads(dumps(dict(fingerprint)))
             found = study.user_attrs.get(_FINGERPRINT)
             if found is None:
@@ -133,9 +135,7 @@ class Study:
         if key in self._recorded:
             return
         arrays = _arrays(result)
-        value = None
-        if result.finished:
-            value = result.nll if self._metric == "nll" else result.metrics[self._metric]
+        value = find(self._metric).of(result) if result.finished else None
         parameters, distributions = _parameters(result.trial.hyper_parameters)
         row = optuna.trial.create_trial(
             state=_STATES[result.state],

@@ -6,9 +6,10 @@ import numpy as np
 
 from loratune.errors import InputError
 from loratune.lora.layout import find_targets
+from loratune.metrics import Needs, find, metrics
 from loratune.tuning.options import SearchOptions
 from loratune.tuning.workbench import Workbench
-from loratune.values import LABEL_METRICS, METRICS, SearchContext, default_recipe
+from loratune.values import SearchContext, default_recipe
 
 _LARGEST_BATCH = 1024
 
@@ -16,8 +17,9 @@ _LARGEST_BATCH = 1024
 def search_context(bench: Workbench, options: SearchOptions) -> SearchContext:
     """Everything but the budget. Raises `InputError` for a metric that the data cannot have."""
     data, profile = bench.data, bench.base.profile
-    if options.metric in LABEL_METRICS and not data.labels:
-        others = ", ".join(name for name in METRICS if name not in LABEL_METRICS)
+    metric = find(options.metric)
+    if metric.needs is Needs.LABELS and not data.labels:
+        others = ", ".join(each.name for each in metrics() if each.needs is not Needs.LABELS)
         raise InputError(
             f"--metric {options.metric} needs labelled data (text and label columns), and these rows are "
             f"{data.profile.shape}; choose one of {others}."
@@ -32,6 +34,7 @@ def search_context(bench: Workbench, options: SearchOptions) -> SearchContext:
         validation_weights=data.validation.supervised_counts.astype(np.float64),
         validation_labels=None if labels is None else labels.astype(np.int64),
         labels=len(data.labels),
+        evaluation_passes=metric.passes,
         hidden_size=profile.hidden_size,
         family=profile.family,
         parameters_per_rank=sum(target.in_features + target.out_features for target in targets),

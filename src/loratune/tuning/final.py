@@ -188,7 +188,7 @@ def _nll(evaluation: Evaluation, table: TokenTable, rows: Rows) -> float:
 
 
 def _scored(evaluation: Evaluation, table: TokenTable) -> Scored:
-    metrics, scores = metrics_of(evaluation, table.row_labels)
+    metrics, scores = metrics_of(evaluation, table)
     return Scored(metrics=dict(metrics), example_nll=evaluation.example_nll, example_scores=dict(scores))
 
 

@@ -18,8 +18,9 @@ from loratune.data.options import DataOptions
 from loratune.errors import HyperParameterError, InputError, printable
 from loratune.files.paths import user_path
 from loratune.maths.sizes import CAPACITY
+from loratune.metrics import BUILT_IN, NLL, find
 from loratune.search.make import STRATEGIES
-from loratune.values import ALL_LINEAR, METRICS, HyperParameters, default_recipe
+from loratune.values import ALL_LINEAR, HyperParameters, default_recipe
 
 _RECIPE = default_recipe()
 
@@ -97,10 +98,11 @@ class SearchOptions(PriorOptions):
 
     budget: str = option("auto", "For the search: 30m, 2h, 3x (final runs) or auto (5x).")
     strategy: str = option("evidence", f"One of {', '.join(STRATEGIES)}.")
-    metric: str = option("nll", f"What is optimised: {', '.join(METRICS)}.")
+    metric: str = option("nll", f"What is optimised: {', '.join(BUILT_IN)}.")
     margin: float | None = option(
         None,
-        "Tolerated loss for a cheaper choice: nats per token (default 0.005) or points of the metric (1.0).",
+        f"Tolerated loss for a cheaper choice: nats per token (default {NLL.info.margin:g}) or points of the "
+        "metric (1.0).",
     )
     ranks: tuple[int, ...] = option((), "Candidate ranks, e.g. 4,8,16; default: chosen from the data.")
     learning_rates: tuple[float, ...] = option((), "Candidate learning rates, e.g. 1e-4,1e-3.")
@@ -133,10 +135,7 @@ class SearchOptions(PriorOptions):
             raise InputError(
                 f"--strategy must be one of {', '.join(STRATEGIES)}, got {self.strategy!r}; change --strategy."
             )
-        if self.metric not in METRICS:
-            raise InputError(
-                f"--metric must be one of {', '.join(METRICS)}, got {self.metric!r}; change --metric."
-            )
+        find(self.metric)
         if self.tune_targets and self.strategy != "evidence":
             raise InputError(
                 f"--tune-targets is a stage of --strategy evidence, got {self.strategy!r}; leave one of them out."
@@ -169,10 +168,8 @@ class SearchOptions(PriorOptions):
 
     @property
     def resolved_margin(self) -> float:
-        """In nats for nll and perplexity, in points for the other metrics."""
-        if self.margin is not None:
-            return self.margin
-        return 0.005 if self.metric in ("nll", "perplexity") else 1.0
+        """In the metric's unit."""
+        return find(self.metric).info.margin if self.margin is None else self.margin
 
 
 @dataclass(frozen=True, kw_only=True)

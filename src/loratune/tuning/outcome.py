@@ -6,23 +6,23 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-
 import loratune
 from loratune.analysis.comparison import Final, FinalModel
-from loratune.analysis.diagnose import DEFAULT_MARGIN, combined, of_run
+from loratune.analysis.diagnose import combined, of_run
 from loratune.analysis.sensitivity import sensitivity
 from loratune.data.table import TokenTable
+from loratune.engine.live import table_rows
 from loratune.lora.layout import Adapter
 from loratune.lora.peft_io import lora_config
-from loratune.reporting.facts import Gain, ModelScores, RunCost, RunFacts
+from loratune.metrics import NLL, Metric, find, margin_in_nats, metrics
+from loratune.reporting.facts import Floats, Gain, ModelScores, RunCost, RunFacts
 from loratune.tuning.forecast import Forecast
 from loratune.tuning.lessons import survived
 from loratune.tuning.options import TuneOptions
 from loratune.tuning.record import training_record
 from loratune.tuning.watch import Watch
 from loratune.tuning.workbench import Workbench
-from loratune.values import METRICS, Decision, Evidence, HyperParameters, TrialResult, Truncation
+from loratune.values import Decision, Evidence, HyperParameters, TrialResult, Truncation
 from loratune.values.diagnosis import Diagnosis
 
 _PACKAGES = ("torch", "transformers", "peft", "optuna", "numpy")
@@ -53,7 +53,7 @@ def run_facts(
 ) -> RunFacts:
     """Everything that the report tells of the run."""
     context = priced.context
-    gains = _gains(final, bench, context.metric)
+    gains = _gains(final, bench)
     earlier = [Evidence(claim=note) for note in priced.corrections.notes]
     evidence = (
         *decision.evidence,
@@ -62,7 +62,7 @@ def run_facts(
         *survived(shortages),
         *_final_claims(final, gains),
     )
-    margin = context.margin if context.metric in ("nll", "perplexity") else DEFAULT_MARGIN
+    margin = margin_in_nats(context.metric, context.margin)
     diagnoses = combined(before, of_run(bench.engine, final, results, margin=margin))
     evidence += tuple(each.to_evidence() for each in diagnoses)
     chosen = named_targets(decision.hyper_parameters, final.adapter, bench)
@@ -72,6 +72,7 @@ def run_facts(
         directory=options.out,
         strategy=options.strategy,
         metric=options.metric,
+        optimised=find(options.metric).info,
         margin=options.resolved_margin,
         budget=options.budget,
         seed=options.seed,
@@ -121,30 +122,33 @@ def _scores(model: FinalModel | None) -> ModelScores:
     )
 
 
-def _gains(final: Final, bench: Workbench, metric: str) -> tuple[Gain, ...]:
-    """Paired over rows, on both splits, over the base model and the default recipe, in NLL and task metrics."""
+def _gains(final: Final, bench: Workbench) -> tuple[Gain, ...]:
+    """Paired over rows, on both splits, over the base model and the default recipe, by every metric measured.
+
+    One of several that the NLL decides is enough: their rows score the same.
+    """
     splits: tuple[tuple[str, TokenTable], ...] = (
         ("validation", bench.data.validation),
         ("test", bench.data.test),
     )
     found = []
     for split, table in splits:
-        weights = table.supervised_counts.astype(np.float64)
+        rows = table_rows(table)
         ours = getattr(final.recommended, split)
         for over, model in (("base model", final.base_model), ("default recipe", final.default_recipe)):
             theirs = getattr(model, split) if model else None
             if theirs is None:
                 continue
-            pairs = {"nll": (ours.example_nll, theirs.example_nll)}
-            pairs |= {
-                name: (scores, theirs.example_scores[name])
-                for name, scores in ours.example_scores.items()
-                if METRICS.get(name)
-            }
-            for name, (mine, other) in pairs.items():
-                found.append(
-                    Gain.from_rows(mine, other, over=over, split=split, metric=name, weights=weights)
-                )
+            pairs: list[tuple[Metric, Floats, Floats]] = [(NLL, ours.example_nll, theirs.example_nll)]
+            pairs += [
+                (metric, ours.example_scores[metric.column], theirs.example_scores[metric.column])
+                for metric in metrics()
+                if metric.column in ours.example_scores.keys() & theirs.example_scores.keys()
+            ]
+            found += [
+                Gain.from_rows(mine, other, over=over, split=split, metric=metric, rows=rows)
+                for metric, mine, other in pairs
+            ]
     return tuple(found)
 
 
@@ -154,12 +158,12 @@ def _final_claims(final: Final, gains: tuple[Gain, ...]) -> list[Evidence]:
     for gain in gains:
         if gain.split != "test" or gain.interval is None:
             continue
-        what = "NLL is lower" if gain.metric == "nll" else f"{gain.metric.replace('_', ' ')} is higher"
+        what = f"{gain.info.title} is {gain.info.better(1.0)}"
         claims.append(
             Evidence(
                 claim=f"on the test rows the recommended adapter's {what} than the {gain.over}'s",
                 value=gain.value,
-                unit="nats" if gain.metric == "nll" else "points",
+                unit=gain.info.unit,
                 interval=gain.interval,
                 margin=0.0,
                 holds=gain.interval[0] > 0,

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from math import log
 
 from loratune.costs.planner import LivePack, Planner
+from loratune.metrics import find
 from loratune.runners.queue import TrialQueue
-from loratune.search.compare import NLL_METRICS
 from loratune.search.space import rank_prior, usual_rate
 from loratune.search.strategy import Strategy
 from loratune.values import SearchContext, Stage, Trial, TrialResult
@@ -103,7 +103,6 @@ def expected(trial: Trial, context: SearchContext) -> TrialResult:
 
 
 def _metrics(context: SearchContext, loss: float) -> Mapping[str, float]:
-    """The metric of a loss in points short of 100 (see `compare.loss`); losses in nats are in `nll`."""
-    if context.metric in NLL_METRICS:
-        return {}
-    return {context.metric: 1 - loss / 100 if context.larger_is_better else loss / 100}
+    """The metric of a loss in its unit (see `compare.loss`); losses in nats are in `nll`."""
+    info = find(context.metric).info
+    return {} if info.by_nll else {info.name: info.value_at(loss)}

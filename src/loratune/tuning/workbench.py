@@ -26,13 +26,14 @@ from loratune.engine.shortage import Shortage
 from loratune.errors import OutputError
 from loratune.lora.layout import find_targets
 from loratune.maths.targets import check_rank
+from loratune.metrics import Needs, find
 from loratune.model.architecture import longest_row, read_config
 from loratune.model.base import BaseModel
 from loratune.model.load import load_model
 from loratune.model.source import locate
 from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
 from loratune.tuning.options import CommonOptions, SearchOptions, data_options
-from loratune.values import LABEL_METRICS, SearchContext
+from loratune.values import SearchContext
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -138,6 +139,7 @@ def open_workbench(
             validation_tokens=int(data.validation.lengths.sum()),
             epochs=epochs,
             metric=metric,
+            evaluation_passes=find(metric).passes,
         )
         readings = plan_readings(facts, len(data.validation))
         tables = data.train, data.validation, data.test
@@ -150,7 +152,7 @@ def open_workbench(
             study_seed=options.seed,
             cost=facts.cost,
             label_tokens=data.label_tokens or None,
-            labels_at_end=metric in LABEL_METRICS,
+            labels_at_end=find(metric).needs is Needs.LABELS,
             validation_subset_size=readings.rows,
             evaluations_per_trial=readings.count,
             max_tokens_per_micro_batch=limits.micro_batch_tokens,

@@ -1,6 +1,6 @@
 """Frozen dataclasses that the layers exchange. They know nothing of torch, files or the command line."""
 
-from loratune.values.context import PASSES_PER_LABELLING, SearchContext
+from loratune.values.context import NLL_MARGIN, PASSES_PER_LABELLING, SearchContext
 from loratune.values.evidence import Decision, Evidence, StageSummary
 from loratune.values.hyperparameters import ALL_LINEAR, HyperParameters, default_recipe
 from loratune.values.pace import Pace
@@ -18,13 +18,12 @@ from loratune.values.profile import (
 )
 from loratune.values.studied import Optimum, StudiedTask
 from loratune.values.training import PromptFormat, PromptKind, TrainingRecord
-from loratune.values.trial import LABEL_METRICS, METRICS, CurvePoint, Stage, Trial, TrialResult, TrialState
+from loratune.values.trial import CurvePoint, Stage, Trial, TrialResult, TrialState
 from loratune.values.truncation import Cut, CutPoint, LayerSpectrum, Truncation
 
 __all__ = [
     "ALL_LINEAR",
-    "LABEL_METRICS",
-    "METRICS",
+    "NLL_MARGIN",
     "PASSES_PER_LABELLING",
     "Absorbed",
     "BaseLoss",

@@ -8,8 +8,10 @@ import numpy.typing as npt
 
 from loratune.values.hyperparameters import ALL_LINEAR, default_recipe
 from loratune.values.pace import Load, Pace, optimiser_steps
-from loratune.values.trial import LABEL_METRICS, METRICS, Trial
+from loratune.values.trial import Trial
 
+NLL_MARGIN = 0.005
+"""Nats per supervised token that a cheaper choice may lose where the user names no margin."""
 PASSES_PER_LABELLING = 2
 """Tokens of scoring every label, as a multiple of the rows' own."""
 
@@ -33,6 +35,8 @@ class SearchContext:
     """[validation rows] index of the true label, for labelled data."""
     labels: int = 0
     """Number of classes; 0 where the data is not labelled."""
+    evaluation_passes: int = 1
+    """Passes over the validation rows at a trial's end, by what the metric needs."""
 
     # facts of the model
     hidden_size: int = 0
@@ -81,8 +85,9 @@ class SearchContext:
     alpha_ratios: tuple[float, ...] = ()
     """Candidates of lora_alpha / r, 2 among them; empty: 1, 1.5, 2 and 3."""
     metric: str = "nll"
-    margin: float = 0.005
-    """Nats per supervised token, or points (hundredths) of the task metric."""
+    """Its name in the registry (`loratune.metrics`)."""
+    margin: float = NLL_MARGIN
+    """In the metric's unit: nats per supervised token, points (hundredths), or its own."""
     seed: int = 0
     budget: float = 5.0
     """What the search may cost before the final run, in final runs alone on this device (`wave_cost`)."""
@@ -90,10 +95,6 @@ class SearchContext:
     """Search dropout and weight decay even without signs of over-fitting."""
     tune_targets: bool = False
     """Compare which layers are adapted, at equal adapter parameters."""
-
-    @property
-    def larger_is_better(self) -> bool:
-        return METRICS[self.metric]
 
     def cost(self, trial: Trial) -> float:
         """Cost in full-run equivalents: 1 is a full pass over all rows for `epochs`, with its evaluation.
@@ -135,8 +136,3 @@ class SearchContext:
     def _evaluation(self) -> float:
         """One evaluation at a trial's end, in trained tokens; scoring labels takes two more passes."""
         return 0.5 * self.evaluation_passes * self.validation_tokens
-
-    @property
-    def evaluation_passes(self) -> int:
-        """Passes over the validation rows at a trial's end."""
-        return 1 + (PASSES_PER_LABELLING if self.metric in LABEL_METRICS else 0)

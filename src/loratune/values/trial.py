@@ -14,16 +14,6 @@ import numpy.typing as npt
 from loratune.errors import HyperParameterError
 from loratune.values.hyperparameters import HyperParameters
 
-METRICS: dict[str, bool] = {
-    "nll": False,
-    "perplexity": False,
-    "exact_match": True,
-    "accuracy": True,
-    "f1": True,
-}
-"""Metric name → whether larger is better. `accuracy` and `f1` (macro) need labelled data."""
-LABEL_METRICS = ("accuracy", "f1")
-
 
 class Stage(StrEnum):
     """The questions that a search answers, in order."""

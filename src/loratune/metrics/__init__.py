@@ -1,0 +1,23 @@
+"""What can be optimised: each metric is one object that scores, compares and words itself; one registry of them.
+
+No other room compares metric names or knows a default margin.
+"""
+
+from loratune.metrics.info import MetricInfo, Needs
+from loratune.metrics.metric import Metric, Outputs, Rows
+from loratune.metrics.registry import BUILT_IN, NLL, find, info_of, margin_in_nats, measure, metrics
+
+__all__ = [
+    "BUILT_IN",
+    "NLL",
+    "Metric",
+    "MetricInfo",
+    "Needs",
+    "Outputs",
+    "Rows",
+    "find",
+    "info_of",
+    "margin_in_nats",
+    "measure",
+    "metrics",
+]
