@@ -24,11 +24,10 @@ def names(node: ast.AST) -> list[str]:
 def comparisons(tree: ast.AST) -> Iterator[int]:
     """Lines that compare something with a metric's name, or list several."""
     for node in ast.walk(tree):
-        if (
-            (isinstance(node, ast.Compare) and any(names(each) for each in (node.left, *node.comparators)))
-            or (isinstance(node, ast.MatchValue) and names(node.value))
-            or (isinstance(node, ast.Tuple | ast.List | ast.Set) and len(names(node)) > 1)
-        ):
+        compared = isinstance(node, ast.Compare) and any(map(names, (node.left, *node.comparators)))
+        matched = isinstance(node, ast.MatchValue) and names(node.value)
+        listed = isinstance(node, ast.Tuple | ast.List | ast.Set) and len(names(node)) > 1
+        if compared or matched or listed:
             yield node.lineno
 
 
@@ -85,8 +84,14 @@ def test_what_counts_as_a_comparison(code: str) -> None:
 
 @pytest.mark.parametrize(
     "code",
-    ["def f(*, margin=0.005): ...", "MARGIN = 0.005", "margin: float = 0.005", "g(margin=0.005)"]
-    + ["margin = own if known else 0.005", "def f(a, margin=0.005, b=1): ..."],
+    [
+        "def f(*, margin=0.005): ...",
+        "def f(a, margin=0.005, b=1): ...",
+        "MARGIN = 0.005",
+        "margin: float = 0.005",
+        "margin = own if known else 0.005",
+        "g(margin=0.005)",
+    ],
 )
 def test_what_counts_as_a_repeated_margin(code: str) -> None:
     assert list(margins(ast.parse(code)))
