@@ -1,14 +1,16 @@
-"""Progress on stderr while trials run: a live view on a terminal, now and then a plain line elsewhere.
+"""Progress on stderr while a command works: a live view on a terminal, now and then a plain line elsewhere.
 
-Is told of stages, steps and results; asks nobody and decides nothing.
+A subscriber of events; asks nobody and decides nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -19,27 +21,38 @@ from rich.text import Text
 from loratune.reporting.pace import Pace, Part
 from loratune.reporting.screen import Screen
 from loratune.reporting.wording import count, duration, rate
-from loratune.values import Stage, TrialResult, TrialState
-
-if TYPE_CHECKING:
-    from loratune.engine.progress import PackProgress, SlotProgress
+from loratune.values import Stage, Trial, TrialState
+from loratune.values.events import (
+    Event,
+    Finished,
+    LiveTrial,
+    Note,
+    Phase,
+    PhaseBegan,
+    Planned,
+    Progress,
+    Resumed,
+    StageBegan,
+    TrialEnded,
+)
 
 _PLAIN_SECONDS = 30.0
 """Between two lines where stderr is no terminal."""
 _SHOWN_SLOTS = 12
-TEST = "test"
-"""The stage after the last step: what was trained and the base model on the test rows."""
+_TRAINING = (Phase.SEARCHING, Phase.FINAL_RUN)
+"""Phases of which the stages are told, not the phase."""
 
 
 class LiveView:
-    """Enter it while trials run; it can be entered once."""
+    """Call it with every event; enter it before the first one, once, and leave it after the last."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Screen(stderr=True)
+        # a file of its own: third-party noise is silenced by exchanging sys.stderr for moments
+        self.console = console or Screen(file=sys.stderr)
         self._live: Live | None = None
-        self._pack: PackProgress | None = None
+        self._pack: Progress | None = None
         self._stage = ""
-        self._best: TrialResult | None = None
+        self._best: TrialEnded | None = None
         self._done = self._trials = self._diverged = 0
         self._pace = Pace()
         self._tokens = 0
@@ -50,7 +63,12 @@ class LiveView:
         self._started = monotonic()
         if self.console.is_terminal:
             self._live = Live(
-                console=self.console, get_renderable=self.picture, refresh_per_second=4, transient=True
+                console=self.console,
+                get_renderable=self.picture,
+                refresh_per_second=4,
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
             )
             self._live.start()
         return self
@@ -62,77 +80,104 @@ class LiveView:
             self._live.stop()
             self._live = None
 
-    def note(self, text: str) -> None:
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The view is off the screen, so that others may print on it."""
+        if self._live is not None:
+            self._live.stop()
+        try:
+            yield
+        finally:
+            if self._live is not None:
+                self._live.start()
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        match event:
+            case Note(text=text):
+                self._say(text)
+            case PhaseBegan(phase=phase):
+                self._phase(phase)
+            case Planned():
+                self._expect(event)
+            case Resumed(trials=trials):
+                self._resumed(trials)
+            case StageBegan(name=name, trials=trials):
+                self._begin_stage(name, trials)
+            case Progress():
+                self._progress(event)
+            case TrialEnded():
+                self._ended(event)
+            case Finished():
+                self._stage = ""
+            case _:
+                pass
+
+    def _say(self, text: str) -> None:
         """One sentence, kept on the screen."""
         self.console.print(text, markup=False, highlight=False)
 
-    def expect(
-        self,
-        *,
-        trials: int,
-        cost: float,
-        seconds: float,
-        final_trials: int = 0,
-        final_seconds: float = 0.0,
-        test_seconds: float = 0.0,
-    ) -> None:
-        """What is planned from now on: trials, their full-run equivalents and seconds, those of the final run included.
+    def _phase(self, phase: Phase) -> None:
+        self._pack = None
+        if phase is Phase.TESTING:
+            self._trials = self._done
+            self._pace.begin_test(self._elapsed)
+        if phase in _TRAINING:
+            return
+        self._stage = str(phase)
+        left = self._left if phase is Phase.TESTING else ""  # nobody tells of steps there
+        self._say(f"{duration(self._elapsed)}  {phase}{left}")
 
-        `final_…`: of these the final run, a full run each; `test_seconds`: of its seconds those after the last step.
-        """
-        self._trials = trials
-        each = (final_seconds - test_seconds) / final_trials if final_trials else 0.0
+    def _expect(self, planned: Planned) -> None:
+        """From now on so many trials, full-run equivalents and seconds, those of the final run included."""
+        final = planned.final_trials
+        self._trials = planned.plan.trials + final
+        each = (planned.final_run_seconds - planned.test_seconds) / final if final else 0.0
+        seconds = planned.search_seconds + planned.final_seconds - planned.final_run_seconds
         self._pace = Pace(
-            part=Part(seconds=seconds - final_seconds, cost=cost - final_trials, began=self._elapsed),
+            part=Part(seconds=seconds, cost=planned.plan.cost, began=self._elapsed),
             final_trial=each,
-            final_trials=final_trials,
-            test_seconds=test_seconds,
+            final_trials=final,
+            test_seconds=planned.test_seconds,
         )
 
-    def resumed(self, history: Sequence[TrialResult]) -> None:
-        """Trials of the search that an earlier run has finished: they count as done, not as work of this run."""
-        for result in history:
-            self._count(result)
-        self._pace.already(sum(result.cost for result in history))
-        if history:
-            self.note(f"Resumed with {len(history)} finished trials.")
+    def _resumed(self, trials: Sequence[TrialEnded]) -> None:
+        """They count as done, not as work of this run."""
+        for trial in trials:
+            self._count(trial)
+        self._pace.already(sum(trial.cost for trial in trials))
+        if trials:
+            self._say(f"Resumed with {len(trials)} finished trials.")
 
-    def stage(self, name: str, trials: int = 0) -> None:
-        """A stage begins, or goes on with so many more trials; nothing else is left once it is the final run."""
+    def _begin_stage(self, name: str, trials: int) -> None:
+        """Nothing else is left to be trained once it is the final run."""
         if name == str(Stage.FINAL):
             self._pack = None
             self._trials = self._done + trials
             self._pace.begin_final(self._elapsed, trials)
-        elif name == TEST:
-            self._pack = None
-            self._trials = self._done
-            self._pace.begin_test(self._elapsed)
         else:
             self._trials = max(self._trials, self._done + trials)
         if name != self._stage:
             self._stage = name
-            left = self._left if name == TEST else ""  # nobody tells of steps there
-            self.note(f"{duration(self._elapsed)}  stage: {name}{left}")
+            self._say(f"{duration(self._elapsed)}  stage: {name}")
 
-    def progress(self, pack: PackProgress) -> None:
-        """A pack has taken a step."""
+    def _progress(self, pack: Progress) -> None:
         self._pack = pack
         self._tokens += pack.tokens
         self._busy += pack.seconds
         if self._live is None and monotonic() - self._last_line > _PLAIN_SECONDS:
             self._plain_line()
 
-    def result(self, result: TrialResult) -> None:
-        """A trial has ended."""
-        self._count(result)
-        self._pace.ended(result.cost)
-        if result.state is TrialState.DIVERGED:
-            self.note(f"{duration(self._elapsed)}  diverged: {setting(result)} ({result.message})")
+    def _ended(self, trial: TrialEnded) -> None:
+        self._count(trial)
+        self._pace.ended(trial.cost)
+        if trial.state is TrialState.DIVERGED:
+            self._say(f"{duration(self._elapsed)}  diverged: {setting(trial.trial)} ({trial.message})")
 
     @property
     def seconds_left(self) -> float | None:
         """Until all is done; None where nothing is known."""
-        under_way = sum(s.trial.fraction * s.step / max(1, s.total_steps) for s in self._slots)
+        under_way = sum(slot.trial.fraction * slot.share for slot in self._slots)
         return self._pace.left(self._elapsed, under_way)
 
     def picture(self) -> Group:
@@ -141,6 +186,8 @@ class LiveView:
             (self._stage or "starting", "bold"),
             f"   {self._counts()}   {self._times()}",
         )
+        if not self._trials:
+            return Group(head)
         bar = Table.grid()
         bar.add_row(ProgressBar(total=max(1, self._trials), completed=self._done, width=60))
         return Group(head, bar, Text(self._best_text()), self._slot_table())
@@ -150,26 +197,25 @@ class LiveView:
         return monotonic() - self._started
 
     @property
-    def _slots(self) -> Sequence[SlotProgress]:
-        return self._pack.slots if self._pack else ()
+    def _slots(self) -> Sequence[LiveTrial]:
+        return self._pack.trials if self._pack else ()
 
-    def _count(self, result: TrialResult) -> None:
+    def _count(self, ended: TrialEnded) -> None:
         self._done += 1
-        self._diverged += result.state is TrialState.DIVERGED
-        if (
-            result.finished
-            and result.trial.fraction == 1
-            and (self._best is None or result.nll < self._best.nll)
-        ):
-            self._best = result
+        self._diverged += ended.state is TrialState.DIVERGED
+        better = self._best is None or ended.nll < self._best.nll
+        if ended.finished and ended.trial.fraction == 1 and better:
+            self._best = ended
 
     def _counts(self) -> str:
+        if not self._trials:
+            return ""
         diverged = f" ({self._diverged} diverged)" if self._diverged else ""
         return f"{self._done}/{max(self._trials, self._done)} trials{diverged}"
 
     def _best_text(self) -> str:
         best = (
-            f"best NLL so far {self._best.nll:.4f}: {setting(self._best)}"
+            f"best NLL so far {self._best.nll:.4f}: {setting(self._best.trial)}"
             if self._best
             else "no full trial yet"
         )
@@ -197,7 +243,7 @@ class LiveView:
 
     def _plain_line(self) -> None:
         self._last_line = monotonic()
-        self.note(
+        self._say(
             f"{duration(self._elapsed)}  {self._stage}: {self._counts()}, {len(self._slots)} in the pack, "
             f"{self._best_text()}{self._left}"
         )
@@ -211,9 +257,9 @@ class LiveView:
         return "" if left is None else f", about {duration(left)} left"
 
 
-def setting(result: TrialResult) -> str:
+def setting(trial: Trial) -> str:
     """`r 8, learning rate 1e-3, batch 16, alpha 16`."""
-    values = result.trial.hyper_parameters
+    values = trial.hyper_parameters
     return (
         f"r {values.r}, learning rate {rate(values.learning_rate)}, batch {values.batch_size}, "
         f"alpha {values.lora_alpha:g}"

@@ -1,0 +1,73 @@
+"""What a person at a terminal sees of a command: progress on stderr, the plan on stdout."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from time import monotonic
+from typing import TextIO
+
+from rich.console import Console
+
+from loratune.reporting.live import LiveView
+from loratune.reporting.screen import Screen
+from loratune.reporting.terminal import print_plan, print_profile
+from loratune.values.events import Event, Planned, Progress, json_line
+
+PROGRESS_SECONDS = 1.0
+"""Between two lines of progress, at least: other events are never left out."""
+
+
+class Terminal(LiveView):
+    """The live view, and the plan on stdout unless that is for a document."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        """`quiet`: nothing on stdout."""
+        super().__init__()
+        self._out = None if quiet else Screen()
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        super().__call__(event)
+        if isinstance(event, Planned) and self._out is not None:
+            with self.paused():
+                _print_planned(self._out, event)
+
+
+def _print_planned(out: Console, planned: Planned) -> None:
+    print_profile(out, planned.data, planned.model)
+    for note in planned.data_notes:
+        out.print(f"– {note}", markup=False, highlight=False)
+    out.print()
+    print_plan(
+        out,
+        planned.plan,
+        final_seconds=planned.final_seconds,
+        slots=planned.slots,
+        peak_bytes=planned.peak_bytes,
+        memory_bytes=planned.memory_bytes,
+    )
+    for note in planned.notes:
+        out.print(f"– {note}", markup=False, highlight=False)
+
+
+class JsonLines:
+    """Writes each event as one JSON object a line, with `time` (seconds since 1970), and flushes it.
+
+    Progress comes once a second at most.
+    """
+
+    def __init__(self, file: TextIO | None = None, *, clock: Callable[[], float] = monotonic) -> None:
+        self._file = sys.stdout if file is None else file
+        self._clock = clock
+        self._last = -PROGRESS_SECONDS
+
+    def __call__(self, event: Event) -> None:
+        """Write one event."""
+        if isinstance(event, Progress):
+            now = self._clock()
+            if now - self._last < PROGRESS_SECONDS:
+                return
+            self._last = now
+        self._file.write(json_line(event))
+        self._file.flush()

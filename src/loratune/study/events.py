@@ -1,0 +1,99 @@
+"""`events.jsonl` of a run directory: everything that happened, one JSON object a line, appended as it happens.
+
+A live page is built from it. A run that goes on appends to it; one that was killed may have left half a line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from json import JSONDecodeError, loads
+from pathlib import Path
+from time import monotonic
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from loratune.values.events import Event, Progress, json_line
+
+FILE = "events.jsonl"
+PROGRESS_SECONDS = 2.0
+"""Between two lines of progress, at least."""
+
+
+class EventLog:
+    """A subscriber that keeps what it is told in memory until a run directory is there, then writes it.
+
+    Every line is handed to the system at once, so that a killed process has left all of it. A disk that is full
+    ends the log, not the run.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = monotonic) -> None:
+        self._waiting: list[str] | None = []
+        self._file: TextIO | None = None
+        self._clock = clock
+        self._last = -PROGRESS_SECONDS
+
+    def open(self, directory: Path) -> None:
+        """Append to the log of this directory, from here on and what came before."""
+        waiting, self._waiting = self._waiting or [], None
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            path = directory / FILE
+            torn = _torn(path)
+            self._file = path.open("a", encoding="utf-8")
+            if torn:
+                self._file.write("\n")
+            self._write("".join(waiting))
+        except OSError:
+            self._file = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __call__(self, event: Event) -> None:
+        """Write one event; progress not more often than every other second."""
+        if isinstance(event, Progress):
+            now = self._clock()
+            if now - self._last < PROGRESS_SECONDS:
+                return
+            self._last = now
+        if self._waiting is not None:
+            self._waiting.append(json_line(event))
+        elif self._file is not None:
+            self._write(json_line(event))
+
+    def _write(self, text: str) -> None:
+        assert self._file is not None
+        try:
+            self._file.write(text)
+            self._file.flush()
+        except OSError:
+            self._file = None
+
+
+def _torn(path: Path) -> bool:
+    """Whether the last line has no end."""
+    if not path.exists() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, 2)
+        return file.read(1) != b"\n"
+
+
+def read_events(directory: Path) -> Iterator[dict[str, Any]]:
+    """The events of a run directory in their order; what a kill left of a line is passed over."""
+    path = directory / FILE
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            try:
+                yield loads(line)
+            except JSONDecodeError:
+                continue

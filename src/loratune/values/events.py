@@ -1,0 +1,261 @@
+"""What happens while a command works, as frozen values: all that a reporter ever learns of it.
+
+A reporter is a function of one event. Terminal, plain log, JSON lines and `events.jsonl` are told the same ones, and
+a worker elsewhere can send them: they hold no live object, and `event_values` makes JSON of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cache
+from json import dumps
+from math import inf, isfinite
+from time import time
+from typing import Any, Self
+
+from loratune.values.hyperparameters import HyperParameters
+from loratune.values.plan import SearchPlan
+from loratune.values.profile import DataProfile, ModelProfile
+from loratune.values.trial import CurvePoint, Stage, Trial, TrialResult, TrialState
+
+
+class Phase(StrEnum):
+    """What a command is at, in the order in which it comes."""
+
+    LOADING = "loading"
+    CALIBRATING = "calibrating"
+    SEARCHING = "searching"
+    ANALYSING = "analysing"
+    FINAL_RUN = "final run"
+    TESTING = "testing"
+    """What was trained and the base model on the test rows."""
+    WRITING = "writing"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """Something that happened."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Started(Event):
+    """A command begins, or goes on with what an earlier one has begun."""
+
+    command: str
+    model: str
+    data: str
+    directory: str = ""
+    """Where its results will be; empty where it writes none."""
+    resumed: bool = False
+    version: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PhaseBegan(Event):
+    """It lasts until the next one, or until `Finished`."""
+
+    phase: Phase
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Note(Event):
+    """One sentence for people."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Planned(Event):
+    """The priced plan, before anything is trained."""
+
+    data: DataProfile
+    model: ModelProfile
+    plan: SearchPlan
+    slots: int
+    """Trials that train beside each other, at most."""
+    peak_bytes: int
+    memory_bytes: int
+    """What the device offers."""
+    search_seconds: float
+    final_seconds: float
+    """The final run, and what is done with the largest adapter of the search before it."""
+    final_run_seconds: float
+    """Of it, the final run alone."""
+    test_seconds: float
+    """Of that, what comes after the last step."""
+    final_trials: int = 2
+    """The recommended one and the default recipe."""
+    data_notes: tuple[str, ...] = ()
+    """What became of the rows, a sentence each."""
+    notes: tuple[str, ...] = ()
+    """What to know of the time, a sentence each."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageBegan(Event):
+    """A question of the search, or another part of the run; again where it goes on with so many more trials."""
+
+    name: str
+    trials: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LiveTrial:
+    """A trial while it trains."""
+
+    trial: Trial
+    step: int
+    total_steps: int
+    loss: float
+    """Of the last step, nats per supervised token."""
+
+    @property
+    def share(self) -> float:
+        """Of its steps that are done."""
+        return self.step / max(1, self.total_steps)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress(Event):
+    """A pack has taken steps; told a few times a second at most."""
+
+    trials: tuple[LiveTrial, ...]
+    """Those that train beside each other now."""
+    steps: int
+    """Since the last such event."""
+    tokens: int
+    """Real (unpadded) ones trained in them."""
+    seconds: float
+    """That they took."""
+    occupancy: float
+    """Mean number of trials in the pack during them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialEnded(Event):
+    """What came of a trial, without the values of single rows, which the study keeps."""
+
+    key: str
+    trial: Trial
+    state: TrialState
+    nll: float = inf
+    """On all validation rows; infinite where it diverged."""
+    train_nll: float = inf
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    curve: tuple[CurvePoint, ...] = ()
+    steps: int = 0
+    trained_tokens: int = 0
+    cost: float = 0.0
+    seconds: float = 0.0
+    message: str = ""
+
+    @classmethod
+    def of(cls, result: TrialResult) -> Self:
+        """The event for a result."""
+        return cls(
+            key=result.asked.key,
+            trial=result.trial,
+            state=result.state,
+            nll=result.nll,
+            train_nll=result.train_nll,
+            metrics=dict(result.metrics),
+            curve=result.curve,
+            steps=result.steps,
+            trained_tokens=result.trained_tokens,
+            cost=result.cost,
+            seconds=result.seconds,
+            message=result.message,
+        )
+
+    @property
+    def finished(self) -> bool:
+        """Whether it reached its end with finite numbers."""
+        return self.state is TrialState.COMPLETE
+
+    @property
+    def final(self) -> bool:
+        """Whether it is one of the final run."""
+        return self.trial.stage is Stage.FINAL
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resumed(Event):
+    """The trials of the search that earlier runs have finished."""
+
+    trials: tuple[TrialEnded, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chosen(Event):
+    """The search has come to an answer."""
+
+    hyper_parameters: HyperParameters
+    settled: bool
+    """Whether the search has nothing more to ask."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finished(Event):
+    """Everything is written."""
+
+    directory: str
+    seconds: float
+    cut: bool = False
+    """Whether the budget's clock cut the search."""
+
+
+Tell = Callable[[Event], None]
+"""Where events go: a reporter, or the bus of many."""
+
+
+def nobody(event: Event) -> None:
+    """Nobody looks on."""
+
+
+class Bus:
+    """Tells every subscriber, in the order in which they came; itself a `Tell`."""
+
+    def __init__(self, *subscribers: Tell) -> None:
+        self._subscribers = list(subscribers)
+
+    def subscribe(self, subscriber: Tell) -> None:
+        """From the next event on."""
+        self._subscribers.append(subscriber)
+
+    def __call__(self, event: Event) -> None:
+        for subscriber in tuple(self._subscribers):
+            subscriber(event)
+
+
+def event_name(event: Event) -> str:
+    """`trial ended` for `TrialEnded`."""
+    words = "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in type(event).__name__)
+    return words.strip()
+
+
+def event_values(event: Event) -> dict[str, Any]:
+    """The event as JSON values, its name under `event`; numbers that are not finite as None."""
+    values: dict[str, Any] = _finite(_adapter(type(event)).dump_python(event, mode="json"))
+    return {"event": event_name(event), **values}
+
+
+def json_line(event: Event) -> str:
+    """The event as one line of JSON, its end included; `time` is in seconds since 1970."""
+    return dumps({"time": round(time(), 3), **event_values(event)}, allow_nan=False) + "\n"
+
+
+@cache
+def _adapter(kind: type[Event]) -> Any:
+    from pydantic import TypeAdapter  # takes a while to import, and not every command tells of events
+
+    return TypeAdapter(kind)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
