@@ -14,7 +14,6 @@ from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
 from loratune.search.effort import fit_effort, price
 from loratune.study.record import Study
 from loratune.tuning.options import TuneOptions, data_options
-from loratune.tuning.watch import Watch
 from loratune.tuning.workbench import model_cache
 from loratune.values import SearchContext
 
@@ -50,12 +49,12 @@ def test_nothing_is_written_beside_a_refused_folder(tmp_path: Path) -> None:
 def test_not_fresh_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: bool) -> None:
     asked: list[TuneOptions] = []
 
-    def tuned(options: TuneOptions, watch: Watch) -> tuple[None, int]:
+    def tuned(options: TuneOptions, **settings: object) -> int:
         asked.append(options)
-        return None, 3
+        return 3
 
-    monkeypatch.setattr(demo, "run_tune", tuned)
-    monkeypatch.setattr(demo, "run_plan", lambda options, watch: None)
+    monkeypatch.setattr(demo, "tune_command", tuned)
+    monkeypatch.setattr(demo, "plan_command", lambda options, **settings: None)
     assert demo_command(tmp_path / "demo", fresh=fresh) == 3
     assert asked[0].resume is not fresh
 

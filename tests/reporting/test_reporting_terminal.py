@@ -1,12 +1,12 @@
 """What a terminal shows: it fits, it degrades to plain lines, it says the numbers."""
 
 from io import StringIO
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from loratune.costs.memory import MemoryEstimate
-from loratune.engine.progress import PackProgress, SlotProgress
 from loratune.reporting import live
 from loratune.reporting.live import LiveView
 from loratune.reporting.terminal import (
@@ -26,6 +26,16 @@ from loratune.values import (
     Suggested,
     TrialState,
 )
+from loratune.values.events import (
+    LiveTrial,
+    Phase,
+    PhaseBegan,
+    Planned,
+    Progress,
+    Resumed,
+    StageBegan,
+    TrialEnded,
+)
 from report_fixture import make_facts, make_trial
 
 
@@ -38,12 +48,38 @@ def shown(target: Console) -> list[str]:
     return target.file.getvalue().splitlines()
 
 
-def a_pack(trials: int = 3) -> PackProgress:
-    slots = tuple(
-        SlotProgress(trial=make_trial(seed=seed).trial, step=90, total_steps=360, loss=0.4321)
+def a_pack(trials: int = 3) -> Progress:
+    live_trials = tuple(
+        LiveTrial(trial=make_trial(seed=seed).trial, step=90, total_steps=360, loss=0.4321)
         for seed in range(trials)
     )
-    return PackProgress(slots=slots, tokens=5000, seconds=2.0)
+    return Progress(trials=live_trials, steps=1, tokens=5000, seconds=2.0, occupancy=float(trials))
+
+
+def planned(trials: int, seconds: float, cost: float, *, final: int = 0, **parts: float) -> Planned:
+    """A plan of so many trials of the search; `seconds` of the search and `final` trials of the final run."""
+    facts = make_facts()
+    stage = PlannedStage(name="search", question="", trials=trials, cost=cost)
+    return Planned(
+        data=facts.profile,
+        model=ModelProfile(
+            name="tiny", family="llama", hidden_size=64, layers=2, attention_heads=4, vocabulary=1000,
+            parameters=1_234_567, embedding_parameters=64_000, targets=(),
+        ),
+        plan=SearchPlan(stages=(stage,)),
+        slots=4,
+        peak_bytes=1,
+        memory_bytes=2,
+        search_seconds=seconds,
+        final_seconds=parts.get("final_seconds", 0.0),
+        final_run_seconds=parts.get("final_seconds", 0.0),
+        test_seconds=parts.get("test_seconds", 0.0),
+        final_trials=final,
+    )  # fmt: skip
+
+
+def ended(**values: Any) -> TrialEnded:
+    return TrialEnded.of(make_trial(**values))
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (100, 40)])
@@ -172,11 +208,11 @@ def test_memory_and_the_verdict_on_it(available: float, sentence: str) -> None:
 def test_live_view_on_a_terminal() -> None:
     target = Console(file=StringIO(), width=100, force_terminal=True)
     with LiveView(target) as view:
-        view.expect(trials=10, cost=5.0, seconds=600.0)
-        view.stage("rank and learning rate", 4)
-        view.progress(a_pack())
-        view.result(make_trial(r=32, learning_rate=3e-4, seed=1))
-        view.result(make_trial(r=2, state=TrialState.DIVERGED))
+        view(planned(8, 600.0, 5.0, final=2))
+        view(StageBegan(name="rank and learning rate", trials=4))
+        view(a_pack())
+        view(ended(r=32, learning_rate=3e-4, seed=1))
+        view(ended(r=2, state=TrialState.DIVERGED))
         picture = console()
         picture.print(view.picture())
     text = "\n".join(shown(picture))
@@ -193,7 +229,8 @@ def test_live_view_on_a_terminal() -> None:
 
 def test_many_slots_are_counted() -> None:
     view = LiveView(console())
-    view.progress(a_pack(trials=20))
+    view(StageBegan(name="rank", trials=20))
+    view(a_pack(trials=20))
     target = console()
     target.print(view.picture())
     assert len(shown(target)) <= 20
@@ -205,16 +242,17 @@ def test_without_a_terminal_plain_lines_now_and_then(monkeypatch: pytest.MonkeyP
     clock = [100.0]
     monkeypatch.setattr(live, "monotonic", lambda: clock[0])
     with LiveView(target) as view:
-        view.expect(trials=10, cost=10.0, seconds=600.0)
-        view.stage("alpha", 3)
+        view(PhaseBegan(phase=Phase.LOADING))
+        view(planned(8, 600.0, 8.0, final=2))
+        view(StageBegan(name="alpha", trials=3))
         for _ in range(100):
             clock[0] += 1.0
-            view.progress(a_pack())
+            view(a_pack())
     lines = shown(target)
-    assert lines[0] == "0 s  stage: alpha"
-    assert len(lines) == 4  # 100 steps of a second, a line each 31 s
+    assert lines[:2] == ["0 s  loading", "0 s  stage: alpha"]
+    assert len(lines) == 5  # 100 steps of a second, a line each 31 s
     assert "\x1b" not in "".join(lines)
-    assert "alpha: 0/10 trials, 3 in the pack, no full trial yet" in lines[1]
+    assert "alpha: 0/10 trials, 3 in the pack, no full trial yet" in lines[2]
 
 
 def test_time_left_moves_from_the_plan_to_the_run_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,13 +260,13 @@ def test_time_left_moves_from_the_plan_to_the_run_itself(monkeypatch: pytest.Mon
     monkeypatch.setattr(live, "monotonic", lambda: clock[0])
     view = LiveView(console())
     with view:
-        view.expect(trials=4, cost=4.08, seconds=400.0)
+        view(planned(4, 400.0, 4.08))
         assert view.seconds_left == 400.0
         clock[0] = 200.0  # twice as slow as planned: one of four trials done
-        view.result(make_trial(seed=1))
+        view(ended(seed=1))
         assert view.seconds_left == pytest.approx(0.25 * 600 + 0.75 * 200)
         for seed in (2, 3, 4):
-            view.result(make_trial(seed=seed))
+            view(ended(seed=seed))
         assert view.seconds_left == 0.0
 
 
@@ -240,29 +278,29 @@ def test_the_final_run_is_still_to_come_whatever_the_search_takes(
     clock = [0.0]
     monkeypatch.setattr(live, "monotonic", lambda: clock[0])
     with LiveView(console()) as view:
-        view.expect(trials=4, cost=4.08, seconds=400.0, final_trials=2, final_seconds=200.0)
+        view(planned(2, 200.0, 2.08, final=2, final_seconds=200.0))
         for seed in range(taken):
             clock[0] += 100.0
-            view.result(make_trial(seed=seed))
+            view(ended(seed=seed))
         assert view.seconds_left == pytest.approx(200.0 + 100.0 * max(0, 2 - taken), rel=0.05)
-        view.stage("final", 2)
+        view(StageBegan(name="final", trials=2))
         target = console()
         target.print(view.picture())
         assert any(f"{taken}/{taken + 2} trials" in line for line in shown(target))
         assert view.seconds_left == pytest.approx(200.0, abs=4)
         clock[0] += 100.0
-        view.result(make_trial(seed=4))
+        view(ended(seed=4))
         assert view.seconds_left == pytest.approx(100.0, abs=4)
         clock[0] += 100.0
-        view.result(make_trial(seed=5))
+        view(ended(seed=5))
         assert view.seconds_left == pytest.approx(0.0, abs=4)
 
 
 def test_a_resumed_run_still_has_its_final_run_to_come() -> None:
     """The search had spent more than planned."""
     with LiveView(console()) as view:
-        view.expect(trials=4, cost=4.08, seconds=400.0, final_trials=2, final_seconds=200.0)
-        view.resumed([make_trial(seed=seed) for seed in range(3)])
+        view(planned(2, 200.0, 2.08, final=2, final_seconds=200.0))
+        view(Resumed(trials=tuple(ended(seed=seed) for seed in range(3))))
         assert view.seconds_left == pytest.approx(200.0, abs=4)
 
 
@@ -271,8 +309,8 @@ def test_a_resumed_run_counts_what_is_done_but_not_its_time(monkeypatch: pytest.
     monkeypatch.setattr(live, "monotonic", lambda: clock[0])
     target = console()
     with LiveView(target) as view:
-        view.expect(trials=4, cost=4.08, seconds=400.0)
-        view.resumed([make_trial(seed=1), make_trial(seed=2)])
+        view(planned(4, 400.0, 4.08))
+        view(Resumed(trials=(ended(seed=1), ended(seed=2))))
         assert view.seconds_left == pytest.approx(200.0)
     assert "Resumed with 2 finished trials." in shown(target)
 
@@ -283,17 +321,15 @@ def test_time_left_counts_what_comes_after_the_last_step(monkeypatch: pytest.Mon
     monkeypatch.setattr(live, "monotonic", lambda: clock[0])
     target = console()
     with LiveView(target) as view:
-        view.expect(
-            trials=2, cost=2.0, seconds=500.0, final_trials=2, final_seconds=500.0, test_seconds=300.0
-        )
-        view.stage("final", 2)
+        view(planned(0, 0.0, 0.0, final=2, final_seconds=500.0, test_seconds=300.0))
+        view(StageBegan(name="final", trials=2))
         for seed in range(2):
             clock[0] += 100.0
-            view.result(make_trial(seed=seed))
+            view(ended(seed=seed))
             assert view.seconds_left == pytest.approx(400.0 - 100 * seed, abs=4)
         clock[0] += 30.0
-        view.stage(live.TEST)
-        assert shown(target)[-1] == "3.8 min  stage: test, about 5.0 min left"
+        view(PhaseBegan(phase=Phase.TESTING))
+        assert shown(target)[-1] == "3.8 min  testing, about 5.0 min left"
         clock[0] += 100.0
         assert view.seconds_left == pytest.approx(200.0)
         clock[0] += 300.0
@@ -306,11 +342,11 @@ def test_without_a_plan_the_run_itself_tells_how_long(monkeypatch: pytest.Monkey
     monkeypatch.setattr(live, "monotonic", lambda: clock[0])
     target = console()
     with LiveView(target) as view:
-        view.stage("final", 1)
+        view(StageBegan(name="final", trials=1))
         assert view.seconds_left is None
         clock[0] += 40.0
-        view.progress(a_pack(trials=1))  # 90 of 360 steps
+        view(a_pack(trials=1))  # 90 of 360 steps
         assert view.seconds_left == pytest.approx(120.0)
-        view.stage(live.TEST)
+        view(PhaseBegan(phase=Phase.TESTING))
         assert view.seconds_left is None
-    assert shown(target)[-1] == "40 s  stage: test"
+    assert shown(target)[-1] == "40 s  testing"

@@ -10,11 +10,11 @@ from engine_fixture import engine, tiny_llama, trial
 from loratune.analysis.comparison import Final
 from loratune.costs.readings import plan_looks
 from loratune.engine.pack import PackEngine
-from loratune.engine.progress import PackProgress
 from loratune.engine.selfcheck import random_table
 from loratune.study.record import Study
 from loratune.tuning.final import FinalRunner, best_seed
 from loratune.values import Trial, TrialResult
+from loratune.values.events import Event, PhaseBegan, Progress, StageBegan, TrialEnded
 
 TRAIN, VALIDATION, TEST = (random_table(97, rows=rows, seed=seed) for seed, rows in enumerate((480, 100, 20)))
 CHOSEN = trial(batch_size=48, epochs=2.5).hyper_parameters
@@ -27,21 +27,30 @@ class Run:
     def __init__(
         self, subject: PackEngine, folder: Path, *, seed: int = 0, default_seed: int | None = None
     ) -> None:
-        self.steps: list[PackProgress] = []
-        self.results: list[TrialResult] = []
-        self.stages: list[int | str] = []
+        self.events: list[Event] = []
         study = Study.find(folder) or Study.open(folder, fingerprint={})
         runner = FinalRunner(
             engine=subject,
             study=study,
             test=TEST,
             patience=3,
-            on_progress=self.steps.append,
-            on_result=self.results.append,
-            on_train=self.stages.append,
-            on_test=lambda: self.stages.append("test"),
+            tell=self.events.append,
         )
         self.final: Final = runner.run(CHOSEN, DEFAULT, seed, default_seed)
+
+    @property
+    def stages(self) -> list[int | str]:
+        """Trials of each training, and the phase after it."""
+        told = [event for event in self.events if isinstance(event, StageBegan | PhaseBegan)]
+        return [event.trials if isinstance(event, StageBegan) else str(event.phase) for event in told]
+
+    @property
+    def steps(self) -> list[Progress]:
+        return [event for event in self.events if isinstance(event, Progress)]
+
+    @property
+    def results(self) -> list[TrialEnded]:
+        return [event for event in self.events if isinstance(event, TrialEnded)]
 
 
 def test_the_final_run_reports_on_all_rows_what_it_chose_on_some(tmp_path: Path) -> None:
@@ -50,7 +59,9 @@ def test_the_final_run_reports_on_all_rows_what_it_chose_on_some(tmp_path: Path)
     looks = plan_looks(2.5 * TRAIN.lengths.sum(), VALIDATION.lengths.sum(), len(VALIDATION))
     assert looks.rows < len(VALIDATION)
     final = first.final
-    assert first.stages == [2, "test"]
+    assert first.stages == [2, "testing"]
+    assert len(first.results) == 2
+    assert sum(each.tokens for each in first.steps) == sum(each.trained_tokens for each in first.results)
     assert final.default_recipe is not None
     sample = subject.sample(looks.rows)
     for model in (final.recommended, final.default_recipe):
@@ -66,7 +77,7 @@ def test_the_final_run_reports_on_all_rows_what_it_chose_on_some(tmp_path: Path)
     (base,) = subject.evaluate([None], sample)
     assert final.before == pytest.approx(base.nll, rel=1e-6), "where the curve of the readings begins"
     again = Run(subject, tmp_path)
-    assert again.stages == ["test"]
+    assert again.stages == ["testing"]
     assert not again.steps
     assert not again.results
     assert again.final.before == final.before

@@ -32,8 +32,8 @@ from loratune.runners.local import LocalRunner
 from loratune.study.record import Study
 from loratune.tuning.lessons import LearningPlanner, failed, learnt
 from loratune.tuning.options import TrainOptions, TuneOptions, keyword_options
-from loratune.tuning.watch import Quiet
 from loratune.values import ModelProfile, Stage, Trial
+from loratune.values.events import Event, Note
 from tiny import animal_rows, save_tiny_model, write_jsonl
 
 GIB = 2**30
@@ -49,13 +49,14 @@ def _short_calibration() -> Iterator[None]:
 
 
 @dataclass
-class Notes(Quiet):
+class Notes:
     """What the user is told."""
 
     lines: list[str] = field(default_factory=list)
 
-    def note(self, text: str) -> None:
-        self.lines.append(text)
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Note):
+            self.lines.append(event.text)
 
     @property
     def shortages(self) -> list[str]:

@@ -13,9 +13,9 @@ from loratune.tuning import noise as app_noise
 from loratune.tuning.experience import Corrections
 from loratune.tuning.options import TuneOptions
 from loratune.tuning.resumption import begin, open_study, price
-from loratune.tuning.watch import Quiet
 from loratune.tuning.workbench import open_workbench
 from loratune.values import NoiseScale
+from loratune.values.events import nobody
 from tiny import animal_rows, save_tiny_model, write_jsonl
 
 
@@ -59,11 +59,11 @@ def test_a_resumed_search_keeps_the_range_it_began_with(
 ) -> None:
     options = TuneOptions(**place, budget="20x", out=str(tmp_path / "run"))
     with open_workbench(options, targets=options.target_modules, ranks=(), epochs=3.0) as bench:
-        first = price(options, bench, None, 0.0, Quiet())
+        first = price(options, bench, None, 0.0, nobody)
         study = open_study(options, bench)
         begin(study, options, first)
         monkeypatch.setattr(app_noise, "gradient_noise", None)  # calling it would fail
-        second = price(options, bench, study, 0.0, Quiet())
+        second = price(options, bench, study, 0.0, nobody)
     assert first.context.useful_batches is not None
     assert second.context.useful_batches == first.context.useful_batches
     assert second.corrections == first.corrections

@@ -26,8 +26,8 @@ from loratune.study.record import Study
 from loratune.tuning.fingerprint import model_digest
 from loratune.tuning.options import TuneOptions, keyword_options, read_toml
 from loratune.tuning.resumption import resume_command
-from loratune.tuning.watch import Quiet
 from loratune.values import Stage
+from loratune.values.events import Event, Tell, TrialEnded, nobody
 from tiny import animal_rows, save_tiny_model, write_jsonl
 
 WISHES: dict[str, Any] = {"ranks": [2, 8], "budget": "8x", "dtype": "float32", "device": "cpu"}
@@ -49,9 +49,9 @@ class Place:
     def tune(self, out: Path, **options: Any) -> TuneResult:
         return loratune.tune(model=self.model, data=self.data, out=out, **(WISHES | options))
 
-    def watched(self, out: Path, watch: Quiet, **options: Any) -> tuple[TuneResult, int]:
+    def watched(self, out: Path, tell: Tell, **options: Any) -> tuple[TuneResult, int]:
         values = {"model": self.model, "data": self.data, "out": out} | WISHES | options
-        return run_tune(TuneOptions(**keyword_options(values)), watch)
+        return run_tune(TuneOptions(**keyword_options(values)), tell)
 
 
 @pytest.fixture(scope="module")
@@ -203,13 +203,13 @@ def test_a_complete_run_goes_on_with_another_budget(copy: Path, place: Place) ->
     assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")} == complete
 
 
-class FirstTrialOnly(Quiet):
+class FirstTrialOnly:
     """Lets the clock run out when the first trial of the search has ended."""
 
     over = False
 
-    def result(self, result: Any) -> None:
-        self.over = True
+    def __call__(self, event: Event) -> None:
+        self.over = self.over or isinstance(event, TrialEnded)
 
 
 def test_a_cut_run_goes_on(
@@ -223,7 +223,7 @@ def test_a_cut_run_goes_on(
     assert any("--resume" in each.claim for each in result.evidence)
     first = searched(out)
     assert len(first) == 1
-    again, code = place.watched(out, Quiet(), resume=True)
+    again, code = place.watched(out, nobody, resume=True)
     assert code == 0
     assert again.recommended == here.recommended
     assert not any("clock" in each.claim for each in again.evidence)
@@ -235,7 +235,7 @@ def test_a_cut_run_goes_on(
 def test_the_clock_of_a_continuation_starts_anew(copy: Path, place: Place) -> None:
     """Of a budget in time: what a complete run has used does not count, or it could never go on."""
     Study.load(copy).put_fact("seconds", 5000.0)
-    _, code = place.watched(copy, Quiet(), resume=True, budget="600s")
+    _, code = place.watched(copy, nobody, resume=True, budget="600s")
     assert code == 0
     assert loratune.report(copy).exists()
 

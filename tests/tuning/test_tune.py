@@ -26,11 +26,12 @@ from loratune.errors import OutputError
 from loratune.metrics import BUILT_IN
 from loratune.reporting.result import TuneResult
 from loratune.runners.local import LocalRunner
+from loratune.study.events import read_events
 from loratune.study.record import Study
 from loratune.tuning.options import TuneOptions, read_toml
-from loratune.tuning.watch import Quiet
 from loratune.tuning.workbench import open_workbench
 from loratune.values import Stage
+from loratune.values.events import Event, Phase, TrialEnded
 from tiny import animal_rows, save_tiny_model, write_jsonl
 
 WISHES: dict[str, Any] = {
@@ -75,7 +76,15 @@ def document(result: TuneResult) -> dict[str, Any]:
 
 def test_everything_is_written(done: TuneResult) -> None:
     names = {path.name for path in done.directory.iterdir()}
-    assert names >= {"adapter", "result.json", "report.html", "study.db", "loratune.toml", "trials"}
+    assert names >= {
+        "adapter",
+        "result.json",
+        "report.html",
+        "study.db",
+        "loratune.toml",
+        "trials",
+        "events.jsonl",
+    }
     assert "final" not in names
     assert {path.name for path in (done.directory / "adapter").iterdir()} >= {
         "adapter_model.safetensors",
@@ -83,6 +92,20 @@ def test_everything_is_written(done: TuneResult) -> None:
         "tokenizer.json",
         "README.md",
     }
+
+
+def test_its_events_tell_the_whole_story(done: TuneResult) -> None:
+    events = list(read_events(done.directory))
+    assert [each["event"] for each in events[:2]] == ["started", "phase began"]
+    assert events[-1]["event"] == "finished"
+    phases = [each["phase"] for each in events if each["event"] == "phase began"]
+    assert phases == [str(phase) for phase in Phase]
+    ended = [each["key"] for each in events if each["event"] == "trial ended"]
+    assert ended == [result.asked.key for result in Study.load(done.directory).results()]
+    (chosen,) = [each for each in events if each["event"] == "chosen"]
+    assert chosen["hyper_parameters"]["r"] == done.recommended.r
+    (planned,) = [each for each in events if each["event"] == "planned"]
+    assert planned["model"]["layers"] == 2
 
 
 def test_result_has_the_keys_that_other_programs_rely_on(done: TuneResult) -> None:
@@ -221,22 +244,19 @@ def test_other_strategies(strategy: str, place: Place, tmp_path: Path) -> None:
 def test_the_clock_cuts_the_search_and_the_result_is_usable(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class OneTrial(Quiet):
-        """Lets the clock run out when the first trial has ended."""
+    ended: list[TrialEnded] = []
 
-        over = False
+    def tell(event: Event) -> None:
+        if isinstance(event, TrialEnded):
+            ended.append(event)
 
-        def result(self, result: Any) -> None:
-            self.over = True
-
-    watch = OneTrial()
-    monkeypatch.setattr(LocalRunner, "late", property(lambda runner: watch.over))
+    monkeypatch.setattr(LocalRunner, "late", property(lambda runner: bool(ended)))
     options = TuneOptions(
         model=str(place.model), data=str(place.data), out=str(tmp_path / "cut"),
         **{**WISHES, "ranks": (2, 8), "budget": "20x", "pack_size": 1},
     )  # fmt: skip
     # as if loading torch had taken a quarter of an hour
-    result, code = run_tune(options, watch, started=time.monotonic() - 900)
+    result, code = run_tune(options, tell, started=time.monotonic() - 900)
     assert code == CLOCK_CUT
     assert result.cost["seconds"] > 900
     assert result.cost["predicted_seconds"] > 900

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
+from time import monotonic
 
 from loratune.app.demo_data import smollm2, write_reuters
-from loratune.app.plan import run_plan
-from loratune.app.tune import run_tune
+from loratune.app.plan import plan_command
+from loratune.app.tune import tune_command
 from loratune.tuning.options import SearchOptions, TuneOptions
-from loratune.tuning.watch import Terminal
 from loratune.tuning.workbench import check_out
 
 _WORDS = 10
@@ -65,10 +66,10 @@ def demo_command(out: Path, *, fresh: bool) -> int:
     """Tune, or go on with an earlier demo, then price the binary example; returns the exit code of the first."""
     if fresh:
         clear(out)
-    watch = Terminal(as_json=False)
-    _, code = run_tune(demo_options(out, resume=not fresh), watch)
-    watch.note(
-        "For comparison, the published binary example (earn against acq, all rows, 3 epochs), priced only:"
+    code = tune_command(demo_options(out, resume=not fresh), as_json=False, started=monotonic())
+    print(
+        "For comparison, the published binary example (earn against acq, all rows, 3 epochs), priced only:",
+        file=sys.stderr,
     )
-    run_plan(binary_options(out), Terminal(as_json=False))
+    plan_command(binary_options(out), as_json=False, started=monotonic())
     return code

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from loratune.errors import OutputError
 from loratune.files.paths import user_path
 from loratune.reporting.facts import RunFacts
+from loratune.reporting.screen import Screen
 from loratune.reporting.stored import from_stored
+from loratune.reporting.terminal import print_summary
 from loratune.study.record import Study
 from loratune.tuning.options import read_toml
 from loratune.tuning.outcome import write_report
-from loratune.tuning.watch import Quiet, Terminal, Watch
+from loratune.values.events import Event, Note, nobody
 
 
 def report(directory: str | Path, *, storage: str | None = None) -> Path:
@@ -19,7 +22,20 @@ def report(directory: str | Path, *, storage: str | None = None) -> Path:
 
     `storage` is the URL that `tune` was given; needed only where it has secrets, as those are not written down.
     """
-    return _draw(user_path(directory), storage, Quiet())
+    folder = user_path(directory)
+    write_report(_facts(folder, storage), folder, nobody)
+    return folder / "report.html"
+
+
+def print_answer(directory: Path, storage: str | None = None) -> None:
+    """The summary of a finished run on one screen. Raises `OutputError` where there is none."""
+    _print(_facts(directory, storage))
+
+
+def _print(facts: RunFacts) -> None:
+    console = Screen()
+    console.print()
+    print_summary(console, facts)
 
 
 def _facts(directory: Path, storage: str | None) -> RunFacts:
@@ -35,13 +51,14 @@ def _facts(directory: Path, storage: str | None) -> RunFacts:
     return from_stored(values, study.results())
 
 
-def _draw(directory: Path, storage: str | None, watch: Watch) -> Path:
-    facts = _facts(directory, storage)
-    write_report(facts, directory, watch)
-    watch.summary(facts)
-    return directory / "report.html"
-
-
 def report_command(directory: Path, storage: str | None = None) -> None:
     """Write the page and print the summary."""
-    _draw(user_path(directory), storage, Terminal(as_json=False))
+    folder = user_path(directory)
+    facts = _facts(folder, storage)
+    write_report(facts, folder, _warn)
+    _print(facts)
+
+
+def _warn(event: Event) -> None:
+    if isinstance(event, Note):
+        print(event.text, file=sys.stderr)

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+import loratune
 from loratune.analysis.diagnose import before_training, combined, of_trial
+from loratune.app.watching import watching
 from loratune.engine.live import EarlyStopping, metrics_of
 from loratune.engine.shortage import Shortage
 from loratune.errors import ResourceError
@@ -22,17 +24,27 @@ from loratune.metrics import NLL, Rows
 from loratune.model.source import portable_name
 from loratune.reporting.card import Card
 from loratune.reporting.facts import Gain
-from loratune.reporting.live import TEST
 from loratune.reporting.result import plain
+from loratune.runners.telling import PackTeller
 from loratune.tuning.final import early_stopping
 from loratune.tuning.lessons import survived
 from loratune.tuning.options import TrainOptions, keyword_options
 from loratune.tuning.outcome import named_targets, versions
 from loratune.tuning.record import training_record
-from loratune.tuning.watch import Quiet, Terminal, Watch
 from loratune.tuning.workbench import Workbench, check_out, open_workbench
 from loratune.values import NLL_MARGIN, Evidence, HyperParameters, Stage, TrainingRecord, Trial, TrialResult
 from loratune.values.diagnosis import Diagnosis
+from loratune.values.events import (
+    Finished,
+    Note,
+    Phase,
+    PhaseBegan,
+    StageBegan,
+    Started,
+    Tell,
+    TrialEnded,
+    nobody,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,45 +85,44 @@ class Trained:
 
 def train(**options: Any) -> Trained:
     """Train one adapter; the options are those of `loratune train`. Writes `adapter/` and `result.json` to `out`."""
-    return run_train(TrainOptions(**keyword_options(options)), Quiet())
+    return run_train(TrainOptions(**keyword_options(options)))
 
 
-def run_train(options: TrainOptions, watch: Watch) -> Trained:
-    """`train` with something that watches. Raises `ResourceError` where the trial diverges."""
+def run_train(options: TrainOptions, tell: Tell = nobody) -> Trained:
+    """`train` with someone who is told of events. Raises `ResourceError` where the trial diverges."""
     started = monotonic()
     chosen = options.hyper_parameters()
     check_out(user_path(options.out))
-    watch.note("Reading data and model.")
-    with (
-        open_workbench(
-            options, targets=chosen.target_modules, ranks=(chosen.r,), epochs=chosen.epochs
-        ) as bench,
-        watch,
-    ):
+    tell(_started(options))
+    tell(PhaseBegan(phase=Phase.LOADING))
+    with open_workbench(
+        options, targets=chosen.target_modules, ranks=(chosen.r,), epochs=chosen.epochs
+    ) as bench:
         sentences: list[str] = []
 
         def hear(shortage: Shortage) -> None:
             sentences.append(shortage.sentence)
-            watch.note(shortage.sentence)
+            tell(Note(text=shortage.sentence))
 
         bench = bench.hearing(hear)
         for note in bench.notes:
             watch.note(note)
         before = before_training(bench.engine, bench.data.test, removed=bench.data.profile.duplicates_removed)
         for each in before:
-            watch.note(each.sentence)
-        watch.stage(str(Stage.FINAL), 1)
+            tell(Note(text=each.sentence))
+        tell(PhaseBegan(phase=Phase.FINAL_RUN))
+        tell(StageBegan(name=str(Stage.FINAL), trials=1))
         stopping = early_stopping(bench.engine, chosen.epochs, options.patience)
-        result, adapter = _train(bench, options, stopping, watch)
+        result, adapter = _train(bench, options, stopping, tell)
         if not result.finished:
             raise ResourceError(
                 f"The run diverged: {result.message}; lower --learning-rate (it was {chosen.learning_rate:g})."
             )
-        watch.stage(TEST)
+        tell(PhaseBegan(phase=Phase.TESTING))
         diagnoses = _diagnosed(bench, result, adapter, before, stopping.rows)
         for each in diagnoses:
             if each not in before:
-                watch.note(each.sentence)
+                tell(Note(text=each.sentence))
         tested, gain = _tested(bench, adapter)
         metrics = {"validation": dict(result.metrics), **tested}
         trained = Trained(
@@ -126,32 +137,49 @@ def run_train(options: TrainOptions, watch: Watch) -> Trained:
             evidence=(*survived(sentences), *(each.to_evidence() for each in diagnoses)),
         )
         if not trained.helps:
-            watch.note(
-                "This adapter is no better than the base model on the test rows: try another --learning-rate "
-                f"(it was {chosen.learning_rate:g}) or more --epochs, or let `loratune tune` find them."
+            tell(
+                Note(
+                    text="This adapter is no better than the base model on the test rows: try another "
+                    f"--learning-rate (it was {chosen.learning_rate:g}) or more --epochs, or let `loratune tune` "
+                    "find them."
+                )
             )
+        tell(PhaseBegan(phase=Phase.WRITING))
         _save(trained, gain, adapter, bench)
         write_atomically(trained.directory / "result.json", dumps(trained.to_dict(), indent=1) + "\n")
+        tell(Finished(directory=str(trained.directory), seconds=trained.seconds))
     return trained
 
 
+def _started(options: TrainOptions) -> Started:
+    return Started(
+        command="train",
+        model=options.model,
+        data=options.data,
+        directory=options.out,
+        version=loratune.__version__,
+    )
+
+
 def _train(
-    bench: Workbench, options: TrainOptions, stopping: EarlyStopping, watch: Watch
+    bench: Workbench, options: TrainOptions, stopping: EarlyStopping, tell: Tell
 ) -> tuple[TrialResult, Adapter]:
     waiting = [Trial(hyper_parameters=options.hyper_parameters(), seed=options.seed, stage=Stage.FINAL)]
     done: list[tuple[TrialResult, Adapter]] = []
+    teller = PackTeller(tell)
 
     def keep(result: TrialResult, adapter: Adapter) -> None:
-        watch.result(result)
+        tell(TrialEnded.of(result))
         done.append((result, adapter))
 
     replace(bench.engine, labels_at_end=bool(bench.data.labels)).run(
         lambda: waiting.pop() if waiting else None,
         slots=1,
         on_result=keep,
-        on_progress=watch.progress,
+        on_progress=teller,
         early_stopping=stopping,
     )
+    teller.flush()
     return done[0]
 
 
@@ -205,11 +233,13 @@ def _save(trained: Trained, gain: Gain, adapter: Adapter, bench: Workbench) -> N
     )
 
 
-def train_command(options: TrainOptions, *, as_json: bool) -> None:
+def train_command(options: TrainOptions, *, as_json: bool, json_lines: bool = False) -> None:
     """Run with a live view; print where the adapter is, or the document."""
-    trained = run_train(options, Terminal(as_json=as_json))
+    with watching(as_json=as_json, json_lines=json_lines) as bus:
+        trained = run_train(options, bus)
     if as_json:
         print(dumps(trained.to_dict()))
+    if as_json or json_lines:
         return
     ours, base = trained.metrics["test"], trained.metrics["base_model_test"]
     print(f"Adapter: {trained.directory / 'adapter'}")

@@ -39,6 +39,16 @@ Json = Annotated[
         show_default=False,
     ),
 ]
+JsonLines = Annotated[
+    bool,
+    typer.Option(
+        "--json-lines",
+        help="Print each event as one JSON object a line on stdout, and nothing else there; "
+        "with --json on stderr, in place of the progress.",
+        metavar="",
+        show_default=False,
+    ),
+]
 Config = Annotated[
     Path | None,
     typer.Option("--config", help="A loratune.toml with options; those of the command line go before it."),
@@ -83,7 +93,9 @@ def _merged(cls: type[Any], values: dict[str, Any], config: Path | None) -> Any:
 
 @app.command()
 @options_of(TuneOptions, optional=_FROM_FILE)
-def tune(*, values: dict[str, Any], config: Config = None, json: Json = False) -> None:
+def tune(
+    *, values: dict[str, Any], config: Config = None, json: Json = False, json_lines: JsonLines = False
+) -> None:
     """Search, decide, train the final adapter, and write it with the evidence.
 
     Prints the plan first, then progress, then the recommendation. The run directory receives `adapter/`
@@ -95,17 +107,21 @@ def tune(*, values: dict[str, Any], config: Config = None, json: Json = False) -
     started = monotonic()  # loading torch takes seconds of a budget in time, too
     from loratune.app.tune import tune_command
 
-    raise typer.Exit(tune_command(_merged(TuneOptions, values, config), as_json=json, started=started))
+    options = _merged(TuneOptions, values, config)
+    raise typer.Exit(tune_command(options, as_json=json, json_lines=json_lines, started=started))
 
 
 @app.command()
 @options_of(SearchOptions, optional=_FROM_FILE)
-def plan(*, values: dict[str, Any], config: Config = None, json: Json = False) -> None:
+def plan(
+    *, values: dict[str, Any], config: Config = None, json: Json = False, json_lines: JsonLines = False
+) -> None:
     """What tune would run: stages, trials, packs, time and memory, after a short calibration."""
     started = monotonic()
     from loratune.app.plan import plan_command
 
-    plan_command(_merged(SearchOptions, values, config), as_json=json, started=started)
+    options = _merged(SearchOptions, values, config)
+    plan_command(options, as_json=json, json_lines=json_lines, started=started)
 
 
 @app.command()
@@ -127,11 +143,11 @@ def ledger(json: Json = False) -> None:
 
 @app.command()
 @options_of(TrainOptions)
-def train(*, values: dict[str, Any], json: Json = False) -> None:
+def train(*, values: dict[str, Any], json: Json = False, json_lines: JsonLines = False) -> None:
     """One adapter with given hyper-parameters and early stopping on the validation NLL."""
     from loratune.app.train import train_command
 
-    train_command(TrainOptions(**values), as_json=json)
+    train_command(TrainOptions(**values), as_json=json, json_lines=json_lines)
 
 
 @app.command()

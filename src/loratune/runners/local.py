@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from loratune.engine.pack import PackEngine
-from loratune.engine.progress import PackProgress
 from loratune.lora.layout import Adapter
 from loratune.runners.kept import LargestAdapter
 from loratune.runners.queue import More, Plans, TrialQueue
+from loratune.runners.telling import PackTeller
 from loratune.values import CurvePoint, Trial, TrialResult, TrialState
+from loratune.values.events import Tell, TrialEnded, nobody
 
 if TYPE_CHECKING:  # only named here: importing it imports Optuna
     from loratune.study.record import Study
@@ -25,8 +26,7 @@ class LocalRunner:
     engine: PackEngine
     study: Study
     planner: Plans
-    on_progress: Callable[[PackProgress], None]
-    on_result: Callable[[TrialResult], None]
+    tell: Tell = nobody
     largest: LargestAdapter | None = None
     """Where the best adapter of the largest rank is kept; None: nowhere."""
     deadline: float | None = None
@@ -41,7 +41,7 @@ class LocalRunner:
 
         `more` is asked for further trials when a slot is free and none waits.
         """
-        queue = TrialQueue(self.planner, trials, more)
+        queue, teller = TrialQueue(self.planner, trials, more), PackTeller(self.tell)
 
         def next_trial() -> Trial | None:
             return None if self.late else queue.next()
@@ -55,7 +55,7 @@ class LocalRunner:
             if self.largest is not None:
                 self.largest.offer(result, adapter)
             self.study.record(result)
-            self.on_result(result)
+            self.tell(TrialEnded.of(result))
 
         def should_stop(trial: Trial, curve: tuple[CurvePoint, ...]) -> bool:
             return self.late
@@ -64,7 +64,8 @@ class LocalRunner:
             next_trial,
             slots=queue.slots,
             on_result=keep,
-            on_progress=self.on_progress,
+            on_progress=teller,
             should_stop=should_stop,
         )
+        teller.flush()
         return queue.results

@@ -5,12 +5,15 @@ A live page is built from it. A run that goes on appends to it; one that was kil
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from io import FileIO
 from json import JSONDecodeError, loads
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Self
 
 from loratune.values.events import Event, Progress, json_line
 
@@ -28,7 +31,7 @@ class EventLog:
 
     def __init__(self, *, clock: Callable[[], float] = monotonic) -> None:
         self._waiting: list[str] | None = []
-        self._file: TextIO | None = None
+        self._file: FileIO | None = None
         self._clock = clock
         self._last = -PROGRESS_SECONDS
 
@@ -39,12 +42,11 @@ class EventLog:
             directory.mkdir(parents=True, exist_ok=True)
             path = directory / FILE
             torn = _torn(path)
-            self._file = path.open("a", encoding="utf-8")
-            if torn:
-                self._file.write("\n")
-            self._write("".join(waiting))
+            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            self._file = FileIO(descriptor, "ab")
         except OSError:
-            self._file = None
+            return
+        self._write(("\n" if torn else "") + "".join(waiting))
 
     def __enter__(self) -> Self:
         return self
@@ -52,9 +54,7 @@ class EventLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._close()
 
     def __call__(self, event: Event) -> None:
         """Write one event; progress not more often than every other second."""
@@ -65,16 +65,24 @@ class EventLog:
             self._last = now
         if self._waiting is not None:
             self._waiting.append(json_line(event))
-        elif self._file is not None:
+        else:
             self._write(json_line(event))
 
     def _write(self, text: str) -> None:
-        assert self._file is not None
+        if self._file is None:
+            return
+        data = text.encode()
         try:
-            self._file.write(text)
-            self._file.flush()
+            while data:
+                data = data[self._file.write(data) :]
         except OSError:
-            self._file = None
+            self._close()
+
+    def _close(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            with suppress(OSError):
+                file.close()
 
 
 def _torn(path: Path) -> bool:

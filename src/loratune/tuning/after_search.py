@@ -22,7 +22,6 @@ from loratune.search.summary import stage_summary
 from loratune.study.record import Study
 from loratune.tuning.forecast import Forecast
 from loratune.tuning.options import TuneOptions
-from loratune.tuning.watch import Watch
 from loratune.tuning.workbench import Workbench
 from loratune.values import (
     Cut,
@@ -36,6 +35,7 @@ from loratune.values import (
     TrialResult,
     Truncation,
 )
+from loratune.values.events import StageBegan, Tell
 
 _FACT = "truncation"
 _DISAGREEMENT = 2.0
@@ -50,7 +50,7 @@ class AfterSearch:
     bench: Workbench
     priced: Forecast
     study: Study
-    watch: Watch
+    tell: Tell
     runner: LocalRunner
     truncation: Truncation | None = field(default=None, init=False)
 
@@ -95,7 +95,7 @@ class AfterSearch:
         stored, adapter_of = self.study.get_fact(_FACT), TypeAdapter(Truncation)
         if stored is not None and stored["of"] == key:
             return adapter_of.validate_python(stored["found"])
-        self.watch.stage(_FACT)
+        self.tell(StageBegan(name=_FACT))
         run = TruncationRun(engine=self.bench.engine, context=self.priced.context)
         found = run.measure(result, adapter, heal=heal)
         self.study.put_fact(_FACT, {"of": key, "found": adapter_of.dump_python(found, mode="json")})
@@ -108,7 +108,7 @@ class AfterSearch:
         context = replace(self.priced.context, budget=inf)
         search = LayerRanksSearch.after(context, decision.hyper_parameters, other, history)
         while not self.runner.late and (trials := ask(search, context, history)):
-            self.watch.stage(str(Stage.LAYER_RANKS), len(trials))
+            self.tell(StageBegan(name=str(Stage.LAYER_RANKS), trials=len(trials)))
             history += self.runner.run(trials)
         found = decide(search, context, history)
         words = f"one threshold on the singular values of the rank-{source.hyper_parameters.r} adapter"

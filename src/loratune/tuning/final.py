@@ -5,7 +5,7 @@ Knows the engine and the study; the recommendation comes from outside.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,11 +17,12 @@ from loratune.data.table import TokenTable
 from loratune.engine.evaluate import Evaluation
 from loratune.engine.live import EarlyStopping, metrics_of
 from loratune.engine.pack import PackEngine
-from loratune.engine.progress import PackProgress
 from loratune.errors import ResourceError
 from loratune.lora.layout import Adapter, find_targets
 from loratune.lora.peft_io import load_adapter, save_adapter
+from loratune.runners.telling import PackTeller
 from loratune.values import HyperParameters, Stage, Trial, TrialResult
+from loratune.values.events import Phase, PhaseBegan, StageBegan, Tell, TrialEnded, nobody
 
 if TYPE_CHECKING:  # only named here: importing it imports Optuna
     from loratune.study.record import Study
@@ -44,12 +45,7 @@ class FinalRunner:
     study: Study
     test: TokenTable
     patience: int
-    on_progress: Callable[[PackProgress], None]
-    on_result: Callable[[TrialResult], None]
-    on_train: Callable[[int], None] = lambda trials: None
-    """Called before so many trials are trained together; again before one is repeated."""
-    on_test: Callable[[], None] = lambda: None
-    """Called after the last step, before the test rows are evaluated."""
+    tell: Tell = nobody
 
     @property
     def _folder(self) -> Path:
@@ -114,17 +110,19 @@ class FinalRunner:
                 save_adapter(adapter, self._folder / result.asked.key, self.engine.base.model)
             self.study.record(result)
             done[result.asked.key] = (result, adapter)
-            self.on_result(result)
+            self.tell(TrialEnded.of(result))
 
         if waiting:
-            self.on_train(len(waiting))
+            self.tell(StageBegan(name=str(Stage.FINAL), trials=len(waiting)))
+            teller = PackTeller(self.tell)
             self.engine.run(
                 lambda: waiting.pop() if waiting else None,
                 slots=len(waiting),
                 on_result=keep,
-                on_progress=self.on_progress,
+                on_progress=teller,
                 early_stopping=self._early_stopping(trials[0].hyper_parameters),
             )
+            teller.flush()
         return [done[trial.key] for trial in trials]
 
     def _early_stopping(self, chosen: HyperParameters) -> EarlyStopping:
@@ -141,7 +139,7 @@ class FinalRunner:
         other: tuple[TrialResult, Adapter] | None,
         notes: tuple[str, ...],
     ) -> Final:
-        self.on_test()
+        self.tell(PhaseBegan(phase=Phase.TESTING))
         labelled = self.engine.label_tokens is not None
         pairs = [ours] if other is None else [ours, other]
         models = [*(adapter for _, adapter in pairs), None]

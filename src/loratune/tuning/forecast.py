@@ -19,6 +19,7 @@ from loratune.tuning.options import SearchOptions
 from loratune.tuning.pricing import Pricing
 from loratune.tuning.workbench import Workbench
 from loratune.values import PlannedStage, SearchContext, SearchPlan, Stage
+from loratune.values.events import Planned
 
 _LAYER_RANK_RUNS = 3
 _TOLD_SHARE = 0.15
@@ -77,6 +78,23 @@ class Forecast:
                 f"validation rows, cost {self.looks.share:.0%} of the final run's training."
             )
         return tuple(found)
+
+    def event(self, bench: Workbench) -> Planned:
+        """The plan as everyone is told of it."""
+        return Planned(
+            data=bench.data.profile,
+            model=bench.base.profile,
+            plan=self.plan,
+            slots=self.slots,
+            peak_bytes=self.peak_bytes,
+            memory_bytes=bench.limits.device_bytes,
+            search_seconds=self.search_seconds,
+            final_seconds=self.final_seconds,
+            final_run_seconds=self.final_run_seconds,
+            test_seconds=self.test_seconds,
+            data_notes=tuple(bench.data.notes),
+            notes=self.notes,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for `plan --json`."""

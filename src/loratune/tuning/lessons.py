@@ -5,7 +5,7 @@ Knows plans and numbers; the engine has survived the error before anything is le
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from loratune.costs.packing import PackPlan, TrialLoad
 from loratune.costs.planner import Planner
 from loratune.engine.shortage import Place, Shortage
 from loratune.values import Evidence, HyperParameters, Trial
+from loratune.values.events import Note, Tell
 
 if TYPE_CHECKING:  # only named here: importing it imports Optuna
     from loratune.study.record import Study
@@ -31,8 +32,8 @@ class LearningPlanner:
     study: Study
     planner: Planner
     calibration: Calibration
-    tell: Callable[[str], None]
-    """Told one line per error."""
+    tell: Tell
+    """Told of every error."""
 
     def load(self, trial: Trial) -> TrialLoad:
         """As `Planner.load`."""
@@ -64,7 +65,7 @@ class LearningPlanner:
             words += f" Predicted were {estimate.total / 2**30:.1f} GiB."
         self.study.put_fact(_SHORTAGES, [*self.sentences, words])
         self.study.put_fact(CALIBRATION, self.calibration.to_dict())
-        self.tell(words)
+        self.tell(Note(text=words))
 
     @property
     def sentences(self) -> tuple[str, ...]:

@@ -15,9 +15,9 @@ from loratune.search.space import prior_setting
 from loratune.tuning.experience import Corrections
 from loratune.tuning.forecast import Forecast, forecast
 from loratune.tuning.options import SearchOptions
-from loratune.tuning.watch import Watch
 from loratune.tuning.workbench import Workbench
 from loratune.values import NoiseScale, Stage
+from loratune.values.events import Note, Tell
 
 SHARE = 0.1
 """Of the rows of one full run that the measurement may read."""
@@ -32,7 +32,7 @@ def first_forecast(
     *,
     started: float,
     corrections: Corrections,
-    watch: Watch,
+    tell: Tell,
 ) -> Forecast:
     """The plan of a new search, with the noise scale measured where it is of use.
 
@@ -41,7 +41,7 @@ def first_forecast(
     priced = forecast(bench, options, calibration, started=started, corrections=corrections)
     if not _compares_batches(options, priced):
         return priced
-    watch.note("Measuring the gradient noise scale: it sets the range of batch sizes.")
+    tell(Note(text="Measuring the gradient noise scale: it sets the range of batch sizes."))
     corrections = _with_range(bench.calibrated(calibration), options, priced)
     return forecast(bench, options, calibration, started=started, corrections=corrections)
 

@@ -20,10 +20,10 @@ from loratune.tuning.forecast import Forecast
 from loratune.tuning.lessons import survived
 from loratune.tuning.options import TuneOptions
 from loratune.tuning.record import training_record
-from loratune.tuning.watch import Watch
 from loratune.tuning.workbench import Workbench
 from loratune.values import Decision, Evidence, HyperParameters, TrialResult, Truncation
 from loratune.values.diagnosis import Diagnosis
+from loratune.values.events import Note, Tell
 
 _PACKAGES = ("torch", "transformers", "peft", "optuna", "numpy")
 
@@ -177,11 +177,11 @@ def _clock_note(cut: bool) -> list[Evidence]:
     return [Evidence(claim=text)] if cut else []
 
 
-def write_report(facts: RunFacts, directory: Path, watch: Watch) -> None:
+def write_report(facts: RunFacts, directory: Path, tell: Tell) -> None:
     """`report.html`, or a note where plotly is not installed."""
     from loratune.reporting.html import write_html
 
     try:
         write_html(facts, directory)
     except ImportError as error:
-        watch.note(str(error))
+        tell(Note(text=str(error)))

@@ -17,8 +17,8 @@ from loratune.tuning.fingerprint import fingerprint, option_values
 from loratune.tuning.forecast import Forecast, forecast
 from loratune.tuning.noise import first_forecast
 from loratune.tuning.options import TuneOptions, hides_storage, to_toml
-from loratune.tuning.watch import Watch
 from loratune.tuning.workbench import Workbench, check_out
+from loratune.values.events import Phase, PhaseBegan, Tell
 
 _TOML, _RESULT = "loratune.toml", "result.json"
 CUT, SECONDS, PEAK, CLOCK_START = "cut", "seconds", "peak_bytes", "clock_start"
@@ -69,12 +69,12 @@ def open_study(options: TuneOptions, bench: Workbench) -> Study:
 
 
 def price(
-    options: TuneOptions, bench: Workbench, study: Study | None, started: float, watch: Watch
+    options: TuneOptions, bench: Workbench, study: Study | None, started: float, tell: Tell
 ) -> Forecast:
     """Calibration, budget and what corrects the laws are settled once per study: a resumed search decides alike."""
     kept = study.get_fact(CALIBRATION) if study else None
     if kept is None:
-        watch.note("Measuring a few steps to price the plan.")
+        tell(PhaseBegan(phase=Phase.CALIBRATING))
     calibration = bench.calibrate(options) if kept is None else Calibration.from_dict(kept)
     planned = _planned(study, options) if study else None
     runs = planned["runs"] if planned else None
@@ -84,7 +84,7 @@ def price(
         return forecast(bench, options, calibration, started=started, runs=runs, corrections=corrections)
     experience = gather(options, own_key=study_key(fingerprint(options, bench)))
     corrections = correct(task_at_hand(bench, options), experience)
-    return first_forecast(bench, options, calibration, started=started, corrections=corrections, watch=watch)
+    return first_forecast(bench, options, calibration, started=started, corrections=corrections, tell=tell)
 
 
 def begin(study: Study, options: TuneOptions, priced: Forecast) -> None:

@@ -1,0 +1,236 @@
+"""One run of `tune` with everything it needs at hand: search, analysis, final run, writing. Resumable at any moment."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from time import monotonic
+
+from loratune.analysis.comparison import Final
+from loratune.analysis.diagnose import before_training
+from loratune.costs.budget import Budget
+from loratune.costs.device_limits import measured_peak
+from loratune.lora.peft_io import save_adapter
+from loratune.model.device import forget_peak
+from loratune.model.source import portable_name
+from loratune.reporting.card import card_of
+from loratune.reporting.facts import RunCost
+from loratune.reporting.result import TuneResult, load_result, write_result
+from loratune.reporting.stored import to_stored
+from loratune.runners.kept import LargestAdapter
+from loratune.runners.local import LocalRunner
+from loratune.study.record import Study
+from loratune.tuning.after_search import AfterSearch
+from loratune.tuning.experience import TASK, remember, studied, study_key, task_at_hand
+from loratune.tuning.final import FinalRunner, best_seed
+from loratune.tuning.fingerprint import fingerprint
+from loratune.tuning.forecast import Forecast
+from loratune.tuning.lessons import LearningPlanner
+from loratune.tuning.options import TuneOptions
+from loratune.tuning.outcome import run_facts, write_report
+from loratune.tuning.resumption import CLOCK_START, CUT, PEAK, SECONDS, predicted_seconds
+from loratune.tuning.workbench import Workbench
+from loratune.values import Decision, Stage, StudiedTask, Trial, TrialResult, Truncation
+from loratune.values.diagnosis import Diagnosis
+from loratune.values.events import (
+    Chosen,
+    Finished,
+    Note,
+    Phase,
+    PhaseBegan,
+    Resumed,
+    StageBegan,
+    Tell,
+    TrialEnded,
+)
+
+CLOCK_CUT = 3
+"""Exit code where the clock cut the search."""
+_FINAL_RESERVE = 1.15
+"""Share of the predicted final run that the clock keeps free."""
+
+
+@dataclass(kw_only=True)
+class Job:
+    """One run with everything it needs at hand."""
+
+    options: TuneOptions
+    bench: Workbench
+    priced: Forecast
+    planner: LearningPlanner
+    study: Study
+    tell: Tell
+    started: float
+
+    def __post_init__(self) -> None:
+        self.earlier = float(self.study.get_fact(SECONDS, 0.0))
+        self.earlier_peak = int(self.study.get_fact(PEAK, 0))
+        self.clock_start = float(self.study.get_fact(CLOCK_START, 0.0))
+
+    @property
+    def seconds(self) -> float:
+        """Wall clock, earlier parts of a resumed run included."""
+        return self.earlier + monotonic() - self.started
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most that the process has held, earlier parts of a resumed run included."""
+        return max(self.earlier_peak, measured_peak(self.bench.base.device, self.bench.limits.execution))
+
+    def keep_costs(self) -> None:
+        """For a later part of the run."""
+        self.study.put_fact(SECONDS, self.seconds)
+        self.study.put_fact(PEAK, self.peak_bytes)
+
+    def run(self) -> tuple[TuneResult, int]:
+        forget_peak(
+            self.bench.base.device
+        )  # calibration tries steps as large as fit, whatever the search needs
+        before = self._look()
+        runner = self._runner()
+        self.tell(PhaseBegan(phase=Phase.SEARCHING))
+        cut = self._search(runner)
+        self.tell(PhaseBegan(phase=Phase.ANALYSING))
+        after = AfterSearch(
+            options=self.options,
+            bench=self.bench,
+            priced=self.priced,
+            study=self.study,
+            tell=self.tell,
+            runner=runner,
+        )
+        decision = after.examine(self.priced.strategy.decide(self._history()), self._history())
+        self.tell(Chosen(hyper_parameters=decision.hyper_parameters, settled=decision.settled))
+        self.tell(PhaseBegan(phase=Phase.FINAL_RUN))
+        final = self._final(decision)
+        self.tell(PhaseBegan(phase=Phase.WRITING))
+        result = self._write(decision, after.truncation, final, cut, before)
+        return result, CLOCK_CUT if cut else 0
+
+    def _look(self) -> tuple[Diagnosis, ...]:
+        """What is wrong with the rows, told before anything is trained on them."""
+        data = self.bench.data
+        found = before_training(self.bench.engine, data.test, removed=data.profile.duplicates_removed)
+        for each in found:
+            self.tell(Note(text=each.sentence))
+        return found
+
+    def _history(self) -> list[TrialResult]:
+        return [result for result in self.study.results() if result.asked.stage is not Stage.FINAL]
+
+    def _runner(self) -> LocalRunner:
+        return LocalRunner(
+            engine=self.bench.engine,
+            study=self.study,
+            planner=self.planner,
+            tell=self.tell,
+            largest=LargestAdapter(self.study, self.bench.base),
+            deadline=self._deadline(),
+        )
+
+    def _search(self, runner: LocalRunner) -> bool:
+        """Ask and run until the strategy is settled; returns whether the clock cut it."""
+        history = self._history()
+        self.tell(Resumed(trials=tuple(map(TrialEnded.of, history))))
+        while trials := self.priced.strategy.ask(history):
+            if runner.late:
+                return True
+            self.tell(StageBegan(name=str(trials[0].stage), trials=len(trials)))
+            history += runner.run(trials, partial(self._more, tuple(history)))
+            self.keep_costs()
+        return False
+
+    def _more(
+        self, before: Sequence[TrialResult], done: Sequence[TrialResult], running: Sequence[Trial]
+    ) -> tuple[Trial, ...]:
+        """What the strategy can ask for while trials are still running."""
+        trials = self.priced.strategy.ask((*before, *done), running)
+        if trials:
+            self.tell(StageBegan(name=str(trials[0].stage), trials=len(trials)))
+        return trials
+
+    def _deadline(self) -> float | None:
+        """When the search must end for the final run to fit; only a budget in time has one."""
+        budget = Budget.parse(self.options.budget)
+        if budget.seconds is None:
+            return None
+        used = self.earlier - self.clock_start
+        left = budget.seconds - used - _FINAL_RESERVE * self.priced.final_seconds
+        return self.started + left
+
+    def _final(self, decision: Decision) -> Final:
+        recipe, seed = self.options.hyper_parameters(), self.options.seed
+        known = best_seed(self._history(), decision.hyper_parameters)
+        fits = recipe.r <= self.priced.context.largest_rank
+        return FinalRunner(
+            engine=self.bench.engine,
+            study=self.study,
+            test=self.bench.data.test,
+            patience=self.options.patience,
+            tell=self.tell,
+        ).run(decision.hyper_parameters, recipe if fits else None, seed if known is None else known, seed)
+
+    def _write(
+        self,
+        decision: Decision,
+        truncation: Truncation | None,
+        final: Final,
+        cut: bool,
+        before: tuple[Diagnosis, ...],
+    ) -> TuneResult:
+        """Adapter, report, and `result.json` last."""
+        directory, base = self.options.directory, self.bench.base
+        facts = run_facts(
+            options=self.options,
+            bench=self.bench,
+            priced=self.priced,
+            results=self.study.results(),
+            decision=decision,
+            truncation=truncation,
+            final=final,
+            cut=cut,
+            before=before,
+            shortages=self.planner.sentences,
+            cost=RunCost(
+                seconds=self.seconds,
+                predicted_seconds=predicted_seconds(self.study, self.options, self.priced),
+                predicted_bytes=self.priced.peak_bytes,
+                measured_bytes=self.peak_bytes,
+                sequential_seconds=self._sequential_seconds(),
+            ),
+        )
+        name = portable_name(self.options.model)
+        save_adapter(
+            final.adapter,
+            directory / "adapter",
+            base.model,
+            base_name=name,
+            tokenizer=base.tokenizer,
+            card=card_of(facts, name),
+        )
+        task = self._studied(decision)
+        self.study.put_fact("facts", to_stored(facts))
+        self.study.put_fact(TASK, task.to_dict())
+        self.study.put_fact(CUT, cut)
+        write_report(facts, directory, self.tell)
+        write_result(facts, directory)
+        shutil.rmtree(directory / "final", ignore_errors=True)
+        if not (cut or self.options.no_ledger):
+            key = study_key(fingerprint(self.options, self.bench))
+            if trouble := remember(key, directory, task):
+                self.tell(Note(text=trouble))
+        self.tell(Finished(directory=str(directory), seconds=self.seconds, cut=cut))
+        return load_result(directory)
+
+    def _studied(self, decision: Decision) -> StudiedTask:
+        """This study as later ones may learn from it."""
+        task = task_at_hand(self.bench, self.options)
+        return studied(task, self._history(), decision, ranks_wished=bool(self.options.ranks))
+
+    def _sequential_seconds(self) -> float:
+        """The same trials one after another: training at the speed that one alone was measured to have."""
+        trained = sum(result.trained_tokens for result in self.study.results())
+        speed = self.priced.calibration
+        return max(0.0, self.seconds - trained / speed.pack) + trained / speed.alone
