@@ -247,7 +247,7 @@ def json_line(event: Event) -> str:
 
 
 @cache
-def _adapter(kind: type[Event]) -> Any:
+def _adapter(kind: Any) -> Any:
     from pydantic import TypeAdapter  # takes a while to import, and not every command tells of events
 
     return TypeAdapter(kind)
