@@ -106,7 +106,7 @@ def run_train(options: TrainOptions, tell: Tell = nobody) -> Trained:
 
         bench = bench.hearing(hear)
         for note in bench.notes:
-            watch.note(note)
+            tell(Note(text=note))
         before = before_training(bench.engine, bench.data.test, removed=bench.data.profile.duplicates_removed)
         for each in before:
             tell(Note(text=each.sentence))

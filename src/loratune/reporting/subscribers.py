@@ -29,9 +29,14 @@ class Terminal(LiveView):
     def __call__(self, event: Event) -> None:
         """Show one event."""
         super().__call__(event)
-        if isinstance(event, Planned) and self._out is not None:
-            with self.paused():
-                _print_planned(self._out, event)
+        if not isinstance(event, Planned):
+            return
+        if self._out is None:
+            for note in event.data_notes:
+                self._say(note)
+            return
+        with self.paused():
+            _print_planned(self._out, event)
 
 
 def _print_planned(out: Console, planned: Planned) -> None:

@@ -92,7 +92,7 @@ class Forecast:
             final_seconds=self.final_seconds,
             final_run_seconds=self.final_run_seconds,
             test_seconds=self.test_seconds,
-            data_notes=tuple(bench.data.notes),
+            data_notes=bench.notes,
             notes=self.notes,
         )
 
