@@ -51,12 +51,12 @@ SEARCH = (
     "regularise tune-targets layer-ranks heal patience pack-size config"
 )
 OPTIONS = {
-    "tune": f"{COMMON} {SEARCH} from-study no-ledger out storage resume",
-    "plan": f"{COMMON} {SEARCH} from-study no-ledger",
+    "tune": f"{COMMON} {SEARCH} from-study no-ledger out storage resume json-lines",
+    "plan": f"{COMMON} {SEARCH} from-study no-ledger json-lines",
     "recommend": f"{COMMON} from-study no-ledger probe",
     "ledger": "json",
     "train": f"{COMMON} rank lora-alpha lora-dropout target-modules learning-rate batch-size weight-decay epochs "
-    "warmup-ratio patience out",
+    "warmup-ratio patience out json-lines",
     "memory": "model rank batch-size max-length trials dtype device device-memory target-modules json",
     "report": "storage",
     "export": "to out model json",
