@@ -3,10 +3,10 @@
 from dataclasses import dataclass, replace
 from math import inf
 
-from loratune.runners.simulated import TableRunner
 from loratune.search.strategy import Strategy
 from loratune.values import Pace, SearchContext, Trial, TrialResult
 from loratune.values.hyperparameters import default_recipe
+from play import Runner
 
 SLOTS = 256
 """Trials in a pack, at most: memory is not what limits small models."""
@@ -44,9 +44,7 @@ def alone(context: SearchContext) -> float:
     return context.seconds([Trial(hyper_parameters=recipe)])
 
 
-def play_on(
-    strategy: Strategy, runner: TableRunner, limit: float = inf
-) -> tuple[tuple[TrialResult, ...], float]:
+def play_on(strategy: Strategy, runner: Runner, limit: float = inf) -> tuple[tuple[TrialResult, ...], float]:
     """Runs a strategy until it ends or the clock of its context's pace stops it; (history, seconds).
 
     All trials asked for train at once; each time one ends the strategy is asked again with the others running. A

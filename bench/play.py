@@ -1,9 +1,9 @@
 """Plays a strategy to its end against a table of measured results, and judges its answer by the table's truth."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf, isfinite, log2
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,13 +19,19 @@ from loratune.search.bracket import Bracket, bracket
 from loratune.search.procedure import Ledger, Procedure, ask, decide
 from loratune.search.space import RateScale, base_batch, hyper_parameters, trial, usual_rate
 from loratune.search.strategy import Strategy
-from loratune.values import HyperParameters, SearchContext, TrialResult
+from loratune.values import HyperParameters, SearchContext, Trial, TrialResult
 
 Key = tuple[int, float, int, float]
 """Rank, learning rate, batch size, alpha."""
 
 
-def play(strategy: Strategy, runner: TableRunner) -> tuple[TrialResult, ...]:
+class Runner(Protocol):
+    """Answers trials at once, without training."""
+
+    def run(self, trials: Iterable[Trial], context: SearchContext) -> tuple[TrialResult, ...]: ...
+
+
+def play(strategy: Strategy, runner: Runner) -> tuple[TrialResult, ...]:
     """Runs a strategy to its end; returns the history."""
     history: list[TrialResult] = []
     while trials := strategy.ask(history):
