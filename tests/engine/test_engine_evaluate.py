@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from engine_fixture import engine, labelled_table, tiny_family, tiny_llama, trial
-from loratune.engine.labels import LabelScorer, LabelTree
+from loratune.engine.label_search import LabelTrie, searched_tokens
+from loratune.engine.labels import LabelScorer, LabelTree, labelling_passes
 from loratune.engine.pack import PackEngine
 from loratune.engine.selfcheck import random_table
 from loratune.lora.layout import Adapter
 from loratune.model.base import BaseModel
+from loratune.values import PASSES_PER_LABELLING
 
 LABELS = [[5, 6, 90], [5, 7, 90], [8, 90], [5, 90], [9, 5, 6, 90]]
 TOKENS = tuple(np.array(label, np.int32) for label in LABELS)
@@ -92,7 +94,7 @@ def test_head_keeps_logits_in_chunks() -> None:
 
 def test_label_tree_shares_beginnings() -> None:
     tree = LabelTree.build(TOKENS)
-    assert sorted(tree.fed.tolist()) == [5, 5, 6, 6, 7, 8, 9]
+    assert sorted(tree.branches.fed.tolist()) == [5, 5, 6, 6, 7, 8, 9]
     for label, path in zip(LABELS, tree.paths, strict=True):
         assert tree.tokens[path].tolist() == label
     assert (np.diff(tree.owners) >= 0).all()
@@ -107,26 +109,64 @@ def test_trees_equal_plain_rows(family: str) -> None:
     models = [moved(packs, 1, target_modules=("all-linear",)), None]
     scorer = LabelScorer(packs._evaluator, TOKENS)
     with packs.attached(), torch.no_grad():
-        rows = scorer.by_rows(models, table)
+        rows = scorer.by_rows(models, table, TOKENS)
         predictions = scorer.predict(models, table)
         assert scorer._trees_work is (family != "gemma3_text")
         if scorer._trees_work:
-            for by_tree, by_row in zip(scorer.by_trees(models, table), rows, strict=True):
+            for by_tree, by_row in zip(scorer.by_trees(models, table, TOKENS), rows, strict=True):
                 np.testing.assert_allclose(by_tree, by_row, rtol=1e-8)
     for prediction, by_row in zip(predictions, rows, strict=True):
         assert prediction.tolist() == by_row.argmax(1).tolist()
 
 
-def test_many_labels_are_cut_into_several_trees() -> None:
-    labels = [[i % 60, i // 2, 90] for i in range(120)]
+def many_labels(count: int) -> list[list[int]]:
+    """Numbers in base 30 with an end: beginnings are shared, and some labels are the beginning of others' tokens."""
+    return [
+        [*(int(digit) for digit in np.base_repr(i, 30).translate(_DIGITS).split()), 90] for i in range(count)
+    ]
+
+
+_DIGITS = {ord(c): f"{int(c, 36)} " for c in "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"}
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_the_search_among_many_finds_the_most_likely_label(family: str) -> None:
+    """gemma3_text takes no mask of ours: there every path is a row of its own."""
+    labels = many_labels(400)
     tokens = tuple(np.array(label, np.int32) for label in labels)
-    table = labelled_table(labels, 6)
+    table = labelled_table(labels, 4)
+    packs = engine(tiny_family(family), table, label_tokens=tokens)
+    models = [moved(packs, 1, target_modules=("all-linear",)), None]
+    scorer = LabelScorer(packs._evaluator, tokens)
+    with packs.attached(), torch.no_grad():
+        found = scorer.predict(models, table)
+        expected = scorer.by_rows(models, table, tokens)
+    assert scorer._trees_work is (family == "llama")
+    for labels_of, likelihood in zip(found, expected, strict=True):
+        assert labels_of.tolist() == likelihood.argmax(1).tolist()
+
+
+def test_the_search_leaves_most_labels_alone() -> None:
+    """What it gives the model is counted: a small part of the trie for every row."""
+    labels = many_labels(3000)
+    tokens = tuple(np.array(label, np.int32) for label in labels)
+    table = labelled_table(labels, 5)
     packs = engine(tiny_llama(), table, label_tokens=tokens)
     scorer = LabelScorer(packs._evaluator, tokens)
-    assert len(scorer._trees) > 1
-    with packs.attached(), torch.no_grad():
-        (by_tree,), (by_row,) = scorer.by_trees([None], table), scorer.by_rows([None], table)
-    np.testing.assert_allclose(by_tree, by_row, rtol=1e-9)
+    given = []
+    original = packs._evaluator.states
+    packs._evaluator.states = lambda batch, riders, **more: (  # type: ignore[method-assign]
+        given.append(batch.counts.sum()),
+        original(batch, riders, **more),
+    )[1]
+    with packs.attached():
+        scorer._trees_work = True
+        scorer.predict([None], table)
+    trie = LabelTrie(tokens)
+    assert sum(given) < 0.5 * len(table) * trie.fed
+    prompts = int(table.lengths.sum() - table.supervised_counts.sum())
+    assert labelling_passes(tokens, table) == searched_tokens(5, prompts) / table.lengths.sum()
+    assert labelling_passes(TOKENS, table) == PASSES_PER_LABELLING
 
 
 def test_predictions_are_the_most_likely_labels() -> None:

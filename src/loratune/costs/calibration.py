@@ -8,7 +8,7 @@ from loratune.costs.correction import UNCORRECTED, Correction
 from loratune.costs.readings import READINGS_SHARE, TRUNCATION_SHARE, affordable_rows, cut_ranks, final_looks
 from loratune.costs.step_time import StepTime
 from loratune.errors import BudgetError
-from loratune.values import PASSES_PER_LABELLING, SearchContext
+from loratune.values import SearchContext
 
 CALIBRATION = "calibration"
 """The fact of a study that holds it."""
@@ -95,7 +95,7 @@ class Calibration:
     def test_seconds(self, context: SearchContext, test_tokens: int) -> float:
         """Of the final run, what comes after its last step: its trials and the base model on the test rows, the
         base model on the validation rows."""
-        labelled = 1 + (PASSES_PER_LABELLING if context.labels else 0)
+        labelled = 1 + (context.labelling_passes if context.labels else 0)
         base = context.evaluation_passes * context.validation_tokens
         return ((_FINAL_TRIALS + 1) * labelled * test_tokens + base) / self.forward
 

@@ -32,7 +32,6 @@ from loratune.values import DataProfile, PromptFormat, PromptKind
 BATCH = 512
 LONGEST = 2048
 """Limit of a row's tokens where neither the user nor the model sets a lower one."""
-MOST_CLASSES = 1000
 _NAMED = 5
 """Classes that a note names."""
 _VERBATIM = PromptFormat(kind=PromptKind.VERBATIM)
@@ -99,13 +98,7 @@ class _Reading:
     def _class_of(self, example: Example) -> int:
         if example.label is None:
             return -1
-        number = self.classes.setdefault(example.label, len(self.classes))
-        if number >= MOST_CLASSES:
-            raise DataError(
-                f"{example.place}: a label must be one of at most {MOST_CLASSES} classes, got one more with "
-                f"{example.label[:40]!r}; for free text name the columns prompt and completion."
-            )
-        return number
+        return self.classes.setdefault(example.label, len(self.classes))
 
 
 def prepare(

@@ -55,9 +55,13 @@ class Metric(ABC):
         return self.name
 
     @property
-    def passes(self) -> int:
-        """Passes over the rows that one evaluation takes."""
-        return 1 + (PASSES_PER_LABELLING if self.needs is Needs.LABELS else 0)
+    def passes(self) -> float:
+        """Passes over the rows that one evaluation takes, with up to hundreds of labels."""
+        return self.passes_with(PASSES_PER_LABELLING)
+
+    def passes_with(self, labelling: float) -> float:
+        """The same where finding all rows' labels takes so many passes."""
+        return 1 + (labelling if self.needs is Needs.LABELS else 0)
 
     @abstractmethod
     def scores(self, outputs: Outputs) -> Floats | None:

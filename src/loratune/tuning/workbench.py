@@ -20,6 +20,7 @@ from loratune.costs.readings import plan_readings
 from loratune.data.prepare import PreparedData, prepare
 from loratune.data.survey import Decoder, survey
 from loratune.data.vocabulary import check_embeddings
+from loratune.engine.labels import labelling_passes
 from loratune.engine.pack import PackEngine
 from loratune.engine.paths import choose_paths
 from loratune.engine.shortage import Shortage
@@ -51,6 +52,11 @@ class Workbench:
     def notes(self) -> tuple[str, ...]:
         """What is unusual about the model, and how the rows were read: a sentence each."""
         return (*self.base.profile.notes, *self.data.notes)
+
+    @property
+    def labelling_passes(self) -> float:
+        """What finding the validation rows' labels takes, in passes over them."""
+        return labelling_passes(self.data.label_tokens, self.data.validation)
 
     def calibrate(self, options: SearchOptions) -> Calibration:
         """A few measured steps of the default recipe."""
@@ -132,6 +138,7 @@ def open_workbench(
         check_embeddings(data, base.profile.vocabulary, tokenizer)
         for rank in ranks:
             check_rank(find_targets(base.profile.targets, targets), rank)
+        finding = labelling_passes(data.label_tokens, data.validation)
         facts = SearchContext(
             rows=len(data.train),
             tokens=int(data.train.lengths.sum()),
@@ -139,7 +146,8 @@ def open_workbench(
             validation_tokens=int(data.validation.lengths.sum()),
             epochs=epochs,
             metric=metric,
-            evaluation_passes=find(metric).passes,
+            evaluation_passes=find(metric).passes_with(finding),
+            labelling_passes=finding,
         )
         readings = plan_readings(facts, len(data.validation))
         tables = data.train, data.validation, data.test

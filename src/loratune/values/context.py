@@ -12,8 +12,8 @@ from loratune.values.trial import Trial
 
 NLL_MARGIN = 0.005
 """Nats per supervised token that a cheaper choice may lose where the user names no margin."""
-PASSES_PER_LABELLING = 2
-"""Tokens of scoring every label, as a multiple of the rows' own."""
+PASSES_PER_LABELLING = 2.0
+"""Tokens of scoring every label, as a multiple of the rows' own, where there are up to hundreds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -35,8 +35,10 @@ class SearchContext:
     """[validation rows] index of the true label, for labelled data."""
     labels: int = 0
     """Number of classes; 0 where the data is not labelled."""
-    evaluation_passes: int = 1
+    evaluation_passes: float = 1.0
     """Passes over the validation rows at a trial's end, by what the metric needs."""
+    labelling_passes: float = PASSES_PER_LABELLING
+    """Tokens of finding every row's label, as a multiple of the rows' own."""
 
     # facts of the model
     hidden_size: int = 0
@@ -134,5 +136,5 @@ class SearchContext:
 
     @property
     def _evaluation(self) -> float:
-        """One evaluation at a trial's end, in trained tokens; scoring labels takes two more passes."""
+        """One evaluation at a trial's end, in trained tokens, finding labels included."""
         return 0.5 * self.evaluation_passes * self.validation_tokens
