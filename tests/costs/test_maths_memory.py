@@ -234,7 +234,8 @@ def test_micro_batches_bound_what_is_in_flight() -> None:
     assert tokens_in_flight(pack, 3000, 2048, ON_CPU_PADDED) == 3000  # one row always goes in
     assert tokens_in_flight([trial(4, 2)], 100, 2048, ON_CPU_PADDED) == 200
     # flat: 12,800 tokens are 5 micro-batches of 2,560 tokens and at most a row more, filled up to sixteenths of 4,096
-    assert tokens_in_flight(pack, 100, 3000, ON_CUDA) == 2816
+    assert tokens_in_flight(pack, 100, 3000, ON_CUDA, recorded=16384) == 2816
+    assert tokens_in_flight(pack, 100, 3000, ON_CUDA) == 2688  # to 128 where nothing is recorded
     assert tokens_in_flight([trial(4, 2)], 100, 2048, ON_CUDA) == 256
     bounded = [on_cuda([trial(4, b)], max_length=64, micro_batch_tokens=2048) for b in (32, 256)]
     assert bounded[0].activations <= bounded[1].activations <= 1.01 * bounded[0].activations

@@ -17,7 +17,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine_fixture import engine, labelled_table, tiny_llama, trial
 from failing import failing, out_of_memory
-from loratune.data.batches import MicroBatch
 from loratune.data.table import TokenTable
 from loratune.engine.cuts import Cuts
 from loratune.engine.evaluate import Evaluation
@@ -26,6 +25,7 @@ from loratune.engine.live import EarlyStopping, LiveTrial
 from loratune.engine.machinery import Machinery
 from loratune.engine.pack import PackEngine
 from loratune.engine.paths import choose_paths
+from loratune.engine.portions import Portion, Portions
 from loratune.engine.progress import PackProgress
 from loratune.engine.shortage import Place, Shortage
 from loratune.engine.slot import Slot
@@ -112,12 +112,12 @@ def device(*, tokens: int, slot: int = 0, after: int = 0) -> Iterator[list[int]]
         now[0] = next(steps)
         return call(self, slots)
 
-    def seen(self: TrainingStep, batch: MicroBatch, *others: Any) -> torch.Tensor:
-        size, slots = int(batch.starts[-1]), others[2]
+    def seen(self: TrainingStep, portion: Portion, slots: Sequence[Slot]) -> torch.Tensor:
+        size = int(portion.batch.starts[-1])
         if now[0] > after and size + slot * len(slots) > tokens:
             raise out_of_memory()
         sizes.append(size)
-        return train(self, batch, *others)
+        return train(self, portion, slots)
 
     TrainingStep._train, TrainingStep.__call__ = seen, called  # type: ignore[method-assign,assignment]
     try:
@@ -157,7 +157,7 @@ def assert_same(found: Outcome, expected: Outcome, tolerance: float = 1e-9) -> N
         pytest.param(LowRank, "backward", 3, Place.TRAINING, id="backward of the first step"),
         pytest.param(LowRank, "backward", 71, Place.TRAINING, id="backward, gradients half there"),
         pytest.param(Head, "loss_and_gradient", 4, Place.TRAINING, id="head"),
-        pytest.param(TrainingStep, "_places", 5, Place.TRAINING, id="dropout's keys"),
+        pytest.param(Portions, "_places", 5, Place.TRAINING, id="dropout's keys"),
         pytest.param(Head, "score", 2, Place.EVALUATION, id="evaluation"),
         pytest.param(Head, "likelihood", 1, Place.EVALUATION, id="labels"),
         pytest.param(PackEngine, "slot", 0, None, id="first slot"),
@@ -293,6 +293,8 @@ def test_micro_batches_are_halved_until_they_fit(undisturbed: Outcome) -> None:
 class Recordings:
     """In the place of recorded graphs: memory that is held whenever they may be made."""
 
+    largest = 0
+
     def __init__(self) -> None:
         self.held, self.calls = True, list[str]()
 
@@ -320,11 +322,11 @@ def test_recorded_graphs_give_way_to_a_step_and_come_back(
     monkeypatch.setattr(Machinery, "graphs", recordings)
     train, refused = TrainingStep._train, list[int]()
 
-    def beside(self: TrainingStep, batch: MicroBatch, *others: Any) -> torch.Tensor:
-        if recordings.held and batch.tokens.numel() > 100:
-            refused.append(batch.tokens.numel())
+    def beside(self: TrainingStep, portion: Portion, slots: Sequence[Slot]) -> torch.Tensor:
+        if recordings.held and (tokens := portion.batch.tokens.numel()) > 100:
+            refused.append(tokens)
             raise out_of_memory()
-        return train(self, batch, *others)
+        return train(self, portion, slots)
 
     monkeypatch.setattr(TrainingStep, "_train", beside)
     found = run()

@@ -14,11 +14,11 @@ def test_few_and_hardly_larger() -> None:
 
 
 def test_lines_that_are_recorded_meet_few_sizes() -> None:
-    recorded = {line_tokens(count, multiple=256, recorded=True) for count in range(8193, 16385)}
+    recorded = {line_tokens(count, multiple=256, recorded=16384) for count in range(8193, 16385)}
     assert len(recorded) == 8
-    assert line_tokens(16384, multiple=256, recorded=True) == 16384
-    for count in (1, 300, 9000, 16385, 30000):
-        for each in (False, True):
-            found = line_tokens(count, multiple=256, recorded=each)
-            share = 8 if each and count <= 16384 else 32
+    assert line_tokens(16384, multiple=256, recorded=16384) == 16384
+    for count in (1, 300, 9000, 16385, 30000, 60000):
+        for largest in (0, 16384, 40000):
+            found = line_tokens(count, multiple=256, recorded=largest)
+            share = 32 if count > largest else 8 if count <= 16384 else 16
             assert count <= found <= max(256 * -(-count // 256), count * (1 + 1 / share))

@@ -95,7 +95,7 @@ def small_device() -> Iterator[set[str]]:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
     def trained(self: TrainingStep, *inputs: Any) -> torch.Tensor:
-        slots: list[Slot] = inputs[3]
+        slots: list[Slot] = inputs[1]
         if slots[0].step:
             fail("final" if slots[0].trial.stage is Stage.FINAL else "search")
         return train(self, *inputs)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from loratune.costs.activations import base_bytes_per_token
 from loratune.costs.correction import UNCORRECTED, Correction, Peak
 from loratune.costs.execution import FLOAT32, NF4_BYTES, OPTIMISER_VECTORS, Execution
-from loratune.maths.sizes import line_tokens
+from loratune.maths.sizes import line_tokens, recorded_tokens
 from loratune.maths.targets import select_targets
 from loratune.values import HyperParameters, ModelProfile
 
@@ -119,7 +119,8 @@ def estimate_pack(
         step_tokens: tokens of the largest step, where rows are known; else every row is as long as the longest.
         nf4: whether the base's linear layers are held in 4 bits (arithmetic only: such bases do not load yet).
     """
-    tokens = tokens_in_flight(pack, max_length, micro_batch_tokens, execution, step_tokens)
+    recorded = recorded_tokens(model.parameters) if execution.records else 0
+    tokens = tokens_in_flight(pack, max_length, micro_batch_tokens, execution, step_tokens, recorded)
     parameters = sum(count * adapter_parameters(model, hp) for hp, count in Counter(pack).items())
     activations = tokens * base_bytes_per_token(model, adapted(model, pack, execution), execution)
     activations += inner_bytes(model, pack, tokens, max_length, execution)
@@ -157,10 +158,12 @@ def tokens_in_flight(
     micro_batch_tokens: int,
     execution: Execution,
     step_tokens: int | None = None,
+    recorded: int = 0,
 ) -> int:
     """Tokens of the largest micro-batch of a step, padding included.
 
     Flat rows fill as few micro-batches as the limit allows, each about equally; padded ones up to the limit.
+    `recorded`: tokens of the largest micro-batch that is recorded.
     """
     rows = sum(hp.batch_size for hp in pack)
     step = rows * max_length if step_tokens is None else min(step_tokens, rows * max_length)
@@ -169,7 +172,7 @@ def tokens_in_flight(
         return min(limit, step)
     count = ceil(step / limit)
     largest = step if count == 1 else min(limit, ceil(step / count) + max_length - 1)
-    return line_tokens(largest, multiple=execution.token_multiple, recorded=execution.device == "cuda")
+    return line_tokens(largest, multiple=execution.token_multiple, recorded=recorded)
 
 
 def adapter_parameters(model: ModelProfile, hyper_parameters: HyperParameters) -> int:

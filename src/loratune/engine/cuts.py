@@ -26,6 +26,8 @@ class Cuts:
     """Cost of one more micro-batch, in tokens."""
     flat: bool = False
     """Whether micro-batches are flat: one line of tokens, the rows one behind the other."""
+    recorded: int = 0
+    """Lines of at most so many tokens are recorded as graphs, for which few sizes are good."""
 
     def pieces(self, lengths: Sequence[int] | Rows) -> list[Rows]:
         """Positions in `lengths`, one array per micro-batch; flat ones keep the order."""
@@ -49,7 +51,7 @@ class Cuts:
     def collate(self, table: TokenTable, rows: Sequence[int] | Rows, device: torch.device) -> MicroBatch:
         """Those rows as one micro-batch on the device."""
         if self.flat:
-            tokens, kind = int(table.lengths[rows].sum()), device.type
-            filled = line_tokens(tokens, multiple=_MULTIPLE[kind], recorded=kind == "cuda")
+            tokens = int(table.lengths[rows].sum())
+            filled = line_tokens(tokens, multiple=_MULTIPLE[device.type], recorded=self.recorded)
             return collate_flat(table, rows, device=device, tokens=filled)
         return collate(table, rows, device=device)

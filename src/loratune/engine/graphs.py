@@ -40,7 +40,8 @@ class Graphs:
     """Runs bodies on tensors, from a graph where there is one for the key."""
 
     def __init__(self, parameters: int) -> None:
-        self._tokens = recorded_tokens(parameters)
+        self.largest = recorded_tokens(parameters)
+        """Tokens of the largest micro-batch that is recorded."""
         self._recorded: dict[Hashable, _Recorded] = {}
         """The one used last is last."""
         self._warm: set[Hashable] = set()
@@ -52,7 +53,7 @@ class Graphs:
 
     def takes(self, tokens: int) -> bool:
         """Whether micro-batches of so many tokens are recorded."""
-        return not self._waits and self._shortages < _SHORTAGES and tokens <= self._tokens
+        return not self._waits and self._shortages < _SHORTAGES and tokens <= self.largest
 
     def run(
         self, key: Hashable, body: Body, inputs: Sequence[torch.Tensor], *, kind: Hashable, tokens: int
@@ -93,6 +94,7 @@ class Graphs:
         if isinstance(found, _Recorded):
             return found
         self._failures[key] += 1
+        self._pool = None  # where a recording breaks off its pool stays taken
         return None
 
     def _record(self, body: Body, inputs: Sequence[torch.Tensor]) -> _Recorded:
@@ -108,7 +110,8 @@ class Graphs:
                 graph,
                 pool=self._pool,
                 stream=_recording_stream(own[0].device),
-                capture_error_mode="thread_local",
+                # libraries load a kernel when it is first launched, which a stricter mode refuses
+                capture_error_mode="relaxed",
             ),
         ):
             with torch.cuda.device(own[0].device):

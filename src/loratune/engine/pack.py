@@ -99,6 +99,7 @@ class PackEngine:
             max_tokens=self.max_tokens_per_micro_batch,
             launch_tokens=default if self.launch_tokens is None else self.launch_tokens,
             flat=self.chosen_paths.rows.flat,
+            recorded=self._graphs.largest if self._graphs is not None else 0,
         )
 
     @property
@@ -135,7 +136,7 @@ class PackEngine:
     @cached_property
     def _evaluator(self) -> Evaluator:
         tokens = self.max_tokens_per_evaluation or 2 * self._cuts.max_tokens
-        return Evaluator(self._head, self._packed, replace(self._cuts, max_tokens=tokens))
+        return Evaluator(self._head, self._packed, replace(self._cuts, max_tokens=tokens, recorded=0))
 
     @cached_property
     def _labels(self) -> LabelScorer | None:

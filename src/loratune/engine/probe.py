@@ -103,6 +103,8 @@ def probe(engine: PackEngine, *, r: int, lora_alpha: float, seconds: float, seed
 class _Lane(Slot):
     """A small batch of a larger one: it keeps its gradient and leaves the step to whoever sums the lanes."""
 
+    moves = False
+
     def __init__(self, trial: Trial, adapter: Adapter, batches: TrialBatches, *, vocabulary: int) -> None:
         super().__init__(trial, adapter, batches, vocabulary=vocabulary)
         self.read: list[Rows] = []
@@ -112,12 +114,6 @@ class _Lane(Slot):
         """Count the step just taken, and note its rows."""
         self.read.append(self.next_rows())
         super().record(loss, gradient_norm, tokens)
-
-    def clip(self, factor: torch.Tensor) -> None:
-        """Nothing: the sum is clipped."""
-
-    def update(self, skipped: torch.Tensor) -> None:
-        """Nothing: the gradient stays for the sum."""
 
 
 def gradient_noise(

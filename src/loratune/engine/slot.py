@@ -6,7 +6,7 @@ Knows nothing of the base model or of the other slots.
 from collections import deque
 from collections.abc import Sequence
 from copy import copy
-from math import ceil
+from math import ceil, isfinite
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,8 @@ from loratune.lora.segments import Passenger, Segment
 from loratune.values import HyperParameters, Trial
 
 MAX_GRADIENT_NORM = 1.0
+BETAS, EPS = (0.9, 0.999), 1e-8
+"""Of AdamW: transformers' defaults."""
 
 
 def warmup_steps(hyper_parameters: HyperParameters, total: int) -> int:
@@ -42,12 +44,12 @@ def clip_factors(norms: torch.Tensor) -> torch.Tensor:
 
 
 def optimiser(weights: torch.Tensor, hyper_parameters: HyperParameters) -> torch.optim.AdamW:
-    """AdamW with transformers' defaults (betas .9 and .999, eps 1e-8) on one flat vector."""
+    """AdamW with transformers' defaults on one flat vector."""
     descent = torch.optim.AdamW(
         [weights],
         lr=hyper_parameters.learning_rate,
-        betas=(0.9, 0.999),
-        eps=1e-8,
+        betas=BETAS,
+        eps=EPS,
         weight_decay=hyper_parameters.weight_decay,
         fused=True,
     )
@@ -59,6 +61,9 @@ def optimiser(weights: torch.Tensor, hyper_parameters: HyperParameters) -> torch
 class Slot:
     """Trains one adapter; `step` counts the optimiser steps taken."""
 
+    moves = True
+    """Whether its gradient is clipped and its weights updated, as opposed to being kept for somebody else."""
+
     def __init__(self, trial: Trial, adapter: Adapter, batches: TrialBatches, *, vocabulary: int) -> None:
         hyper_parameters = trial.hyper_parameters
         self.trial = trial
@@ -66,6 +71,8 @@ class Slot:
         self.passenger = Passenger(adapter, trainable=True)
         self.total_steps = len(batches)
         self.step = 0
+        self.updates = 0
+        """Of these steps those that were not skipped."""
         self.losses: list[float] = []
         """Mean NLL of each step's batch, nats per supervised token."""
         self.gradient_norms: list[float] = []
@@ -88,15 +95,12 @@ class Slot:
 
     def next_rows(self) -> Rows:
         """Rows of the coming step's batch; the same until that step is recorded."""
-        rows = self._rows(0)
+        rows = self.rows_of(0)
         assert rows is not None
         return rows
 
-    def rows_after_next(self) -> Rows | None:
-        """Of the batch after that; None where there is none."""
-        return self._rows(1)
-
-    def _rows(self, ahead: int) -> Rows | None:
+    def rows_of(self, ahead: int) -> Rows | None:
+        """Rows of the batch so many steps after the coming one; None where there is none."""
         while len(self._drawn) <= ahead and (rows := next(self._batches, None)) is not None:
             self._drawn.append(rows)
         return self._drawn[ahead] if ahead < len(self._drawn) else None
@@ -105,9 +109,15 @@ class Slot:
         """Its tokens [start, stop) of a micro-batch."""
         return Segment(passenger=self.passenger, start=start, stop=stop, dropout=self.passenger.dropout > 0)
 
-    def row_keys(self, rows: Rows) -> npt.NDArray[np.int32]:
-        """[rows] dropout keys of `rows`, numbers within the coming step's batch."""
-        return row_keys(self.trial.seed, self.step, rows.tolist())
+    def row_keys(self, step: int, rows: Rows) -> npt.NDArray[np.int32]:
+        """[rows] dropout keys of `rows`, numbers within that step's batch."""
+        return row_keys(self.trial.seed, step, rows)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the coming step."""
+        factor = schedule(self.step, warmup=self._warmup, total=self.total_steps)
+        return self.trial.hyper_parameters.learning_rate * factor
 
     @property
     def gradient(self) -> torch.Tensor:
@@ -129,8 +139,7 @@ class Slot:
         Where the scalar `skipped`, on the device, is 1 and not 0 there is no step: a diverged trial keeps its
         last weights and moments. The host does not wait.
         """
-        factor = schedule(self.step, warmup=self._warmup, total=self.total_steps)
-        self._optimiser.param_groups[0]["lr"] = self.trial.hyper_parameters.learning_rate * factor
+        self._optimiser.param_groups[0]["lr"] = self.learning_rate
         # what torch's gradient scaler sets to skip a step
         self._optimiser.found_inf = skipped  # type: ignore[attr-defined]
         self.adapter.weights.grad = self.gradient
@@ -145,21 +154,22 @@ class Slot:
         self.gradient_norms.append(gradient_norm)
         self.trained_tokens += tokens
         self.step += 1
+        self.updates += isfinite(loss) and isfinite(gradient_norm)
         self._drawn.popleft()
 
     @property
-    def _moments(self) -> list[torch.Tensor]:
-        """Of the optimiser, each as large as the weights."""
-        weights = self.adapter.weights
-        return [each for each in self._optimiser.state[weights].values() if each.shape == weights.shape]
+    def moments(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The optimiser's running means of gradients and of their squares, [layout.size] each."""
+        state = self._optimiser.state[self.adapter.weights]
+        return state["exp_avg"], state["exp_avg_sq"]
 
     def release(self) -> None:
         """Give back what only further training needs."""
-        free([self.gradient, *self._moments])
+        free([self.gradient, *self.moments])
 
     def park(self, also: Sequence[torch.Tensor] = ()) -> None:
         """Put weights, moments and `also` aside, between two steps; `restore` brings them back."""
-        self._parked = Parked([self.adapter.weights, *self._moments, *also], zeros=[self.gradient])
+        self._parked = Parked([self.adapter.weights, *self.moments, *also], zeros=[self.gradient])
 
     def restore(self) -> None:
         """Be as before `park`, at other addresses; where memory does not suffice its error is raised, no more."""

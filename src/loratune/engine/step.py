@@ -4,61 +4,55 @@ Knows the base model and the slots; nothing of evaluation, results or who enters
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from itertools import pairwise
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
-from loratune.data.batches import MicroBatch, Rows, to_device
+from loratune.data.batches import Rows
 from loratune.data.table import TokenTable
 from loratune.engine.cuts import Cuts
 from loratune.engine.graphs import Graphs
 from loratune.engine.head import Head, Line
+from loratune.engine.portions import Gathered, Portion, Portions
 from loratune.engine.resources import DoesNotFit, Failure, attempt
 from loratune.engine.shortage import Place, Shortage, unheard
 from loratune.engine.slot import Slot, clip_factors
 from loratune.errors import ResourceError
 from loratune.lora.packed import PackedAdapters, Plan
-from loratune.lora.segments import Places, Segment
+from loratune.lora.segments import Places
 from loratune.maths.sizes import few_sizes
 
+if TYPE_CHECKING:
+    from loratune.engine.together import UpdateTogether
+
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Gathered:
-    """The rows of all live slots' batches, one entry per row, grouped by slot."""
-
-    slot: Rows
-    """Which slot the row belongs to."""
-    place: Rows
-    """Number of the row within its slot's batch."""
-    row: Rows
-    """Row of the training table."""
 
 
 class _Prepared(NamedTuple):
     """What the updates of a step need, made before the first of them."""
 
-    factors: Sequence[torch.Tensor]
-    """Per slot, the multiplier that clips its gradient."""
-    skipped: Sequence[torch.Tensor]
-    """Per slot, 1 where its loss or gradient is not finite, else 0; float32."""
-    numbers: torch.Tensor
-    """[2, slots] losses and gradient norms, float64."""
+    slots: Sequence[Slot]
+    """Those that move."""
+    factors: torch.Tensor
+    """[slots that move] the multiplier that clips the slot's gradient."""
+    skipped: torch.Tensor
+    """[slots that move] 1 where its loss or gradient is not finite, else 0; float32."""
+    numbers: torch.Tensor | None
+    """What updates that are taken together need beside that."""
+    read: Callable[[], list[list[float]]]
+    """Losses and gradient norms of all slots, for which the host waits."""
 
 
-def _gather(slots: Sequence[Slot]) -> _Gathered:
-    batches = [slot.next_rows() for slot in slots]
-    return _Gathered(
-        slot=np.concatenate([np.full(len(rows), i) for i, rows in enumerate(batches)]),
-        place=np.concatenate([np.arange(len(rows)) for rows in batches]),
-        row=np.concatenate(batches),
-    )
+class _Ahead(NamedTuple):
+    """A micro-batch that may come next."""
+
+    gathered: Gathered
+    piece: Rows
+    portion: Portion
 
 
 class TrainingStep:
@@ -82,11 +76,12 @@ class TrainingStep:
         self._packed = packed
         self._table = table
         self._cuts = cuts
+        self._portions = Portions(head, packed, table, cuts)
         self._device = next(head.model.parameters()).device
+        self._together = _together(self._device) if packed.triton else None
         self._on_shortage = on_shortage
         self._looks_ahead = self._device.type != "cpu"  # a CPU does nothing while the host prepares
-        self._ahead: tuple[Rows, MicroBatch] | None = None
-        """A micro-batch that may come next, and its rows."""
+        self._ahead: _Ahead | None = None
         self.computed_tokens = 0
         """Tokens in all micro-batches so far, those that fill up a shape included."""
 
@@ -95,17 +90,19 @@ class TrainingStep:
 
         Raises `DoesNotFit` where memory does not hold a single row; the slots are then as before.
         """
-        gathered = _gather(slots)
+        gathered = Gathered.of(slots)
+        assert gathered is not None, "a step is taken by slots"
+        assert gathered.slots == list(slots), "slots that are done take no step"
         lengths = self._table.lengths[gathered.row]
-        while isinstance(found := attempt(partial(self._prepare, slots, gathered), self._device), Failure):
+        while isinstance(found := attempt(partial(self._prepare, gathered), self._device), Failure):
             self._make_room(found, slots, lengths)
         if self._graphs is not None:
             self._graphs.go_on()
         tokens = [int(count) for count in np.bincount(gathered.slot, lengths, minlength=len(slots))]
-        self._update(slots, found)
+        self._update(found)
         if self._looks_ahead:
             self._look_ahead(slots)
-        losses, norms = self._surely(found.numbers.tolist)
+        losses, norms = self._surely(found.read)
         for slot, loss, norm, count in zip(slots, losses, norms, tokens, strict=True):
             slot.record(loss, norm, count)
         return sum(tokens)
@@ -129,48 +126,54 @@ class TrainingStep:
             )
         )
 
-    def _prepare(self, slots: Sequence[Slot], gathered: _Gathered) -> _Prepared:
+    def _prepare(self, gathered: Gathered) -> _Prepared:
         """All gradients, and all else that the updates need."""
-        supervised = self._table.supervised_counts[gathered.row]
-        per_slot = np.bincount(gathered.slot, supervised, minlength=len(slots))
+        slots = gathered.slots
         totals = torch.zeros(len(slots), dtype=torch.float64, device=self._device)
         self._packed.board([slot.passenger for slot in slots])
-        for piece in self._cuts.pieces(self._table.lengths[gathered.row]):
-            batch = self._collated(gathered.row[piece])
-            self.computed_tokens += batch.tokens.numel()
-            totals += self._train(batch, gathered, piece, slots, per_slot)
+        for piece in self._portions.pieces(gathered):
+            portion = self._portion(gathered, piece)
+            self.computed_tokens += portion.batch.tokens.numel()
+            totals += self._train(portion, slots)
         norms = torch.stack(torch._foreach_norm([slot.gradient for slot in slots]))
+        moving = [slot for slot in slots if slot.moves]
+        assert len(moving) in (0, len(slots)), "gradients are kept of all slots or of none"
         return _Prepared(
-            factors=clip_factors(norms).unbind(),
-            skipped=(~(torch.isfinite(totals) & torch.isfinite(norms))).float().unbind(),
-            numbers=torch.stack([totals, norms.double()]),
+            slots=moving,
+            factors=clip_factors(norms),
+            skipped=(~(torch.isfinite(totals) & torch.isfinite(norms))).float(),
+            numbers=self._together.prepare(moving) if self._together and moving else None,
+            read=_reading(torch.stack([totals, norms.double()])),
         )
 
-    def _collated(self, rows: Rows) -> MicroBatch:
-        """Rows of the table on the device."""
+    def _portion(self, gathered: Gathered, piece: Rows) -> Portion:
+        """That micro-batch on the device, made now or ahead."""
         ahead, self._ahead = self._ahead, None
-        if ahead is not None and np.array_equal(ahead[0], rows):
-            return ahead[1]
-        return self._cuts.collate(self._table, rows, self._device)
+        if ahead is not None and ahead.gathered.equals(gathered) and np.array_equal(ahead.piece, piece):
+            return ahead.portion
+        return self._portions.portion(gathered, piece)
 
     def _look_ahead(self, slots: Sequence[Slot]) -> None:
         """Have the first micro-batch of the next step made, if just these slots go on, before the host waits.
 
         It depends on its rows alone: where others come after all it is not used, and nothing else has changed.
         """
-        coming = [rows for slot in slots if (rows := slot.rows_after_next()) is not None]
-        if not coming:
+        gathered = Gathered.of(slots, ahead=1)
+        if gathered is None:
             return
-        rows = np.concatenate(coming)
-        first = rows[self._cuts.pieces(self._table.lengths[rows])[0]]
-        made = attempt(partial(self._cuts.collate, self._table, first, self._device), self._device)
-        self._ahead = None if isinstance(made, Failure) else (first, made)
+        piece = self._portions.pieces(gathered)[0]
+        made = attempt(partial(self._portions.portion, gathered, piece), self._device)
+        self._ahead = None if isinstance(made, Failure) else _Ahead(gathered, piece, made)
 
-    def _update(self, slots: Sequence[Slot], prepared: _Prepared) -> None:
+    def _update(self, prepared: _Prepared) -> None:
         """Move all slots on, each exactly once; the host does not wait."""
-        for slot, factor, skipped in zip(slots, prepared.factors, prepared.skipped, strict=True):
+        slots, factors, skipped = prepared.slots, prepared.factors, prepared.skipped
+        if self._together is not None and prepared.numbers is not None:
+            self._surely(partial(self._together.take, slots, prepared.numbers, factors, skipped))
+            return
+        for slot, factor, skips in zip(slots, factors[: len(slots)], skipped[: len(slots)], strict=True):
             self._surely(partial(slot.clip, factor))
-            self._surely(partial(slot.update, skipped))
+            self._surely(partial(slot.update, skips))
 
     def _surely(self, work: Callable[[], T]) -> T:
         """Work that fails, if at all, before it changes anything: tried a second time with all else given back.
@@ -187,37 +190,24 @@ class TrainingStep:
             )
         return found
 
-    def _train(
-        self,
-        batch: MicroBatch,
-        gathered: _Gathered,
-        piece: Rows,
-        slots: Sequence[Slot],
-        per_slot: np.ndarray,
-    ) -> torch.Tensor:
+    def _train(self, portion: Portion, slots: Sequence[Slot]) -> torch.Tensor:
         """Forward and backward of one micro-batch; returns each slot's share [slots] of its mean loss."""
-        owners = gathered.slot[piece]
-        segments = _segments(owners, batch.starts, slots)
-        weights = to_device(np.repeat(1.0 / np.maximum(per_slot[owners], 1.0), batch.counts), self._device)
-        shares = np.bincount(owners, batch.counts, minlength=len(slots)).astype(np.int64)
-        places = self._places(owners, gathered.place[piece], batch, slots)
-        plan = self._packed.plan(segments, batch.tokens.numel(), places)
-        nll = self._losses(batch, plan, weights)
-        return torch.segment_reduce(
-            nll.double() * weights, "sum", lengths=to_device(shares, self._device), unsafe=True, initial=0.0
-        )
+        nll = self._losses(portion)
+        weighted = nll.double() * portion.weights
+        return torch.segment_reduce(weighted, "sum", lengths=portion.shares, unsafe=True, initial=0.0)
 
-    def _losses(self, batch: MicroBatch, plan: Plan, weights: torch.Tensor) -> torch.Tensor:
+    def _losses(self, portion: Portion) -> torch.Tensor:
         """NLL [S] of the supervised tokens; the gradients of Σ weights · NLL are added to the slots'."""
+        batch, weights, _, plan, line = portion
         record = self._graphs is not None and batch.flat and self._graphs.takes(batch.tokens.numel())
-        line = self._head.line(batch)
         inputs = batch.tokens, batch.positions, batch.targets, weights
         if not record or line is None or plan.route is None or self._graphs is None:
             return self._pass(inputs, line, plan)
         assert isinstance(line.bounds, torch.Tensor), "graphs are recorded on GPUs only"
         count = len(weights)
-        rest = few_sizes(count, multiple=64, parts=2) - count  # of the first token, with weight zero
-        filled = (batch.tokens, *(nn.functional.pad(each, (0, rest)) for each in inputs[1:]))
+        rest = few_sizes(count, multiple=64, parts=2) - count  # of the line's last token, with weight zero
+        positions = nn.functional.pad(batch.positions, (0, rest), value=batch.tokens.numel() - 1)
+        filled = batch.tokens, positions, *(nn.functional.pad(each, (0, rest)) for each in inputs[2:])
         route = plan.route
         dropout = () if route.places is None else route.places
 
@@ -237,30 +227,49 @@ class TrainingStep:
         tokens, positions, targets, weights = inputs
         with self._head.running(line) as more, self._packed.routed(plan):
             hidden, output = self._head.hidden(tokens, **more)
-            states = hidden.reshape(-1, hidden.shape[-1])[positions]
+            states = Picked.apply(hidden, positions)  # type: ignore[no-untyped-call]
             nll, gradient = self._head.loss_and_gradient(states, targets, weights, output)
-            states.backward(gradient)  # type: ignore[no-untyped-call]
+            states.backward(gradient)
         return nll
 
-    def _places(self, owners: Rows, places: Rows, batch: MicroBatch, slots: Sequence[Slot]) -> Places | None:
-        """Who and where every token is, if any slot drops inputs."""
-        if not any(slots[owner].passenger.dropout > 0 for owner in np.unique(owners)):
-            return None
-        keys = np.zeros(batch.tokens.numel(), np.int32)
-        of_rows = np.concatenate(
-            [slots[owner].row_keys(places[owners == owner]) for owner in np.unique(owners)]
-        )
-        keys[: batch.starts[-1]] = np.repeat(of_rows, np.diff(batch.starts))
-        return Places(
-            keys=to_device(keys, self._device),
-            places=to_device(batch.places.astype(np.int32), self._device),
-        )
+
+class Picked(torch.autograd.Function):
+    """hidden [rows, T, D] → its states [S, D] at flat positions.
+
+    The gradient is copied and not added up, which would sort the positions: where one stands there several times its
+    gradients are equal (zero).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        ctx.shape = hidden.shape
+        ctx.save_for_backward(positions)
+        return hidden.reshape(-1, hidden.shape[-1])[positions]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (positions,) = ctx.saved_tensors
+        whole = gradient.new_zeros((ctx.shape.numel() // ctx.shape[-1], ctx.shape[-1]))
+        return whole.index_copy_(0, positions, gradient).view(ctx.shape), None
 
 
-def _segments(owners: Rows, starts: Rows, slots: Sequence[Slot]) -> list[Segment]:
-    """Runs of rows with the same owner, as segments of tokens; owners are in ascending order."""
-    edges = np.flatnonzero(np.diff(owners, prepend=-1, append=len(slots)))
-    return [
-        slots[owners[start]].segment(int(starts[start]), int(starts[stop]))
-        for start, stop in pairwise(edges.tolist())
-    ]
+def _together(device: torch.device) -> "UpdateTogether":
+    from loratune.engine.together import UpdateTogether
+
+    return UpdateTogether(device)
+
+
+def _reading(numbers: torch.Tensor) -> Callable[[], list[list[float]]]:
+    """Numbers for the host, which waits for what is launched up to now and for nothing after it."""
+    if numbers.device.type != "cuda":
+        return numbers.tolist
+    here = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+    here.copy_(numbers, non_blocking=True)
+    done = torch.cuda.Event()
+    done.record()
+
+    def read() -> list[list[float]]:
+        done.synchronize()
+        return here.tolist()  # type: ignore[no-any-return]
+
+    return read

@@ -49,11 +49,11 @@ def threshold(p: float) -> int:
     return round(p * 2**32) - 2**31
 
 
-def row_keys(seed: int, step: int, rows: Sequence[int]) -> npt.NDArray[np.int32]:
+def row_keys(seed: int, step: int, rows: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
     """[rows] keys of rows of one trial's batch at one step; `rows` are numbers within that batch."""
     salt = crc32(f"{seed}/{step}".encode())
-    keys = torch.tensor([_signed(salt + row * 0x9E3779B9) for row in rows], dtype=torch.int32)
-    return np.asarray(_mix(keys).numpy(), np.int32)
+    keys = (np.asarray(rows, np.int64) * (_GOLDEN & 0xFFFFFFFF) + salt).astype(np.uint32).view(np.int32)
+    return np.asarray(_mix(torch.from_numpy(keys)).numpy(), np.int32)
 
 
 def keep_mask(

@@ -6,9 +6,10 @@ gradients, behind autograd's back: neither autograd nor the compiler ever sees a
 Knows nothing of optimisers or losses. Imported only where Triton works.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from math import ceil
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from loratune.errors import ModelError
 from loratune.kernels import low_rank as kernels
 from loratune.kernels.launch import launch, much_shared_memory
 from loratune.lora.dropout import module_salt, threshold
+from loratune.lora.layout import AdapterLayout
 from loratune.lora.segments import Passenger, Places, Segment, unseen_tokens
 from loratune.maths.sizes import few_sizes
 
@@ -44,24 +46,39 @@ _STAGES, _FEW_STAGES = 3, 2
 Table = npt.NDArray[np.int64]
 
 
-def passenger_rows(passenger: Passenger, weights: torch.Tensor, names: Sequence[str]) -> Table:
+def passenger_rows(passenger: Passenger, weights: torch.Tensor, names: tuple[str, ...]) -> Table:
     """[modules, COLUMNS] one slot's rows in the tables of the modules; rank 0 where it has no matrices.
 
     `weights` [layout.size] is what the products read, in the base's type.
     """
-    read = passenger.adapter.layout.views(weights)
-    keep = np.float32(1 / (1 - passenger.dropout))
+    modules, begins, ranks = _offsets(passenger.adapter.layout, names)
     rows = np.zeros((len(names), kernels.COLUMNS), np.int64)
-    for row, name in zip(rows, names, strict=True):
-        matrices = passenger.matrices.get(name)
-        if matrices is not None:
-            used = *read[name], matrices.gradient_a, matrices.gradient_b
-            row[:4] = [0 if matrix is None else matrix.data_ptr() for matrix in used]
-            row[4] = matrices.a.shape[0]
-            row[5] = np.float32(passenger.scaling).view(np.int32)
-            row[6:8] = module_salt(name), threshold(passenger.dropout)
-            row[8] = keep.view(np.int32)
+    rows[modules, :2] = weights.data_ptr() + weights.itemsize * begins
+    if (gradient := passenger.gradient) is not None:
+        rows[modules, 2:4] = gradient.data_ptr() + gradient.itemsize * begins
+    rows[modules, 4] = ranks
+    rows[:, 5] = np.float32(passenger.scaling).view(np.int32)
+    rows[:, 6] = _salts(names)
+    rows[:, 7] = threshold(passenger.dropout)
+    rows[:, 8] = np.float32(1 / (1 - passenger.dropout)).view(np.int32)
     return rows
+
+
+@lru_cache(maxsize=64)
+def _offsets(layout: AdapterLayout, names: tuple[str, ...]) -> tuple[Table, Table, Table]:
+    """Of the layout's modules: their numbers among `names`, where A and B begin [modules, 2], their ranks."""
+    numbers = {name: number for number, name in enumerate(names)}
+    ranks = np.array(layout.ranks, np.int64)
+    a = ranks * np.array([target.in_features for target in layout.targets], np.int64)
+    b = ranks * np.array([target.out_features for target in layout.targets], np.int64)
+    begins = np.cumsum(a + b) - (a + b)
+    modules = np.array([numbers[target.name] for target in layout.targets], np.int64)
+    return modules, np.stack([begins, begins + a], 1), ranks
+
+
+@lru_cache(maxsize=8)
+def _salts(names: tuple[str, ...]) -> Table:
+    return np.array([module_salt(name) for name in names], np.int64)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -106,8 +123,7 @@ def route_of(
             runs.append((end, segment.start, -1))
         runs.append((segment.start, segment.stop, slots[id(segment.passenger)]))
         end = segment.stop
-    if tokens > end:
-        runs.append((end, tokens, -1))
+    runs.append((end, tokens, -1))  # also where it is empty, so that shapes repeat
     whole = _padded(np.array(runs, np.int32), few_sizes(len(runs), multiple=_RUNS, parts=1))
     # a run of n tokens has at most n / M + 1 blocks: with all that are possible shapes repeat
     blocks = _padded(_cut(np.array(runs, np.int32)), tokens // _BLOCK_M + len(whole))
@@ -273,17 +289,50 @@ def _fake_low_rank(
 def low_rank_backward(
     grad_y: torch.Tensor, x: torch.Tensor, h: torch.Tensor, table: torch.Tensor, through: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradient of x ([0] unless `through`), and a zero for the anchor; fills the slots' flat gradients."""
+    """Gradient of x ([0] unless `through`), and anything for the anchor; fills the slots' flat gradients.
+
+    In a recording the gradients of B and A, on which nothing waits, run beside the other products: none of them alone
+    keeps the device's memory busy.
+    """
     grad_y = grad_y.contiguous()
     x = x.contiguous()
     grad_h = torch.empty_like(h)
-    _shrink(grad_y, grad_h, table, kernels.COLUMN_B)
-    _gradient(grad_y, h, table, kernels.COLUMN_GRADIENT_B)
-    _gradient(x, grad_h, table, kernels.COLUMN_GRADIENT_A)
     grad_x = x.new_empty(x.shape if through else 0)
+    with _beside(x.device):
+        _gradient(grad_y, h, table, kernels.COLUMN_GRADIENT_B)
+    _shrink(grad_y, grad_h, table, kernels.COLUMN_B)
+    with _beside(x.device):
+        _gradient(x, grad_h, table, kernels.COLUMN_GRADIENT_A)
     if through:
         _expand(grad_h, grad_x, grad_x, table, kernels.COLUMN_A)
-    return grad_x, x.new_zeros(1)
+    _wait_for_those_beside(x.device)
+    return grad_x, x.new_empty(1)
+
+
+@contextmanager
+def _beside(device: torch.device) -> Iterator[None]:
+    """In a recording what is launched in the block runs beside what comes after it, until it is waited for."""
+    if not _records(device):
+        yield
+        return
+    side = _side_stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        yield
+
+
+def _wait_for_those_beside(device: torch.device) -> None:
+    if _records(device):
+        torch.cuda.current_stream(device).wait_stream(_side_stream(device))
+
+
+def _records(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _fake_backward(

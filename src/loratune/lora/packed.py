@@ -71,7 +71,7 @@ class PackedAdapters:
     _slots: dict[int, int] = field(default_factory=dict, init=False)
     _aboard: list[Passenger] = field(default_factory=list, init=False)
     _read: dict[int, _Read] = field(default_factory=dict, init=False)
-    """By the passengers' ids."""
+    """By the ids of the passengers' weights, which several may share."""
 
     @property
     def _parameter(self) -> torch.Tensor:
@@ -108,48 +108,63 @@ class PackedAdapters:
         return [module.register_forward_hook(fused.hook) for module in modules]
 
     def board(self, passengers: Sequence[Passenger]) -> None:
-        """Say which adapters the coming routes may name. Does nothing where they are aboard already, or are none."""
-        if self._tables is None or not passengers or [id(p) for p in passengers] == list(self._slots):
+        """Say which adapters the coming routes may name; their weights are read as they are now."""
+        if self._tables is None or not passengers:
             return
+        if [id(p) for p in passengers] != list(self._slots):
+            self._take_aboard(self._tables, passengers)
+        self._follow()
+
+    def _take_aboard(self, tables: torch.Tensor, passengers: Sequence[Passenger]) -> None:
         if len(passengers) > CAPACITY:
             raise ModelError(f"at most {CAPACITY} adapters fit into one pack, {len(passengers)} were given.")
         from loratune.lora import fused
 
         dtype = self._parameter.dtype
-        read = {id(p): self._read.get(id(p)) or _Read.of(p, dtype) for p in passengers}
-        rows = [fused.passenger_rows(p, read[id(p)].weights, self.names) for p in passengers]
-        self._tables[:, : len(passengers)].copy_(torch.from_numpy(np.stack(rows, 1)))
-        self._slots = {id(passenger): i for i, passenger in enumerate(passengers)}
+        read: dict[int, _Read] = {}
+        for passenger in passengers:
+            key = id(passenger.adapter.weights)
+            read[key] = read.get(key) or self._read.get(key) or _Read.of(passenger, dtype)
+        modules = tuple(self.names)
+        rows = [fused.passenger_rows(p, read[id(p.adapter.weights)].weights, modules) for p in passengers]
+        tables[:, : len(passengers)].copy_(torch.from_numpy(np.stack(rows, 1)))
+        self._slots = _numbered(passengers)
         self._aboard, self._read = list(passengers), read  # kept alive: the tables hold addresses
 
     def _follow(self) -> None:
         """Copy the weights that have changed since they were copied."""
-        stale = [
-            (read, passenger.adapter.weights)
-            for passenger, read in zip(self._aboard, self._read.values(), strict=True)
-            if read.weights is not passenger.adapter.weights
-            and read.version != passenger.adapter.weights._version
-        ]
+        stale: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for passenger in self._aboard:
+            weights = passenger.adapter.weights
+            read = self._read[id(weights)]
+            if read.weights is not weights and read.version != weights._version:
+                stale.append((read.weights, weights))
+                read.version = weights._version
         if stale:
-            torch._foreach_copy_([read.weights for read, _ in stale], [weights for _, weights in stale])
-        for read, weights in stale:
-            read.version = weights._version
+            torch._foreach_copy_(*(list(each) for each in zip(*stale, strict=True)))
 
-    def plan(self, segments: Sequence[Segment], tokens: int, places: Places | None = None) -> "Plan":
+    def plan(
+        self,
+        segments: Sequence[Segment],
+        tokens: int,
+        places: Places | None = None,
+        *,
+        aboard: Sequence[Passenger] | None = None,
+    ) -> "Plan":
         """Say whose the `tokens` of a micro-batch are; other tokens see the bare base.
 
-        `segments` in ascending order; `places` is needed where a segment drops inputs.
+        `segments` in ascending order; `places` is needed where a segment drops inputs. `aboard`: who will have been
+        taken aboard by `board` when the plan is used; None: takes those of the segments aboard where they are not.
         """
         if not self.triton:
             return Plan(segments=segments, tokens=tokens, places=places)
         from loratune.lora import fused
 
-        if any(id(segment.passenger) not in self._slots for segment in segments):
-            unique = {id(segment.passenger): segment.passenger for segment in segments}
-            self.board(list(unique.values()))
-        if segments:  # else those aboard may have been put aside, their weights too
-            self._follow()
-        route = fused.route_of(segments, self._slots, tokens, places, self._parameter.device)
+        if aboard is None and segments:  # else those aboard may have been put aside, their weights too
+            own = {id(segment.passenger): segment.passenger for segment in segments}
+            self.board(self._aboard if own.keys() <= self._slots.keys() else list(own.values()))
+        slots = self._slots if aboard is None else _numbered(aboard)
+        route = fused.route_of(segments, slots, tokens, places, self._parameter.device)
         return Plan(segments=segments, tokens=tokens, places=places, route=route)
 
     @contextmanager
@@ -198,3 +213,8 @@ class PackedAdapters:
             return result
 
         return hook
+
+
+def _numbered(passengers: Sequence[Passenger]) -> dict[int, int]:
+    """Places in the tables, by the passengers' ids."""
+    return {id(passenger): place for place, passenger in enumerate(passengers)}

@@ -6,8 +6,9 @@ slicing: no segment is ever multiplied with another's numbers, so a NaN stays wh
 Knows nothing of losses, optimisers or schedules.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -40,10 +41,14 @@ class Passenger:
         """Whether every matrix begins at a multiple of 16 bytes in the flat vector, in half precision too."""
         self.ranks = frozenset(adapter.layout.ranks)
         self.gradient = torch.zeros_like(adapter.weights) if trainable else None
-        gradients = adapter.layout.views(self.gradient) if self.gradient is not None else {}
-        self.matrices = {
+
+    @cached_property
+    def matrices(self) -> Mapping[str, Matrices]:
+        """By module."""
+        gradients = self.adapter.layout.views(self.gradient) if self.gradient is not None else {}
+        return {
             name: Matrices(a, b, *gradients.get(name, (None, None)))
-            for name, (a, b) in adapter.views().items()
+            for name, (a, b) in self.adapter.views().items()
         }
 
 

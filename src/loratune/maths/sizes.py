@@ -10,9 +10,11 @@ def few_sizes(count: int, *, multiple: int = 4, parts: int = 16) -> int:
     return -(-count // step) * step
 
 
-RECORDED_TOKENS = 16384
+RECORDED_TOKENS = 65536
 """Lines of at most so many tokens are recorded as CUDA graphs, which should meet few sizes; a graph keeps the memory
 of its activations for good."""
+_COARSE_TOKENS = 16384
+"""Below, where a step has few rows and their sum varies, recorded lines meet fewer sizes."""
 _RECORDED_FLOPS = 80e12
 """Of a micro-batch's products: above, launching should cost less than the work. An estimate: on H200s a pass of an 8B
 model took the host .15 to .19 s, in which the device does about so many."""
@@ -23,6 +25,10 @@ def recorded_tokens(parameters: int) -> int:
     return int(min(RECORDED_TOKENS, _RECORDED_FLOPS / (4 * max(1, parameters))))
 
 
-def line_tokens(count: int, *, multiple: int, recorded: bool) -> int:
-    """Tokens of the flat line that holds `count`: filled up by at most an eighth where it is recorded, else 3 %."""
-    return few_sizes(count, multiple=multiple, parts=8 if recorded and count <= RECORDED_TOKENS else 32)
+def line_tokens(count: int, *, multiple: int, recorded: int) -> int:
+    """Tokens of the flat line that holds `count`, where lines of at most `recorded` tokens are recorded.
+
+    Those are filled up by at most an eighth, from 16,384 tokens on a sixteenth; others by 3 %.
+    """
+    parts = 32 if count > recorded else 8 if count <= _COARSE_TOKENS else 16
+    return few_sizes(count, multiple=multiple, parts=parts)

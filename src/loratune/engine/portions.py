@@ -1,0 +1,128 @@
+"""What a step trains on: the rows of all slots' batches, and its micro-batches with all that they need on the device.
+
+A function of the rows alone, so that it can be made while the device is still busy with the step before. Knows slots,
+rows and adapters' places; nothing of losses, gradients or optimisers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from loratune.data.batches import MicroBatch, Rows, to_device
+from loratune.data.table import TokenTable
+from loratune.engine.cuts import Cuts
+from loratune.engine.head import Head, Line
+from loratune.engine.slot import Slot
+from loratune.lora.packed import PackedAdapters, Plan
+from loratune.lora.segments import Places, Segment
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Gathered:
+    """The rows of all slots' batches, one entry per row, grouped by slot."""
+
+    slots: Sequence[Slot]
+    steps: Sequence[int]
+    """Which of its steps each slot takes with them."""
+    slot: Rows
+    """Which slot the row belongs to."""
+    place: Rows
+    """Number of the row within its slot's batch."""
+    row: Rows
+    """Row of the training table."""
+
+    @classmethod
+    def of(cls, slots: Sequence[Slot], *, ahead: int = 0) -> "Gathered | None":
+        """Of the slots' coming step, or of a later one if just these go on; None where none does."""
+        batches = [(slot, rows) for slot in slots if (rows := slot.rows_of(ahead)) is not None]
+        if not batches:
+            return None
+        sizes = [len(rows) for _, rows in batches]
+        return cls(
+            slots=[slot for slot, _ in batches],
+            steps=[slot.step + ahead for slot, _ in batches],
+            slot=np.repeat(np.arange(len(batches)), sizes),
+            place=np.concatenate([np.arange(size) for size in sizes]),
+            row=np.concatenate([rows for _, rows in batches]),
+        )
+
+    def equals(self, other: "Gathered") -> bool:
+        """Whether they are the same steps of the same slots."""
+        same = len(self.slots) == len(other.slots) and self.steps == other.steps
+        return same and all(own is theirs for own, theirs in zip(self.slots, other.slots, strict=True))
+
+
+class Portion(NamedTuple):
+    """One micro-batch of a step."""
+
+    batch: MicroBatch
+    weights: torch.Tensor
+    """[S] float64, of each supervised token in its slot's mean."""
+    shares: torch.Tensor
+    """[slots] supervised tokens of each slot."""
+    plan: Plan
+    line: Line | None
+
+
+class Portions:
+    """Makes the micro-batches of a step."""
+
+    def __init__(self, head: Head, packed: PackedAdapters, table: TokenTable, cuts: Cuts) -> None:
+        self.table = table
+        self._head = head
+        self._packed = packed
+        self._cuts = cuts
+        self._device = next(head.model.parameters()).device
+
+    def pieces(self, gathered: Gathered) -> list[Rows]:
+        """Positions of the rows of each micro-batch."""
+        return self._cuts.pieces(self.table.lengths[gathered.row])
+
+    def portion(self, gathered: Gathered, piece: Rows) -> Portion:
+        """One of them, on the device; the host does not wait."""
+        owners, count = gathered.slot[piece], len(gathered.slots)
+        supervised = self.table.supervised_counts[gathered.row]
+        per_slot = np.bincount(gathered.slot, supervised, minlength=count)
+        batch = self._cuts.collate(self.table, gathered.row[piece], self._device)
+        weights = np.repeat(1.0 / np.maximum(per_slot[owners], 1.0), batch.counts)
+        shares = np.bincount(owners, batch.counts, minlength=count).astype(np.int64)
+        places = self._places(gathered, piece, batch)
+        segments = _segments(owners, batch.starts, gathered.slots)
+        members = [slot.passenger for slot in gathered.slots]
+        return Portion(
+            batch=batch,
+            weights=to_device(weights, self._device),
+            shares=to_device(shares, self._device),
+            plan=self._packed.plan(segments, batch.tokens.numel(), places, aboard=members),
+            line=self._head.line(batch),
+        )
+
+    def _places(self, gathered: Gathered, piece: Rows, batch: MicroBatch) -> Places | None:
+        """Who and where every token is, if any slot drops inputs."""
+        owners, places = gathered.slot[piece], gathered.place[piece]
+        present = np.unique(owners)
+        if not any(gathered.slots[owner].passenger.dropout > 0 for owner in present):
+            return None
+        keys = np.zeros(batch.tokens.numel(), np.int32)
+        of_rows = [
+            gathered.slots[owner].row_keys(gathered.steps[owner], places[owners == owner])
+            for owner in present
+        ]
+        keys[: batch.starts[-1]] = np.repeat(np.concatenate(of_rows), np.diff(batch.starts))
+        return Places(
+            keys=to_device(keys, self._device),
+            places=to_device(batch.places.astype(np.int32), self._device),
+        )
+
+
+def _segments(owners: Rows, starts: Rows, slots: Sequence[Slot]) -> list[Segment]:
+    """Runs of rows with the same owner, as segments of tokens; owners are in ascending order."""
+    edges = np.flatnonzero(np.diff(owners, prepend=-1, append=len(slots)))
+    return [
+        slots[owners[start]].segment(int(starts[start]), int(starts[stop]))
+        for start, stop in pairwise(edges.tolist())
+    ]
