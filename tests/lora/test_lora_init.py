@@ -5,7 +5,7 @@ import torch
 from peft import get_peft_model
 
 from engine_fixture import tiny_family
-from loratune.lora.init import initial_adapter
+from loratune.lora.init import initial_adapter, initial_adapters
 from loratune.lora.layout import find_targets
 from loratune.lora.peft_io import lora_config
 from loratune.values import ALL_LINEAR, HyperParameters
@@ -41,3 +41,21 @@ def test_equals_peft(
         assert torch.equal(b, layer.lora_B["default"].weight)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert trainable == adapter.layout.size == adapter.weights.numel()
+
+
+def test_many_at_once_are_those_alone_each_with_memory_of_its_own() -> None:
+    """Two rates at one rank and seed share what is drawn, another seed or rank does not."""
+    base = tiny_family("llama", torch.bfloat16)
+    targets = find_targets(base.profile.targets, ALL_LINEAR)
+    wanted = [
+        (HyperParameters(r=r, lora_alpha=6, learning_rate=rate, batch_size=1), targets, seed)
+        for r, rate, seed in ((3, 1e-3, 11), (3, 1e-2, 11), (3, 1e-3, 12), (4, 1e-3, 11))
+    ]
+    found = initial_adapters(wanted, base_dtype=torch.bfloat16, device=torch.device("cpu"))
+    for adapter, (recipe, _, seed) in zip(found, wanted, strict=True):
+        alone = initial_adapter(
+            recipe, targets, seed=seed, base_dtype=torch.bfloat16, device=torch.device("cpu")
+        )
+        assert adapter.hyper_parameters == recipe
+        assert torch.equal(adapter.weights, alone.weights)
+    assert len({adapter.weights.data_ptr() for adapter in found}) == len(found)

@@ -4,11 +4,9 @@ Knows the base model, the rows and the trials it is handed; nothing of strategie
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from os import cpu_count
 from typing import Self, TypeVar
 
 import numpy as np
@@ -30,7 +28,7 @@ from loratune.engine.resources import DoesNotFit, Failure, attempt, memory_error
 from loratune.engine.shortage import Place, Shortage, unheard
 from loratune.engine.slot import Slot
 from loratune.engine.step import TrainingStep
-from loratune.lora.init import initial_adapter
+from loratune.lora.init import initial_adapters
 from loratune.lora.layout import Adapter, find_targets
 from loratune.lora.packed import PackedAdapters
 from loratune.maths.sizes import CAPACITY
@@ -168,13 +166,14 @@ class PackEngine:
 
     def initial(self, trial: Trial) -> Adapter:
         """The adapter with which a trial starts: PEFT's for its seed."""
-        return initial_adapter(
-            trial.hyper_parameters,
-            find_targets(self.base.profile.targets, trial.hyper_parameters.target_modules),
-            seed=trial.seed,
-            base_dtype=self.base.dtype,
-            device=self.base.device,
-        )
+        return self.initials([trial])[0]
+
+    def initials(self, trials: Sequence[Trial]) -> list[Adapter]:
+        """`initial` of many, each with weights of its own."""
+        recipes = [trial.hyper_parameters for trial in trials]
+        targets = [find_targets(self.base.profile.targets, recipe.target_modules) for recipe in recipes]
+        wanted = zip(recipes, targets, (trial.seed for trial in trials), strict=True)
+        return initial_adapters(list(wanted), base_dtype=self.base.dtype, device=self.base.device)
 
     def slot(self, trial: Trial, initial: Adapter | None = None) -> Slot:
         """A trial before its first step, with all the memory that it will need between steps.
@@ -187,10 +186,8 @@ class PackEngine:
         return slot
 
     def slots(self, trials: Sequence[Trial]) -> list[Slot]:
-        """Trials before their first step; their initial weights are drawn by as many threads as there are cores."""
-        _ = self._head  # made once, before the threads
-        with ThreadPoolExecutor(cpu_count()) as pool:
-            return list(pool.map(self.slot, trials))
+        """Trials before their first step."""
+        return [self.slot(*pair) for pair in zip(trials, self.initials(trials), strict=True)]
 
     def training_step(self) -> TrainingStep:
         """What moves slots one step on; only works inside `run` or `attached`."""
