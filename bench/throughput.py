@@ -103,6 +103,16 @@ CELLS = {
     "8b-b16": Cell(shape="llama3-8b", batch=16, slots=8, micro_batch_tokens=8192),
     "8b-mixed": Cell(shape="llama3-8b", batch=4, slots=12, ranks=MIXED, micro_batch_tokens=8192, peft=False),
     "8b-banking77": Cell(shape="llama3-8b", batch=16, slots=16, length="banking77", micro_batch_tokens=8192),
+    # short real rows, as a search trains them: many trials, each with few tokens in a step
+    **{
+        f"short-{slots}": Cell(
+            shape="smollm2-135m", batch=16, slots=slots, length="banking77", micro_batch_tokens=65536, peft=False
+        )
+        for slots in (1, 4, 16, 32, 64, 128)
+    },
+    "short-0.5b-64": Cell(
+        shape="qwen2-0.5b", batch=16, slots=64, length="banking77", micro_batch_tokens=32768, peft=False
+    ),
     **{
         f"growth-{slots}": Cell(shape="qwen2-0.5b", batch=4, slots=slots, peft=False)
         for slots in (1, 2, 4, 8, 16, 64)

@@ -242,13 +242,13 @@ def test_nan_is_never_the_best(rows: int | None) -> None:
     """The weights become NaN between two readings: the finite reading before counts."""
     subject = packs()
     live: list[Adapter] = []
-    start = subject.initial
+    start = subject.initials
 
-    def initial(which: Trial) -> Adapter:
-        live.append(start(which))
-        return live[-1]
+    def initials(which: Sequence[Trial]) -> list[Adapter]:
+        live.extend(start(which))
+        return live[-len(which) :]
 
-    object.__setattr__(subject, "initial", initial)
+    object.__setattr__(subject, "initials", initials)
 
     def poison(progress: PackProgress) -> None:
         if progress.slots[0].step == 3:
