@@ -61,8 +61,8 @@ def test_measured_and_published_rates_lie_within_a_bracket(used: float, argument
 
 
 def test_exponents_of_batch_and_examples() -> None:
-    assert rate(16, 32, batch=64) / rate(16, 32, batch=16) == pytest.approx(2.0)
-    assert rate(16, 32, rows=1e5) / rate(16, 32, rows=1e4) == pytest.approx(10**-0.26)
+    assert rate(16, 32, batch=64) / rate(16, 32, batch=16) == pytest.approx(4**0.4)
+    assert rate(16, 32, rows=1e5) / rate(16, 32, rows=1e4) == pytest.approx(10**-0.18)
 
 
 def test_interval_widens_without_the_width() -> None:
@@ -99,12 +99,13 @@ def test_batch_size(rows: int, epochs: float, expected: int) -> None:
 
 
 def test_factors_of_the_learning_rate_against_the_survey() -> None:
-    """`science.md`: §0 2.4 times from r 1 to 128 at constant alpha; §6 a tenth of the rows, 1/.55; §8 Gemma, Llama."""
+    """`science.md`: §0 2.4 times from r 1 to 128 at constant alpha; §8 Gemma, Llama."""
     assert rate_by_rank(128) / rate_by_rank(1) == pytest.approx(2.4, rel=0.01)
     assert rate_by_rank(512) / rate_by_rank(4) < 2.5  # "less than 2" by LoRA Without Regret
-    assert rate_by_examples(1e4) / rate_by_examples(1e5) == pytest.approx(1 / 0.55, rel=0.01)
-    assert rate_by_examples(5e3) / rate_by_examples(395e3) == pytest.approx(1.1e-3 / 3.6e-4, rel=0.02)
-    assert rate_by_batch(64) / rate_by_batch(4) == pytest.approx(0.0048 / 0.00108, rel=0.15)  # banking77
+    # five tasks measured at several sizes: -.13 (-.29 to +.04) in the rows (docs/evidence.md, 2602.04998)
+    assert 10**-0.04 < rate_by_examples(1e4) / rate_by_examples(1e5) < 10**0.29
+    assert 1 / 3 < rate_by_examples(5e3) / rate_by_examples(395e3) / (1.1e-3 / 3.6e-4) < 1
+    assert 1 / 1.5 < rate_by_batch(64) / rate_by_batch(4) / (0.0048 / 0.00108) < 1  # banking77, twice: .54 and .33
     # five measured datasets, alpha in proportion to r: r^-0.495 (docs/evidence.md)
     along = rate_by_rank(128) * rate_by_alpha(256) / (rate_by_rank(2) * rate_by_alpha(4))
     assert along == pytest.approx(64**-0.495, rel=0.03)
