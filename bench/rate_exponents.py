@@ -104,7 +104,9 @@ def main() -> None:
     tasks = measured_tasks()
     own = slopes(tasks)
     for dataset, value in own.items():
-        print(f"rows, {dataset:<12} {value:+.3f} (95 % {INTERVALS[dataset][0]:+.2f} to {INTERVALS[dataset][1]:+.2f})")
+        print(
+            f"rows, {dataset:<12} {value:+.3f} (95 % {INTERVALS[dataset][0]:+.2f} to {INTERVALS[dataset][1]:+.2f})"
+        )
     sds = [(high - low) / 3.92 for low, high in (INTERVALS[dataset] for dataset in own)]
     for name, values, errors_ in (
         ("our four datasets", list(own.values()), sds),
@@ -112,13 +114,17 @@ def main() -> None:
     ):
         mean, error, between = pooled(values, errors_)
         half = float(stats.t.ppf(0.975, len(values) - 1)) * error
-        print(f"rows, {name}: {mean:+.3f} ({mean - half:+.2f} to {mean + half:+.2f}), sd between datasets {between:.2f}")
+        print(
+            f"rows, {name}: {mean:+.3f} ({mean - half:+.2f} to {mean + half:+.2f}), sd between datasets {between:.2f}"
+        )
     print("all together:")
     together(tasks, (mean, error))
     print("error on a dataset that was left out (factor; law alone, corrected by the others):")
     for rows, batch, width in ((-0.26, 0.5, 0.4), (-0.13, 0.5, 0.4), (-0.18, 0.4, 0.45), (-0.15, 0.4, 0.45)):
         with patch.multiple(laws, EXAMPLES_EXPONENT=rows, BATCH_EXPONENT=batch, WIDTH_EXPONENT=width):
-            print(f"  rows {rows:+.2f}, batch {batch:.2f}, width {width:.2f}: {left_out()[0]:.2f}, {left_out()[1]:.2f}")
+            print(
+                f"  rows {rows:+.2f}, batch {batch:.2f}, width {width:.2f}: {left_out()[0]:.2f}, {left_out()[1]:.2f}"
+            )
 
 
 if __name__ == "__main__":
