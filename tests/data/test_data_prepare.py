@@ -188,13 +188,16 @@ def test_thousands_of_classes(tmp_path: Path) -> None:
 
 
 def test_completions_from_a_small_set_are_verbatim_classes(tmp_path: Path) -> None:
-    rows = [{"prompt": f"{i} is ", "completion": ["even", "odd_one"][i % 2]} for i in range(100)]
+    rows = [{"prompt": f"{i} is ", "completion": [" even", " odd_one"][i % 2]} for i in range(100)]
     data = ready(write_jsonl(tmp_path / "a.jsonl", rows))
     assert (data.profile.shape, data.labels) == ("prompt-completion", ("even", "odd_one"))
-    assert [TOKENIZER.decode(ids) for ids in data.label_tokens] == [f"even{END}", f"odd_one{END}"]
+    assert [TOKENIZER.decode(ids) for ids in data.label_tokens] == [f" even{END}", f" odd_one{END}"]
     assert data.test.row_labels is not None
-    assert [f"{data.labels[k]}{END}" for k in data.test.row_labels] == learnt(data.test)
+    assert [f" {data.labels[k]}{END}" for k in data.test.row_labels] == learnt(data.test)
     assert data.profile.label_counts == (35, 35)
+    assert (
+        "Completions are 2 different ones that repeat: accuracy and macro-F1 are measured too." in data.notes
+    )
 
 
 def test_completions_that_are_nearly_all_the_same_are_no_classes(tmp_path: Path) -> None:

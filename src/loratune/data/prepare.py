@@ -135,6 +135,7 @@ def prepare(
         labels, tables = (), {split: replace(table, labels=None) for split, table in tables.items()}
     notes += _class_notes(tables, labels)
     completions = encoder.completion_ids([shape.completion(label) for label in labels])
+    labels = _spelt(labels)
     longest = max(int(table.lengths.max()) for table in tables.values())
     return PreparedData(
         **tables,
@@ -149,6 +150,7 @@ def prepare(
         label_tokens=tuple(np.array(ids, np.int32) for ids in completions),
         notes=(
             f"Rows are read as {shape.name}: {shape.description}.",
+            *_class_kind(shape, labels),
             *shape.notes,
             *unread_notes(reading.unread, sources["train"]),
             *notes,
@@ -226,6 +228,20 @@ def _choose(
                 "exact duplicates; add rows."
             )
     return chosen, notes
+
+
+def _spelt(labels: tuple[str, ...]) -> tuple[str, ...]:
+    """Classes as people read them: without the space at an end, where they differ without it too."""
+    plain = tuple(label.strip() for label in labels)
+    return plain if len(set(plain)) == len(labels) else labels
+
+
+def _class_kind(shape: Shape, labels: tuple[str, ...]) -> list[str]:
+    if not labels or shape.name == Classification.name:
+        return []
+    return [
+        f"Completions are {len(labels)} different ones that repeat: accuracy and macro-F1 are measured too."
+    ]
 
 
 def _present(table: TokenTable) -> set[int]:
