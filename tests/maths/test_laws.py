@@ -105,7 +105,9 @@ def test_factors_of_the_learning_rate_against_the_survey() -> None:
     # five tasks measured at several sizes: -.13 (-.29 to +.04) in the rows (docs/evidence.md, 2602.04998)
     assert 10**-0.04 < rate_by_examples(1e4) / rate_by_examples(1e5) < 10**0.29
     assert 1 / 3 < rate_by_examples(5e3) / rate_by_examples(395e3) / (1.1e-3 / 3.6e-4) < 1
-    assert 1 / 1.5 < rate_by_batch(64) / rate_by_batch(4) / (0.0048 / 0.00108) < 1  # banking77, twice: .54 and .33
+    assert (
+        1 / 1.5 < rate_by_batch(64) / rate_by_batch(4) / (0.0048 / 0.00108) < 1
+    )  # banking77, twice: .54 and .33
     # five measured datasets, alpha in proportion to r: r^-0.495 (docs/evidence.md)
     along = rate_by_rank(128) * rate_by_alpha(256) / (rate_by_rank(2) * rate_by_alpha(4))
     assert along == pytest.approx(64**-0.495, rel=0.03)

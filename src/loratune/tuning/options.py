@@ -39,14 +39,18 @@ class CommonOptions:
 
     model: str = option(MISSING, "Base model: a folder, a .gguf file, or a hub name.", MODEL)
     data: str = option(
-        MISSING, "Training data: .jsonl, .csv, .tsv, .parquet, a datasets folder, or a hub name.", DATA
+        MISSING,
+        "Training data: .jsonl, .json, .csv, .tsv (.gz too), .parquet, a folder, or a hub name.",
+        DATA,
     )
     validation: str | None = option(None, "Validation data; default: split off --data.", DATA)
     test: str | None = option(None, "Test data, used once at the end; default: split off --data.", DATA)
     prompt_column: str | None = option(None, "Column that holds the prompt.", DATA)
     completion_column: str | None = option(None, "Column that holds the completion or label.", DATA)
     template: str | None = option(
-        None, "Prompt template with {column} fields, e.g. 'Message: {text}\\nIntent:'.", DATA
+        None,
+        "Prompt template with {column} fields, {column?} where it may be empty, e.g. 'Message: {text}\\nIntent:'.",
+        DATA,
     )
     max_length: int | None = option(None, "Longest row in tokens; default: what data and model need.", DATA)
     train_rows: int | None = option(None, "Use at most this many training rows (seeded choice).", DATA)
