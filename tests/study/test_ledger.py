@@ -4,6 +4,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import loratune
 from loratune.costs import measuring
 from loratune.errors import OutputError
 from loratune.maths.measured import measured_tasks
-from loratune.study.ledger import LedgerError, ledger_path, read_entries, write_entry
+from loratune.study.ledger import LedgerError, ledger_path, read_entries, read_ledger, write_entry
 from loratune.study.record import Study
 from loratune.tuning.experience import Corrections, correct, dataset_name, gather, optima_of, task_of_study
 from loratune.tuning.options import PriorOptions
@@ -70,8 +71,6 @@ def break_it(path: Path, how: str) -> None:
     else:
         with sqlite3.connect(path) as connection:
             statement = {
-                "strange content": "UPDATE studies SET task = '[]'",
-                "no JSON": "UPDATE studies SET task = '{'",
                 "another table": "DROP TABLE studies",
                 "newer": "PRAGMA user_version = 99",
             }[how]
@@ -79,7 +78,20 @@ def break_it(path: Path, how: str) -> None:
         connection.close()
 
 
-BROKEN = ("no database", "a folder", "strange content", "no JSON", "another table", "newer")
+BROKEN = ("no database", "a folder", "another table", "newer")
+DAMAGED = {
+    "a list": "task = '[]'",
+    "no JSON": "task = '{'",
+    "deep JSON": f"task = '{'[' * 100_000}'",
+    "text for a number": """task = json_set(task, '$.rows', 'many')""",
+    "a number for text": """task = json_set(task, '$.family', 5)""",
+    "no learning rate at all": """task = json_set(task, '$.optima[0].learning_rate', -1)""",
+    "infinite": """task = json_set(task, '$.epochs', 9e999)""",
+    "a huge number": """task = json_set(task, '$.rows', 1e300)""",
+    "an unknown key": """task = json_set(task, '$.future', 1)""",
+    "another type of column": "finished = x'ff00'",
+    "text that is no UTF-8": "directory = CAST(x'ff' AS TEXT)",
+}
 
 
 @pytest.mark.parametrize("how", BROKEN)
@@ -95,6 +107,22 @@ def test_a_broken_ledger_is_one_sentence_and_is_left_as_it_is(how: str, ledger: 
     assert str(ledger) in note
     assert gather(PriorOptions(model="m", data=str(data), no_ledger=True)).notes == ()
     assert before is None or ledger.read_bytes() == before
+
+
+@pytest.mark.parametrize("how", DAMAGED)
+def test_a_damaged_entry_is_left_out_with_a_note(how: str, ledger: Path, tmp_path: Path) -> None:
+    write_entry(ledger, "good", "/r", TASK)
+    write_entry(ledger, "bad", "/r", replace(TASK, model="n"))
+    with closing(sqlite3.connect(ledger)) as connection, connection:
+        connection.execute(f"UPDATE studies SET {DAMAGED[how]} WHERE key = 'bad'")
+    found = read_ledger(ledger)
+    assert [entry.key for entry in found.studies] == ["good"]
+    assert found.damaged == 1
+    data = write_jsonl(tmp_path / "data.jsonl", animal_rows(20))
+    options = PriorOptions(model="m", data=str(data))
+    experience = gather(options)
+    assert any("1 of 2 studies in the ledger" in note for note in experience.notes)
+    assert correct(replace(TASK, dataset=dataset_name(options), model="new"), experience).rate > 0
 
 
 def test_a_locked_ledger_is_waited_for_and_then_told(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
 from math import inf, nan
 from pathlib import Path
 from random import Random
@@ -15,52 +15,12 @@ import optuna
 import pytest
 
 from loratune.errors import OutputError
-from loratune.study.record import Study, has_secrets, masked
-from loratune.values import CurvePoint, HyperParameters, Stage, Trial, TrialResult, TrialState
+from loratune.study.record import Study
+from loratune.study.secrets import has_secrets, masked
+from loratune.values import CurvePoint, Stage, TrialState
+from study_fixture import assert_equal, make_result
 
 FINGERPRINT = {"options": {"ranks": (4, 8), "margin": 0.005}, "model": "tiny", "data": "abc"}
-
-
-def make_result(rank: int = 8, seed: int = 0, **changes: object) -> TrialResult:
-    values = HyperParameters(
-        r=rank,
-        lora_alpha=2 * rank,
-        learning_rate=1e-3 / 3,
-        batch_size=16,
-        target_modules=("q_proj", "v_proj"),
-    )
-    trial = Trial(hyper_parameters=values, seed=seed, fraction=0.25)
-    facts: dict[str, object] = {
-        "asked": trial,
-        "trial": trial,
-        "nll": 1 / 3,
-        "train_nll": 0.3,
-        "metrics": {"nll": 1 / 3, "accuracy": 0.8},
-        "curve": tuple(
-            CurvePoint(step=step, fraction=step / 20, train_nll=1 / step, validation_nll=1.1 / step)
-            for step in (10, 20)
-        ),
-        "example_nll": np.random.default_rng(seed).random(50),
-        "example_scores": {"exact_match": np.arange(50.0) % 2, "prediction": np.arange(50) % 3},
-        "trained_tokens": 12345,
-        "steps": 20,
-        "cost": 0.26,
-        "seconds": 1.5,
-    }
-    return TrialResult(**(facts | changes))  # type: ignore[arg-type]
-
-
-def assert_equal(found: TrialResult, expected: TrialResult) -> None:
-    for field in fields(TrialResult):
-        ours, theirs = getattr(found, field.name), getattr(expected, field.name)
-        if field.name == "example_scores":
-            assert ours.keys() == theirs.keys()
-            for name in ours:
-                np.testing.assert_array_equal(ours[name], theirs[name], strict=True)
-        elif field.name == "example_nll" and theirs is not None:
-            np.testing.assert_array_equal(ours, theirs, strict=True)
-        else:
-            assert ours == theirs, field.name
 
 
 DIVERGED = make_result(
@@ -230,13 +190,11 @@ def test_unusable_directories(tmp_path: Path) -> None:
     (tmp_path / "torn" / "study.db").write_bytes(b"this is no database, whatever its name says")
     with pytest.raises(OutputError, match="not a database"):
         Study.open(tmp_path / "torn", fingerprint={}, resume=True)
-    with pytest.raises(OutputError, match="'\\?'"):
-        Study.open(tmp_path / "what?", fingerprint={})
     with pytest.raises(OutputError, match=r"study\.db"):
         Study.load(tmp_path / "empty")
 
 
-@pytest.mark.parametrize("name", ["with space", "ümlaut {x}", "100%"])
+@pytest.mark.parametrize("name", ["with space", "ümlaut {x}", "100%", "what?", "#1"])
 def test_odd_directory_names(tmp_path: Path, name: str) -> None:
     Study.open(tmp_path / name, fingerprint={}).record(make_result())
     assert (tmp_path / name / "study.db").exists()
@@ -266,8 +224,9 @@ _WRITER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_study import make_result
-from loratune.study.record import Study, has_secrets, masked
+from study_fixture import make_result
+from loratune.study.record import Study
+from loratune.study.secrets import has_secrets, masked
 study = Study.open(Path(sys.argv[1]), fingerprint={{}}, resume=True)
 done = {{result.asked.key for result in study.results()}}
 print("ready", flush=True)
@@ -282,7 +241,7 @@ for seed in range(10_000):
 def test_kill_9_leaves_whole_trials_only(tmp_path: Path) -> None:
     """Killed at random moments, resumed each time: all that was announced is there, whole and once."""
     random, announced = Random(0), set()
-    program = _WRITER.format(tests=str(Path(__file__).parent))
+    program = _WRITER.format(tests=str(Path(__file__).parent.parent))
     for _ in range(4):
         child = subprocess.Popen(
             [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True

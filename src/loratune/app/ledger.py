@@ -7,16 +7,17 @@ from json import dumps
 from loratune.errors import InputError
 from loratune.reporting.screen import Screen
 from loratune.reporting.terminal import print_ledger
-from loratune.study.ledger import VARIABLE, LedgerError, ledger_path, read_entries
+from loratune.study.ledger import VARIABLE, LedgerError, ledger_path, read_ledger
 
 
 def ledger_command(*, as_json: bool) -> None:
     """Print all studies, the oldest first. Raises `InputError` where the ledger cannot be read."""
     path = ledger_path()
     try:
-        entries = read_entries(path)
+        found = read_ledger(path)
     except LedgerError as error:
         raise InputError(str(error).replace(", or give --no-ledger", "")) from None
+    entries = found.studies
     if as_json:
         studies = [
             {"finished": each.finished, "directory": each.directory, **each.task.to_dict()}

@@ -12,7 +12,7 @@ from loratune.reporting.screen import Screen
 from loratune.reporting.stored import from_stored
 from loratune.reporting.terminal import print_summary
 from loratune.study.record import Study
-from loratune.tuning.options import read_toml
+from loratune.tuning.options import storage_of
 from loratune.tuning.outcome import write_report
 from loratune.values.events import Event, Note, nobody
 
@@ -39,16 +39,14 @@ def _print(facts: RunFacts) -> None:
 
 
 def _facts(directory: Path, storage: str | None) -> RunFacts:
-    options = directory / "loratune.toml"
-    if storage is None and options.exists():
-        storage = read_toml(options).get("storage")
-    study = Study.load(directory, storage=storage)
-    values = study.get_fact("facts")
-    if values is None:
+    study = Study.load(directory, storage=storage or storage_of(directory), reading=True)
+    results = study.results()
+    facts = study.decode_fact("facts", lambda values: from_stored(values, results))
+    if facts is None:
         raise OutputError(
             f"{directory} must hold a finished run, but its search has not ended; tune --resume it."
         )
-    return from_stored(values, study.results())
+    return facts
 
 
 def report_command(directory: Path, storage: str | None = None) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from time import monotonic
 from typing import Any
 
 import loratune
 from loratune.app.report import print_answer
 from loratune.app.watching import watching
+from loratune.files.lock import FolderLock, check_free
 from loratune.reporting.result import TuneResult, load_result
 from loratune.study.events import EventLog
 from loratune.tuning.job import CLOCK_CUT, Job
@@ -42,7 +44,9 @@ def run_tune(
     if existing is not None and is_finished(existing, options):
         tell(Note(text=f"{options.directory} is complete; nothing to do."))
         return load_result(options.directory), 0
-    with EventLog() as log:
+    if existing is not None:
+        check_free(options.directory)
+    with EventLog() as log, FolderLock(options.directory) as lock:
         tell = Bus(log, tell)
         tell(_started(options, resumed=existing is not None))
         tell(PhaseBegan(phase=Phase.LOADING))
@@ -54,10 +58,10 @@ def run_tune(
             metric=options.metric,
             surveyed=True,
         ) as bench:
-            study = open_study(options, bench) if existing is not None else None
+            study = open_study(options, bench, lock, tell) if existing is not None else None
             priced = price(options, bench, study, started, tell)
             tell(priced.event(bench))
-            study = study or open_study(options, bench)
+            study = study or open_study(options, bench, lock, tell)
             begin(study, options, priced)
             log.open(options.directory)
             planner = LearningPlanner(
@@ -72,7 +76,7 @@ def run_tune(
                 tell=tell,
                 started=started,
             )
-            with resumable(options, job.keep_costs):
+            with closing(study), resumable(options, job.keep_costs):
                 return job.run()
 
 

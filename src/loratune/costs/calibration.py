@@ -56,10 +56,16 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Inverse of `to_dict`."""
+        """Inverse of `to_dict`. Raises `KeyError`, `TypeError` or `ValueError` for anything else."""
         steps = tuple((float(tokens), float(seconds)) for tokens, seconds in values.get("steps", ()))
         correction = Correction.from_dict(values.get("correction", {}))
-        return cls(**{**values, "steps": steps, "correction": correction})
+        speeds = {name: float(values[name]) for name in ("pack", "alone", "forward")}
+        counts = {"slots": int(values["slots"])} | {
+            name: int(values.get(name, 0)) for name in ("micro_batch_tokens", "evaluation_tokens")
+        }
+        if not all(speed > 0 for speed in speeds.values()) or counts["slots"] < 1:
+            raise ValueError(f"speeds and slots must be above 0, got {speeds | counts}")
+        return cls(**{**values, **speeds, **counts, "steps": steps, "correction": correction})
 
     def search_seconds(
         self, context: SearchContext, runs: float, trials: int, training: float | None = None

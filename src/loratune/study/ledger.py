@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from json import JSONDecodeError, dumps, loads
+from json import dumps, loads
 from pathlib import Path
+from typing import Any
 
 from loratune.files.paths import user_path
 from loratune.values import StudiedTask
@@ -69,10 +70,33 @@ def write_entry(path: Path, key: str, directory: str, task: StudiedTask) -> None
             )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entries:
+    """All studies that could be read, the oldest first."""
+
+    studies: tuple[Entry, ...] = ()
+    damaged: int = 0
+    """Entries that are not what was written; they are left out."""
+
+    def note(self, path: Path) -> str | None:
+        """A sentence about what was left out; None where nothing was."""
+        if not self.damaged:
+            return None
+        return (
+            f"{self.damaged} of {self.damaged + len(self.studies)} studies in the ledger {path} cannot be read and "
+            "are left out."
+        )
+
+
 def read_entries(path: Path) -> list[Entry]:
-    """All studies, the oldest first; none where there is no ledger. Raises `LedgerError`."""
+    """The studies of `read_ledger`. Raises `LedgerError`."""
+    return list(read_ledger(path).studies)
+
+
+def read_ledger(path: Path) -> Entries:
+    """What is in the ledger; nothing where there is none. Raises `LedgerError` where it cannot be used at all."""
     if not path.exists():
-        return []
+        return Entries()
     with _errors(path), closing(_connect(path, read_only=True)) as connection:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version > _VERSION:
@@ -80,19 +104,37 @@ def read_entries(path: Path) -> list[Entry]:
                 f"The ledger {path} is of a newer loratune (version {version}, known is {_VERSION}); it is not used."
             )
         if version == 0:
-            return []
+            return Entries()
         rows = connection.execute(
             "SELECT key, finished, directory, task FROM studies ORDER BY finished, key"
         ).fetchall()
-        return [
-            Entry(key=key, finished=finished, directory=directory, task=StudiedTask.from_dict(loads(task)))
-            for key, finished, directory, task in rows
-        ]
+    found = [_entry(*row) for row in rows]
+    studies = tuple(each for each in found if each is not None)
+    return Entries(studies=studies, damaged=len(found) - len(studies))
+
+
+def _entry(key: Any, finished: Any, directory: Any, task: Any) -> Entry | None:
+    if not all(isinstance(each, str) for each in (key, finished, directory, task)):
+        return None
+    try:
+        return Entry(key=key, finished=finished, directory=directory, task=StudiedTask.from_dict(loads(task)))
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
 
 
 def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     uri = f"{path.resolve().as_uri()}?mode={'ro' if read_only else 'rwc'}"
-    return sqlite3.connect(uri, uri=True, timeout=_PATIENCE)
+    connection = sqlite3.connect(uri, uri=True, timeout=_PATIENCE)
+    connection.text_factory = _text
+    return connection
+
+
+def _text(content: bytes) -> str | None:
+    """None where a text is no UTF-8: one damaged entry is no reason to lose the others."""
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 @contextmanager
@@ -100,7 +142,7 @@ def _errors(path: Path) -> Iterator[None]:
     """Whatever is wrong with the file, in one sentence."""
     try:
         yield
-    except (OSError, sqlite3.Error, JSONDecodeError, TypeError, KeyError) as error:
+    except (OSError, sqlite3.Error, ValueError, OverflowError) as error:
         raise LedgerError(
             f"The ledger {path} cannot be used ({error}); it is left as it is: delete it, name another by "
             f"${VARIABLE}, or give --no-ledger."

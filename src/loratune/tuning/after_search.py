@@ -92,9 +92,12 @@ class AfterSearch:
         r = result.asked.hyper_parameters.r
         heal = [k for k in cut_ranks(r) if trained / 2 <= k <= 2 * trained] if self.options.heal else []
         key = [result.asked.key, *heal]
-        stored, adapter_of = self.study.get_fact(_FACT), TypeAdapter(Truncation)
-        if stored is not None and stored["of"] == key:
-            return adapter_of.validate_python(stored["found"])
+        adapter_of = TypeAdapter(Truncation)
+        stored = self.study.decode_fact(
+            _FACT, lambda kept: (kept["of"], adapter_of.validate_python(kept["found"]))
+        )
+        if stored is not None and stored[0] == key:
+            return stored[1]
         self.tell(StageBegan(name=_FACT))
         run = TruncationRun(engine=self.bench.engine, context=self.priced.context)
         found = run.measure(result, adapter, heal=heal)

@@ -21,9 +21,9 @@ from loratune.maths.learned import learn_rank, learn_rate
 from loratune.maths.measured import measured_tasks
 from loratune.maths.optimum import best_rate
 from loratune.maths.prior import task_of
-from loratune.study.ledger import LedgerError, ledger_path, read_entries, write_entry
+from loratune.study.ledger import LedgerError, ledger_path, read_ledger, write_entry
 from loratune.study.record import Study
-from loratune.tuning.options import CommonOptions, PriorOptions, SearchOptions, read_toml
+from loratune.tuning.options import CommonOptions, PriorOptions, SearchOptions, storage_of
 from loratune.tuning.workbench import Workbench
 from loratune.values import Decision, Optimum, StudiedTask, TrialResult
 
@@ -66,8 +66,10 @@ class Corrections:
         return cls(
             **{
                 **values,
+                "rate": float(values["rate"]),
+                "rank": float(values["rank"]),
                 "notes": tuple(values["notes"]),
-                "batches": None if batches is None else (batches[0], batches[1]),
+                "batches": None if batches is None else (float(batches[0]), float(batches[1])),
             }
         )
 
@@ -110,12 +112,14 @@ def gather(options: PriorOptions, *, own_key: str = "") -> Experience:
     notes: list[str] = []
     if not options.no_ledger:
         try:
-            earlier = [entry.task for entry in read_entries(ledger_path()) if entry.key != own_key]
+            ledger = read_ledger(ledger_path())
         except LedgerError as error:
             notes.append(str(error))
         else:
+            earlier = [entry.task for entry in ledger.studies if entry.key != own_key]
             tasks += earlier
             notes += _ledger_notes(earlier, dataset)
+            notes += [note] if (note := ledger.note(ledger_path())) else []
     if options.from_study is not None:
         old = task_of_study(user_path(options.from_study))
         tasks = [task for task in tasks if (task.dataset, task.model) != (old.dataset, old.model)]
@@ -169,14 +173,13 @@ def _takeover(old: StudiedTask, directory: str, dataset: str) -> list[str]:
 
 def task_of_study(directory: Path) -> StudiedTask:
     """A finished study as a task. Raises `OutputError` where there is none."""
-    toml = directory / "loratune.toml"
-    study = Study.load(directory, storage=read_toml(toml).get("storage") if toml.exists() else None)
-    values = study.get_fact(TASK)
-    if values is None:
+    study = Study.load(directory, storage=storage_of(directory), reading=True)
+    task = study.decode_fact(TASK, StudiedTask.from_dict)
+    if task is None:
         raise OutputError(
             f"--from-study must name a finished study, but that of {directory} is not; finish it by tune --resume."
         )
-    return StudiedTask.from_dict(values)
+    return task
 
 
 def studied(

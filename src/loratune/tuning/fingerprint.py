@@ -6,7 +6,7 @@ Knows files and options; compares nothing (the study does).
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,15 @@ _SAMPLE = 64 * 1024
 def option_values(options: TuneOptions) -> dict[str, Any]:
     """The options that a study's trials and decisions depend on, as JSON values."""
     return {name: value for name, value in asdict(options).items() if name not in _FREE}
+
+
+def default_values() -> dict[str, Any]:
+    """What an option stands for that a study does not have, as it is older than the option."""
+    return {
+        each.name: each.default
+        for each in fields(TuneOptions)
+        if each.default is not MISSING and each.name not in _FREE
+    }
 
 
 def fingerprint(options: TuneOptions, bench: Workbench) -> dict[str, Any]:

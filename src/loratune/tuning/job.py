@@ -65,9 +65,9 @@ class Job:
     started: float
 
     def __post_init__(self) -> None:
-        self.earlier = float(self.study.get_fact(SECONDS, 0.0))
-        self.earlier_peak = int(self.study.get_fact(PEAK, 0))
-        self.clock_start = float(self.study.get_fact(CLOCK_START, 0.0))
+        self.earlier = self.study.decode_fact(SECONDS, float) or 0.0
+        self.earlier_peak = self.study.decode_fact(PEAK, int) or 0
+        self.clock_start = self.study.decode_fact(CLOCK_START, float) or 0.0
 
     @property
     def seconds(self) -> float:

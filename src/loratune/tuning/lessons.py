@@ -70,7 +70,11 @@ class LearningPlanner:
     @property
     def sentences(self) -> tuple[str, ...]:
         """One for every error that the study has survived, earlier parts of a resumed run included."""
-        return tuple(self.study.get_fact(_SHORTAGES, []))
+        return self.study.decode_fact(_SHORTAGES, _sentences) or ()
+
+
+def _sentences(kept: list[str]) -> tuple[str, ...]:
+    return tuple(map(str, kept))
 
 
 def learnt(calibration: Calibration, limits: Limits, shortage: Shortage) -> Calibration:

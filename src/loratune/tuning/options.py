@@ -238,7 +238,7 @@ class TrainOptions(CommonOptions):
 
 def hides_storage(options: TuneOptions) -> bool:
     """Whether the storage URL must be given again, as it has a password or a query and is not written down."""
-    from loratune.study.record import has_secrets  # imports Optuna, which --help need not wait for
+    from loratune.study.secrets import has_secrets  # imports SQLAlchemy, which --help need not wait for
 
     return options.storage is not None and has_secrets(options.storage)
 
@@ -285,6 +285,20 @@ def read_toml(path: Path) -> dict[str, Any]:
             f"known are {', '.join(sorted(known))}."
         )
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def storage_of(directory: Path) -> str | None:
+    """The storage that a run directory's `loratune.toml` names; None where its study is in the directory itself.
+
+    Raises `InputError` where only the file could say, and cannot be read.
+    """
+    file = directory / "loratune.toml"
+    if (directory / "study.db").is_file() or not file.exists():
+        return None
+    storage = read_toml(file).get("storage")
+    if not isinstance(storage, str | None):
+        raise InputError(f"storage in {str(file)!r} must be text, got {storage!r}; name it by --storage URL.")
+    return storage
 
 
 _TYPES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "unset"}

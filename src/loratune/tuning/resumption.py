@@ -5,20 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from shlex import quote
+from typing import Any
 
 from loratune.costs.calibration import CALIBRATION, Calibration
 from loratune.errors import OutputError, ResourceError, interrupted
+from loratune.files.lock import FolderLock, is_empty
 from loratune.files.paths import disk_is_full, fullest_disk
 from loratune.files.write import write_atomically
-from loratune.study.record import Study, masked
+from loratune.study.database import FILE
+from loratune.study.record import Study
+from loratune.study.secrets import masked
 from loratune.tuning.experience import Corrections, correct, gather, study_key, task_at_hand
-from loratune.tuning.fingerprint import fingerprint, option_values
+from loratune.tuning.fingerprint import default_values, fingerprint, option_values
 from loratune.tuning.forecast import Forecast, forecast
 from loratune.tuning.noise import first_forecast
 from loratune.tuning.options import TuneOptions, hides_storage, to_toml
 from loratune.tuning.workbench import Workbench, check_out
-from loratune.values.events import Phase, PhaseBegan, Tell
+from loratune.values.events import Note, Phase, PhaseBegan, Tell
 
 _TOML, _RESULT = "loratune.toml", "result.json"
 CUT, SECONDS, PEAK, CLOCK_START = "cut", "seconds", "peak_bytes", "clock_start"
@@ -34,15 +39,20 @@ def find_study(options: TuneOptions) -> Study | None:
     if not options.resume:
         check_out(directory)
         return None
-    study = Study.find(directory, storage=options.storage)
+    study = Study.find(directory, storage=options.storage, reading=True)
     if study is not None:
-        study.check(option_values(options))
-    elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        study.check(option_values(options), absent=default_values())
+    elif directory.exists() and not (directory.is_dir() and _only_begun(directory)):
         raise OutputError(
             f"--resume must find a study of loratune tune in --out, but {directory} holds something else; "
             "choose another --out."
         )
     return study
+
+
+def _only_begun(directory: Path) -> bool:
+    """Whether a run was killed here before it had a study: nothing but a database without one."""
+    return is_empty(directory) or {path.name for path in directory.iterdir() if path.name[0] != "."} == {FILE}
 
 
 def is_finished(study: Study, options: TuneOptions) -> bool:
@@ -53,34 +63,45 @@ def is_finished(study: Study, options: TuneOptions) -> bool:
 
 def _planned(study: Study, options: TuneOptions) -> dict[str, float] | None:
     """`runs` and `seconds` as planned for this budget; None where it was another or is not kept."""
-    kept = study.get_fact(_BUDGET)
-    return kept if kept is not None and kept["option"] == options.budget else None
+    kept = study.decode_fact(_BUDGET, _budget)
+    return kept[1] if kept is not None and kept[0] == options.budget else None
 
 
-def open_study(options: TuneOptions, bench: Workbench) -> Study:
-    """Create the study, or open it. Raises `OutputError` where it was started with other data or another model."""
-    return Study.open(
+def _budget(kept: Any) -> tuple[str, dict[str, float]]:
+    return str(kept["option"]), {name: float(kept[name]) for name in ("runs", "seconds")}
+
+
+def open_study(options: TuneOptions, bench: Workbench, lock: FolderLock, tell: Tell) -> Study:
+    """Create the study, or open it, as the only run in its directory.
+
+    Raises `OutputError` where another run is at it, or it was started with other data or another model.
+    """
+    lock.acquire()
+    study = Study.open(
         options.directory,
         storage=options.storage,
         resume=options.resume,
         fingerprint=fingerprint(options, bench),
         metric=options.metric,
+        absent=default_values(),
     )
+    if study.damaged:
+        tell(Note(text=f"{study.damaged} trials of the study cannot be read; they are trained again."))
+    return study
 
 
 def price(
     options: TuneOptions, bench: Workbench, study: Study | None, started: float, tell: Tell
 ) -> Forecast:
     """Calibration, budget and what corrects the laws are settled once per study: a resumed search decides alike."""
-    kept = study.get_fact(CALIBRATION) if study else None
+    kept = study.decode_fact(CALIBRATION, Calibration.from_dict) if study else None
     if kept is None:
         tell(PhaseBegan(phase=Phase.CALIBRATING))
-    calibration = bench.calibrate(options) if kept is None else Calibration.from_dict(kept)
+    calibration = bench.calibrate(options) if kept is None else kept
     planned = _planned(study, options) if study else None
     runs = planned["runs"] if planned else None
-    known = study.get_fact(_CORRECTIONS) if study else None
-    if known is not None:
-        corrections = Corrections.from_dict(known)
+    corrections = study.decode_fact(_CORRECTIONS, Corrections.from_dict) if study else None
+    if corrections is not None:
         return forecast(bench, options, calibration, started=started, runs=runs, corrections=corrections)
     experience = gather(options, own_key=study_key(fingerprint(options, bench)))
     corrections = correct(task_at_hand(bench, options), experience)

@@ -25,6 +25,7 @@ from loratune.engine.pack import PackEngine
 from loratune.engine.paths import choose_paths
 from loratune.engine.shortage import Shortage
 from loratune.errors import OutputError
+from loratune.files.lock import is_empty
 from loratune.lora.layout import find_targets
 from loratune.maths.targets import check_rank
 from loratune.metrics import Needs, find
@@ -81,7 +82,7 @@ class Workbench:
 
 def check_out(directory: Path) -> None:
     """Raise `OutputError` where a run directory is not new or empty."""
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    if directory.exists() and (not directory.is_dir() or not is_empty(directory)):
         raise OutputError(
             f"--out must be a new or empty folder, but {directory} is not; go on with its study by --resume, "
             "or choose another --out."

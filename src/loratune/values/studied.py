@@ -1,6 +1,6 @@
 """A task that has been tuned: the facts that the laws see of it, and the optima that were measured."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 
@@ -47,5 +47,28 @@ class StudiedTask:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Inverse of `to_dict`. Raises `TypeError` or `KeyError` for anything else."""
-        return cls(**{**values, "optima": tuple(Optimum(**each) for each in values["optima"])})
+        """Inverse of `to_dict`. Raises `TypeError`, `ValueError` or `KeyError` for anything else."""
+        optima = tuple(Optimum(**each) for each in values["optima"])
+        for each in optima:
+            _check(each)
+            if not all(
+                number > 0 for number in (each.r, each.lora_alpha, each.batch_size, each.learning_rate)
+            ):
+                raise ValueError(f"rank, alpha, batch size and learning rate must be above 0, got {each}")
+        task = cls(**{**values, "optima": optima})
+        _check(task)
+        return task
+
+
+def _check(values: Any) -> None:
+    """Types as declared, numbers finite and none but an NLL below 0: the laws take logarithms of them."""
+    for each in fields(values):
+        value = getattr(values, each.name)
+        if each.type in (int, float):
+            kinds = int if each.type is int else (int, float)
+            if isinstance(value, bool) or not isinstance(value, kinds):
+                raise TypeError(f"{each.name} must be a number, got {value!r}")
+            if not -(2**63) < value < 2**63 or (value < 0 and each.name != "nll"):
+                raise ValueError(f"{each.name} must be a number of a study, got {value!r}")
+        elif each.type in (str, bool) and not isinstance(value, each.type):
+            raise TypeError(f"{each.name} must be of type {each.type.__name__}, got {value!r}")

@@ -1,0 +1,106 @@
+"""One writer for a folder: a lock that ends with its process, and who holds it since when."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from json import dumps, loads
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from filelock import FileLock, Timeout
+
+from loratune.errors import OutputError, printable
+from loratune.files.write import write_atomically
+
+_LOCK, _OWNER = ".lock", ".lock.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Owner:
+    """Who holds a lock."""
+
+    process: int
+    host: str
+    since: str
+    """UTC, ISO 8601."""
+
+    @classmethod
+    def here(cls) -> Self:
+        """This process, from now on."""
+        return cls(
+            process=os.getpid(),
+            host=socket.gethostname(),
+            since=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+    def __str__(self) -> str:
+        return f"process {self.process} on {self.host}, since {self.since}"
+
+
+class FolderLock:
+    """Released at the latest when the process ends, however it ends; nothing is written before `acquire`.
+
+    On a file system that knows no locks it holds nobody off.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock = FileLock(folder / _LOCK)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock.is_locked:
+            with suppress(OSError):
+                (self.folder / _OWNER).unlink(missing_ok=True)
+            self._lock.release()
+
+    def acquire(self) -> None:
+        """Make the folder and hold it. Raises `OutputError` with the owner where another process does."""
+        if self._lock.is_locked:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise OutputError(
+                f"A run directory takes one run at a time, but {str(self.folder)!r} is in use by "
+                f"{owner_of(self.folder)}; wait until it has ended, or choose another --out."
+            ) from None
+        except (OSError, NotImplementedError):
+            if not os.access(self.folder, os.W_OK):
+                raise
+            return
+        write_atomically(self.folder / _OWNER, dumps(asdict(Owner.here())) + "\n")
+
+
+def check_free(folder: Path) -> None:
+    """`FolderLock.acquire` without taking it, before hours are spent on preparing what it is for."""
+    if (folder / _OWNER).exists():
+        with FolderLock(folder) as lock:
+            lock.acquire()
+
+
+def owner_of(folder: Path) -> str:
+    """Who says to hold the folder's lock."""
+    try:
+        owner = Owner(**loads((folder / _OWNER).read_text(encoding="utf-8")))
+        return printable(str(owner)[:200])
+    except (OSError, ValueError, TypeError):
+        return "another process"
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing but the lock and unfinished files of a run that was killed as it began."""
+    return all(
+        path.name in (_LOCK, _OWNER) or (path.name.startswith(".") and path.suffix == ".tmp")
+        for path in folder.iterdir()
+    )

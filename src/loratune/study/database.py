@@ -1,0 +1,210 @@
+"""Where a study's rows are: our own SQLite file or the user's database; opened to write, or a copy of it to read.
+
+Our own file appears with its study in it, so that a kill leaves no database without one. While a run writes it is in
+SQLite's write-ahead mode, where a reader of any patience holds no writer up; afterwards it is one plain file again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory, mkstemp
+from types import FrameType
+from typing import Any
+
+import optuna
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage, RDBStorage
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.pool import NullPool, StaticPool
+
+from loratune.errors import OutputError, ResourceError
+from loratune.files.paths import disk_is_full, fullest_disk
+from loratune.files.write import sync_folder
+from loratune.study.secrets import without_secrets
+
+FILE = "study.db"
+_PATIENCE = 30.0
+"""Seconds to wait for another process's transaction."""
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_COPIES = 50
+"""Attempts at copying a file that another process writes meanwhile."""
+
+
+def study_name(directory: Path, storage: str | None) -> str:
+    """One study in our own file; in a shared database, one per name of a run directory."""
+    return "loratune" if storage is None else f"loratune {directory.resolve().name}"
+
+
+def open_storage(directory: Path, storage: str | None) -> BaseStorage:
+    """To write. Raises SQLAlchemy's and optuna's own errors; `storage_errors` translates them."""
+    if storage is None:
+        return optuna.storages.get_storage(_own(directory / FILE, write_ahead=True))
+    if storage.startswith("sqlite:"):
+        waiting = {"connect_args": {"timeout": _PATIENCE}}
+        return optuna.storages.get_storage(RDBStorage(storage, engine_kwargs=waiting))
+    return optuna.storages.get_storage(storage)
+
+
+def create_file(directory: Path, direction: str, facts: Mapping[str, Any]) -> None:
+    """`study.db` with its study and these facts: written beside it, and given its name when all is in it."""
+    descriptor, name = mkstemp(dir=directory, prefix=f".{FILE}.", suffix=".tmp")
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        storage = _own(temporary)
+        study = create_study(storage, study_name(directory, None), direction)
+        for fact, value in facts.items():
+            study.set_user_attr(fact, value)
+        temporary.replace(directory / FILE)
+    finally:
+        for leftover in directory.glob(f"{temporary.name}*"):
+            leftover.unlink()
+    sync_folder(directory)
+
+
+def read_storage(directory: Path, storage: str | None) -> BaseStorage | None:
+    """To read: a copy in memory where it is a file, so that nothing is written anywhere; None where there is none."""
+    file = directory / FILE if storage is None else _file_of(storage)
+    if file is None:
+        return optuna.storages.get_storage(RDBStorage(str(storage), skip_table_creation=True))
+    if not file.is_file():
+        return None
+    memory = _in_memory(file)
+    one_connection = {"creator": lambda: memory, "poolclass": StaticPool}
+    return optuna.storages.get_storage(RDBStorage("sqlite://", engine_kwargs=one_connection))
+
+
+def settle(directory: Path) -> None:
+    """Make `study.db` one plain file again, where nobody else has it open; otherwise whoever opens it next does."""
+    file = directory / FILE
+    if not file.is_file():
+        return
+    with suppress(sqlite3.Error), closing(sqlite3.connect(file, timeout=0)) as connection:
+        connection.execute("PRAGMA journal_mode=DELETE")
+
+
+def create_study(place: BaseStorage, name: str, direction: str) -> optuna.Study:
+    """Create or load, without Optuna's message about it and without changing its verbosity for the caller."""
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        return optuna.create_study(storage=place, study_name=name, direction=direction, load_if_exists=True)
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+
+
+def _own(file: Path, *, write_ahead: bool = False) -> RDBStorage:
+    """By path, as in a URL `?`, `{` and `%` would mean something else; a connection lasts for one transaction."""
+
+    def connect() -> sqlite3.Connection:
+        connection = sqlite3.connect(file, timeout=_PATIENCE, check_same_thread=False)
+        if write_ahead:
+            with suppress(
+                sqlite3.OperationalError
+            ):  # a file system that cannot, or a reader: as it was before
+                connection.execute("PRAGMA journal_mode=WAL")
+        return connection
+
+    return RDBStorage("sqlite:///", engine_kwargs={"creator": connect, "poolclass": NullPool})
+
+
+def _file_of(storage: str) -> Path | None:
+    """The file of an SQLite URL without parameters; None for other storages."""
+    try:
+        url = make_url(storage)
+    except ArgumentError:
+        return None
+    plain = (
+        url.get_backend_name() == "sqlite" and not url.query and url.database not in (None, "", ":memory:")
+    )
+    return Path(str(url.database)) if plain else None
+
+
+def _in_memory(file: Path) -> sqlite3.Connection:
+    """The database in memory, from a copy of its files taken while none of them changed."""
+    with TemporaryDirectory(prefix="loratune-") as folder:
+        copy = Path(folder) / FILE
+        sources = [file, *(file.with_name(f"{file.name}{end}") for end in ("-wal", "-journal"))]
+        for _ in range(_COPIES):
+            before = _stamps(sources)
+            for path in sources:
+                target = copy.with_name(path.name.replace(file.name, FILE, 1))
+                target.unlink(missing_ok=True)
+                with suppress(FileNotFoundError):
+                    shutil.copyfile(path, target)
+            if _stamps(sources) == before:
+                break
+            time.sleep(0.1)
+        memory = sqlite3.connect(":memory:", check_same_thread=False)
+        with closing(sqlite3.connect(copy)) as connection:
+            connection.backup(memory)
+        return memory
+
+
+def _stamps(paths: list[Path]) -> list[tuple[int, int] | None]:
+    found: list[tuple[int, int] | None] = []
+    for path in paths:
+        try:
+            facts = path.stat()
+            found.append((facts.st_size, facts.st_mtime_ns))
+        except FileNotFoundError:
+            found.append(None)
+    return found
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold signals back for the moment of a transaction: one left open would lock the database for the rest."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are handled in the main thread only
+        return
+    held: list[tuple[int, FrameType | None]] = []
+    before: dict[int, Callable[[int, FrameType | None], Any]] = {}
+    for each in _STOPPING:
+        handler = signal.getsignal(each)
+        if callable(handler):
+            before[each] = handler
+            signal.signal(each, lambda number, frame: held.append((number, frame)))
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        if held:
+            before[held[0][0]](*held[0])
+
+
+@contextmanager
+def storage_errors(directory: Path, storage: str | None) -> Iterator[None]:
+    """One sentence instead of a database's traceback, without the secrets of the URL."""
+    try:
+        yield
+    except (OutputError, ResourceError):
+        raise
+    except Exception as error:
+        if disk_is_full(error):
+            raise ResourceError(
+                f"The disk {fullest_disk(directory)} is full; free some space there."
+            ) from error
+        if not isinstance(
+            error, (SQLAlchemyError, StorageInternalError, sqlite3.Error, ImportError, OSError, *_CONTENT)
+        ):
+            raise
+        reason = without_secrets(str(error.__cause__ or error).partition("\n")[0], storage)
+        raise OutputError(
+            f"The study of {directory} must be in a storage that can be read and written, but: {reason}; "
+            "check --storage, or choose another --out."
+        ) from None
+
+
+_CONTENT = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError)
+"""What SQLAlchemy and optuna raise of tables whose content is not what they wrote."""

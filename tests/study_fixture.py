@@ -1,0 +1,49 @@
+"""A finished trial of invented numbers, and whether two are the same."""
+
+from dataclasses import fields
+
+import numpy as np
+
+from loratune.values import CurvePoint, HyperParameters, Trial, TrialResult
+
+
+def make_result(rank: int = 8, seed: int = 0, **changes: object) -> TrialResult:
+    values = HyperParameters(
+        r=rank,
+        lora_alpha=2 * rank,
+        learning_rate=1e-3 / 3,
+        batch_size=16,
+        target_modules=("q_proj", "v_proj"),
+    )
+    trial = Trial(hyper_parameters=values, seed=seed, fraction=0.25)
+    facts: dict[str, object] = {
+        "asked": trial,
+        "trial": trial,
+        "nll": 1 / 3,
+        "train_nll": 0.3,
+        "metrics": {"nll": 1 / 3, "accuracy": 0.8},
+        "curve": tuple(
+            CurvePoint(step=step, fraction=step / 20, train_nll=1 / step, validation_nll=1.1 / step)
+            for step in (10, 20)
+        ),
+        "example_nll": np.random.default_rng(seed).random(50),
+        "example_scores": {"exact_match": np.arange(50.0) % 2, "prediction": np.arange(50) % 3},
+        "trained_tokens": 12345,
+        "steps": 20,
+        "cost": 0.26,
+        "seconds": 1.5,
+    }
+    return TrialResult(**(facts | changes))  # type: ignore[arg-type]
+
+
+def assert_equal(found: TrialResult, expected: TrialResult) -> None:
+    for field in fields(TrialResult):
+        ours, theirs = getattr(found, field.name), getattr(expected, field.name)
+        if field.name == "example_scores":
+            assert ours.keys() == theirs.keys()
+            for name in ours:
+                np.testing.assert_array_equal(ours[name], theirs[name], strict=True)
+        elif field.name == "example_nll" and theirs is not None:
+            np.testing.assert_array_equal(ours, theirs, strict=True)
+        else:
+            assert ours == theirs, field.name
