@@ -58,6 +58,10 @@ def test_the_base_models_loss_is_part_of_the_profile(model: Path, data: Path) ->
     assert found.recommendation.r.tasks == 13
     assert "n = 13 tasks of 6 datasets" in found.recommendation.r.basis
     assert any("measure it" in note for note in found.recommendation.notes)
+    safe = found.to_dict()["recommendation"]["safe_r"]
+    assert safe["value"] == found.recommendation.safe_r.value == min(32, found.model.largest_rank)
+    assert found.recommendation.r.value <= safe["value"]
+    assert any("the safe 0.00" in note for note in found.recommendation.notes)
 
 
 def test_a_base_model_worse_than_guessing_is_named(model: Path, data: Path, tmp_path: Path) -> None:

@@ -159,6 +159,7 @@ def test_profile_prior_and_memory() -> None:
         target,
         Recommendation(
             r=Suggested(value=8, low=4, high=16, reason="tokens"),
+            safe_r=Suggested(value=32, low=4, high=64, reason="too small costs more"),
             lora_alpha=Suggested(value=16, low=16, high=16, reason="2 r"),
             learning_rate=prior,
             batch_size=Suggested(value=16, low=8, high=32, reason="rows"),
@@ -172,6 +173,9 @@ def test_profile_prior_and_memory() -> None:
     assert "3.5e-4" in text
     assert "1e-4 … 1e-3" in text
     assert "– measure it" in text
+    assert any(
+        "safe_r" in line and "32" in line and "too small costs more" in line for line in text.splitlines()
+    )
 
 
 @pytest.mark.parametrize(

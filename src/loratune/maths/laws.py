@@ -81,8 +81,9 @@ def rate_by_examples(examples: float) -> float:
     """Factor on the learning rate: (N/1e5)^-0.18, N rows times epochs, no fewer than 100.
 
     Source: with all tasks' levels -.18 (-.28 to -.08). Where one task was measured at several sizes: Gemma-3-1B -.26
-    (5,000 to 395,000 MetaMath rows, 2602.04998), SmolLM2-135M from 500 to 2,000 rows -.20, -.16, -.01 and +.11 (docs/evidence.md),
-    together -.13 (-.29 to +.04). So a tenth of the rows wants 1.5 times as much, and may want as little as 0.9 times.
+    (5,000 to 395,000 MetaMath rows, 2602.04998), SmolLM2-135M from 500 to 2,000 rows -.20, -.16, -.01 and +.11
+    (docs/evidence.md), together -.13 (-.29 to +.04). So a tenth of the rows wants 1.5 times as much, and may want as
+    little as 0.9 times.
     """
     return float((max(examples, 100.0) / 1e5) ** EXAMPLES_EXPONENT)
 
@@ -90,7 +91,8 @@ def rate_by_examples(examples: float) -> float:
 def rate_by_width(hidden_size: int) -> float:
     """Factor on the learning rate: (3000/H)^0.45, H the hidden size; 1 where it is not known (0).
 
-    Source: muA says 0.5, the Tulu-3 sweep (H 2048 to 8192) 0.25; with all tasks' levels (H 576 among them) .46 (.28 to .64).
+    Source: muA says 0.5, the Tulu-3 sweep (H 2048 to 8192) 0.25; with all tasks' levels (H 576 among
+    them) .46 (.28 to .64).
     """
     return float((3000 / hidden_size) ** WIDTH_EXPONENT) if hidden_size else 1.0
 

@@ -37,22 +37,30 @@ def best_rate(rates: Sequence[float], losses: Sequence[float]) -> tuple[float, f
     return exp(vertex), losses[best], True
 
 
-def needed_rank(optima: Sequence[Optimum], margin: float = NLL_MARGIN) -> float | None:
-    """The smallest rank (a real number) within `margin` nats of the largest measured, by the power law.
+def rank_curve(optima: Sequence[Optimum]) -> dict[int, float]:
+    """NLL by ascending rank at each one's own learning rate, at the batch size at which most ranks were measured.
 
-    Looks at the batch size at which most ranks were measured; None with fewer than three ranks, or where
-    the largest is below 16.
+    Empty with fewer than three ranks, or where the largest is below 16.
     """
     by_batch: dict[int, dict[int, float]] = {}
     for each in optima:
-        if not isfinite(each.nll):
-            continue
-        ranks = by_batch.setdefault(each.batch_size, {})
-        ranks[each.r] = min(each.nll, ranks.get(each.r, each.nll))
+        if isfinite(each.nll):
+            ranks = by_batch.setdefault(each.batch_size, {})
+            ranks[each.r] = min(each.nll, ranks.get(each.r, each.nll))
     curve = max(by_batch.values(), key=len, default={})
-    if len(curve) < _FEWEST_RANKS or max(curve) < _SMALLEST_REFERENCE:
+    enough = len(curve) >= _FEWEST_RANKS and max(curve) >= _SMALLEST_REFERENCE
+    return dict(sorted(curve.items())) if enough else {}
+
+
+def needed_rank(optima: Sequence[Optimum], margin: float = NLL_MARGIN) -> float | None:
+    """The smallest rank (a real number) within `margin` nats of the largest measured, by the power law.
+
+    None without a `rank_curve`.
+    """
+    curve = rank_curve(optima)
+    if not curve:
         return None
     largest = max(curve)
-    law = fit_power_law(sorted(curve), [curve[r] for r in sorted(curve)])
+    law = fit_power_law(list(curve), list(curve.values()))
     excess = law.scale * largest**-law.exponent + margin
     return min(max((law.scale / excess) ** (1 / law.exponent), 1.0), float(largest)) if law.scale else 1.0

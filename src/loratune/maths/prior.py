@@ -4,7 +4,7 @@ Knows profiles, tasks and what a probe measured, not rows or weights. A search r
 """
 
 from collections.abc import Sequence
-from math import ceil, log, log2
+from math import ceil, log
 from typing import TypedDict
 
 from loratune.maths.laws import (
@@ -17,6 +17,7 @@ from loratune.maths.laws import (
 )
 from loratune.maths.learned import Learned, law_rank, learn_rank, learn_rate
 from loratune.maths.measured import measured_tasks
+from loratune.maths.safe_rank import USUAL_RANK, left_out, likely_rank, safe_rank
 from loratune.values import (
     DataProfile,
     ModelProfile,
@@ -36,7 +37,7 @@ _UNMEASURED_RANK = 16
 _TEST_SD, _EDGE_SD = 0.3, 0.7
 """Of the logarithm of a rate test's best learning rate, with the minimum inside or not."""
 _EXAMPLES_EXPONENT_SD = 0.13
-"""Of the law's -0.18 on a new task (five were measured at several sizes), by which a short run's learning rate is carried over to a full one."""
+"""Of the law's -0.18 on a new task, by which a short run's learning rate is carried over to a full one."""
 
 
 class _Basis(TypedDict):
@@ -82,7 +83,7 @@ def recommend(
     task = task_of(data, model, epochs=epochs, dataset=dataset)
     passes = _epochs(data.rows, epochs)
     batch = _batch_size(task, probe.noise if probe else None)
-    rank = _rank(task, model, known, probe)
+    rank, safe = _ranks(task, model, known, probe)
     r = round(rank.value)
     rate = _learning_rate(task, known, r, round(batch.value), probe.rate if probe else None)
     suggested = {
@@ -95,42 +96,57 @@ def recommend(
     notes = [_measure(name, value) for name, value in suggested.items() if value.spread > WIDE]
     return Recommendation(
         r=rank,
+        safe_r=safe,
         lora_alpha=suggested["alpha"],
         learning_rate=rate,
         batch_size=batch,
         epochs=passes,
-        notes=tuple(notes),
+        notes=(*notes, *_record(known)),
     )
 
 
-def _rank(
+def _record(tasks: Sequence[StudiedTask]) -> tuple[str, ...]:
+    """How the two ranks did where the truth was measured."""
+    found = left_out(tasks)
+    if not found:
+        return ()
+    first, *rest = found.items()
+    others = (f"{name} {each.mean:.4f} and {each.worst:.4f}" for name, each in rest)
+    return (f"the {first[0]} rank was {first[1].told}; the {', '.join(others)}",)
+
+
+def _ranks(
     task: StudiedTask, model: ModelProfile, tasks: Sequence[StudiedTask], probe: Probe | None
-) -> Suggested:
-    """The corrected law's rank rounded up to a power of two, within what the layers allow."""
+) -> tuple[Suggested, Suggested]:
+    """The rank that is as likely enough as not, and the safe one, powers of two within what the layers allow."""
     largest = model.largest_rank
     if model.experts_per_token:
-        value = min(_UNMEASURED_RANK, largest)
         reason = "no law holds for mixtures of experts: the usual rank, to be measured"
-        return Suggested(value=value, low=1, high=min(256, largest), reason=reason)
-    learned = learn_rank(task, tasks)
-    middle, low, high = learned.interval(law_rank(task))
+        return (
+            Suggested(value=min(_UNMEASURED_RANK, largest), low=1, high=min(256, largest), reason=reason),
+            Suggested(value=min(USUAL_RANK, largest), low=1, high=min(256, largest), reason=reason),
+        )
+    learned, law = learn_rank(task, tasks), law_rank(task)
+    _, low, high = learned.interval(law)
     reason = (
         f"{task.kind or 'a task of unknown kind'}, {task.supervised_tokens} supervised tokens, "
         f"{task.parameters_per_rank} parameters per unit of rank, family {task.family or 'unknown'}"
         + (f", {task.labels} labels x {task.rows:.0f} rows" if task.labels else "")
-        + f": law {law_rank(task):.2g}, times {learned.factor:.2g} from measured tasks"
+        + f": law {law:.2g}, times {learned.factor:.2g} from measured tasks"
     )
+    floor = 1.0
     if probe is not None and probe.absorbed is not None:
-        floor = rank_floor(probe.absorbed.bits, task.parameters_per_rank)
-        middle, low, high = max(middle, floor), max(low, floor), max(high, floor)
-        reason += f"; {probe.absorbed.bits:.0f} bits absorbed need at least rank {max(1, ceil(floor))}"
-    value = min(2 ** ceil(round(log2(max(1.0, middle)), 9)), largest)
-    return Suggested(
-        value=value,
-        low=min(max(1.0, low), value),
-        high=max(min(high, 512.0, largest), value),
-        reason=reason,
-        **_basis(learned),
+        floor = max(floor, rank_floor(probe.absorbed.bits, task.parameters_per_rank))
+        reason += f"; {probe.absorbed.bits:.0f} bits absorbed need at least rank {ceil(floor)}"
+    value, safe = (min(choose(learned, law, floor), largest) for choose in (likely_rank, safe_rank))
+    low, high = min(max(low, floor), value), max(min(max(high, floor), 512.0, largest), value)
+    safe_reason = (
+        "enough with about 5 in 6, where too small a rank costs more than too large a one; never below "
+        f"{USUAL_RANK}, which no other rank for all tasks beats on measured ones"
+    )
+    return (
+        Suggested(value=value, low=low, high=high, reason=reason, **_basis(learned)),
+        Suggested(value=safe, low=low, high=max(high, safe), reason=safe_reason, **_basis(learned)),
     )
 
 

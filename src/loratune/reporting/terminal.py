@@ -122,7 +122,7 @@ def print_recommendation(
     """The prior: value, range, its basis and reason of each hyper-parameter; `before` is that without a probe."""
     heads = ("value", "likely range", *(("before the probe",) if before else ()))
     table = _table("", *heads, "because", right=range(1, len(heads) + 1))
-    for name in ("r", "lora_alpha", "learning_rate", "batch_size", "epochs"):
+    for name in ("r", "safe_r", "lora_alpha", "learning_rate", "batch_size", "epochs"):
         each = getattr(recommendation, name)
         ranges = [_range(name, each)] + ([_range(name, getattr(before, name))] if before else [])
         reason = f"{each.reason} [{each.basis}]" if each.basis else each.reason

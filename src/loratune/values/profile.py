@@ -207,6 +207,10 @@ class Recommendation:
     """The prior: what to expect before anything is trained."""
 
     r: Suggested
+    """The smallest rank that is as likely enough as not; the other values belong to it."""
+    safe_r: Suggested
+    """A rank that is unlikely to be too small, for those who cannot measure; alpha = 2r, and the learning rate times
+    (r / safe_r)^0.5."""
     lora_alpha: Suggested
     learning_rate: Suggested
     batch_size: Suggested
