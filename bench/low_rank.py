@@ -22,7 +22,7 @@ from loratune.kernels import low_rank as kernels
 from loratune.lora import fused
 from loratune.lora.layout import Adapter, AdapterLayout, Target
 from loratune.lora.packed import PackedAdapters
-from loratune.lora.segments import Passenger, Segment
+from loratune.lora.segments import PackMember, Segment
 from loratune.values import HyperParameters
 from record import append, circumstances
 
@@ -60,19 +60,18 @@ class Bench:
         model = nn.Sequential(nn.Linear(inputs, outputs, bias=False, device="cuda", dtype=torch.bfloat16))
         self.packed = PackedAdapters(model, ["0"], triton=True)
         target = (Target("0", inputs, outputs),)
-        self.passengers = []
+        self.members = []
         for i in range(trials):
             rank = ranks[i % len(ranks)]
             recipe = HyperParameters(r=rank, lora_alpha=rank, learning_rate=1e-4, batch_size=1, epochs=1.0)
             layout = AdapterLayout.of(recipe, target)
             weights = torch.randn(layout.size, device="cuda")
-            self.passengers.append(
-                Passenger(Adapter(hyper_parameters=recipe, layout=layout, weights=weights), trainable=True)
+            self.members.append(
+                PackMember(Adapter(hyper_parameters=recipe, layout=layout, weights=weights), trainable=True)
             )
         edges = [tokens * i // trials for i in range(trials + 1)]
         self.segments = [
-            Segment(passenger=passenger, start=edges[i], stop=edges[i + 1])
-            for i, passenger in enumerate(self.passengers)
+            Segment(member=member, start=edges[i], stop=edges[i + 1]) for i, member in enumerate(self.members)
         ]
 
     def kernels(self) -> Iterator[tuple[str, Callable[[], None], int]]:

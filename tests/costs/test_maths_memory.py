@@ -25,7 +25,7 @@ from loratune.costs.step_time import StepTime
 from loratune.lora.init import initial_adapter
 from loratune.lora.layout import find_targets
 from loratune.lora.packed import PackedAdapters
-from loratune.lora.segments import Passenger, Segment
+from loratune.lora.segments import PackMember, Segment
 from loratune.model.profile import profile_of
 from loratune.values import ALL_LINEAR, HyperParameters, ModelProfile, Trial
 
@@ -56,9 +56,9 @@ def llama_8b() -> ModelProfile:
 
 def passengers_of(
     model: PreTrainedModel, profile: ModelProfile, pack: list[HyperParameters]
-) -> list[Passenger]:
+) -> list[PackMember]:
     return [
-        Passenger(
+        PackMember(
             initial_adapter(
                 hp,
                 find_targets(profile.targets, hp.target_modules),
@@ -75,11 +75,11 @@ def passengers_of(
 def saved_bytes(model: PreTrainedModel, profile: ModelProfile, pack: list[HyperParameters]) -> int:
     """Bytes that autograd keeps for the decoder's backward pass over every trial's batch, weights left out."""
     model.requires_grad_(False).eval()
-    passengers = passengers_of(model, profile, pack)
+    members = passengers_of(model, profile, pack)
     bounds = [sum(hp.batch_size for hp in pack[:i]) for i in range(len(pack) + 1)]
     segments = [
-        Segment(passenger=passenger, start=start * LENGTH, stop=stop * LENGTH)
-        for passenger, start, stop in zip(passengers, bounds, bounds[1:], strict=False)
+        Segment(member=member, start=start * LENGTH, stop=stop * LENGTH)
+        for member, start, stop in zip(members, bounds, bounds[1:], strict=False)
     ]
     weights = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
     kept: dict[int, int] = {}
@@ -114,16 +114,16 @@ def test_persistent_parts_are_the_bytes_of_the_tensors(dtype: torch.dtype) -> No
     profile = profile_of(model, "llama")
     pack = [trial(4), trial(2, targets=("q_proj", "v_proj")), trial(16)]
     estimate = estimated(profile, pack)
-    passengers = passengers_of(model, profile, pack)
-    weights = [passenger.adapter.weights for passenger in passengers]
+    members = passengers_of(model, profile, pack)
+    weights = [member.adapter.weights for member in members]
     optimiser = torch.optim.AdamW(weights)
-    for passenger, tensor in zip(passengers, weights, strict=True):
-        tensor.grad = passenger.gradient
+    for member, tensor in zip(members, weights, strict=True):
+        tensor.grad = member.gradient
     optimiser.step()
     moments = [state[name] for state in optimiser.state.values() for name in ("exp_avg", "exp_avg_sq")]
     assert estimate.weights == sum(parameter.nbytes for parameter in model.parameters())
     assert estimate.adapters == sum(tensor.nbytes for tensor in weights)
-    assert estimate.gradients == sum(p.gradient.nbytes for p in passengers if p.gradient is not None)
+    assert estimate.gradients == sum(p.gradient.nbytes for p in members if p.gradient is not None)
     assert estimate.optimiser == sum(moment.nbytes for moment in moments)
 
 

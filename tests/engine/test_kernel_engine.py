@@ -72,7 +72,7 @@ def test_packs_with_labels_and_refilled_slots() -> None:
 
 @pytest.mark.parametrize("order", [(0, 1, None), (None, 0, 1), (None,)])
 def test_the_bare_base_is_evaluated_wherever_it_stands(order: tuple[int | None, ...]) -> None:
-    """Two models at a time: the bare base beside another, or alone while others are aboard."""
+    """Two models at a time: the bare base beside another, or alone while others are assigned."""
     length = int(TABLE.lengths.max())
     found = []
     for paths in (REFERENCE, KERNELS):

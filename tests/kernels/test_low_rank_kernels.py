@@ -8,7 +8,7 @@ from engine_fixture import trial
 from kernel_device import DEVICE
 from loratune.lora.layout import Adapter, AdapterLayout, Target
 from loratune.lora.packed import PackedAdapters
-from loratune.lora.segments import Passenger, Places, Segment
+from loratune.lora.segments import PackMember, Places, Segment
 
 pytestmark = pytest.mark.kernels
 WIDE = 1100
@@ -57,11 +57,11 @@ def test_kernels_give_what_loops_give(compiled: bool, first_needs_gradient: bool
     )
     found = []
     for triton in (False, True):
-        passengers = [Passenger(each, trainable=True) for each in adapters]
+        members = [PackMember(each, trainable=True) for each in adapters]
         edges = [(0, 70), (70, 100), (110, 115), (115, 280), (280, 300)]
         segments = [
-            Segment(passenger=p, start=a, stop=b, dropout=p.dropout > 0)
-            for p, (a, b) in zip(passengers, edges, strict=True)
+            Segment(member=p, start=a, stop=b, dropout=p.dropout > 0)
+            for p, (a, b) in zip(members, edges, strict=True)
         ]
         packed = PackedAdapters(model, ["first", "second"], triton=triton)
         run = torch.compile(model, dynamic=True) if compiled and triton else model
@@ -69,7 +69,7 @@ def test_kernels_give_what_loops_give(compiled: bool, first_needs_gradient: bool
         with packed.attached(), packed.route(segments, TOKENS, places):
             y = run(own)
             y.backward(cotangent)
-        found.append([y.detach()[:280], *(p.gradient for p in passengers[:4])])
+        found.append([y.detach()[:280], *(p.gradient for p in members[:4])])
         if first_needs_gradient:
             found[-1].append(own.grad[:280])
     for reference, fast in zip(*found, strict=True):
@@ -84,10 +84,8 @@ def test_half_precision_reads_a_copy_that_follows_the_weights(ranks: tuple[int, 
     torch.manual_seed(0)
     target = (Target("0", 1024, 256),)
     model = nn.Sequential(nn.Linear(1024, 256, bias=False)).to(DEVICE, torch.bfloat16).requires_grad_(False)
-    passengers = [Passenger(adapter(r, 0.0, target), trainable=True) for r in ranks]
-    segments = [
-        Segment(passenger=each, start=100 * i, stop=100 * (i + 1)) for i, each in enumerate(passengers)
-    ]
+    members = [PackMember(adapter(r, 0.0, target), trainable=True) for r in ranks]
+    segments = [Segment(member=each, start=100 * i, stop=100 * (i + 1)) for i, each in enumerate(members)]
     x, cotangent = (
         torch.randn(TOKENS, 1024).to(DEVICE).bfloat16(),
         torch.randn(TOKENS, 256).to(DEVICE).bfloat16(),
@@ -102,11 +100,11 @@ def test_half_precision_reads_a_copy_that_follows_the_weights(ranks: tuple[int, 
                 y.backward(cotangent)
             assert own.grad is not None
             for part in segments:
-                a, b = (each.bfloat16().float() for each in part.passenger.adapter.views()["0"])
-                rows, scaling = slice(part.start, part.stop), part.passenger.scaling
+                a, b = (each.bfloat16().float() for each in part.member.adapter.views()["0"])
+                rows, scaling = slice(part.start, part.stop), part.member.scaling
                 given, slope = x[rows].float(), cotangent[rows].float()
                 inner, back = given @ a.T, slope @ b * scaling
-                collected = part.passenger.matrices["0"]
+                collected = part.member.matrices["0"]
                 for found, expected in (
                     (y[rows], given @ weight.T + inner @ b.T * scaling),
                     (own.grad[rows], slope @ weight + back @ a),
@@ -115,6 +113,6 @@ def test_half_precision_reads_a_copy_that_follows_the_weights(ranks: tuple[int, 
                 ):
                     assert found is not None
                     assert torch.linalg.vector_norm(found.float() - expected) <= 0.01 * expected.norm()
-                assert part.passenger.gradient is not None
-                part.passenger.gradient.zero_()
-                part.passenger.adapter.weights.mul_(-2)
+                assert part.member.gradient is not None
+                part.member.gradient.zero_()
+                part.member.adapter.weights.mul_(-2)

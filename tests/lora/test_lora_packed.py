@@ -9,14 +9,14 @@ from loratune.errors import ModelError
 from loratune.lora.init import initial_adapter
 from loratune.lora.layout import find_targets
 from loratune.lora.packed import PackedAdapters
-from loratune.lora.segments import Passenger, Segment
+from loratune.lora.segments import PackMember, Segment
 
 BASE = tiny_llama(torch.float32)
 NAMES = [name for name, _, _ in BASE.profile.targets]
 TOKENS = torch.arange(6 * 9).view(6, 9) % 97
 
 
-def passenger(seed: int, target_modules: tuple[str, ...] = ("all-linear",), r: int = 4) -> Passenger:
+def member(seed: int, target_modules: tuple[str, ...] = ("all-linear",), r: int = 4) -> PackMember:
     hyper_parameters = trial(r=r, target_modules=target_modules).hyper_parameters
     targets = find_targets(BASE.profile.targets, target_modules)
     adapter = initial_adapter(
@@ -24,7 +24,7 @@ def passenger(seed: int, target_modules: tuple[str, ...] = ("all-linear",), r: i
     )
     torch.manual_seed(seed)
     adapter.weights.copy_(torch.randn_like(adapter.weights) * 0.1)
-    return Passenger(adapter, trainable=True)
+    return PackMember(adapter, trainable=True)
 
 
 def forward(segments: list[Segment], backward: bool = True) -> torch.Tensor:
@@ -54,7 +54,7 @@ def test_hooks_come_off_also_after_an_error() -> None:
 
 def test_rows_without_adapter_see_the_bare_base() -> None:
     bare = BASE.model(input_ids=TOKENS).logits
-    logits = forward([Segment(passenger=passenger(1), start=2 * 9, stop=4 * 9)])
+    logits = forward([Segment(member=member(1), start=2 * 9, stop=4 * 9)])
     assert torch.equal(logits[:2], bare[:2])
     assert torch.equal(logits[4:], bare[4:])
     assert not torch.allclose(logits[2:4], bare[2:4])
@@ -62,8 +62,8 @@ def test_rows_without_adapter_see_the_bare_base() -> None:
 
 def test_gradients_equal_autograd_through_merged_weights() -> None:
     """A and B's gradients against autograd through W + scaling · B A on the same rows."""
-    rider = passenger(1)
-    forward([Segment(passenger=rider, start=0, stop=6 * 9)])
+    rider = member(1)
+    forward([Segment(member=rider, start=0, stop=6 * 9)])
     layer = BASE.model.model.layers[0].self_attn.v_proj
     name = "model.layers.0.self_attn.v_proj"
     leaves = {
@@ -81,7 +81,7 @@ def test_gradients_equal_autograd_through_merged_weights() -> None:
         torch.testing.assert_close(found, expected.grad, rtol=1e-4, atol=1e-6)
 
 
-def views(rider: Passenger) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def views(rider: PackMember) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     return rider.adapter.views()
 
 
@@ -89,14 +89,14 @@ def test_nan_of_a_neighbour_changes_no_bit() -> None:
     """Same shapes, so the promise is bitwise: outputs and gradients of the others."""
     results = []
     for poison in (False, True):
-        first, second, third = passenger(1), passenger(2, ("q_proj", "up_proj")), passenger(3, r=7)
+        first, second, third = member(1), member(2, ("q_proj", "up_proj")), member(3, r=7)
         if poison:
             second.adapter.weights.fill_(float("nan"))
         logits = forward(
             [
-                Segment(passenger=first, start=0, stop=2 * 9),
-                Segment(passenger=second, start=2 * 9, stop=4 * 9),
-                Segment(passenger=third, start=4 * 9, stop=6 * 9),
+                Segment(member=first, start=0, stop=2 * 9),
+                Segment(member=second, start=2 * 9, stop=4 * 9),
+                Segment(member=third, start=4 * 9, stop=6 * 9),
             ]
         )
         results.append((logits, first.gradient, third.gradient))
@@ -110,15 +110,15 @@ def test_nan_of_a_neighbour_changes_no_bit() -> None:
 
 
 def test_no_gradient_mode_gives_the_same_output() -> None:
-    segments = [Segment(passenger=passenger(1), start=1 * 9, stop=5 * 9)]
+    segments = [Segment(member=member(1), start=1 * 9, stop=5 * 9)]
     with torch.no_grad():
         quiet = forward(segments, backward=False)
     torch.testing.assert_close(quiet, forward(segments), rtol=1e-6, atol=1e-6)
 
 
 def test_gradients_add_up_over_micro_batches() -> None:
-    rider = passenger(1)
-    segment = Segment(passenger=rider, start=0, stop=6 * 9)
+    rider = member(1)
+    segment = Segment(member=rider, start=0, stop=6 * 9)
     forward([segment])
     assert rider.gradient is not None
     once = rider.gradient.clone()
@@ -128,7 +128,7 @@ def test_gradients_add_up_over_micro_batches() -> None:
 
 def test_a_layer_that_does_not_see_every_token_is_named() -> None:
     packed = PackedAdapters(BASE.model, NAMES)
-    segments = [Segment(passenger=passenger(1), start=0, stop=6 * 9)]
+    segments = [Segment(member=member(1), start=0, stop=6 * 9)]
     with packed.attached(), packed.route(segments, 6 * 10), pytest.raises(ModelError, match="q_proj saw"):
         BASE.model(input_ids=TOKENS)
 

@@ -14,7 +14,7 @@ from loratune.errors import ModelError
 from loratune.lora.layout import Adapter, find_targets
 from loratune.lora.packed import PackedAdapters
 from loratune.lora.peft_io import load_adapter, save_adapter
-from loratune.lora.segments import Passenger, Segment
+from loratune.lora.segments import PackMember, Segment
 from loratune.model.base import BaseModel
 from loratune.values import ALL_LINEAR
 
@@ -53,7 +53,7 @@ def test_peft_gives_our_logits(
     save_adapter(adapter, tmp_path / "adapter", base.model, base_name="tiny")
     tokens = torch.arange(40).view(4, 10)
     packed = PackedAdapters(base.model, [name for name, _, _ in base.profile.targets])
-    segment = Segment(passenger=Passenger(adapter, trainable=False), start=0, stop=4 * 10)
+    segment = Segment(member=PackMember(adapter, trainable=False), start=0, stop=4 * 10)
     with torch.no_grad():
         bare = base.model(input_ids=tokens).logits
         with packed.attached(), packed.route([segment], 4 * 10):

@@ -47,7 +47,7 @@ def measure_step(
     `drawn` keeps what was drawn, for further measurements. Raises `ResourceError` where the pack does not fit in
     memory.
     """
-    # attached once, as a pack is: adapters that come aboard anew at every step would cost more than the step
+    # attached once, as a pack is: adapters assigned anew at every step would cost more than the step
     with engine.attached() as step:
         adapters = _alike(engine, trials, {} if drawn is None else drawn)
         slots = [engine.slot(trial, adapter) for trial, adapter in zip(trials, adapters, strict=True)]

@@ -17,7 +17,7 @@ from loratune.engine.cuts import Cuts
 from loratune.engine.head import Head
 from loratune.lora.layout import Adapter
 from loratune.lora.packed import PackedAdapters
-from loratune.lora.segments import Passenger, Segment
+from loratune.lora.segments import PackMember, Segment
 from loratune.maths.sizes import CAPACITY
 
 
@@ -57,7 +57,7 @@ class Evaluator:
         nll = np.zeros((len(models), len(table)))
         misses = np.zeros((len(models), len(table)))
         work = self.work(models, table.lengths, self.cuts)
-        scored = [(chosen, rows, *self._score(table, rows, passengers)) for chosen, rows, passengers in work]
+        scored = [(chosen, rows, *self._score(table, rows, members)) for chosen, rows, members in work]
         # read at the end, so that the device never waits for the host
         for chosen, rows, counts, losses, hits in scored:
             shape = (len(chosen), -1)
@@ -74,21 +74,21 @@ class Evaluator:
         ]
 
     def _score(
-        self, table: TokenTable, rows: Rows, passengers: Sequence[Passenger | None]
+        self, table: TokenTable, rows: Rows, members: Sequence[PackMember | None]
     ) -> tuple[Rows, torch.Tensor, torch.Tensor]:
         """Supervised tokens of each row, and loss and hit of each model's supervised tokens."""
-        batch = self.cuts.collate(table, np.tile(rows, len(passengers)), self.device)
-        states, output = self.states(batch, passengers)
+        batch = self.cuts.collate(table, np.tile(rows, len(members)), self.device)
+        states, output = self.states(batch, members)
         losses, hits = self.head.score(states, batch.targets, output)
         return batch.counts[: len(rows)], losses, hits
 
     @staticmethod
     def work(
         models: Sequence[Adapter | None], lengths: Rows, cuts: Cuts
-    ) -> list[tuple[Rows, Rows, list[Passenger | None]]]:
-        """Micro-batches as (model numbers, rows, passengers): every model sees every row once."""
+    ) -> list[tuple[Rows, Rows, list[PackMember | None]]]:
+        """Micro-batches as (model numbers, rows, members): every model sees every row once."""
         at_once = min(CAPACITY, max(1, cuts.max_tokens // max(1, int(lengths.max(initial=1)))))
-        passengers = [None if m is None else Passenger(m, trainable=False) for m in models]
+        members = [None if m is None else PackMember(m, trainable=False) for m in models]
         pieces = []
         for start in range(0, len(models), at_once):
             chosen = np.arange(start, min(len(models), start + at_once))
@@ -97,28 +97,28 @@ class Evaluator:
                 max_tokens=max(1, cuts.max_tokens // len(chosen)),
                 launch_tokens=max(1, cuts.launch_tokens // len(chosen)),
             )
-            pieces += [(chosen, rows, [passengers[i] for i in chosen]) for rows in share.pieces(lengths)]
+            pieces += [(chosen, rows, [members[i] for i in chosen]) for rows in share.pieces(lengths)]
         return pieces
 
     def states(
-        self, batch: MicroBatch, passengers: Sequence[Passenger | None], **inputs: Any
+        self, batch: MicroBatch, members: Sequence[PackMember | None], **inputs: Any
     ) -> tuple[torch.Tensor, Any]:
         """States [positions, D] at the batch's positions, and the decoder's output.
 
-        The batch holds the same rows once for each passenger, one passenger after the other.
+        The batch holds the same rows once for each member, one member after the other.
         """
-        rows = len(batch.counts) // len(passengers)
+        rows = len(batch.counts) // len(members)
         segments = [
             Segment(
-                passenger=passenger,
+                member=member,
                 start=int(batch.starts[i * rows]),
                 stop=int(batch.starts[(i + 1) * rows]),
                 dropout=False,
             )
-            for i, passenger in enumerate(passengers)
-            if passenger is not None
+            for i, member in enumerate(members)
+            if member is not None
         ]
-        self.packed.board([passenger for passenger in passengers if passenger is not None])
+        self.packed.assign([member for member in members if member is not None])
         with (
             self.head.running(self.head.line(batch)) as places,
             self.packed.route(segments, batch.tokens.numel()),

@@ -19,7 +19,7 @@ from loratune.engine.branches import Branches, Ints, arrange
 from loratune.engine.cuts import Cuts
 from loratune.engine.evaluate import Evaluator
 from loratune.lora.layout import Adapter
-from loratune.lora.segments import Passenger
+from loratune.lora.segments import PackMember
 
 FIRST_ROUND = 64
 """Beginnings that a row looks at in its first forward pass, about; twice as many in every further one."""
@@ -183,13 +183,13 @@ class LabelSearch:
         return [self._search(model, prompts) for model in models]
 
     def _search(self, model: Adapter | None, prompts: Sequence[npt.NDArray[np.int32]]) -> Ints:
-        passenger = None if model is None else Passenger(model, trainable=False)
+        member = None if model is None else PackMember(model, trainable=False)
         cuts = replace(self._evaluator.cuts, flat=self._evaluator.cuts.flat and not self._branching)
         rows = [_Row(prompt=prompt) for prompt in prompts]
         while requests := [request for row in rows for request in self._requests(row)]:
             lengths = np.array([len(each.row.prompt) + len(each.fed) for each in requests])
             for piece in cuts.pieces(lengths):
-                self._look([requests[i] for i in piece], passenger, cuts)
+                self._look([requests[i] for i in piece], member, cuts)
         return np.array([row.label for row in rows], np.int64)
 
     def _requests(self, row: _Row) -> list[_Request]:
@@ -201,9 +201,9 @@ class LabelSearch:
         fed = sorted({each for node in chosen for each in trie.path(node)})  # parents have smaller numbers
         return [_Request(row=row, fed=fed, looked_at=sorted(chosen))] if chosen else []
 
-    def _look(self, requests: Sequence[_Request], passenger: Passenger | None, cuts: Cuts) -> None:
+    def _look(self, requests: Sequence[_Request], member: PackMember | None, cuts: Cuts) -> None:
         """One forward pass, and what every row learns from it."""
-        states, output = self._states(requests, passenger, cuts)
+        states, output = self._states(requests, member, cuts)
         starts = np.cumsum([0, *(len(each.fed) + 1 for each in requests)])
         owners, tokens, counts = [], [], []
         for start, each in zip(starts, requests, strict=False):
@@ -227,7 +227,7 @@ class LabelSearch:
                 each.row.learn(self._trie, node, next(pieces), looked_at)
 
     def _states(
-        self, requests: Sequence[_Request], passenger: Passenger | None, cuts: Cuts
+        self, requests: Sequence[_Request], member: PackMember | None, cuts: Cuts
     ) -> tuple[torch.Tensor, Any]:
         """Per request the states of the prompt's last token and of every fed one."""
         evaluator, trie = self._evaluator, self._trie
@@ -242,7 +242,7 @@ class LabelSearch:
                 asked = len(each.fed) + 1
                 rows.append((tokens, [False] * (len(tokens) - asked) + [True] * asked))
             batch = cuts.collate(TokenTable.from_rows(rows), np.arange(len(rows)), evaluator.device)
-            return evaluator.states(batch, [passenger])
+            return evaluator.states(batch, [member])
         trees = []
         for each in requests:
             place = {node: i for i, node in enumerate(each.fed)}
@@ -254,4 +254,4 @@ class LabelSearch:
             device=evaluator.device,
             dtype=evaluator.head.model.dtype,
         )
-        return evaluator.states(batch, [passenger], attention_mask=mask, position_ids=positions)
+        return evaluator.states(batch, [member], attention_mask=mask, position_ids=positions)

@@ -19,7 +19,7 @@ from loratune.engine.evaluate import Evaluator
 from loratune.engine.label_search import LabelSearch, LabelTrie, searched_tokens
 from loratune.engine.resources import is_memory_error
 from loratune.lora.layout import Adapter
-from loratune.lora.segments import Passenger
+from loratune.lora.segments import PackMember
 from loratune.values import PASSES_PER_LABELLING
 
 LabelTokens = tuple[npt.NDArray[np.int32], ...]
@@ -133,33 +133,31 @@ class LabelScorer:
         found = np.zeros((len(models), len(table), len(labels)))
         lengths = np.array([len(prompt) + len(tree.branches.fed) for prompt in prompts])
         cuts = replace(self._evaluator.cuts, flat=False)  # a tree needs a mask
-        for chosen, rows, passengers in self._evaluator.work(models, lengths, cuts):
-            found[np.ix_(chosen, rows)] = self._score(tree, [prompts[i] for i in rows], passengers)
+        for chosen, rows, members in self._evaluator.work(models, lengths, cuts):
+            found[np.ix_(chosen, rows)] = self._score(tree, [prompts[i] for i in rows], members)
         return list(found)
 
     def _score(
         self,
         tree: LabelTree,
         prompts: Sequence[npt.NDArray[np.int32]],
-        passengers: Sequence[Passenger | None],
+        members: Sequence[PackMember | None],
     ) -> Floats:
         """[models, prompts, labels of the tree] of one micro-batch."""
-        copies = len(passengers) * len(prompts)
+        copies = len(members) * len(prompts)
         batch, mask, positions = arrange(
-            [*prompts] * len(passengers),
+            [*prompts] * len(members),
             [tree.branches] * copies,
             device=self._evaluator.device,
             dtype=self._evaluator.head.model.dtype,
         )
-        states, output = self._evaluator.states(
-            batch, passengers, attention_mask=mask, position_ids=positions
-        )
+        states, output = self._evaluator.states(batch, members, attention_mask=mask, position_ids=positions)
         device = states.device
         stride = torch.arange(copies, device=device).unsqueeze(1)
         owners = torch.from_numpy(tree.owners).to(device) + stride * (len(tree.branches.fed) + 1)
         tokens = torch.from_numpy(tree.tokens).to(device).repeat(copies)
         likelihood = self._evaluator.head.likelihood(states, owners.flatten(), tokens, output)
-        nodes = likelihood.double().cpu().numpy().reshape(len(passengers), len(prompts), -1)
+        nodes = likelihood.double().cpu().numpy().reshape(len(members), len(prompts), -1)
         return np.stack([nodes[:, :, path].sum(-1) for path in tree.paths], -1)
 
 

@@ -25,7 +25,7 @@ from loratune.engine.machinery import Machinery
 from loratune.engine.paths import Paths
 from loratune.engine.progress import PackProgress
 from loratune.engine.resources import DoesNotFit, Failure, attempt, memory_errors
-from loratune.engine.shortage import Place, Shortage, unheard
+from loratune.engine.shortage import Place, Shortage, ignore
 from loratune.engine.slot import Slot
 from loratune.engine.step import TrainingStep
 from loratune.lora.init import initial_adapters
@@ -68,7 +68,7 @@ class PackEngine:
     """Cost of one more micro-batch in tokens; None: 64 on a CPU, 1,024 on a GPU."""
     paths: Paths | None = None
     """Which paths to take; None chooses the fastest that are right here."""
-    on_shortage: Callable[[Shortage], None] = unheard
+    on_shortage: Callable[[Shortage], None] = ignore
     """Told of every out-of-memory error that has been survived."""
 
     machinery: Machinery | None = None

@@ -92,12 +92,12 @@ class Portions:
         shares = np.bincount(owners, batch.counts, minlength=count).astype(np.int64)
         places = self._places(gathered, piece, batch)
         segments = _segments(owners, batch.starts, gathered.slots)
-        members = [slot.passenger for slot in gathered.slots]
+        members = [slot.member for slot in gathered.slots]
         return Portion(
             batch=batch,
             weights=to_device(weights, self._device),
             shares=to_device(shares, self._device),
-            plan=self._packed.plan(segments, batch.tokens.numel(), places, aboard=members),
+            plan=self._packed.plan(segments, batch.tokens.numel(), places, members=members),
             line=self._head.line(batch),
         )
 
@@ -105,7 +105,7 @@ class Portions:
         """Who and where every token is, if any slot drops inputs."""
         owners, places = gathered.slot[piece], gathered.place[piece]
         present = np.unique(owners)
-        if not any(gathered.slots[owner].passenger.dropout > 0 for owner in present):
+        if not any(gathered.slots[owner].member.dropout > 0 for owner in present):
             return None
         keys = np.zeros(batch.tokens.numel(), np.int32)
         of_rows = [

@@ -47,5 +47,5 @@ class Shortage:
         )
 
 
-def unheard(shortage: Shortage) -> None:
+def ignore(shortage: Shortage) -> None:
     """Nobody wants to know."""

@@ -18,7 +18,7 @@ from loratune.engine.guards import DivergenceGuard
 from loratune.engine.parking import Parked, free
 from loratune.lora.dropout import row_keys
 from loratune.lora.layout import Adapter
-from loratune.lora.segments import Passenger, Segment
+from loratune.lora.segments import PackMember, Segment
 from loratune.values import HyperParameters, Trial
 
 MAX_GRADIENT_NORM = 1.0
@@ -68,7 +68,7 @@ class Slot:
         hyper_parameters = trial.hyper_parameters
         self.trial = trial
         self.adapter = adapter
-        self.passenger = Passenger(adapter, trainable=True)
+        self.member = PackMember(adapter, trainable=True)
         self.total_steps = len(batches)
         self.step = 0
         self.updates = 0
@@ -107,7 +107,7 @@ class Slot:
 
     def segment(self, start: int, stop: int) -> Segment:
         """Its tokens [start, stop) of a micro-batch."""
-        return Segment(passenger=self.passenger, start=start, stop=stop, dropout=self.passenger.dropout > 0)
+        return Segment(member=self.member, start=start, stop=stop, dropout=self.member.dropout > 0)
 
     def row_keys(self, step: int, rows: Rows) -> npt.NDArray[np.int32]:
         """[rows] dropout keys of `rows`, numbers within that step's batch."""
@@ -122,8 +122,8 @@ class Slot:
     @property
     def gradient(self) -> torch.Tensor:
         """[layout.size] the buffer that the backward passes add to."""
-        assert self.passenger.gradient is not None
-        return self.passenger.gradient
+        assert self.member.gradient is not None
+        return self.member.gradient
 
     def allocate(self) -> None:
         """Have the optimiser's moments now, by an update that is skipped: later ones need no memory."""
@@ -176,4 +176,4 @@ class Slot:
         assert self._parked is not None
         self._parked.restore()
         self._parked = None
-        self.passenger = copy(self.passenger)  # another one for who has noted the addresses of its tensors
+        self.member = copy(self.member)  # another one for who has noted the addresses of its tensors

@@ -19,7 +19,7 @@ from loratune.engine.graphs import Graphs
 from loratune.engine.head import Head, Line
 from loratune.engine.portions import Gathered, Portion, Portions
 from loratune.engine.resources import DoesNotFit, Failure, attempt
-from loratune.engine.shortage import Place, Shortage, unheard
+from loratune.engine.shortage import Place, Shortage, ignore
 from loratune.engine.slot import Slot, clip_factors
 from loratune.errors import ResourceError
 from loratune.lora.packed import PackedAdapters, Plan
@@ -69,7 +69,7 @@ class TrainingStep:
         table: TokenTable,
         cuts: Cuts,
         graphs: Graphs | None = None,
-        on_shortage: Callable[[Shortage], None] = unheard,
+        on_shortage: Callable[[Shortage], None] = ignore,
     ) -> None:
         self._graphs = graphs
         self._head = head
@@ -130,7 +130,7 @@ class TrainingStep:
         """All gradients, and all else that the updates need."""
         slots = gathered.slots
         totals = torch.zeros(len(slots), dtype=torch.float64, device=self._device)
-        self._packed.board([slot.passenger for slot in slots])
+        self._packed.assign([slot.member for slot in slots])
         for piece in self._portions.pieces(gathered):
             portion = self._portion(gathered, piece)
             self.computed_tokens += portion.batch.tokens.numel()
@@ -265,11 +265,11 @@ def _reading(numbers: torch.Tensor) -> Callable[[], list[list[float]]]:
         return numbers.tolist
     here = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
     here.copy_(numbers, non_blocking=True)
-    done = torch.cuda.Event()
+    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
     done.record()
 
     def read() -> list[list[float]]:
         done.synchronize()
-        return here.tolist()  # type: ignore[no-any-return]
+        return here.tolist()
 
     return read

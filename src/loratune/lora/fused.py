@@ -22,7 +22,7 @@ from loratune.kernels import low_rank as kernels
 from loratune.kernels.launch import launch, much_shared_memory
 from loratune.lora.dropout import module_salt, threshold
 from loratune.lora.layout import AdapterLayout
-from loratune.lora.segments import Passenger, Places, Segment, unseen_tokens
+from loratune.lora.segments import PackMember, Places, Segment, unseen_tokens
 from loratune.maths.sizes import few_sizes
 
 _BLOCK_M = 64
@@ -46,21 +46,21 @@ _STAGES, _FEW_STAGES = 3, 2
 Table = npt.NDArray[np.int64]
 
 
-def passenger_rows(passenger: Passenger, weights: torch.Tensor, names: tuple[str, ...]) -> Table:
+def member_rows(member: PackMember, weights: torch.Tensor, names: tuple[str, ...]) -> Table:
     """[modules, COLUMNS] one slot's rows in the tables of the modules; rank 0 where it has no matrices.
 
     `weights` [layout.size] is what the products read, in the base's type.
     """
-    modules, begins, ranks = _offsets(passenger.adapter.layout, names)
+    modules, begins, ranks = _offsets(member.adapter.layout, names)
     rows = np.zeros((len(names), kernels.COLUMNS), np.int64)
     rows[modules, :2] = weights.data_ptr() + weights.itemsize * begins
-    if (gradient := passenger.gradient) is not None:
+    if (gradient := member.gradient) is not None:
         rows[modules, 2:4] = gradient.data_ptr() + gradient.itemsize * begins
     rows[modules, 4] = ranks
-    rows[:, 5] = np.float32(passenger.scaling).view(np.int32)
+    rows[:, 5] = np.float32(member.scaling).view(np.int32)
     rows[:, 6] = _salts(names)
-    rows[:, 7] = threshold(passenger.dropout)
-    rows[:, 8] = np.float32(1 / (1 - passenger.dropout)).view(np.int32)
+    rows[:, 7] = threshold(member.dropout)
+    rows[:, 8] = np.float32(1 / (1 - member.dropout)).view(np.int32)
     return rows
 
 
@@ -115,19 +115,19 @@ def route_of(
     places: Places | None,
     device: torch.device,
 ) -> Route:
-    """Cut segments into blocks; tokens between them are nobody's. `slots` numbers passengers by id."""
+    """Cut segments into blocks; tokens between them are nobody's. `slots` numbers members by id."""
     runs: list[tuple[int, int, int]] = []
     end = 0
     for segment in segments:
         if segment.start > end:
             runs.append((end, segment.start, -1))
-        runs.append((segment.start, segment.stop, slots[id(segment.passenger)]))
+        runs.append((segment.start, segment.stop, slots[id(segment.member)]))
         end = segment.stop
     runs.append((end, tokens, -1))  # also where it is empty, so that shapes repeat
     whole = _padded(np.array(runs, np.int32), few_sizes(len(runs), multiple=_RUNS, parts=1))
     # a run of n tokens has at most n / M + 1 blocks: with all that are possible shapes repeat
     blocks = _padded(_cut(np.array(runs, np.int32)), tokens // _BLOCK_M + len(whole))
-    ranks = {rank for segment in segments for rank in segment.passenger.ranks}
+    ranks = {rank for segment in segments for rank in segment.member.ranks}
     rank = max(ranks, default=1)
     largest = next((block for block in kernels.RANK_BLOCKS if rank <= block), kernels.RANK_BLOCKS[-1])
     return Route(
@@ -136,7 +136,7 @@ def route_of(
         tokens=tokens,
         largest=largest,
         rank_blocks=ceil(rank / largest),
-        aligned=all(segment.passenger.aligned for segment in segments),
+        aligned=all(segment.member.aligned for segment in segments),
         eights=all(rank % 8 == 0 for rank in ranks if rank > kernels.RANK_BLOCKS[0]),
         anchor=torch.zeros(1, device=device, requires_grad=True),
         places=places if any(segment.dropout for segment in segments) else None,

@@ -16,7 +16,7 @@ from torch import nn
 from loratune.errors import ModelError
 from loratune.lora.segments import (
     LowRank,
-    Passenger,
+    PackMember,
     Places,
     Segment,
     add_low_rank,
@@ -42,15 +42,15 @@ class Plan:
 
 @dataclass(slots=True, eq=False)
 class _Read:
-    """What the Triton products read of a passenger: its weights, in half precision a copy of them."""
+    """What the Triton products read of a member: its weights, in half precision a copy of them."""
 
     weights: torch.Tensor
     version: int = -1
-    """Of the passenger's weights when they were copied."""
+    """Of the member's weights when they were copied."""
 
     @classmethod
-    def of(cls, passenger: Passenger, dtype: torch.dtype) -> "_Read":
-        own = passenger.adapter.weights
+    def of(cls, member: PackMember, dtype: torch.dtype) -> "_Read":
+        own = member.adapter.weights
         return cls(own if own.dtype == dtype else torch.empty_like(own, dtype=dtype))
 
 
@@ -69,9 +69,9 @@ class PackedAdapters:
     _plan: "Plan | None" = field(default=None, init=False)
     _tables: torch.Tensor | None = field(default=None, init=False)
     _slots: dict[int, int] = field(default_factory=dict, init=False)
-    _aboard: list[Passenger] = field(default_factory=list, init=False)
+    _assigned: list[PackMember] = field(default_factory=list, init=False)
     _read: dict[int, _Read] = field(default_factory=dict, init=False)
-    """By the ids of the passengers' weights, which several may share."""
+    """By the ids of the members' weights, which several may share."""
 
     @property
     def _parameter(self) -> torch.Tensor:
@@ -94,7 +94,7 @@ class PackedAdapters:
                 handle.remove()
             for module in modules:
                 module.__dict__.pop("loratune_table", None)
-            self._slots, self._aboard, self._read = {}, [], {}
+            self._slots, self._assigned, self._read = {}, [], {}
 
     def _attach_kernels(self, modules: Sequence[nn.Module]) -> list[Any]:
         from loratune.kernels import low_rank as kernels
@@ -107,41 +107,43 @@ class PackedAdapters:
             module.__dict__["loratune_table"] = table
         return [module.register_forward_hook(fused.hook) for module in modules]
 
-    def board(self, passengers: Sequence[Passenger]) -> None:
+    def assign(self, members: Sequence[PackMember]) -> None:
         """Say which adapters the coming routes may name; their weights are read as they are now."""
-        if self._tables is None or not passengers:
+        if self._tables is None or not members:
             return
-        if [id(p) for p in passengers] != list(self._slots):
-            self._take_aboard(self._tables, passengers)
+        if [id(p) for p in members] != list(self._slots):
+            self._assign(self._tables, members)
         self._follow()
 
-    def _take_aboard(self, tables: torch.Tensor, passengers: Sequence[Passenger]) -> None:
-        if len(passengers) > CAPACITY:
-            raise ModelError(f"at most {CAPACITY} adapters fit into one pack, {len(passengers)} were given.")
+    def _assign(self, tables: torch.Tensor, members: Sequence[PackMember]) -> None:
+        if len(members) > CAPACITY:
+            raise ModelError(f"at most {CAPACITY} adapters fit into one pack, {len(members)} were given.")
         from loratune.lora import fused
 
         dtype = self._parameter.dtype
         read: dict[int, _Read] = {}
-        for passenger in passengers:
-            key = id(passenger.adapter.weights)
-            read[key] = read.get(key) or self._read.get(key) or _Read.of(passenger, dtype)
+        for member in members:
+            key = id(member.adapter.weights)
+            read[key] = read.get(key) or self._read.get(key) or _Read.of(member, dtype)
         modules = tuple(self.names)
-        rows = [fused.passenger_rows(p, read[id(p.adapter.weights)].weights, modules) for p in passengers]
-        tables[:, : len(passengers)].copy_(torch.from_numpy(np.stack(rows, 1)))
-        self._slots = _numbered(passengers)
-        self._aboard, self._read = list(passengers), read  # kept alive: the tables hold addresses
+        rows = [fused.member_rows(p, read[id(p.adapter.weights)].weights, modules) for p in members]
+        tables[:, : len(members)].copy_(torch.from_numpy(np.stack(rows, 1)))
+        self._slots = _numbered(members)
+        self._assigned, self._read = list(members), read  # kept alive: the tables hold addresses
 
     def _follow(self) -> None:
         """Copy the weights that have changed since they were copied."""
-        stale: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for passenger in self._aboard:
-            weights = passenger.adapter.weights
+        copies: list[torch.Tensor] = []
+        changed: list[torch.Tensor] = []
+        for member in self._assigned:
+            weights = member.adapter.weights
             read = self._read[id(weights)]
             if read.weights is not weights and read.version != weights._version:
-                stale.append((read.weights, weights))
+                copies.append(read.weights)
+                changed.append(weights)
                 read.version = weights._version
-        if stale:
-            torch._foreach_copy_(*(list(each) for each in zip(*stale, strict=True)))
+        if changed:
+            torch._foreach_copy_(copies, changed)
 
     def plan(
         self,
@@ -149,21 +151,21 @@ class PackedAdapters:
         tokens: int,
         places: Places | None = None,
         *,
-        aboard: Sequence[Passenger] | None = None,
+        members: Sequence[PackMember] | None = None,
     ) -> "Plan":
         """Say whose the `tokens` of a micro-batch are; other tokens see the bare base.
 
-        `segments` in ascending order; `places` is needed where a segment drops inputs. `aboard`: who will have been
-        taken aboard by `board` when the plan is used; None: takes those of the segments aboard where they are not.
+        `segments` in ascending order; `places` is needed where a segment drops inputs. `members`: who will have been
+        assigned when the plan is used; None: those assigned now, else those of the segments, who then are.
         """
         if not self.triton:
             return Plan(segments=segments, tokens=tokens, places=places)
         from loratune.lora import fused
 
-        if aboard is None and segments:  # else those aboard may have been put aside, their weights too
-            own = {id(segment.passenger): segment.passenger for segment in segments}
-            self.board(self._aboard if own.keys() <= self._slots.keys() else list(own.values()))
-        slots = self._slots if aboard is None else _numbered(aboard)
+        if members is None and segments:  # else those assigned may have been put aside, their weights too
+            own = {id(segment.member): segment.member for segment in segments}
+            self.assign(self._assigned if own.keys() <= self._slots.keys() else list(own.values()))
+        slots = self._slots if members is None else _numbered(members)
         route = fused.route_of(segments, slots, tokens, places, self._parameter.device)
         return Plan(segments=segments, tokens=tokens, places=places, route=route)
 
@@ -215,6 +217,6 @@ class PackedAdapters:
         return hook
 
 
-def _numbered(passengers: Sequence[Passenger]) -> dict[int, int]:
-    """Places in the tables, by the passengers' ids."""
-    return {id(passenger): place for place, passenger in enumerate(passengers)}
+def _numbered(members: Sequence[PackMember]) -> dict[int, int]:
+    """Places in the tables, by the members' ids."""
+    return {id(member): place for place, member in enumerate(members)}

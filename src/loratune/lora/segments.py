@@ -28,8 +28,8 @@ class Matrices(NamedTuple):
     gradient_b: torch.Tensor | None
 
 
-class Passenger:
-    """An adapter on board: its matrices by module, and the flat buffer that collects their gradients."""
+class PackMember:
+    """An adapter in a pack: its matrices by module, and the flat buffer that collects their gradients."""
 
     def __init__(self, adapter: Adapter, *, trainable: bool) -> None:
         self.adapter = adapter
@@ -56,7 +56,7 @@ class Passenger:
 class Segment:
     """Tokens [start, stop) of a micro-batch that belong to one adapter."""
 
-    passenger: Passenger
+    member: PackMember
     start: int
     stop: int
     dropout: bool = False
@@ -95,16 +95,14 @@ def parts_of(segments: Sequence[Segment], places: Places | None, name: str, feat
     """The segments whose adapters target the module `name` with `features` inputs."""
     parts = []
     for segment in segments:
-        passenger = segment.passenger
-        matrices = passenger.matrices.get(name)
+        member = segment.member
+        matrices = member.matrices.get(name)
         if matrices is None:
             continue
         mask = None
         if segment.dropout and places is not None:
-            mask = _mask_of(places, slice(segment.start, segment.stop), name, features, passenger.dropout)
-        parts.append(
-            _Part(segment.start, segment.stop, matrices, passenger.scaling, mask, 1 - passenger.dropout)
-        )
+            mask = _mask_of(places, slice(segment.start, segment.stop), name, features, member.dropout)
+        parts.append(_Part(segment.start, segment.stop, matrices, member.scaling, mask, 1 - member.dropout))
     return parts
 
 
