@@ -10,8 +10,8 @@ class DataOptions:
     """Where the rows are, how they are to be read, and how many of them. Raises `DataError`."""
 
     data: str
-    """A .jsonl, .json, .csv, .tsv (each also with .gz) or .parquet file, a folder with train/validation/test files, a saved `datasets`
-    folder, or a hub name (`owner/name` or `owner/name:configuration`)."""
+    """A .jsonl, .json, .csv, .tsv (each also with .gz) or .parquet file, a folder with train/validation/test files,
+    a saved `datasets` folder, or a hub name (`owner/name` or `owner/name:configuration`)."""
     validation: str | None = None
     """Validation rows; default: those that come with `data`, else split off the training rows."""
     test: str | None = None
@@ -19,7 +19,8 @@ class DataOptions:
     prompt_column: str | None = None
     completion_column: str | None = None
     template: str | None = None
-    """The prompt, with {column} fields ({column?} may be empty); the two characters \\n stand for a newline, \\t for a tab."""
+    """The prompt, with {column} fields ({column?} may be empty); the two characters \\n stand for a newline, \\t for
+    a tab."""
     max_length: int | None = None
     """Longest row in tokens; None: the longest row there is, within the model's limit and 2,048."""
     train_rows: int | None = None
