@@ -197,6 +197,14 @@ def test_turns_of_weight_zero_are_given_but_not_learnt() -> None:
     assert "got weight 0 for all" in refused({"messages": [user(), assistant(weight=0)]})
 
 
+def test_a_turn_that_answers_nothing_is_given() -> None:
+    [(whole, learned)], notes = read(
+        [{"conversations": [{"from": "gpt", "value": "Hello?"}, user(), assistant()]}]
+    )
+    assert (whole, learned) == (f"[assistant]Hello?{END}\n{SAME}", f"ho{END}")
+    assert notes == ("1 of 1 conversations begin with the assistant's turn: it is given, not learnt.",)
+
+
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
 def test_thoughts_reach_the_template_or_are_noted(name: str) -> None:
     row = {"messages": [user(), assistant("a", **{name: "hm"}), user(), assistant("b", **{name: "well"})]}

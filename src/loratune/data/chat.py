@@ -7,6 +7,7 @@ What a template does not show is refused, or noted with counts.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from json import dumps
 from typing import Any, ClassVar, Protocol
 
@@ -52,6 +53,8 @@ class Manner:
     text_arguments: bool = False
     """Arguments of tool calls as JSON text instead of a mapping."""
     developer_as_system: bool = False
+    empty_content: bool = False
+    """An empty text in place of a missing content, for templates that would write it as `None`."""
 
     def put(self, message: Message) -> Message:
         """The message as the template gets it."""
@@ -60,12 +63,14 @@ class Manner:
             put["role"] = "system"
         if "reasoning_content" in put:
             put |= dict.fromkeys(REASONING, put["reasoning_content"])
+        if self.empty_content and put["content"] is None:
+            put["content"] = ""
         if self.text_arguments and "tool_calls" in put:
             put["tool_calls"] = [_with_text_arguments(call) for call in put["tool_calls"]]
         return put
 
 
-_MANNERS = tuple(Manner(text, system) for system in (False, True) for text in (False, True))
+_MANNERS = tuple(Manner(*flags) for flags in sorted(product((False, True), repeat=3), key=sum))
 
 
 def _with_text_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,7 +148,8 @@ class Messages:
                 return self._render([manner.put(message) for message in messages], tools, place)
 
             try:
-                hidden = hidden_parts(conversation.messages, conversation.tools, render)
+                hidden, text = hidden_parts(conversation.messages, conversation.tools, render)
+                _check_nothing(text, manner, conversation, place)
                 _check_shown(hidden, conversation, place, "chat template" if self.has_template else "")
             except DataError as error:
                 refusal = refusal or error
@@ -216,8 +222,8 @@ class Messages:
         given = len(self._render(messages[:turn], tools, place))
         pairs = enumerate(zip(whole, before, strict=False))
         shared = next((i for i, (one, other) in pairs if one != other), len(whole))
-        words = whole.find(str(messages[turn]["content"]).strip(), given)
-        shared = min(shared, words) if words >= 0 else shared
+        words = whole.find((messages[turn]["content"] or "").strip(), given)
+        shared = min(shared, words) if words > given else shared
         if shared <= given:
             raise DataError(
                 f"{place}: the tokenizer's chat template must render the messages before turn {turn + 1} as a "
@@ -250,14 +256,28 @@ def _check_shown(hidden: Sequence[Part], conversation: Conversation, place: str,
             )
 
 
+def _check_nothing(text: str, manner: Manner, conversation: Conversation, place: str) -> None:
+    """Raise `DataError` where a missing content may stand in the text as `None`."""
+    missing = not manner.empty_content and any(
+        message["content"] is None for message in conversation.messages
+    )
+    if missing and "None" in text:
+        raise DataError(
+            f'{place}: the tokenizer\'s chat template writes a missing content as None; write "" for null.'
+        )
+
+
 def _plain(messages: Sequence[Message], learned: Sequence[bool]) -> tuple[Segment, ...]:
     segments = []
     separator = ""
     for message, is_learned in zip(messages, learned, strict=True):
         opening = f"{separator}{message['role'].capitalize()}:"
         if is_learned and message["role"] == "assistant":
-            segments += [Segment(opening), Segment(f" {message['content']}", learned=True, end=End.APPEND)]
+            segments += [
+                Segment(opening),
+                Segment(f" {message['content'] or ''}", learned=True, end=End.APPEND),
+            ]
         else:
-            segments.append(Segment(f"{opening} {message['content']}"))
+            segments.append(Segment(f"{opening} {message['content'] or ''}"))
         separator = "\n"
     return tuple(segments)

@@ -21,6 +21,8 @@ class ChatRemarks:
     """The assistant's."""
     weightless: int = 0
     unanswered: int = 0
+    opening: int = 0
+    """Conversations that the assistant begins."""
     thinking: int = 0
     beside_calls: int = 0
     developer: int = 0
@@ -39,6 +41,7 @@ class ChatRemarks:
         self.turns += sum(message["role"] == "assistant" for message in conversation.messages)
         self.weightless += conversation.unlearned
         self.unanswered += conversation.messages[-1]["role"] != "assistant"
+        self.opening += conversation.messages[0]["role"] == "assistant"
         self.unread.update(conversation.unread)
 
     def hidden(self, parts: Sequence[Part], conversation: Conversation) -> None:
@@ -57,7 +60,7 @@ class ChatRemarks:
 
     def written_before(self, message: Message, piece: str) -> None:
         """Count a learnt piece of a plain answer that does not begin with the answer."""
-        content = str(message["content"]).strip()
+        content = (message["content"] or "").strip()
         if not content or "tool_calls" in message or "reasoning_content" in message:
             return
         before = piece[: max(0, piece.find(content))].strip()
@@ -80,6 +83,10 @@ class ChatRemarks:
             (
                 self.beside_calls,
                 f"The chat template leaves out the content beside tool_calls in {{}} {turns}.",
+            ),
+            (
+                self.opening,
+                f"{{}} of {self.conversations} conversations begin with the assistant's turn: it is given, not learnt.",
             ),
             (self.developer, "{} messages of the role developer are given as system, for the chat template."),
             (

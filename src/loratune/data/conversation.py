@@ -5,7 +5,7 @@ Knows the ways in which a row writes a conversation; knows neither templates nor
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from loratune.data.row import Row, kind_of
@@ -44,8 +44,8 @@ class Conversation:
     """The turns of one row."""
 
     messages: tuple[Message, ...]
-    """`role`, `content` and where they are there `tool_calls` (arguments as a mapping), `reasoning_content`, and
-    other text such as `name`."""
+    """`role`, `content` (None beside calls where the row has none) and where they are there `tool_calls` (arguments as
+    a mapping), `reasoning_content`, and other text such as `name`."""
     learned: tuple[bool, ...]
     """Of each message, whether it is learnt."""
     tools: tuple[dict[str, Any], ...] = ()
@@ -82,7 +82,9 @@ def read_conversation(row: Row, columns: Sequence[str]) -> Conversation:
     if isinstance(system, str) and system.strip() and turns[0].message["role"] != "system":
         turns.insert(0, _Turn(message={"role": "system", "content": system}))
     roles = [turn.message["role"] for turn in turns]
-    if roles[0] == "assistant" or "assistant" not in roles:
+    if roles[0] == "assistant":  # nothing is there to answer
+        turns[0] = replace(turns[0], learned=False, weightless=False)
+    if "assistant" not in roles[1:]:
         raise DataError(
             f"{row.place}: a conversation must have an assistant's turn after another one, got "
             f"{', '.join(roles)}; correct the row."
@@ -110,7 +112,7 @@ class _Turn:
 
 
 def _list(row: Row, column: str) -> list[Any]:
-    turns = _parsed(row.values[column])
+    turns = parsed(row.values[column])
     if not isinstance(turns, list) or not turns:
         raise DataError(
             f"{row.place}: {column!r} must be a list of messages, got "
@@ -119,7 +121,7 @@ def _list(row: Row, column: str) -> list[Any]:
     return turns
 
 
-def _parsed(value: Any) -> Any:
+def parsed(value: Any) -> Any:
     """A list or object that a table holds as JSON text; anything else as it is."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
@@ -142,7 +144,7 @@ def _turn(turn: Any, number: int, may_be_learned: bool, place: str) -> _Turn:
     if (
         named == "function_call" and not calls and content is not None
     ):  # LLaMA-Factory writes the call as text
-        calls, content = _listed_calls(_parsed(content), where), None
+        calls, content = _listed_calls(parsed(content), where), None
     thought = next(
         (turn[name] for name in REASONING if turn.get(name) and isinstance(turn[name], str)), thought
     )
@@ -150,7 +152,7 @@ def _turn(turn: Any, number: int, may_be_learned: bool, place: str) -> _Turn:
         raise DataError(f"{where} must have a content that is text, got null; correct the row.")
     if role == "assistant" and not calls and not (content or "").strip():
         raise DataError(f"{where} of the assistant is empty; correct the row.")
-    message: Message = {"role": role, "content": content or ""}
+    message: Message = {"role": role, "content": content}
     if calls:
         message["tool_calls"] = calls
     if thought and thought.strip():
@@ -203,9 +205,9 @@ def _content(content: Any, where: str) -> tuple[str | None, str]:
 def _calls(turn: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
     """In OpenAI's form, with the arguments as a mapping."""
     if turn.get("tool_calls"):
-        return _listed_calls(_parsed(turn["tool_calls"]), where)
+        return _listed_calls(parsed(turn["tool_calls"]), where)
     if turn.get("function_call"):
-        return _listed_calls(_parsed(turn["function_call"]), where)
+        return _listed_calls(parsed(turn["function_call"]), where)
     return []
 
 
@@ -219,7 +221,7 @@ def _call(call: Any, where: str) -> dict[str, Any]:
         raise DataError(
             f"{where} must name the function of every tool call, got {call!r:.60}; correct the row."
         )
-    arguments = _parsed(function.get("arguments"))
+    arguments = parsed(function.get("arguments"))
     if arguments in (None, ""):
         arguments = {}
     if not isinstance(arguments, Mapping):
@@ -236,7 +238,7 @@ def _tools(row: Row) -> tuple[dict[str, Any], ...]:
     column = next((name for name in TOOL_COLUMNS if row.values.get(name)), None)
     if column is None:
         return ()
-    tools = _parsed(row.values[column])
+    tools = parsed(row.values[column])
     return tuple(_tool(each, column, row.place) for each in (tools if isinstance(tools, list) else [tools]))
 
 

@@ -110,7 +110,7 @@ class _Choice:
         """By the names of the columns alone, and by lists of turns."""
         values = self.first.values
         turns = self.first_of(*conversation.COLUMNS)
-        if turns is not None:
+        if turns == "messages" or (turns is not None and is_turns(values[turns])):
             return Messages(tokenizer=self.tokenizer, columns=(turns,))
         if {"prompt", "completion"} <= set(self.columns):
             if is_turns(values["prompt"]) and is_turns(values["completion"]):
@@ -147,7 +147,8 @@ class _Choice:
 
 
 def is_turns(value: Any) -> bool:
-    """Whether a value is a list of messages."""
+    """Whether a value is a list of messages, also as JSON text."""
+    value = conversation.parsed(value)
     return (
         isinstance(value, list)
         and bool(value)

@@ -35,20 +35,25 @@ class _Marks:
         return mark
 
 
-def hidden_parts(messages: Sequence[Message], tools: Sequence[dict[str, Any]], render: Render) -> list[Part]:
-    """The parts that do not appear in the text. Marks are letters and digits, which no escaping changes."""
+def hidden_parts(
+    messages: Sequence[Message], tools: Sequence[dict[str, Any]], render: Render
+) -> tuple[list[Part], str]:
+    """The parts that do not appear in the text, and the text.
+
+    Marks are letters and digits, which no escaping changes.
+    """
     marks = _Marks()
     marked = [_marked(message, number, marks) for number, message in enumerate(messages)]
     tools = [_marked_tool(tool, marks) for tool in tools]
     text = render(marked, tools)
-    return [part for mark, part in marks.parts.items() if mark not in text]
+    return [part for mark, part in marks.parts.items() if mark not in text], text
 
 
 def _marked(message: Message, number: int, marks: _Marks) -> Message:
     copy: Message = {}
     for key, value in message.items():
         if key == "content":
-            copy[key] = "".join(_marked_content(value, number, marks))
+            copy[key] = value if value is None else "".join(_marked_content(value, number, marks))
         elif key == "tool_calls":
             copy[key] = [_marked_call(call, number, marks) for call in value]
         elif key == "reasoning_content":
