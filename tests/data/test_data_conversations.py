@@ -248,6 +248,21 @@ def test_content_beside_tool_calls_that_a_template_leaves_out_is_noted() -> None
     )
 
 
+def test_contents_are_given_as_parts_where_the_template_wants_parts() -> None:
+    """As templates of models for images: text that is no list of parts is left out, or an error."""
+    for part in ("{% if p.type == 'text' %}{{ p.text }}{% endif %}", "{{ p['text'].strip() }}"):
+        template = PLAIN.replace("{{ m.content }}", "{% for p in m.content %}" + part + "{% endfor %}")
+        assert read([{"messages": [user(), assistant()]}], template) == ([(SAME, f"ho{END}")], ())
+
+
+def test_a_missing_content_is_not_learnt_as_none() -> None:
+    calling = {"messages": [user(), assistant(None, tool_calls=call()), *ANSWER]}
+    assert "None" not in read([calling], TOOLS)[0][0][0]
+    content = "{% if m.content is string %}{{ m.content }}{% else %}(nothing){% endif %}"
+    assert "(nothing)<call>look" in read([calling], TOOLS.replace("{{ m.content }}", content))[0][0][1]
+    assert "tool_calls of message 2" in refused(calling)
+
+
 def test_other_fields_and_unanswered_messages_are_noted() -> None:
     row = {"messages": [{**user(), "name": "Ann"}, assistant(audio={"id": 1}), user("unanswered")]}
     _, notes = read([row])

@@ -55,6 +55,8 @@ class Manner:
     developer_as_system: bool = False
     empty_content: bool = False
     """An empty text in place of a missing content, for templates that would write it as `None`."""
+    parts: bool = False
+    """Contents as lists of parts, for templates of models that also read images."""
 
     def put(self, message: Message) -> Message:
         """The message as the template gets it."""
@@ -65,12 +67,14 @@ class Manner:
             put |= dict.fromkeys(REASONING, put["reasoning_content"])
         if self.empty_content and put["content"] is None:
             put["content"] = ""
+        if self.parts and put["content"] is not None:
+            put["content"] = [{"type": "text", "text": put["content"]}]
         if self.text_arguments and "tool_calls" in put:
             put["tool_calls"] = [_with_text_arguments(call) for call in put["tool_calls"]]
         return put
 
 
-_MANNERS = tuple(Manner(*flags) for flags in sorted(product((False, True), repeat=3), key=sum))
+_MANNERS = tuple(Manner(*flags) for flags in sorted(product((False, True), repeat=4), key=sum))
 
 
 def _with_text_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,31 +139,34 @@ class Messages:
 
         Raises `DataError` where there is none.
         """
-        refusal: DataError | None = None
+        refusals: list[DataError] = []
+        tried: list[list[Message]] = []
         for manner in _MANNERS if self.has_template else _MANNERS[:1]:
-            if manner != _MANNERS[0] and not any(
-                manner.put(m) != _MANNERS[0].put(m) for m in conversation.messages
-            ):
+            put = [manner.put(message) for message in conversation.messages]
+            if put in tried:
                 continue
-
-            def render(
-                messages: Sequence[Message], tools: Sequence[dict[str, Any]], manner: Manner = manner
-            ) -> str:
-                return self._render([manner.put(message) for message in messages], tools, place)
-
+            tried.append(put)
             try:
-                hidden, text = hidden_parts(conversation.messages, conversation.tools, render)
-                _check_nothing(text, manner, conversation, place)
-                _check_shown(hidden, conversation, place, "chat template" if self.has_template else "")
+                hidden, text = self._hidden(conversation, manner, place)
             except DataError as error:
-                refusal = refusal or error
-            else:
+                refusals.append(error)
+                continue
+            refusal = _lost(hidden, text, conversation, manner, "chat template" if self.has_template else "")
+            if refusal is None:
                 self.remarks.hidden(hidden, conversation)
                 if manner.developer_as_system:
                     self.remarks.developers(conversation)
                 return manner
-        assert refusal is not None
-        raise refusal
+            refusals.insert(
+                0, DataError(f"{place}: {refusal}.")
+            )  # what is lost tells more than what a template raised
+        raise refusals[0]
+
+    def _hidden(self, conversation: Conversation, manner: Manner, place: str) -> tuple[list[Part], str]:
+        def render(messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> str:
+            return self._render([manner.put(message) for message in messages], tools, place)
+
+        return hidden_parts(conversation.messages, conversation.tools, render)
 
     def _render(
         self,
@@ -189,7 +196,8 @@ class Messages:
         tools = conversation.tools
         whole = self._render(messages, tools, place)
         turns = [turn for turn, learned in enumerate(conversation.learned) if learned]
-        starts = [self._start(whole, messages, tools, turn, place) for turn in turns]
+        words = [(message["content"] or "").strip() for message in conversation.messages]
+        starts = [self._start(whole, messages, tools, turn, words[turn], place) for turn in turns]
         segments = []
         position = 0
         for turn, start, following in zip(turns, starts, [*starts[1:], len(whole)], strict=True):
@@ -198,7 +206,7 @@ class Messages:
             # there the piece reaches to the next turn, and the end-of-turn token in it marks the end.
             regular = whole.startswith(after)
             end = len(after) if regular else following
-            self.remarks.written_before(messages[turn], whole[start:end])
+            self.remarks.written_before(conversation.messages[turn], whole[start:end])
             segments.append(Segment(whole[position:start]))
             segments.append(Segment(whole[start:end], learned=True, end=End.FIND if regular else End.DEMAND))
             position = end
@@ -210,6 +218,7 @@ class Messages:
         messages: Sequence[Message],
         tools: Sequence[dict[str, Any]],
         turn: int,
+        words: str,
         place: str,
     ) -> int:
         """Where the words of an assistant's turn begin in the whole conversation.
@@ -222,8 +231,8 @@ class Messages:
         given = len(self._render(messages[:turn], tools, place))
         pairs = enumerate(zip(whole, before, strict=False))
         shared = next((i for i, (one, other) in pairs if one != other), len(whole))
-        words = whole.find((messages[turn]["content"] or "").strip(), given)
-        shared = min(shared, words) if words > given else shared
+        found = whole.find(words, given)
+        shared = min(shared, found) if found > given else shared
         if shared <= given:
             raise DataError(
                 f"{place}: the tokenizer's chat template must render the messages before turn {turn + 1} as a "
@@ -234,37 +243,31 @@ class Messages:
         return shared
 
 
-def _check_shown(hidden: Sequence[Part], conversation: Conversation, place: str, template: str) -> None:
-    """Raise `DataError` for what must not be lost."""
+def _lost(
+    hidden: Sequence[Part], text: str, conversation: Conversation, manner: Manner, template: str
+) -> str | None:
+    """What must not be lost and is, in words; None where nothing is."""
     who = f"the tokenizer's {template} does" if template else "without a chat template, plain lines do"
     for part in hidden:
         if part.kind == "tools":
-            raise DataError(
-                f"{place}: {who} not show the row's tools; take a model whose template does, or remove the "
-                "column 'tools'."
-            )
+            return f"{who} not show the row's tools; take a model whose template does, or remove the column 'tools'"
         message = conversation.messages[part.message]
         if part.kind == "tool_calls":
-            raise DataError(
-                f"{place}: {who} not show the tool_calls of message {part.message + 1}, so they cannot be "
-                "learnt; take a model whose template does, or write the call into the content and remove tool_calls."
+            return (
+                f"{who} not show the tool_calls of message {part.message + 1}, so they cannot be learnt; take a model "
+                "whose template does, or write the call into the content and remove tool_calls"
             )
         if part.kind == "content" and "tool_calls" not in message:
-            raise DataError(
-                f"{place}: {who} not show the content of message {part.message + 1} (role {message['role']!r}); "
-                "write it into a turn of the user or the system."
+            return (
+                f"{who} not show the content of message {part.message + 1} (role {message['role']!r}); write it into "
+                "a turn of the user or the system"
             )
-
-
-def _check_nothing(text: str, manner: Manner, conversation: Conversation, place: str) -> None:
-    """Raise `DataError` where a missing content may stand in the text as `None`."""
     missing = not manner.empty_content and any(
         message["content"] is None for message in conversation.messages
     )
     if missing and "None" in text:
-        raise DataError(
-            f'{place}: the tokenizer\'s chat template writes a missing content as None; write "" for null.'
-        )
+        return f"{who} write a missing content as None; write an empty text in place of null"
+    return None
 
 
 def _plain(messages: Sequence[Message], learned: Sequence[bool]) -> tuple[Segment, ...]:

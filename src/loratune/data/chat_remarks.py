@@ -69,7 +69,8 @@ class ChatRemarks:
 
     def opened(self, text: str) -> None:
         """Count a generation prompt that goes on where the answer does not follow."""
-        self.open[text.strip()] += 1
+        if text.strip():
+            self.open[text.strip()] += 1
 
     def sentences(self) -> tuple[str, ...]:
         """One for each kind of thing that happened."""
