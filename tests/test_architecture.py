@@ -18,7 +18,7 @@ LAYERS = [
     {"engine", "search"},
     {"costs"},
     {"runners", "analysis"},
-    {"reporting", "export"},
+    {"reporting", "export", "testing"},
     {"tuning"},
     {"app"},
     {"cli"},

@@ -42,7 +42,7 @@ def test_coarse_steps() -> None:
 @pytest.mark.parametrize("forward", [500.0, 1000.0, 4000.0])
 def test_a_time_budget_is_kept(metric: str, forward: float) -> None:
     """Whatever is spent on full trials or on cheap ones, the predicted time stays within the budget."""
-    context, speed = replace(FACTS, evaluation_passes=find(metric).passes), replace(SPEED, forward=forward)
+    context, speed = replace(FACTS, evaluation_passes=find(metric).passes(True)), replace(SPEED, forward=forward)
     left = 3600 - 60 - speed.final_seconds(context, 6000, 200)
     runs = speed.runs_within(speed.seconds_within(3600, context, 6000, 200, 60), context)
     for fraction in (0.1, 1.0):
@@ -90,7 +90,7 @@ def test_no_time_to_search() -> None:
 
 def test_scoring_labels_is_paid_for() -> None:
     trial = Trial(hyper_parameters=HyperParameters(r=8, lora_alpha=16, learning_rate=1e-3, batch_size=8))
-    labelled = replace(FACTS, evaluation_passes=find("accuracy").passes)
+    labelled = replace(FACTS, evaluation_passes=find("accuracy").passes(True))
     assert labelled.cost(trial) == FACTS.cost(trial) == 1
     quarter = replace(trial, fraction=0.25)
     assert labelled.cost(quarter) > FACTS.cost(quarter)

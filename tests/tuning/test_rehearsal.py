@@ -143,7 +143,7 @@ def test_it_runs_the_trials_that_the_search_would_run() -> None:
 @pytest.mark.parametrize("budget", [1.0, 7.0, 60.0])
 def test_every_search_comes_to_an_end_within_its_budget(name: str, metric: str, budget: float) -> None:
     searching = make_strategy(
-        name, replace(FACTS, metric=metric, evaluation_passes=find(metric).passes, budget=budget)
+        name, replace(FACTS, metric=metric, evaluation_passes=find(metric).passes(True), budget=budget)
     )
     found = rehearse(searching, planner(WORK))
     assert 0 < spent(found) <= budget * (1 + 1e-9)

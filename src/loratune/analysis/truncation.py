@@ -14,13 +14,11 @@ import numpy.typing as npt
 from loratune.costs.readings import affordable_rows, cut_ranks
 from loratune.data.table import TokenTable
 from loratune.engine.evaluate import Evaluation
-from loratune.engine.live import metrics_of
 from loratune.engine.pack import PackEngine
 from loratune.lora.layout import Adapter, Target
 from loratune.lora.truncate import Decomposition, decompose
 from loratune.maths.noninferiority import SeedNoise, Verdict
 from loratune.maths.spectrum import energy_rank, entropy_rank, stable_rank, threshold_ranks
-from loratune.metrics import Needs, find
 from loratune.search.compare import compare
 from loratune.values import (
     Cut,
@@ -109,11 +107,11 @@ class TruncationRun:
             validation_weights=None if weights is None else weights[rows],
             validation_labels=None if labels is None else labels[rows],
         )
-        asks_labels = find(context.metric).needs is Needs.LABELS
+        asks_labels = self.engine.scoring.asks_labels
         found = self.engine.evaluate([each.adapter for each in candidates], table, labels=asks_labels)
         points = []
         for candidate, evaluation in zip(candidates, found, strict=True):
-            own = _as_result(whole, evaluation, table)
+            own = self._as_result(whole, evaluation, table)
             comparison = compare(context, [own], [whole], _SAME_ADAPTER)
             points.append(
                 CutPoint(
@@ -127,6 +125,17 @@ class TruncationRun:
                 )
             )
         return tuple(points)
+
+    def _as_result(self, whole: TrialResult, evaluation: Evaluation, table: TokenTable) -> TrialResult:
+        """An evaluation in the form that results are compared in."""
+        metrics, scores = self.engine.scoring.measure(evaluation, table)
+        return replace(
+            whole,
+            nll=evaluation.nll,
+            metrics=metrics,
+            example_nll=evaluation.example_nll,
+            example_scores=scores,
+        )
 
     def _healing(self, asked: Trial) -> float:
         """Share of the trial's steps for which its cuts are trained on."""
@@ -188,14 +197,6 @@ def _of_rows(result: TrialResult, rows: npt.NDArray[np.int64], table: TokenTable
         nll=float(nll.sum() / max(1, int(table.supervised_counts.sum()))),
         example_nll=nll,
         example_scores={name: scores[rows] for name, scores in result.example_scores.items()},
-    )
-
-
-def _as_result(whole: TrialResult, evaluation: Evaluation, table: TokenTable) -> TrialResult:
-    """An evaluation in the form that results are compared in."""
-    metrics, scores = metrics_of(evaluation, table)
-    return replace(
-        whole, nll=evaluation.nll, metrics=metrics, example_nll=evaluation.example_nll, example_scores=scores
     )
 
 

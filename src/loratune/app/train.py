@@ -13,7 +13,7 @@ import numpy as np
 import loratune
 from loratune.analysis.diagnose import before_training, combined, of_trial
 from loratune.app.watching import watching
-from loratune.engine.live import EarlyStopping, metrics_of
+from loratune.engine.live import EarlyStopping
 from loratune.engine.shortage import Shortage
 from loratune.errors import ResourceError
 from loratune.files.paths import user_path
@@ -199,9 +199,10 @@ def _tested(bench: Workbench, adapter: Adapter) -> tuple[dict[str, dict[str, flo
     """Metrics of the adapter and the base model on the test rows, and their difference in NLL."""
     table = bench.data.test
     ours, base = bench.engine.evaluate([adapter, None], table, labels=bool(bench.data.labels))
+    measure = bench.engine.scoring.measure
     metrics = {
-        "test": dict(metrics_of(ours, table)[0]),
-        "base_model_test": dict(metrics_of(base, table)[0]),
+        "test": dict(measure(ours, table)[0]),
+        "base_model_test": dict(measure(base, table)[0]),
     }
     rows = Rows(weights=table.supervised_counts.astype(np.float64))
     pair = ours.example_nll, base.example_nll

@@ -15,8 +15,9 @@ from loratune.cli.failures import explain
 from loratune.cli.generate import options_of
 from loratune.cli.signals import Received, stoppable
 from loratune.cli.streams import lasting_streams
-from loratune.errors import Interrupted, ResourceError, printable
+from loratune.errors import InputError, Interrupted, ResourceError, printable
 from loratune.files.paths import user_path
+from loratune.metrics import is_address
 from loratune.tuning.options import RecommendOptions, SearchOptions, TrainOptions, TuneOptions, read_toml
 
 app = typer.Typer(
@@ -83,7 +84,17 @@ _FROM_FILE = frozenset({"model", "data"})
 
 def _merged(cls: type[Any], values: dict[str, Any], config: Path | None) -> Any:
     """Options from the file, overridden by the command line. `model` and `data` must come from one of them."""
-    merged = (read_toml(user_path(config)) if config else {}) | values
+    kept = read_toml(user_path(config)) if config else {}
+    if (
+        is_address(str(kept.get("metric", "")))
+        and "metric" not in values
+        and "metric" in cls.__dataclass_fields__
+    ):
+        raise InputError(
+            f"{printable(str(config))} names code, the metric {kept['metric']}, which is only run where you name it "
+            f"too; add --metric {kept['metric']}."
+        )
+    merged = kept | values
     names = set(cls.__dataclass_fields__)
     for name in _FROM_FILE:
         if name not in merged:

@@ -1,6 +1,6 @@
 """Adapters and the bare base on the same rows: NLL and exact match of every row, without gradients.
 
-Knows no trials, no metrics and no labels.
+Knows no trials and no metrics; of labels only which one was predicted.
 """
 
 from collections.abc import Sequence
@@ -33,6 +33,8 @@ class Evaluation:
     That is the case exactly where greedy decoding of the same length gives the completion.
     """
     supervised_tokens: int
+    tokens: npt.NDArray[np.int32] | None = None
+    """[supervised tokens] the most likely one at each position, row after row; None where they were not kept."""
     predictions: npt.NDArray[np.int64] | None = None
     """[rows] index of the most likely label, for labelled data."""
 
@@ -45,10 +47,12 @@ class Evaluation:
 class Evaluator:
     """Forward passes of several models at once; the hooks of `packed` must be in place."""
 
-    def __init__(self, head: Head, packed: PackedAdapters, cuts: Cuts) -> None:
+    def __init__(self, head: Head, packed: PackedAdapters, cuts: Cuts, *, keeps_tokens: bool = False) -> None:
+        """`keeps_tokens`: whether evaluations hold the most likely tokens."""
         self.head = head
         self.packed = packed
         self.cuts = cuts
+        self.keeps_tokens = keeps_tokens
         self.device = next(head.model.parameters()).device
 
     @torch.no_grad()
@@ -56,31 +60,43 @@ class Evaluator:
         """One `Evaluation` per model; None is the bare base."""
         nll = np.zeros((len(models), len(table)))
         misses = np.zeros((len(models), len(table)))
+        supervised = int(table.supervised_counts.sum())
+        starts = np.cumsum(table.supervised_counts) - table.supervised_counts
+        kept = np.zeros((len(models), supervised), np.int32) if self.keeps_tokens else None
         work = self.work(models, table.lengths, self.cuts)
         scored = [(chosen, rows, *self._score(table, rows, members)) for chosen, rows, members in work]
         # read at the end, so that the device never waits for the host
-        for chosen, rows, counts, losses, hits in scored:
+        for chosen, rows, counts, losses, hits, tokens in scored:
             shape = (len(chosen), -1)
             owner = np.repeat(np.arange(len(rows)), counts)
+            if kept is not None and tokens is not None:
+                first = np.cumsum(counts) - counts
+                places = np.arange(len(owner)) + (starts[rows] - first)[owner]
+                kept[np.ix_(chosen, places)] = tokens.cpu().numpy().reshape(shape)
             losses_of = losses.double().cpu().numpy().reshape(shape)
             misses_of = (~hits).cpu().numpy().reshape(shape)
             for model, row_losses, row_misses in zip(chosen, losses_of, misses_of, strict=True):
                 nll[model, rows] = np.bincount(owner, row_losses, minlength=len(rows))
                 misses[model, rows] = np.bincount(owner, row_misses, minlength=len(rows))
-        supervised = int(table.supervised_counts.sum())
         return [
-            Evaluation(example_nll=nll[i], exact_match=misses[i] == 0, supervised_tokens=supervised)
+            Evaluation(
+                example_nll=nll[i],
+                exact_match=misses[i] == 0,
+                supervised_tokens=supervised,
+                tokens=None if kept is None else kept[i],
+            )
             for i in range(len(models))
         ]
 
     def _score(
         self, table: TokenTable, rows: Rows, members: Sequence[PackMember | None]
-    ) -> tuple[Rows, torch.Tensor, torch.Tensor]:
-        """Supervised tokens of each row, and loss and hit of each model's supervised tokens."""
+    ) -> tuple[Rows, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Supervised tokens of each row, and loss, hit and most likely token at each model's supervised positions."""
         batch = self.cuts.collate(table, np.tile(rows, len(members)), self.device)
         states, output = self.states(batch, members)
-        losses, hits = self.head.score(states, batch.targets, output)
-        return batch.counts[: len(rows)], losses, hits
+        losses, likeliest = self.head.score(states, batch.targets, output)
+        tokens = likeliest if self.keeps_tokens else None
+        return batch.counts[: len(rows)], losses, likeliest == batch.targets, tokens
 
     @staticmethod
     def work(

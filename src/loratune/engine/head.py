@@ -119,16 +119,16 @@ class Head:
     def score(
         self, states: torch.Tensor, targets: torch.Tensor, output: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """NLL [S] in nats and whether the target is the most likely token [S], without gradients."""
+        """NLL [S] in nats and the most likely token [S], without gradients."""
         losses = torch.empty(len(states), dtype=_loss_type(states), device=states.device)
-        hits = torch.empty(len(states), dtype=torch.bool, device=states.device)
+        likeliest = torch.empty(len(states), dtype=torch.int32, device=states.device)
         for part in self.chunks(len(states)):
             logits = self.logits(states[part], output).to(losses.dtype)
             chosen = logits.gather(1, targets[part].unsqueeze(1)).squeeze(1)
-            hits[part] = logits.argmax(-1) == targets[part]
+            likeliest[part] = logits.argmax(-1)
             losses[part] = _log_sum_exp_(logits) - chosen
             del logits  # before the next chunk has its own
-        return losses, hits
+        return losses, likeliest
 
     def likelihood(
         self, states: torch.Tensor, owners: torch.Tensor, tokens: torch.Tensor, output: Any

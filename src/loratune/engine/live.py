@@ -4,17 +4,15 @@ Knows how a result is made up; nothing of the base model or of who trains beside
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf, isfinite
 
 import numpy as np
 import torch
 
-from loratune.data.table import TokenTable
 from loratune.engine.evaluate import Evaluation
 from loratune.engine.slot import Slot
 from loratune.lora.layout import Adapter
-from loratune.metrics import Outputs, Rows, measure
 from loratune.values import CurvePoint, Trial, TrialResult, TrialState
 
 
@@ -174,10 +172,12 @@ class LiveTrial:
             )
         return adapter
 
-    def result(self, full_cost: float, table: TokenTable, predictions: np.ndarray | None) -> TrialResult:
+    def result(
+        self, full_cost: float, metrics: Mapping[str, float], scores: Mapping[str, np.ndarray]
+    ) -> TrialResult:
         """The trial's end in numbers; `full_cost` is what all its steps and evaluations cost.
 
-        The verdict and the `predictions` are on the rows of `table`.
+        `metrics` and `scores` are those of the verdict; empty where there is none.
         """
         slot = self.slot
         final = self.final
@@ -188,7 +188,6 @@ class LiveTrial:
         else:
             state, nll = TrialState.STOPPED, self.curve[-1].validation_nll
         last = slot.losses[-max(1, len(slot.losses) // 10) :]
-        metrics, scores = metrics_of(replace(final, predictions=predictions), table) if final else ({}, {})
         return TrialResult(
             asked=slot.trial,
             trial=slot.trial,
@@ -220,28 +219,3 @@ def _mean(losses: Sequence[float]) -> float:
     """Of the steps that were not skipped; infinite where all were."""
     finite = [loss for loss in losses if isfinite(loss)]
     return float(np.mean(finite)) if finite else inf
-
-
-def metrics_of(
-    evaluation: Evaluation, table: TokenTable
-) -> tuple[Mapping[str, float], Mapping[str, np.ndarray]]:
-    """Metrics by name, and the scores of each row from which they come; the rows are those of `table`.
-
-    Metrics of labels are there where the evaluation has predictions and the rows have labels.
-    """
-    outputs = Outputs(
-        nll=evaluation.example_nll,
-        exact_match=evaluation.exact_match,
-        rows=table_rows(table),
-        predictions=evaluation.predictions,
-    )
-    return measure(outputs)
-
-
-def table_rows(table: TokenTable) -> Rows:
-    """What metrics know of the rows of a table, whatever the model."""
-    labels = table.row_labels
-    return Rows(
-        weights=table.supervised_counts.astype(np.float64),
-        labels=None if labels is None else labels.astype(np.int64),
-    )

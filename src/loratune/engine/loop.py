@@ -6,11 +6,14 @@ engine that does the work; nothing of strategies, studies or files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from loratune.data.table import TokenTable
 from loratune.engine.evaluate import Evaluation
@@ -232,10 +235,18 @@ class PackLoop:
         for entry in complete:
             entry.seconds += (perf_counter() - started) / len(complete)
         by_entry = dict(zip(map(id, asked), predictions, strict=True))
-        return [
-            (
-                entry.result(engine.cost(entry.trial), engine.validation, by_entry.get(id(entry))),
-                entry.adapter(),
-            )
-            for entry in ended
-        ]
+        found = []
+        for entry in ended:
+            metrics, scores = self._measured(entry, by_entry.get(id(entry)))
+            result = entry.result(engine.cost(entry.trial), metrics, scores)
+            found.append((result, entry.adapter()))
+        return found
+
+    def _measured(
+        self, entry: LiveTrial, predictions: npt.NDArray[np.int64] | None
+    ) -> tuple[Mapping[str, float], Mapping[str, npt.NDArray[np.float64]]]:
+        """Metrics of its verdict and scores of its rows; empty where it has none."""
+        if entry.final is None:
+            return {}, {}
+        verdict = replace(entry.final, predictions=predictions)
+        return self._engine.scoring.measure(verdict, self._engine.validation)

@@ -5,7 +5,7 @@ Knows the base model, the rows and the trials it is handed; nothing of strategie
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Self, TypeVar
 
@@ -25,6 +25,7 @@ from loratune.engine.machinery import Machinery
 from loratune.engine.paths import Paths
 from loratune.engine.progress import PackProgress
 from loratune.engine.resources import DoesNotFit, Failure, attempt, memory_errors
+from loratune.engine.scoring import Scoring
 from loratune.engine.shortage import Place, Shortage, ignore
 from loratune.engine.slot import Slot
 from loratune.engine.step import TrainingStep
@@ -56,6 +57,8 @@ class PackEngine:
     """Tokens of every label's completion; with it accuracy and macro-F1 can be measured."""
     labels_at_end: bool = True
     """Whether they are measured for every trial at its end; that costs more than the NLL of all rows."""
+    scoring: Scoring = field(default_factory=Scoring)
+    """What is measured of a trial's last evaluation."""
     validation_subset_size: int = 256
     """Rows of the readings during training."""
     evaluations_per_trial: int = 4
@@ -134,7 +137,12 @@ class PackEngine:
     @cached_property
     def _evaluator(self) -> Evaluator:
         tokens = self.max_tokens_per_evaluation or 2 * self._cuts.max_tokens
-        return Evaluator(self._head, self._packed, replace(self._cuts, max_tokens=tokens, recorded=0))
+        return Evaluator(
+            self._head,
+            self._packed,
+            replace(self._cuts, max_tokens=tokens, recorded=0),
+            keeps_tokens=self.scoring.keeps_tokens,
+        )
 
     @cached_property
     def _labels(self) -> LabelScorer | None:

@@ -3,21 +3,38 @@
 No other room compares metric names or knows a default margin.
 """
 
+from loratune.metrics.function import FunctionMetric, as_metric, is_address, metric
 from loratune.metrics.info import MetricInfo, Needs
 from loratune.metrics.metric import Metric, Outputs, Rows
-from loratune.metrics.registry import BUILT_IN, NLL, find, info_of, margin_in_nats, measure, metrics
+from loratune.metrics.registry import (
+    BUILT_IN,
+    NLL,
+    find,
+    info_of,
+    margin_in_nats,
+    measure,
+    metrics,
+    named,
+    register,
+)
 
 __all__ = [
     "BUILT_IN",
     "NLL",
+    "FunctionMetric",
     "Metric",
     "MetricInfo",
     "Needs",
     "Outputs",
     "Rows",
+    "as_metric",
     "find",
     "info_of",
+    "is_address",
     "margin_in_nats",
     "measure",
+    "metric",
     "metrics",
+    "named",
+    "register",
 ]

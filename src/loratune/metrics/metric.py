@@ -37,6 +37,10 @@ class Outputs:
     rows: Rows
     predictions: Ints | None = None
     """[rows] index of the most likely label; None where labels were not scored."""
+    texts: Sequence[str] | None = None
+    """[rows] the predictions as text; None where no metric asks for them."""
+    references: Sequence[str] | None = None
+    """[rows] the completions as text."""
 
 
 class Metric(ABC):
@@ -54,14 +58,13 @@ class Metric(ABC):
         """Under which a result keeps the scores of its rows (`TrialResult.example_scores`)."""
         return self.name
 
-    @property
-    def passes(self) -> float:
-        """Passes over the rows that one evaluation takes, with up to hundreds of labels."""
-        return self.passes_with(PASSES_PER_LABELLING)
+    def asks_labels(self, labelled: bool) -> bool:
+        """Whether it needs the labels of rows scored, if they are `labelled`."""
+        return self.needs is Needs.LABELS or (self.needs is Needs.TEXT and labelled)
 
-    def passes_with(self, labelling: float) -> float:
-        """The same where finding all rows' labels takes so many passes."""
-        return 1 + (labelling if self.needs is Needs.LABELS else 0)
+    def passes(self, labelled: bool, labelling: float = PASSES_PER_LABELLING) -> float:
+        """Passes over the rows that one evaluation takes, where finding all rows' labels takes `labelling` more."""
+        return 1 + (labelling if self.asks_labels(labelled) else 0)
 
     @abstractmethod
     def scores(self, outputs: Outputs) -> Floats | None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from loratune.errors import InputError
+from loratune.metrics.function import is_address, load
 from loratune.metrics.info import POINTS, MetricInfo
 from loratune.metrics.labelled import Accuracy, MacroF1
 from loratune.metrics.likelihood import ExactMatch, Nll, Perplexity
@@ -14,16 +15,37 @@ BUILT_IN: Mapping[str, Metric] = {
 }
 
 
+_OWN: dict[str, Metric] = {}
+"""What the user named or passed, by name."""
+
+
 def find(name: str) -> Metric:
-    """The metric of that name. Raises `InputError` where there is none."""
-    if name not in BUILT_IN:
-        raise InputError(f"--metric must be one of {', '.join(BUILT_IN)}, got {name!r}; change --metric.")
-    return BUILT_IN[name]
+    """The metric of that name; imports nothing. Raises `InputError` where there is none."""
+    found = BUILT_IN.get(name) or _OWN.get(name)
+    if found is None:
+        raise InputError(
+            f"--metric must be one of {', '.join(BUILT_IN)}, or package.module:function, got {name!r}; "
+            "give one of them."
+        )
+    return found
 
 
-def metrics() -> tuple[Metric, ...]:
-    """All of them, in the order in which they are told."""
-    return tuple(BUILT_IN.values())
+def named(name: str) -> Metric:
+    """As `find`, and imports a `package.module:function` that is not known yet: call it with a user's words only."""
+    return register(load(name)) if name not in _OWN and is_address(name) else find(name)
+
+
+def register(metric: Metric) -> Metric:
+    """Make a metric known by its name, in place of an earlier one. Raises `InputError` for a built-in name."""
+    if metric.name in BUILT_IN:
+        raise InputError(f"a metric of your own must not be named {metric.name!r}; choose another name.")
+    _OWN[metric.name] = metric
+    return metric
+
+
+def metrics(chosen: str = NLL.name) -> tuple[Metric, ...]:
+    """Those built in, in the order in which they are told, and the chosen one."""
+    return tuple(dict.fromkeys((*BUILT_IN.values(), find(chosen))))
 
 
 def info_of(name: str, *known: MetricInfo | None) -> MetricInfo:
@@ -42,11 +64,15 @@ def margin_in_nats(name: str, margin: float) -> float:
     return margin if find(name).info.by_nll else NLL.info.margin
 
 
-def measure(outputs: Outputs) -> tuple[dict[str, float], dict[str, Floats]]:
-    """Every metric that `outputs` allow, by name, and the scores of each row by column; the NLL's are its own."""
+def measure(outputs: Outputs, chosen: Metric = NLL) -> tuple[dict[str, float], dict[str, Floats]]:
+    """Every built-in metric that `outputs` allow, and the chosen one.
+
+    Returns values by name, and the scores of each row by column (but the NLL's, which results keep by themselves).
+    Raises `InputError` where the user's function fails.
+    """
     values: dict[str, float] = {}
     columns: dict[str, Floats] = {}
-    for metric in metrics():
+    for metric in dict.fromkeys((*BUILT_IN.values(), chosen)):
         scores = metric.scores(outputs)
         if scores is None:
             continue

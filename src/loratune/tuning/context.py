@@ -34,7 +34,7 @@ def search_context(bench: Workbench, options: SearchOptions) -> SearchContext:
         validation_weights=data.validation.supervised_counts.astype(np.float64),
         validation_labels=None if labels is None else labels.astype(np.int64),
         labels=len(data.labels),
-        evaluation_passes=metric.passes_with(bench.labelling_passes),
+        evaluation_passes=metric.passes(bool(data.labels), bench.labelling_passes),
         labelling_passes=bench.labelling_passes,
         hidden_size=profile.hidden_size,
         family=profile.family,

@@ -15,7 +15,7 @@ from loratune.costs.readings import plan_looks
 from loratune.data.batches import Rows
 from loratune.data.table import TokenTable
 from loratune.engine.evaluate import Evaluation
-from loratune.engine.live import EarlyStopping, metrics_of
+from loratune.engine.live import EarlyStopping
 from loratune.engine.pack import PackEngine
 from loratune.errors import ResourceError
 from loratune.lora.layout import Adapter, find_targets
@@ -133,6 +133,10 @@ class FinalRunner:
         targets = find_targets(base.profile.targets, trial.hyper_parameters.target_modules)
         return load_adapter(self._folder / trial.key, trial.hyper_parameters, targets, device=base.device)
 
+    def _scored(self, evaluation: Evaluation, table: TokenTable) -> Scored:
+        metrics, scores = self.engine.scoring.measure(evaluation, table)
+        return Scored(metrics=dict(metrics), example_nll=evaluation.example_nll, example_scores=dict(scores))
+
     def _compare(
         self,
         ours: tuple[TrialResult, Adapter],
@@ -149,7 +153,10 @@ class FinalRunner:
         looked_at = self.engine.sampled_rows(self._early_stopping(ours[0].trial.hyper_parameters).rows)
         found = [
             FinalModel(
-                validation=_of_result(result), test=_scored(each, self.test), adapter=adapter, result=result
+                validation=_of_result(result),
+                test=self._scored(each, self.test),
+                adapter=adapter,
+                result=result,
             )
             for (result, adapter), each in zip(pairs, tested, strict=False)
         ]
@@ -157,8 +164,8 @@ class FinalRunner:
             recommended=found[0],
             default_recipe=found[1] if other is not None else None,
             base_model=FinalModel(
-                validation=_scored(base_validation, self.engine.validation),
-                test=_scored(tested[-1], self.test),
+                validation=self._scored(base_validation, self.engine.validation),
+                test=self._scored(tested[-1], self.test),
             ),
             before=_nll(base_validation, self.engine.validation, looked_at),
             notes=notes,
@@ -183,11 +190,6 @@ def _nll(evaluation: Evaluation, table: TokenTable, rows: Rows) -> float:
     """On some rows of the table, nats per supervised token."""
     supervised = max(1, int(table.supervised_counts[rows].sum()))
     return float(evaluation.example_nll[rows].sum()) / supervised
-
-
-def _scored(evaluation: Evaluation, table: TokenTable) -> Scored:
-    metrics, scores = metrics_of(evaluation, table)
-    return Scored(metrics=dict(metrics), example_nll=evaluation.example_nll, example_scores=dict(scores))
 
 
 def _of_result(result: TrialResult) -> Scored:

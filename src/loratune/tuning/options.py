@@ -18,7 +18,7 @@ from loratune.data.options import DataOptions
 from loratune.errors import HyperParameterError, InputError, printable
 from loratune.files.paths import user_path
 from loratune.maths.sizes import CAPACITY
-from loratune.metrics import BUILT_IN, NLL, find
+from loratune.metrics import BUILT_IN, NLL, as_metric, find, named, register
 from loratune.search.make import STRATEGIES
 from loratune.values import ALL_LINEAR, HyperParameters, default_recipe
 
@@ -102,7 +102,9 @@ class SearchOptions(PriorOptions):
 
     budget: str = option("auto", "For the search: 30m, 2h, 3x (final runs) or auto (5x).")
     strategy: str = option("evidence", f"One of {', '.join(STRATEGIES)}.")
-    metric: str = option("nll", f"What is optimised: {', '.join(BUILT_IN)}.")
+    metric: str = option(
+        "nll", f"What is optimised: {', '.join(BUILT_IN)}, or your own as package.module:function."
+    )
     margin: float | None = option(
         None,
         f"Tolerated loss for a cheaper choice: nats per token (default {NLL.info.margin:g}) or points of the "
@@ -139,7 +141,7 @@ class SearchOptions(PriorOptions):
             raise InputError(
                 f"--strategy must be one of {', '.join(STRATEGIES)}, got {self.strategy!r}; change --strategy."
             )
-        find(self.metric)
+        named(self.metric)
         if self.tune_targets and self.strategy != "evidence":
             raise InputError(
                 f"--tune-targets is a stage of --strategy evidence, got {self.strategy!r}; leave one of them out."
@@ -347,8 +349,13 @@ def _in_words(hint: Any) -> str:
 
 
 def keyword_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Lists as tuples and paths as text, so that callers may write ranks=[4, 8] and data=Path(…)."""
-    return {
+    """Lists as tuples, paths as text and a metric by its name, so that callers may write ranks=[4, 8], data=Path(…)
+    and metric=their_function.
+    """
+    plain = {
         name: tuple(value) if isinstance(value, list) else str(value) if isinstance(value, Path) else value
         for name, value in options.items()
     }
+    if not isinstance(plain.get("metric", ""), str):
+        plain["metric"] = register(as_metric(plain["metric"])).name
+    return plain

@@ -11,7 +11,7 @@ from loratune.analysis.comparison import Final, FinalModel
 from loratune.analysis.diagnose import combined, of_run
 from loratune.analysis.sensitivity import sensitivity
 from loratune.data.table import TokenTable
-from loratune.engine.live import table_rows
+from loratune.engine.scoring import table_rows
 from loratune.lora.layout import Adapter
 from loratune.lora.peft_io import lora_config
 from loratune.metrics import NLL, Metric, find, margin_in_nats, metrics
@@ -53,7 +53,7 @@ def run_facts(
 ) -> RunFacts:
     """Everything that the report tells of the run."""
     context = priced.context
-    gains = _gains(final, bench)
+    gains = _gains(final, bench, options.metric)
     earlier = [Evidence(claim=note) for note in priced.corrections.notes]
     evidence = (
         *decision.evidence,
@@ -122,7 +122,7 @@ def _scores(model: FinalModel | None) -> ModelScores:
     )
 
 
-def _gains(final: Final, bench: Workbench) -> tuple[Gain, ...]:
+def _gains(final: Final, bench: Workbench, chosen: str) -> tuple[Gain, ...]:
     """Paired over rows, on both splits, over the base model and the default recipe, by every metric measured.
 
     One of several that the NLL decides is enough: their rows score the same.
@@ -142,7 +142,7 @@ def _gains(final: Final, bench: Workbench) -> tuple[Gain, ...]:
             pairs: list[tuple[Metric, Floats, Floats]] = [(NLL, ours.example_nll, theirs.example_nll)]
             pairs += [
                 (metric, ours.example_scores[metric.column], theirs.example_scores[metric.column])
-                for metric in metrics()
+                for metric in metrics(chosen)
                 if metric.column in ours.example_scores.keys() & theirs.example_scores.keys()
             ]
             found += [

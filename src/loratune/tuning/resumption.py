@@ -14,6 +14,7 @@ from loratune.errors import OutputError, ResourceError, interrupted
 from loratune.files.lock import FolderLock, is_empty
 from loratune.files.paths import disk_is_full, fullest_disk
 from loratune.files.write import write_atomically
+from loratune.metrics import is_address
 from loratune.study.database import FILE
 from loratune.study.record import Study
 from loratune.study.secrets import masked
@@ -157,8 +158,12 @@ def resumable(options: TuneOptions, keep_costs: Callable[[], None]) -> Iterator[
 
 
 def resume_command(options: TuneOptions) -> str:
-    """What the user types to go on; a storage URL that the file does not hold is added, its secrets masked."""
+    """What the user types to go on; a metric of their own, as code is only run where they name it; a storage URL that
+    the file does not hold, its secrets masked.
+    """
     command = f"loratune tune --config {quote(str(options.directory / _TOML))} --resume"
+    if is_address(options.metric):
+        command += f" --metric {options.metric}"
     if options.storage is None or not hides_storage(options):
         return command
     return f"{command} --storage {quote(masked(options.storage))}"

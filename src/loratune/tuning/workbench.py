@@ -23,18 +23,20 @@ from loratune.data.vocabulary import check_embeddings
 from loratune.engine.labels import labelling_passes
 from loratune.engine.pack import PackEngine
 from loratune.engine.paths import choose_paths
+from loratune.engine.scoring import Scoring
 from loratune.engine.shortage import Shortage
 from loratune.errors import OutputError
 from loratune.files.lock import is_empty
 from loratune.lora.layout import find_targets
 from loratune.maths.targets import check_rank
-from loratune.metrics import Needs, find
+from loratune.metrics import find
 from loratune.model.architecture import longest_row, read_config
 from loratune.model.base import BaseModel
 from loratune.model.load import load_model
 from loratune.model.source import locate
 from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
 from loratune.tuning.options import CommonOptions, SearchOptions, data_options
+from loratune.tuning.own_metric import try_metric
 from loratune.values import SearchContext
 
 
@@ -147,13 +149,14 @@ def open_workbench(
             validation_tokens=int(data.validation.lengths.sum()),
             epochs=epochs,
             metric=metric,
-            evaluation_passes=find(metric).passes_with(finding),
+            evaluation_passes=find(metric).passes(bool(data.labels), finding),
             labelling_passes=finding,
         )
         readings = plan_readings(facts, len(data.validation))
         tables = data.train, data.validation, data.test
         paths = choose_paths(base, longest=max(int(table.lengths.max(initial=0)) for table in tables))
         limits = limits_here(base, paths, data.train, data.validation, options.device_memory)
+        scoring = Scoring(metric=find(metric), tokenizer=tokenizer, labels=data.labels)
         engine = PackEngine(
             base=base,
             train=data.train,
@@ -161,10 +164,12 @@ def open_workbench(
             study_seed=options.seed,
             cost=facts.cost,
             label_tokens=data.label_tokens or None,
-            labels_at_end=find(metric).needs is Needs.LABELS,
+            labels_at_end=scoring.asks_labels,
+            scoring=scoring,
             validation_subset_size=readings.rows,
             evaluations_per_trial=readings.count,
             max_tokens_per_micro_batch=limits.micro_batch_tokens,
             paths=paths,
         )
+        data = replace(data, notes=(*data.notes, *try_metric(engine)))
         yield Workbench(options=options, data=data, base=base, engine=engine, limits=limits)

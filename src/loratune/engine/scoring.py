@@ -1,0 +1,89 @@
+"""From what a model gave on rows to the values of all metrics, with texts where the user's own metric reads them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from transformers import PreTrainedTokenizerBase
+
+from loratune.data.table import TokenTable
+from loratune.engine.evaluate import Evaluation
+from loratune.metrics import NLL, Metric, Needs, Outputs, Rows, measure
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Scoring:
+    """What is measured of an evaluation: the built-in metrics, as far as it allows them, and one of the user's."""
+
+    metric: Metric = NLL
+    tokenizer: PreTrainedTokenizerBase | None = None
+    """Must be there where the metric reads texts and rows have no labels."""
+    labels: tuple[str, ...] = ()
+    """The classes' words, where rows are labelled."""
+
+    @property
+    def keeps_tokens(self) -> bool:
+        """Whether evaluations must keep the most likely tokens."""
+        return self.metric.needs is Needs.TEXT and not self.labels
+
+    @property
+    def asks_labels(self) -> bool:
+        """Whether evaluations must score labels for the metric."""
+        return self.metric.asks_labels(bool(self.labels))
+
+    def measure(
+        self, evaluation: Evaluation, table: TokenTable
+    ) -> tuple[Mapping[str, float], Mapping[str, npt.NDArray[np.float64]]]:
+        """Values by metric name, and scores [rows] by column; the rows are those of `table`.
+
+        Raises `InputError` where the user's metric fails.
+        """
+        return measure(self.outputs(evaluation, table), self.metric)
+
+    def outputs(self, evaluation: Evaluation, table: TokenTable) -> Outputs:
+        """What metrics are given."""
+        texts, references = self._texts(evaluation, table)
+        return Outputs(
+            nll=evaluation.example_nll,
+            exact_match=evaluation.exact_match,
+            rows=table_rows(table),
+            predictions=evaluation.predictions,
+            texts=texts,
+            references=references,
+        )
+
+    def _texts(
+        self, evaluation: Evaluation, table: TokenTable
+    ) -> tuple[Sequence[str] | None, Sequence[str] | None]:
+        """Predictions and references [rows], where the metric reads them and the evaluation has them."""
+        if self.metric.needs is not Needs.TEXT:
+            return None, None
+        if self.labels:
+            if evaluation.predictions is None or table.row_labels is None:
+                return None, None
+            return self._words(evaluation.predictions), self._words(table.row_labels)
+        if evaluation.tokens is None:
+            return None, None
+        predicted = np.split(evaluation.tokens, np.cumsum(table.supervised_counts)[:-1])
+        true = [tokens[learned] for tokens, learned in map(table.row, range(len(table)))]
+        return self._decoded(predicted), self._decoded(true)
+
+    def _words(self, classes: npt.NDArray[np.integer[Any]]) -> list[str]:
+        return [self.labels[i] for i in classes]
+
+    def _decoded(self, rows: Sequence[npt.NDArray[np.int32]]) -> list[str]:
+        """Without special tokens and the spaces around."""
+        assert self.tokenizer is not None
+        decode = self.tokenizer.decode
+        return [str(decode(row.tolist(), skip_special_tokens=True)).strip() for row in rows]
+
+
+def table_rows(table: TokenTable) -> Rows:
+    """What metrics know of the rows of a table, whatever the model."""
+    labels = table.row_labels
+    return Rows(
+        weights=table.supervised_counts.astype(np.float64),
+        labels=None if labels is None else labels.astype(np.int64),
+    )
