@@ -39,7 +39,7 @@ class MetricContract:
     def known(self) -> Rows:
         """What is known of the rows."""
         classes = np.arange(self.rows) % len(self.references)
-        return Rows(weights=1.0 + classes % 3, labels=classes)
+        return Rows(weights=(1 + classes % 3).astype(np.float64), labels=classes)
 
     def outputs(self, quality: float, seed: int = 0) -> Outputs:
         """Of a model that has this share of the rows right; 1: perfect."""
