@@ -42,7 +42,10 @@ def test_coarse_steps() -> None:
 @pytest.mark.parametrize("forward", [500.0, 1000.0, 4000.0])
 def test_a_time_budget_is_kept(metric: str, forward: float) -> None:
     """Whatever is spent on full trials or on cheap ones, the predicted time stays within the budget."""
-    context, speed = replace(FACTS, evaluation_passes=find(metric).passes(True)), replace(SPEED, forward=forward)
+    context, speed = (
+        replace(FACTS, evaluation_passes=find(metric).passes(True)),
+        replace(SPEED, forward=forward),
+    )
     left = 3600 - 60 - speed.final_seconds(context, 6000, 200)
     runs = speed.runs_within(speed.seconds_within(3600, context, 6000, 200, 60), context)
     for fraction in (0.1, 1.0):
