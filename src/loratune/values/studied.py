@@ -3,6 +3,9 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
+_SIGNED = frozenset({"nll"})
+"""Fields that may be below 0."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Optimum:
@@ -68,7 +71,7 @@ def _check(values: Any) -> None:
             kinds = int if each.type is int else (int, float)
             if isinstance(value, bool) or not isinstance(value, kinds):
                 raise TypeError(f"{each.name} must be a number, got {value!r}")
-            if not -(2**63) < value < 2**63 or (value < 0 and each.name != "nll"):
+            if not -(2**63) < value < 2**63 or (value < 0 and each.name not in _SIGNED):
                 raise ValueError(f"{each.name} must be a number of a study, got {value!r}")
         elif each.type in (str, bool) and not isinstance(value, each.type):
             raise TypeError(f"{each.name} must be of type {each.type.__name__}, got {value!r}")
