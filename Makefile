@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test check clean
+.PHONY: demo test check check-exports clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -29,5 +29,28 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Trainers pin each other's versions: each has an environment of its own, with no more than its parser and rows need.
+PARSERS := trl axolotl llamafactory mlx
+WITH_trl := torch transformers peft datasets accelerate packaging
+ALONE_trl := trl==1.16.0
+WITH_axolotl := torch transformers peft datasets accelerate pillow addict colorama pyyaml pydantic
+ALONE_axolotl := axolotl==0.19.0 trl==1.16.0
+WITH_llamafactory := torch transformers peft datasets accelerate omegaconf fire pyyaml
+ALONE_llamafactory := llamafactory==0.9.5 trl==0.24.0
+WITH_mlx := mlx-lm==0.32.2 mlx==0.32.4 mlx-cpu==0.32.4
+ALONE_mlx := mlx-lm==0.32.2
+
+.exports/%/installed: Makefile constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install -q -c constraints.txt $(WITH_$*)
+	$(@D)/bin/pip install -q --no-deps $(ALONE_$*)
+	touch $@
+
+check-exports: .venv/installed $(PARSERS:%=.exports/%/installed)
+	rm -rf .exports/runs
+	$(BIN)/python bench/check_exports.py write .exports/runs
+	for name in $(PARSERS); do .exports/$$name/bin/python bench/check_exports.py read $$name .exports/runs || exit 1; done
+	.exports/trl/bin/python bench/check_exports.py read unsloth .exports/runs
+
 clean:
-	rm -rf .venv runs .cache
+	rm -rf .venv .exports runs .cache

@@ -99,6 +99,12 @@ def test_text_is_text_only_where_all_of_it_is_learnt(
     assert whole.exact
     assert not part.exact, "its prompt is given"
     assert not piece.exact, "the end would be put after a piece of a longer text"
+    (segments,) = Segments().write([row(tokenizer, (True, "Once"))], codec)
+    assert segments.values == {"segments": [{"label": True, "text": "Once"}]}
+    (pair,) = Pairs().write([row(tokenizer, (True, "Once"))], codec)
+    assert pair.values == {"prompt": "", "completion": "Once"}
+    assert segments.exact
+    assert pair.exact
 
 
 def test_tokens_that_merge_across_the_boundary_are_noticed(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -68,6 +68,11 @@ class Row:
         pairs = groupby(zip(self.learned, self.tokens, strict=True), key=lambda pair: pair[0])
         return [(learned, [token for _, token in run]) for learned, run in pairs]
 
+    @property
+    def pieces(self) -> list[tuple[bool, list[int]]]:
+        """As `runs`, but a row that is learnt from its second token on is one piece: nothing predicts the first."""
+        return [(True, self.tokens)] if all(self.learned[1:]) else self.runs
+
 
 @dataclass(frozen=True, slots=True)
 class Written:
@@ -158,6 +163,8 @@ class Turns:
         def values(runs: list[tuple[bool, str]]) -> dict[str, Any] | None:
             if not runs[-1][0]:
                 return None
+            if runs[0][0]:
+                runs = [(False, ""), *runs]
             return {
                 "messages": [
                     {"role": "assistant" if learned else "user", "content": text} for learned, text in runs
@@ -175,7 +182,9 @@ class Pairs:
 
     def write(self, rows: Sequence[Row], codec: Codec) -> list[Written]:
         def values(runs: list[tuple[bool, str]]) -> dict[str, Any] | None:
-            return None if len(runs) != 2 else {"prompt": runs[0][1], "completion": runs[1][1]}
+            if len(runs) > 2 or not runs[-1][0]:
+                return None
+            return {"prompt": runs[0][1] if len(runs) == 2 else "", "completion": runs[-1][1]}
 
         return _written(values, rows, codec)
 
@@ -214,8 +223,8 @@ def _written(
 
 
 def _piecewise(rows: Sequence[Row], codec: Codec) -> list[tuple[list[tuple[bool, str]], bool]]:
-    """The runs of each row as text, and whether each run is its own tokens when it is read by itself."""
-    runs = [row.runs for row in rows]
+    """The pieces of each row as text, and whether each is its own tokens when it is read by itself."""
+    runs = [row.pieces for row in rows]
     texts = [[(learned, codec.text(ids)) for learned, ids in each] for each in runs]
     read = iter(codec.ids([text for each in texts for _, text in each], special=False))
     exact = [[next(read) == ids for _, ids in each] for each in runs]
