@@ -193,3 +193,20 @@ def test_turns_are_kept_apart_or_refused(chats: Path) -> None:
         export(chats, to="mlx")
     assert not (chats / "export" / "mlx").exists()
     assert not list((chats / "export").glob(".*")), "nothing half-written is left"
+
+
+def test_a_file_of_another_trainer_sets_defaults(place: Place, shell: Shell) -> None:
+    """Its options under those of the command line: the file's length is too short, the command line's is not."""
+    file = shell.folder / "theirs.yaml"
+    values = {"model_name_or_path": str(place.model), "dataset_name": str(place.data), "max_length": 3}
+    file.write_text(yaml.safe_dump(values))
+    ran = shell("plan", "--from-config", file, "--device", "cpu", "--dtype", "float32")
+    assert ran.code == 2
+    assert f"From the TRL file: model {str(place.model)!r}" in ran.err
+    assert "of at most 3 tokens" in ran.error
+    ran = shell("plan", "--from-config", file, "--data", shell.folder / "none.jsonl")
+    assert ran.code == 2
+    assert "none.jsonl" in ran.error
+    ran = shell("plan", "--from-config", shell.folder / "absent.yaml")
+    assert ran.code == 2
+    assert "--from-config must be a readable YAML file" in ran.error

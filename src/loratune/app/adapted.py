@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from json import JSONDecodeError, dumps, loads
 from pathlib import Path
@@ -16,6 +15,7 @@ from loratune.data.prompting import render_prompt
 from loratune.data.template import Template
 from loratune.errors import InputError, ModelError
 from loratune.files.paths import user_path
+from loratune.files.write import new_folder
 from loratune.model.base import BaseModel
 from loratune.model.load import load_model
 from loratune.model.quiet import first_sentence, quiet
@@ -70,19 +70,10 @@ def merge(directory: str | Path, out: str | Path, *, model: str | None = None, d
     merged = tuned.merge_and_unload(safe_merge=True)
     for config in (merged.config, merged.config.get_text_config()):
         config.use_cache = True  # loading for training turned it off
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    try:
-        with quiet():
-            merged.save_pretrained(fresh)
-            if base.tokenizer is not None:
-                base.tokenizer.save_pretrained(fresh)
-        if folder.exists():
-            folder.rmdir()  # empty, as was checked
-        fresh.rename(folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    with new_folder(folder) as fresh, quiet():
+        merged.save_pretrained(fresh)
+        if base.tokenizer is not None:
+            base.tokenizer.save_pretrained(fresh)
     return folder
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from json import dumps
@@ -23,6 +22,8 @@ from loratune.export.recipe import Recipe
 from loratune.export.registry import find_target
 from loratune.export.rows import Codec, Format, Written, rows_of
 from loratune.export.target import Exported, Target
+from loratune.files.paths import user_path
+from loratune.files.write import new_folder
 from loratune.model.source import portable_name, read_json
 from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
 from loratune.tuning.record import TrainedRun, load_run
@@ -62,24 +63,16 @@ def export(
     `export/` in the run directory. `model`: the base model that the files name, where the run's was a .gguf file or
     has moved. Raises `InputError` for what the trainer cannot express; then nothing is written.
     """
-    target, run = find_target(to), load_run(Path(directory))
-    folder = run.directory / "export" / target.name if out is None else Path(out)
+    target, run = find_target(to), load_run(user_path(directory))
+    folder = run.directory / "export" / target.name if out is None else user_path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"--out must be a new or empty folder, but {folder} is not; choose another --out.")
     recipe = _recipe(run, target, model)
     exported, rows = _planned(run, target, recipe, model)
-    fresh = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    try:
-        fresh.mkdir(parents=True)
+    with new_folder(folder) as fresh:
         for name, text in exported.files.items():
             (fresh / name).write_text(text, encoding="utf-8")
         losses = rows.write(fresh, exported.data) if rows is not None else ()
-        if folder.exists():
-            folder.rmdir()  # empty, as was checked
-        fresh.rename(folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
     return Export(
         folder=folder,
         files=tuple(
@@ -123,7 +116,7 @@ def _base_name(name: str, target: Target) -> str:
             f"a .gguf base model cannot be trained by {target.name}, got {name}; give the hub name or the folder of "
             "its safetensors with --model."
         )
-    path = Path(name).expanduser()
+    path = user_path(name)
     return str(path.resolve()) if path.exists() else portable_name(name)
 
 
@@ -205,7 +198,7 @@ def _written(shape: Format, table: TokenTable, codec: Codec) -> Iterator[Written
 def _data(run: TrainedRun, model: str | None) -> tuple[PreparedData, Codec]:
     """The run's own rows, read again. Raises `DataError` where they are others now."""
     record = run.training
-    name = record.model if Path(record.model).expanduser().exists() or model is None else model
+    name = record.model if user_path(record.model).exists() or model is None else model
     tokenizer = load_tokenizer(name, cache=model_cache())
     end = end_of_turn_id(tokenizer)
     data = prepare(

@@ -55,6 +55,14 @@ Config = Annotated[
     typer.Option("--config", help="A loratune.toml with options; those of the command line go before it."),
 ]
 
+FromConfig = Annotated[
+    Path | None,
+    typer.Option(
+        help="A TRL, Axolotl or LLaMA-Factory file that names model, data, lengths, targets and epochs; "
+        "other options go before it."
+    ),
+]
+
 
 def _print_version(wanted: bool) -> None:
     if wanted:
@@ -82,8 +90,13 @@ def start(
 _FROM_FILE = frozenset({"model", "data"})
 
 
-def _merged(cls: type[Any], values: dict[str, Any], config: Path | None) -> Any:
-    """Options from the file, overridden by the command line. `model` and `data` must come from one of them."""
+def _merged(
+    cls: type[Any], values: dict[str, Any], config: Path | None, from_config: Path | None = None
+) -> Any:
+    """Options of another trainer's file, of ours over them, of the command line over both.
+
+    `model` and `data` must come from one of them.
+    """
     kept = read_toml(user_path(config)) if config else {}
     if (
         is_address(str(kept.get("metric", "")))
@@ -94,7 +107,7 @@ def _merged(cls: type[Any], values: dict[str, Any], config: Path | None) -> Any:
             f"{printable(str(config))} names code, the metric {kept['metric']}, which is only run where you name it "
             f"too; add --metric {kept['metric']}."
         )
-    merged = kept | values
+    merged = _incoming(from_config) | kept | values
     names = set(cls.__dataclass_fields__)
     for name in _FROM_FILE:
         if name not in merged:
@@ -102,10 +115,26 @@ def _merged(cls: type[Any], values: dict[str, Any], config: Path | None) -> Any:
     return cls(**{name: value for name, value in merged.items() if name in names})
 
 
+def _incoming(path: Path | None) -> dict[str, Any]:
+    """Options of another trainer's file; what they are is told on stderr."""
+    if path is None:
+        return {}
+    from loratune.export.incoming import options_from
+
+    found = options_from(user_path(path))
+    print(printable(found.sentence), file=sys.stderr)
+    return dict(found.options)
+
+
 @app.command()
 @options_of(TuneOptions, optional=_FROM_FILE)
 def tune(
-    *, values: dict[str, Any], config: Config = None, json: Json = False, json_lines: JsonLines = False
+    *,
+    values: dict[str, Any],
+    config: Config = None,
+    from_config: FromConfig = None,
+    json: Json = False,
+    json_lines: JsonLines = False,
 ) -> None:
     """Search, decide, train the final adapter, and write it with the evidence.
 
@@ -118,20 +147,25 @@ def tune(
     started = monotonic()  # loading torch takes seconds of a budget in time, too
     from loratune.app.tune import tune_command
 
-    options = _merged(TuneOptions, values, config)
+    options = _merged(TuneOptions, values, config, from_config)
     raise typer.Exit(tune_command(options, as_json=json, json_lines=json_lines, started=started))
 
 
 @app.command()
 @options_of(SearchOptions, optional=_FROM_FILE)
 def plan(
-    *, values: dict[str, Any], config: Config = None, json: Json = False, json_lines: JsonLines = False
+    *,
+    values: dict[str, Any],
+    config: Config = None,
+    from_config: FromConfig = None,
+    json: Json = False,
+    json_lines: JsonLines = False,
 ) -> None:
     """What tune would run: stages, trials, packs, time and memory, after a short calibration."""
     started = monotonic()
     from loratune.app.plan import plan_command
 
-    options = _merged(SearchOptions, values, config)
+    options = _merged(SearchOptions, values, config, from_config)
     plan_command(options, as_json=json, json_lines=json_lines, started=started)
 
 

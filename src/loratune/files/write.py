@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import mkstemp
+from shutil import rmtree
+from tempfile import mkdtemp, mkstemp
 from typing import IO
 
 
@@ -38,6 +39,26 @@ def write_atomically(path: Path, text: str) -> Path:
     with replacing(path) as file:
         file.write(text.encode())
     return path
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """An empty folder beside `path` that takes its name once it is filled; where anything fails it is gone.
+
+    What is at `path` must be absent or an empty folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(mkdtemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=".tmp"))
+    try:
+        yield fresh
+        fresh.chmod(0o777 & ~_umask())
+        if path.exists():
+            path.rmdir()
+        fresh.rename(path)
+    except BaseException:
+        rmtree(fresh, ignore_errors=True)
+        raise
+    sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

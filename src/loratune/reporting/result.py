@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from loratune.errors import OutputError
+from loratune.errors import HyperParameterError, InputError, OutputError
 from loratune.files.write import write_atomically
 from loratune.reporting.facts import ModelScores, RunFacts
 from loratune.values import Evidence, HyperParameters, StageSummary
@@ -40,6 +40,56 @@ class RecommendedHyperParameters(HyperParameters):
             lora_dropout=self.lora_dropout,
             target_modules=targets[0] if targets == ("all-linear",) else list(targets),
         )
+
+    def training_arguments(
+        self, output_dir: str = "loratune-run", *, micro_batch: int | None = None, **others: Any
+    ) -> Any:
+        """The `transformers.TrainingArguments` that train it as here; `others` go before what is recommended.
+
+        `micro_batch`: rows of one forward pass, a divisor of the batch size; default all. Raises
+        `HyperParameterError` where it is none.
+        """
+        values = self._arguments(output_dir, micro_batch)
+        return import_module("transformers").TrainingArguments(**values | others)
+
+    def sft_config(
+        self, output_dir: str = "loratune-run", *, micro_batch: int | None = None, **others: Any
+    ) -> Any:
+        """The same as TRL's `SFTConfig`, with the row length. Raises `InputError` where TRL is not installed."""
+        try:
+            trl = import_module("trl")
+        except ImportError:
+            raise InputError(
+                "sft_config() needs the package trl, which is not installed; run `pip install trl`."
+            ) from None
+        values = {
+            **self._arguments(output_dir, micro_batch),
+            "max_length": self.max_length,
+            "packing": False,
+        }
+        return trl.SFTConfig(**values | others)
+
+    def _arguments(self, output_dir: str, micro_batch: int | None) -> dict[str, Any]:
+        rows = self.batch_size if micro_batch is None else micro_batch
+        if rows < 1 or self.batch_size % rows:
+            raise HyperParameterError(
+                f"micro_batch must divide the batch size of {self.batch_size}, got {rows}; give for example 1."
+            )
+        return {
+            "output_dir": output_dir,
+            "learning_rate": self.learning_rate,
+            "lr_scheduler_type": "linear",
+            "warmup_steps": self.warmup_ratio,  # below 1 it is the share of the steps
+            "num_train_epochs": float(self.epochs),
+            "per_device_train_batch_size": rows,
+            "gradient_accumulation_steps": self.batch_size // rows,
+            "optim": "adamw_torch",
+            "weight_decay": self.weight_decay,
+            "adam_beta1": 0.9,
+            "adam_beta2": 0.999,
+            "adam_epsilon": 1e-8,
+            "max_grad_norm": 1.0,
+        }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
