@@ -92,7 +92,7 @@ def together(tasks: Sequence[StudiedTask], rows: tuple[float, float]) -> dict[st
 def left_out() -> tuple[float, float]:
     """Mean factor of error by the law alone and corrected, each dataset left out and counting once."""
     residuals = rate_residuals(measured_tasks())
-    sizes = defaultdict(int)
+    sizes: dict[str, int] = defaultdict(int)
     for each in residuals:
         sizes[each.dataset] += 1
     weights = [1 / sizes[each.dataset] for each in residuals]

@@ -73,7 +73,7 @@ class Tally:
     """Expected NLL of the recommended setting above the best one's, nats."""
     runs: list[float] = field(default_factory=list)
 
-    def row(self) -> dict[str, float | int]:
+    def row(self) -> dict[str, float | int | str]:
         """Means, and counts of what they rest on."""
         return {
             "answers": len(self.runs),

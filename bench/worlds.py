@@ -113,7 +113,7 @@ class WorldRunner:
         """The setting's learning rate over the best one at its rank."""
         law = usual_rate(replace(context, rate_factor=1.0, flat_rate=None), 16, BATCH)
         best = self.level * law * (setting.r / 16) ** self.world.slope
-        return setting.learning_rate / (best if fraction == 1 else best * self.world.screen(fraction))
+        return float(setting.learning_rate / (best if fraction == 1 else best * self.world.screen(fraction)))
 
     def nll(self, context: SearchContext, setting: HyperParameters, fraction: float = 1.0) -> float:
         """Expected over rows and seeds; on part of the rows all ranks are alike."""
