@@ -17,6 +17,8 @@ Each message is one sentence with the rule, the value found and the next step. A
 """
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class LoratuneError(Exception):
@@ -88,6 +90,20 @@ def interrupted(stop: KeyboardInterrupt, message: str) -> Interrupted:
     number = stop.number if isinstance(stop, Stop) else signal.SIGINT
     by = next((kind for kind in (Terminated, HungUp) if kind.exit_code == 128 + number), Interrupted)
     return by(message)
+
+
+@contextmanager
+def panics_as(rule: str, advice: str) -> Iterator[None]:
+    """Raise `ModelError` where a library written in Rust breaks off: its error is no `Exception`, so nobody expects it.
+
+    The sentence is `rule: reason; advice.`
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ModelError(f"{rule}: {printable(str(error))[:200]}; {advice}.") from None
 
 
 def printable(text: str) -> str:

@@ -218,7 +218,7 @@ REFUSALS: list[tuple[Callable[[Path], None], str]] = [
     (wrong_shapes, "cannot be loaded"),
     (more_layers_than_weights, r"lack 9 tensors .*model.layers.2"),
     (impossible_config, "no such function"),
-    (wrong_type, r"'hidden_size': .*expected int, got str .*; check the file"),
+    (wrong_type, "hidden_size in config.json of .* must be a whole number of 1 to 16777216, got 'big'"),
     (encoder, "must be a causal language model, .* is a BertForMaskedLM"),
     (classifier, "is a LlamaForSequenceClassification"),
     (sequence_to_sequence, "is a T5ForConditionalGeneration"),

@@ -13,7 +13,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from loratune.data.prepare import prepare
 from loratune.data.vocabulary import check_embeddings
 from loratune.engine.probe import base_loss, guessing_loss
 from loratune.engine.probe import probe as measure
@@ -24,13 +23,19 @@ from loratune.maths.prior import recommend as prior
 from loratune.model.device import device_memory, pick_device
 from loratune.model.profile import profile_from_config
 from loratune.model.source import locate
-from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
+from loratune.model.tokenizer import load_tokenizer
 from loratune.reporting.result import plain
 from loratune.reporting.screen import Screen
 from loratune.reporting.terminal import print_probe, print_profile, print_recommendation, print_survey
 from loratune.tuning.experience import Experience, gather
-from loratune.tuning.options import RecommendOptions, data_options, keyword_options
-from loratune.tuning.workbench import Workbench, context_length, model_cache, open_workbench, with_survey
+from loratune.tuning.options import RecommendOptions, keyword_options
+from loratune.tuning.workbench import (
+    Workbench,
+    model_cache,
+    open_workbench,
+    read_rows,
+    with_survey,
+)
 from loratune.values import ALL_LINEAR, BaseLoss, DataProfile, ModelProfile, Probe, Recommendation
 
 PROBE_SECONDS = 90.0
@@ -150,13 +155,7 @@ def _subject(options: RecommendOptions) -> Iterator[_Subject]:
         return
     tokenizer = load_tokenizer(options.model, cache=model_cache())
     with TemporaryDirectory(prefix="loratune-") as folder:
-        data = prepare(
-            data_options(options),
-            tokenizer,
-            end_of_turn=end_of_turn_id(tokenizer),
-            model_limit=context_length(options.model),
-            cache=Path(folder),
-        )
+        data = read_rows(options, tokenizer, Path(folder))
         model = _profile(options)
         check_embeddings(data, model.vocabulary, tokenizer)
         profile = with_survey(data, tokenizer, options.seed).profile

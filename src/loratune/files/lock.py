@@ -101,6 +101,6 @@ def owner_of(folder: Path) -> str:
 def is_empty(folder: Path) -> bool:
     """Whether a folder holds nothing but the lock and unfinished files of a run that was killed as it began."""
     return all(
-        path.name in (_LOCK, _OWNER) or (path.name.startswith(".") and path.suffix == ".tmp")
+        path.name in (_LOCK, _OWNER) or (path.name.startswith(".") and ".tmp" in path.suffix)
         for path in folder.iterdir()
     )

@@ -15,6 +15,18 @@ from loratune.errors import ModelError
 from loratune.model.quiet import first_sentence, quiet
 from loratune.model.source import Source, read_json
 
+_SIZES = {
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers"), 10_000),
+    **dict.fromkeys(
+        ("hidden_size", "n_embd", "d_model", "intermediate_size", "ffn_dim", "n_inner", "head_dim"), 2**24
+    ),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_head"), 2**16),
+    "vocab_size": 2**28,
+    "max_position_embeddings": 2**40,
+}
+"""Of a configuration, with the largest that is taken for one."""
+_DEEPEST = 8
+
 
 def read_config(source: Source) -> PreTrainedConfig:
     """The configuration of a causal language model that LoRA can be trained on.
@@ -27,12 +39,15 @@ def read_config(source: Source) -> PreTrainedConfig:
     try:
         with quiet():
             config = AutoConfig.from_pretrained(source.folder, **source.arguments)
+        _check_kind(config, source.name)
+        longest_row(config)
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(
             f"the configuration of {source.name} cannot be read: {first_sentence(error)}; "
             f"check the file or choose another model."
         ) from None
-    _check_kind(config, source.name)
     return config
 
 
@@ -55,10 +70,11 @@ def longest_row(config: PreTrainedConfig) -> int | None:
 def _check_raw(values: dict[str, Any], name: str) -> None:
     """What can be said from config.json before transformers reads it."""
     family = values.get("model_type")
-    if not family:
+    if not isinstance(family, str) or not family:
         raise ModelError(
-            f"config.json of {name} must name a model_type and does not; download the model again."
+            f"config.json of {name} must name a model_type, got {family!r}; download the model again."
         )
+    _check_values(values, name)
     if family not in CONFIG_MAPPING:
         if "auto_map" in values:
             raise ModelError(
@@ -76,6 +92,41 @@ def _check_raw(values: dict[str, Any], name: str) -> None:
             f"the weights of {name} are quantised ({method}), which is not supported yet; "
             f"give the unquantised checkpoint or a .gguf file."
         )
+
+
+def _check_values(values: dict[str, Any], name: str, depth: int = 0) -> None:
+    """Sizes that a model can have, names that are names, and no implementation from elsewhere; parts of it as well."""
+    for key, value in values.items():
+        if isinstance(value, dict) and depth < _DEEPEST:
+            _check_values(value, name, depth + 1)
+        if key in _SIZES and value is not None:
+            for each in value if isinstance(value, list) else [value]:
+                if isinstance(each, bool) or not isinstance(each, int) or not 0 < each <= _SIZES[key]:
+                    raise ModelError(
+                        f"{key} in config.json of {name} must be a whole number of 1 to {_SIZES[key]}, got "
+                        f"{str(each)[:40]!r}; download the model again."
+                    )
+        if key == "architectures" and value is not None and not _are_names(value):
+            raise ModelError(
+                f"architectures in config.json of {name} must be a list of names, got {str(value)[:40]!r}; "
+                "download the model again."
+            )
+        if key.endswith("_implementation") and not _is_known(value):
+            raise ModelError(
+                f"{key} in config.json of {name} must be one of transformers' own, got {str(value)[:80]!r}, which is "
+                "code from elsewhere and never run; remove the line."
+            )
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+def _is_known(implementation: Any) -> bool:
+    """transformers takes a name with a slash or a bar for a kernel on the hub; parts may have one each."""
+    if isinstance(implementation, dict):
+        return all(_is_known(each) for each in implementation.values())
+    return implementation is None or (isinstance(implementation, str) and implementation.isidentifier())
 
 
 def _check_kind(config: PreTrainedConfig, name: str) -> None:

@@ -21,7 +21,7 @@ from loratune.model.profile import profile_of
 from loratune.model.quiet import first_sentence, quiet
 from loratune.model.source import Source, locate
 from loratune.model.tokenizer import open_tokenizer
-from loratune.model.unpacked import find_copy, keep_copy
+from loratune.model.unpacked import drop_copy, find_copy, keep_copy
 
 
 def load_model(
@@ -36,9 +36,14 @@ def load_model(
     kind = resolve_dtype(dtype, place)
     original = locate(name)
     source = find_copy(original, cache, _label(kind))
-    config = read_config(source)
-    tokenizer = open_tokenizer(original, cache) if original.has_tokenizer else None
-    model = _load_weights(source, config, kind)
+    try:
+        model, tokenizer = _read(source, original, kind, cache)
+    except ModelError:
+        if source is original or cache is None:
+            raise
+        drop_copy(original, cache, _label(kind))
+        source = original
+        model, tokenizer = _read(source, original, kind, cache)
     if source.gguf is not None and cache is not None:
         with quiet():
             keep_copy(source, cache, _label(kind), model)
@@ -54,7 +59,17 @@ def load_model(
             f"the weights of {name} need {needed:.1f} GiB, more than {place} has free; "
             f"use a larger device or --dtype bfloat16."
         ) from None
+    _check_numbers(model, name)
     return BaseModel(model=model, tokenizer=tokenizer, profile=profile)
+
+
+def _read(
+    source: Source, original: Source, dtype: torch.dtype, cache: Path | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    """Configuration, tokenizer, weights: what is quickly read is checked first."""
+    config = read_config(source)
+    tokenizer = open_tokenizer(original, cache) if original.has_tokenizer else None
+    return _load_weights(source, config, dtype), tokenizer
 
 
 def _label(dtype: torch.dtype) -> str:
@@ -100,6 +115,18 @@ def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
             f"the tokenizer of {name} uses token {largest}, but the model has {rows} embeddings; "
             f"give the tokenizer that belongs to it."
         )
+
+
+def _check_numbers(model: PreTrainedModel, name: str) -> None:
+    """One weight that is no number makes every loss one that is none."""
+    for tensor, weight in model.named_parameters():
+        if not weight.is_floating_point() or weight.sum(dtype=torch.float32).isfinite():
+            continue
+        if not weight.isfinite().all():
+            raise ModelError(
+                f"the weights of {name} must be finite numbers, {tensor} holds NaN or infinity; "
+                "download the model again."
+            )
 
 
 def _freeze(model: PreTrainedModel) -> None:

@@ -1,6 +1,8 @@
 """Third-party noise while a model loads: progress bars, notices, and many-line error messages."""
 
 import io
+import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -22,6 +24,21 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def silent_libraries() -> Iterator[None]:
+    """Drop what libraries in other languages write to the process's stderr, such as the notice of a Rust panic."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def first_sentence(error: BaseException) -> str:

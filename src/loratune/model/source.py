@@ -95,7 +95,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a model's folder; `ModelError` where it is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise ModelError(f"{path} must be readable JSON: {error}; download the model again.") from None
     if not isinstance(content, dict):
         raise ModelError(f"{path} must hold a JSON object, got {type(content).__name__}; download it again.")
@@ -140,8 +140,8 @@ def _check_weights(folder: Path, name: str) -> None:
     if (folder / WEIGHTS).is_file():
         return
     if (folder / WEIGHTS_INDEX).is_file():
-        shards = set(read_json(folder / WEIGHTS_INDEX).get("weight_map", {}).values())
-        missing = sorted(shard for shard in shards if not (folder / str(shard)).is_file())
+        shards = _shards(folder / WEIGHTS_INDEX)
+        missing = sorted(shard for shard in shards if not (folder / shard).is_file())
         if missing:
             raise ModelError(
                 f"{name} lacks {len(missing)} of its {len(shards)} weight files, {missing[0]} first; "
@@ -160,6 +160,21 @@ def _check_weights(folder: Path, name: str) -> None:
     raise ModelError(
         f"{name} has a config.json but no weights: {WEIGHTS} is missing; download the model again."
     )
+
+
+def _shards(index: Path) -> set[str]:
+    """The weight files that an index names: safetensors files beside it and nothing else."""
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not files:
+        raise ModelError(f"{index} must have a weight_map from tensors to files; download the model again.")
+    for name in files.values():
+        plain = isinstance(name, str) and name == Path(name).name and name.endswith(".safetensors")
+        if not plain:
+            raise ModelError(
+                f"{index} must name safetensors files beside it, got {name!r}, which could be a pickle and run code "
+                "when read; download the model again."
+            )
+    return set(files.values())
 
 
 def _download(name: str, weights: bool) -> Path:

@@ -4,13 +4,15 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from loratune.errors import ModelError
+from loratune.errors import ModelError, panics_as
 from loratune.model.architecture import read_config
-from loratune.model.quiet import first_sentence, quiet
+from loratune.model.quiet import first_sentence, quiet, silent_libraries
 from loratune.model.source import Source, locate
-from loratune.model.unpacked import find_copy, keep_copy
+from loratune.model.unpacked import drop_copy, find_copy, keep_copy
 
 _REPLY = "loratune"
+_SAMPLE = "A text: 1 + 1 = 2, größer 猫🐈\n"
+"""Encoded once, as a tokenizer whose files are broken may load all the same."""
 
 
 def load_tokenizer(name: str, *, cache: Path | None = None) -> PreTrainedTokenizerBase:
@@ -36,19 +38,37 @@ def open_tokenizer(original: Source, cache: Path | None = None) -> PreTrainedTok
         )
     source = find_copy(original, cache, "tokenizer")
     try:
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(source.folder, **source.arguments)
-    except Exception as error:
-        raise ModelError(
-            f"the tokenizer of {source.name} cannot be read: {first_sentence(error)}; "
-            f"check that its files belong together."
-        ) from None
-    tokenizer.padding_side = "right"
-    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end_of_turn_id(tokenizer))
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer = _read(source)
+    except ModelError:
+        if source is original or cache is None:
+            raise
+        drop_copy(original, cache, "tokenizer")
+        source, tokenizer = original, _read(original)
     if source.gguf is not None and cache is not None:
         keep_copy(source, cache, "tokenizer", tokenizer)
+    return tokenizer
+
+
+def _read(source: Source) -> PreTrainedTokenizerBase:
+    advice = "check that its files belong together"
+    try:
+        with (
+            quiet(),
+            silent_libraries(),
+            panics_as(f"the tokenizer of {source.name} cannot be used", advice),
+        ):
+            tokenizer = AutoTokenizer.from_pretrained(source.folder, **source.arguments)
+            tokenizer.padding_side = "right"
+            tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end_of_turn_id(tokenizer))
+            if tokenizer.pad_token is None:
+                tokenizer.pad_token = tokenizer.eos_token
+            tokenizer.decode(tokenizer(_SAMPLE)["input_ids"])
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"the tokenizer of {source.name} cannot be read: {first_sentence(error)}; {advice}."
+        ) from None
     return tokenizer
 
 

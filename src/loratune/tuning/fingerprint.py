@@ -11,6 +11,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from loratune.model.digest import tokenizer_digest, weights_digest
 from loratune.model.source import locate
 from loratune.tuning.context import search_context
 from loratune.tuning.options import TuneOptions
@@ -53,6 +54,8 @@ def fingerprint(options: TuneOptions, bench: Workbench) -> dict[str, Any]:
         **option_values(options),
         "data_digest": bench.data.fingerprint,
         "model_digest": model_digest(options.model),
+        "tokenizer_digest": tokenizer_digest(locate(options.model)),
+        "weights_digest": weights_digest(locate(options.model), every_byte=options.hash_weights),
         "base_dtype": str(next(bench.base.model.parameters()).dtype).removeprefix("torch."),
         "largest_batch": search_context(bench, options).largest_batch,
     }
@@ -60,6 +63,8 @@ def fingerprint(options: TuneOptions, bench: Workbench) -> dict[str, Any]:
 
 def model_digest(model: str) -> str:
     """16 hex digits over the configuration and the names, sizes and both ends of the weight files.
+
+    Studies of format 1 have no other digest of the model.
 
     Raises `ModelError` where there is no such model.
     """

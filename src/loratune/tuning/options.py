@@ -192,6 +192,12 @@ class TuneOptions(SearchOptions):
         False, "Go on with the study in --out; finished trials are not trained again.", "Output"
     )
 
+    hash_weights: bool = option(
+        False,
+        "Compare every byte of the weights on --resume (about a second for each GB), not a sample of each tensor.",
+        MODEL,
+    )
+
     @property
     def directory(self) -> Path:
         return user_path(self.out)

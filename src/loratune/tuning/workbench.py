@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from transformers import PreTrainedTokenizerBase
+
 from loratune.costs.calibration import Calibration
 from loratune.costs.device_limits import limits_here
 from loratune.costs.limits import Limits
@@ -25,7 +27,7 @@ from loratune.engine.pack import PackEngine
 from loratune.engine.paths import choose_paths
 from loratune.engine.scoring import Scoring
 from loratune.engine.shortage import Shortage
-from loratune.errors import OutputError
+from loratune.errors import OutputError, panics_as
 from loratune.files.lock import is_empty
 from loratune.lora.layout import find_targets
 from loratune.maths.targets import check_rank
@@ -105,6 +107,20 @@ def context_length(model: str) -> int | None:
     return None if source.gguf is not None else longest_row(read_config(source))
 
 
+def read_rows(options: CommonOptions, tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreparedData:
+    """The rows as tokens; large ones are kept in files in `folder`. Raises `DataError`, `ModelError` (tokenizer)."""
+    with panics_as(
+        f"the tokenizer of {options.model} must take every row, but broke off", "download the model again"
+    ):
+        return prepare(
+            data_options(options),
+            tokenizer,
+            end_of_turn=end_of_turn_id(tokenizer),
+            model_limit=context_length(options.model),
+            cache=folder,
+        )
+
+
 def with_survey(data: PreparedData, tokenizer: Decoder, seed: int) -> PreparedData:
     """The same rows, their profile with a closer look at them."""
     return replace(data, profile=replace(data.profile, survey=survey(data, tokenizer, seed=seed)))
@@ -128,13 +144,7 @@ def open_workbench(
     cache = model_cache()
     tokenizer = load_tokenizer(options.model, cache=cache)
     with TemporaryDirectory(prefix="loratune-") as folder:
-        data = prepare(
-            data_options(options),
-            tokenizer,
-            end_of_turn=end_of_turn_id(tokenizer),
-            model_limit=context_length(options.model),
-            cache=Path(folder),
-        )
+        data = read_rows(options, tokenizer, Path(folder))
         if surveyed:
             data = with_survey(data, tokenizer, options.seed)
         base = load_model(options.model, dtype=options.dtype, device=options.device, cache=cache)  # type: ignore[arg-type]
