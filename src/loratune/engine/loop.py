@@ -34,10 +34,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Callers:
-    """Who brings trials and is told of them; see `PackEngine.run`."""
+    """Who brings trials and looks on; see `PackEngine.results`."""
 
     next_trial: Callable[[], Trial | None]
-    on_result: Callable[[TrialResult, Adapter], None]
     on_progress: Callable[[PackProgress], None] | None
     should_stop: Callable[[Trial, tuple[CurvePoint, ...]], bool] | None
 
@@ -70,15 +69,15 @@ class PackLoop:
         self._offered = True
         """Whether the next trial may be asked for: not after a None, until a result."""
 
-    def run(self) -> None:
-        """Until no trial is left."""
+    def results(self) -> Iterator[tuple[TrialResult, Adapter]]:
+        """Each result with its adapter as it comes, until no trial is left."""
         while True:
             self._enter()
             if not self._live:
                 return
             progress = self._surely(self._step)
             self._read()
-            self._end()
+            yield from self._end()
             if progress is not None and self._callers.on_progress is not None:
                 self._callers.on_progress(progress)
 
@@ -215,14 +214,14 @@ class PackLoop:
             entry.seconds += seconds
             yield entry, evaluation
 
-    def _end(self) -> None:
+    def _end(self) -> Iterator[tuple[TrialResult, Adapter]]:
         """Hand over the trials that have ended."""
         ended = [entry for entry in self._live if entry.finished]
         self._live = [entry for entry in self._live if entry not in ended]
         for entry in ended:
             entry.slot.release()
-        for result, adapter in self._results(ended):
-            self._callers.on_result(result, adapter)
+        for found in self._results(ended):
+            yield found
             self._offered = True
 
     def _results(self, ended: Sequence[LiveTrial]) -> list[tuple[TrialResult, Adapter]]:

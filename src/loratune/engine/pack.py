@@ -3,8 +3,8 @@
 Knows the base model, the rows and the trials it is handed; nothing of strategies, studies or files.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Self, TypeVar
@@ -217,22 +217,42 @@ class PackEngine:
         should_stop: Callable[[Trial, tuple[CurvePoint, ...]], bool] | None = None,
         early_stopping: EarlyStopping | None = None,
     ) -> None:
+        """`results` to the end: `on_result` gets each result with its adapter."""
+        found = self.results(
+            next_trial,
+            slots=slots,
+            on_progress=on_progress,
+            should_stop=should_stop,
+            early_stopping=early_stopping,
+        )
+        with closing(found):
+            for result, adapter in found:
+                on_result(result, adapter)
+
+    def results(
+        self,
+        next_trial: Callable[[], Trial | None],
+        *,
+        slots: int,
+        on_progress: Callable[[PackProgress], None] | None = None,
+        should_stop: Callable[[Trial, tuple[CurvePoint, ...]], bool] | None = None,
+        early_stopping: EarlyStopping | None = None,
+    ) -> Generator[tuple[TrialResult, Adapter], None, None]:
         """Train trials, at most `slots` at once, until `next_trial` returns None and all have ended.
 
-        A freed slot is offered at the next step boundary, and again after every result, since a result may
-        bring new trials. `should_stop` is asked after every reading but the last. `on_result` gets each
-        result with its adapter (with early stopping, the best one).
+        Yields each result with its adapter (with early stopping, the best one) as it comes; training waits for
+        the next one to be asked for. A freed slot is offered at the next step boundary, and again after every
+        result, since a result may bring new trials. `should_stop` is asked after every reading but the last.
+        To be closed where it is not run to its end: until then the model has the hooks of the pack.
 
         Where memory runs out micro-batches are halved, and then half of the trials put aside until others have
         ended; no step is taken twice and results differ by rounding only. Raises `ResourceError` where a single
         trial does not fit; any exception, Ctrl-C included, leaves the model as it was.
         """
-        callers = Callers(
-            next_trial=next_trial, on_result=on_result, on_progress=on_progress, should_stop=should_stop
-        )
+        callers = Callers(next_trial=next_trial, on_progress=on_progress, should_stop=should_stop)
         with self.attached() as step:
             slots = min(slots, CAPACITY)
-            PackLoop(self, step, callers, slots=slots, early_stopping=early_stopping).run()
+            yield from PackLoop(self, step, callers, slots=slots, early_stopping=early_stopping).results()
 
     def attempt(self, work: Callable[[], T]) -> T | Failure:
         """What `work` returns; where memory runs out, tried again without the recorded graphs, if there are any."""
