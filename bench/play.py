@@ -14,11 +14,13 @@ from loratune.maths.noninferiority import (
     pool_seed_noise,
     row_variance,
 )
+from loratune.runners.clocked import InstantRunner
 from loratune.runners.simulated import Cell, TableRunner
 from loratune.search.bracket import Bracket, bracket
 from loratune.search.procedure import Ledger, Procedure, ask, decide
 from loratune.search.space import RateScale, base_batch, hyper_parameters, trial, usual_rate
 from loratune.search.strategy import Strategy
+from loratune.tuning.driver import play as search
 from loratune.values import HyperParameters, SearchContext, Trial, TrialResult
 
 Key = tuple[int, float, int, float]
@@ -33,10 +35,8 @@ class Runner(Protocol):
 
 def play(strategy: Strategy, runner: Runner) -> tuple[TrialResult, ...]:
     """Runs a strategy to its end; returns the history."""
-    history: list[TrialResult] = []
-    while trials := strategy.ask(history):
-        history.extend(runner.run(trials, strategy.context))
-    return tuple(history)
+    answers = InstantRunner(measure=lambda trials: runner.run(trials, strategy.context))
+    return tuple(search(strategy, answers))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

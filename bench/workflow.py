@@ -32,11 +32,12 @@ from loratune.costs.measuring import calibrate
 from loratune.costs.planner import Planner
 from loratune.costs.readings import plan_readings
 from loratune.data.batches import total_steps
-from loratune.engine.progress import PackProgress
 from loratune.model.base import BaseModel
 from loratune.runners.local import LocalRunner
-from loratune.tuning.final import FinalRunner
+from loratune.runners.runner import TrialDone, TrialJob
+from loratune.tuning.final import FOLDER, FinalRunner
 from loratune.values import HyperParameters, SearchContext, Trial, TrialResult, default_recipe
+from loratune.values.events import Event, Progress, TrialEnded
 from peft_side import loop_rate
 from record import append, circumstances
 from rows import drawn_rows
@@ -121,16 +122,16 @@ class Part:
     notes: list[str] = field(default_factory=list)
     """Trials that did not train all their steps."""
 
-    def progress(self, progress: PackProgress) -> None:
-        self.pack_steps += 1
-        self.training_seconds += progress.seconds
-
-    def result(self, result: TrialResult) -> None:
-        self.trials += 1
-        self.steps += result.steps
-        self.tokens += result.trained_tokens
-        if result.message:
-            self.notes.append(f"{result.asked.key}: {result.message}")
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Progress):
+            self.pack_steps += event.steps
+            self.training_seconds += event.seconds
+        if isinstance(event, TrialEnded):
+            self.trials += 1
+            self.steps += event.steps
+            self.tokens += event.trained_tokens
+            if event.message:
+                self.notes.append(f"{event.key}: {event.message}")
 
     def line(self) -> str:
         """For people."""
@@ -284,16 +285,14 @@ class Workflow:
 
         first = [recorded.trials[i] for i in sorted(asked)]
         part.planned_seconds = planner.plan(first).seconds
-        runner = LocalRunner(
-            engine=self.engine,
-            study=cast(Any, Kept(Path())),
-            planner=planner,
-            on_progress=part.progress,
-            on_result=part.result,
-        )
-        done: list[TrialResult] = []
+        runner, done = LocalRunner(engine=self.engine, planner=planner, tell=part), list[TrialResult]()
         while first:
-            done += runner.run(first, more)
+            ended: list[TrialResult] = []
+            for each in runner.run([TrialJob(trial=trial) for trial in first], more):
+                assert isinstance(each, TrialDone)
+                ended.append(each.result)
+                part(TrialEnded.of(each.result))
+            done += ended
             first = more(done, ())
 
     def final(self, part: Part) -> None:
@@ -301,12 +300,14 @@ class Workflow:
         self._planner()
         with TemporaryDirectory() as folder:
             FinalRunner(
+                runner=LocalRunner(
+                    engine=self.engine, test=self.test, folder=Path(folder) / FOLDER, tell=part
+                ),
                 engine=self.engine,
                 study=cast(Any, Kept(Path(folder))),
                 test=self.test,
                 patience=NEVER,
-                on_progress=part.progress,
-                on_result=part.result,
+                tell=part,
             ).run(self.recorded.chosen, None, seed=0)
 
     def peft(self, part: Part) -> None:

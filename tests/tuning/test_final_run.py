@@ -11,8 +11,9 @@ from loratune.analysis.comparison import Final
 from loratune.costs.readings import plan_looks
 from loratune.engine.pack import PackEngine
 from loratune.engine.selfcheck import random_table
+from loratune.runners.local import LocalRunner
 from loratune.study.record import Study
-from loratune.tuning.final import FinalRunner, best_seed
+from loratune.tuning.final import FOLDER, FinalRunner, best_seed
 from loratune.values import Trial, TrialResult
 from loratune.values.events import Event, PhaseBegan, Progress, StageBegan, TrialEnded
 
@@ -30,6 +31,7 @@ class Run:
         self.events: list[Event] = []
         study = Study.find(folder) or Study.open(folder, fingerprint={})
         runner = FinalRunner(
+            runner=LocalRunner(engine=subject, test=TEST, folder=folder / FOLDER, tell=self.events.append),
             engine=subject,
             study=study,
             test=TEST,

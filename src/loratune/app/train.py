@@ -25,8 +25,8 @@ from loratune.model.source import portable_name
 from loratune.reporting.card import Card
 from loratune.reporting.facts import Gain
 from loratune.reporting.result import plain
+from loratune.runners.local import early_stopping
 from loratune.runners.telling import PackTeller
-from loratune.tuning.final import early_stopping
 from loratune.tuning.lessons import survived
 from loratune.tuning.options import TrainOptions, keyword_options
 from loratune.tuning.outcome import named_targets, versions

@@ -1,34 +1,66 @@
-"""Packs in this process. Knows the engine and the study; decides nothing."""
+"""Jobs done in this process, by one engine. Knows the engine and the folder for adapters; decides nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING
 
+from loratune.costs.limits import Limits
+from loratune.costs.measuring import calibrate
+from loratune.costs.readings import plan_looks
+from loratune.data.table import TokenTable
+from loratune.engine.live import EarlyStopping
 from loratune.engine.pack import PackEngine
-from loratune.lora.layout import Adapter
-from loratune.runners.kept import LargestAdapter
-from loratune.runners.queue import More, Plans, TrialQueue
+from loratune.engine.probe import gradient_noise
+from loratune.lora.peft_io import save_adapter
+from loratune.runners.kept import LargestAdapter, read_adapter
+from loratune.runners.queue import Plans, TrialQueue
+from loratune.runners.runner import (
+    Calibrated,
+    CalibrationJob,
+    Done,
+    Evaluated,
+    FinalJob,
+    Job,
+    More,
+    NoiseJob,
+    NoiseMeasured,
+    ScoringJob,
+    TrialDone,
+    TrialJob,
+)
 from loratune.runners.telling import PackTeller
-from loratune.values import CurvePoint, Trial, TrialResult, TrialState
-from loratune.values.events import Tell, TrialEnded, nobody
+from loratune.values import CurvePoint, Trial, TrialState
+from loratune.values.events import Tell, nobody
 
-if TYPE_CHECKING:  # only named here: importing it imports Optuna
-    from loratune.study.record import Study
+
+def early_stopping(engine: PackEngine, epochs: float, patience: int) -> EarlyStopping:
+    """Of final trials of so many epochs."""
+    tokens, validation = int(engine.train.lengths.sum()), engine.validation
+    looks = plan_looks(epochs * tokens, int(validation.lengths.sum()), len(validation))
+    return EarlyStopping(evaluations=looks.count, rows=looks.rows, patience=patience)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LocalRunner:
-    """Trains what a strategy asks for as the plan packs it, and records each trial the moment it ends."""
+    """A `Runner`; what a kind of job does not need may be left out."""
 
     engine: PackEngine
-    study: Study
-    planner: Plans
-    tell: Tell = nobody
+    limits: Limits | None = None
+    """What fits in memory; for calibration."""
+    planner: Plans | None = None
+    """Packs the trials of the search."""
+    test: TokenTable | None = None
+    """For scoring."""
+    folder: Path | None = None
+    """Where the final run keeps its adapters, one folder per trial's key."""
     largest: LargestAdapter | None = None
-    """Where the best adapter of the largest rank is kept; None: nowhere."""
+    """Where the best adapter of the largest rank of the search is kept; None: nowhere."""
+    tell: Tell = nobody
+    """Told how far a pack is."""
     deadline: float | None = None
     """`time.monotonic()` after which no trial is begun and running ones stop at their next reading."""
 
@@ -36,36 +68,91 @@ class LocalRunner:
     def late(self) -> bool:
         return self.deadline is not None and monotonic() >= self.deadline
 
-    def run(self, trials: Sequence[Trial], more: More | None = None) -> list[TrialResult]:
-        """Results in the order in which they ended.
+    def run(self, jobs: Sequence[Job], more: More | None = None) -> Generator[Done, None, None]:
+        """The trials of the search first, as the plan packs them; then the final ones, in one pack; then the rest."""
+        trials = [job for job in jobs if isinstance(job, TrialJob)]
+        if trials:
+            yield from self._search([job.trial for job in trials], more)
+        final = [job for job in jobs if isinstance(job, FinalJob)]
+        if final:
+            yield from self._final(final)
+        for job in jobs:
+            match job:
+                case CalibrationJob():
+                    yield self._calibrated(job)
+                case NoiseJob():
+                    yield self._noise(job)
+                case ScoringJob():
+                    yield self._evaluated(job)
+                case _:
+                    pass
 
-        `more` is asked for further trials when a slot is free and none waits.
-        """
+    def _search(self, trials: Sequence[Trial], more: More | None) -> Generator[Done, None, None]:
+        assert self.planner is not None, "trials of a search need a planner"
         queue, teller = TrialQueue(self.planner, trials, more), PackTeller(self.tell)
 
         def next_trial() -> Trial | None:
             return None if self.late else queue.next()
 
-        def keep(result: TrialResult, adapter: Adapter) -> None:
-            # only the clock stops trials here: --resume is to train them
-            stopped = result.state is TrialState.STOPPED
-            queue.ended(result.asked, None if stopped else result)
-            if stopped:
-                return
-            if self.largest is not None:
-                self.largest.offer(result, adapter)
-            self.study.record(result)
-            self.tell(TrialEnded.of(result))
-
         def should_stop(trial: Trial, curve: tuple[CurvePoint, ...]) -> bool:
             return self.late
 
-        self.engine.run(
-            next_trial,
-            slots=queue.slots,
-            on_result=keep,
-            on_progress=teller,
-            should_stop=should_stop,
+        results = self.engine.results(
+            next_trial, slots=queue.slots, on_progress=teller, should_stop=should_stop
         )
+        with closing(results):
+            for result, adapter in results:
+                # only the clock stops trials here: --resume is to train them
+                stopped = result.state is TrialState.STOPPED
+                queue.ended(result.asked, None if stopped else result)
+                if stopped:
+                    continue
+                kept = self.largest.offer(result, adapter) if self.largest is not None else None
+                yield TrialDone(job=TrialJob(trial=result.asked), result=result, adapter=kept)
         teller.flush()
-        return queue.results
+
+    def _final(self, jobs: Sequence[FinalJob]) -> Generator[Done, None, None]:
+        assert self.folder is not None, "a final run needs a folder for its adapters"
+        of_trial = {job.trial.key: job for job in jobs}
+        waiting, teller = [job.trial for job in reversed(jobs)], PackTeller(self.tell)
+        results = self.engine.results(
+            lambda: waiting.pop() if waiting else None,
+            slots=len(waiting),
+            on_progress=teller,
+            early_stopping=early_stopping(
+                self.engine, jobs[0].trial.hyper_parameters.epochs, jobs[0].patience
+            ),
+        )
+        with closing(results):
+            for result, adapter in results:
+                folder = self.folder / result.asked.key if result.finished else None
+                if folder is not None:
+                    save_adapter(adapter, folder, self.engine.base.model)
+                yield TrialDone(job=of_trial[result.asked.key], result=result, adapter=folder)
+        teller.flush()
+
+    def _calibrated(self, job: CalibrationJob) -> Calibrated:
+        assert self.limits is not None, "calibration needs the limits of memory"
+        found = calibrate(self.engine, self.limits, job.recipe, pack_size=job.pack_size)
+        return Calibrated(job=job, calibration=found)
+
+    def _noise(self, job: NoiseJob) -> NoiseMeasured:
+        found = gradient_noise(
+            self.engine,
+            r=job.r,
+            lora_alpha=job.lora_alpha,
+            share=job.share,
+            epochs=job.epochs,
+            seed=job.seed,
+        )
+        return NoiseMeasured(job=job, noise=found)
+
+    def _evaluated(self, job: ScoringJob) -> Evaluated:
+        models = [None if each is None else read_adapter(each, self.engine.base) for each in job.adapters]
+        if job.split == "validation":
+            table = self.engine.validation if job.rows is None else self.engine.sample(job.rows)
+        else:
+            assert self.test is not None, "the runner has no test rows"
+            table = self.test
+        evaluations = self.engine.evaluate(models, table, labels=job.labels)
+        return Evaluated(job=job, evaluations=tuple(evaluations))

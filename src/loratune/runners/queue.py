@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from loratune.costs.packing import Admission, PackPlan, TrialLoad
+from loratune.runners.runner import More
 from loratune.values import HyperParameters, Trial, TrialResult
-
-More = Callable[[Sequence[TrialResult], Sequence[Trial]], Sequence[Trial]]
-"""From the results of this run so far and the trials still running to further trials."""
 
 
 class Plans(Protocol):

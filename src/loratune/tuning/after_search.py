@@ -20,6 +20,7 @@ from loratune.search.layer_ranks import QUESTION, LayerRanksSearch, layer_rank_c
 from loratune.search.procedure import ask, decide
 from loratune.search.summary import stage_summary
 from loratune.study.record import Study
+from loratune.tuning.driver import Driver
 from loratune.tuning.forecast import Forecast
 from loratune.tuning.options import TuneOptions
 from loratune.tuning.workbench import Workbench
@@ -52,6 +53,8 @@ class AfterSearch:
     study: Study
     tell: Tell
     runner: LocalRunner
+    driver: Driver
+    """Of the search, with all its results."""
     truncation: Truncation | None = field(default=None, init=False)
 
     def examine(self, decision: Decision, history: list[TrialResult]) -> Decision:
@@ -110,9 +113,8 @@ class AfterSearch:
         """Train the pattern beside the uniform rank; the better one, if it is shown better."""
         context = replace(self.priced.context, budget=inf)
         search = LayerRanksSearch.after(context, decision.hyper_parameters, other, history)
-        while not self.runner.late and (trials := ask(search, context, history)):
-            self.tell(StageBegan(name=str(Stage.LAYER_RANKS), trials=len(trials)))
-            history += self.runner.run(trials)
+        driver = replace(self.driver, ask=lambda done, running: () if running else ask(search, context, done))
+        driver.search()
         found = decide(search, context, history)
         words = f"one threshold on the singular values of the rank-{source.hyper_parameters.r} adapter"
         ranks = sorted(rank for _, rank in other.rank_pattern)

@@ -7,49 +7,50 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loratune.analysis.comparison import Final, FinalModel, Scored
-from loratune.costs.readings import plan_looks
 from loratune.data.batches import Rows
 from loratune.data.table import TokenTable
 from loratune.engine.evaluate import Evaluation
-from loratune.engine.live import EarlyStopping
 from loratune.engine.pack import PackEngine
 from loratune.errors import ResourceError
-from loratune.lora.layout import Adapter, find_targets
-from loratune.lora.peft_io import load_adapter, save_adapter
-from loratune.runners.telling import PackTeller
+from loratune.runners.kept import read_adapter
+from loratune.runners.local import early_stopping
+from loratune.runners.runner import (
+    AdapterFile,
+    Evaluated,
+    FinalJob,
+    Runner,
+    ScoringJob,
+    Split,
+    TrialDone,
+    only,
+)
 from loratune.values import HyperParameters, Stage, Trial, TrialResult
 from loratune.values.events import Phase, PhaseBegan, StageBegan, Tell, TrialEnded, nobody
 
 if TYPE_CHECKING:  # only named here: importing it imports Optuna
     from loratune.study.record import Study
 
+FOLDER = "final"
+"""In a run directory, where the adapters of the final run are until it is complete."""
 _RETRIES = 3
-
-
-def early_stopping(engine: PackEngine, epochs: float, patience: int) -> EarlyStopping:
-    """Of final trials of so many epochs."""
-    tokens, validation = int(engine.train.lengths.sum()), engine.validation
-    looks = plan_looks(epochs * tokens, int(validation.lengths.sum()), len(validation))
-    return EarlyStopping(evaluations=looks.count, rows=looks.rows, patience=patience)
+_Trained = tuple[TrialResult, AdapterFile]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FinalRunner:
     """Trains final trials; a trial whose adapter and result are already kept is not trained again."""
 
+    runner: Runner
+    """Keeps final adapters in `FOLDER` of the study's directory."""
     engine: PackEngine
+    """Whose rows they are."""
     study: Study
     test: TokenTable
     patience: int
     tell: Tell = nobody
-
-    @property
-    def _folder(self) -> Path:
-        return self.study.directory / "final"
 
     def run(
         self,
@@ -97,68 +98,51 @@ class FinalRunner:
             other = None
         return self._compare(ours, other, tuple(notes))
 
-    def _train(self, trials: list[Trial]) -> list[tuple[TrialResult, Adapter]]:
+    def _train(self, trials: list[Trial]) -> list[_Trained]:
         kept = {r.asked.key: r for r in self.study.results() if r.asked.stage is Stage.FINAL}
-        done: dict[str, tuple[TrialResult, Adapter]] = {}
+        done: dict[str, TrialResult] = {}
         for trial in trials:
-            if trial.key in kept and (self._folder / trial.key).exists():
-                done[trial.key] = (kept[trial.key], self._load(trial))
-        waiting = [trial for trial in reversed(trials) if trial.key not in done]
-
-        def keep(result: TrialResult, adapter: Adapter) -> None:
-            if result.finished:
-                save_adapter(adapter, self._folder / result.asked.key, self.engine.base.model)
-            self.study.record(result)
-            done[result.asked.key] = (result, adapter)
-            self.tell(TrialEnded.of(result))
-
+            if trial.key in kept and self._file(trial).folder.exists():
+                done[trial.key] = kept[trial.key]
+        waiting = [FinalJob(trial=trial, patience=self.patience) for trial in trials if trial.key not in done]
         if waiting:
             self.tell(StageBegan(name=str(Stage.FINAL), trials=len(waiting)))
-            teller = PackTeller(self.tell)
-            self.engine.run(
-                lambda: waiting.pop() if waiting else None,
-                slots=len(waiting),
-                on_result=keep,
-                on_progress=teller,
-                early_stopping=self._early_stopping(trials[0].hyper_parameters),
-            )
-            teller.flush()
-        return [done[trial.key] for trial in trials]
+        for each in self.runner.run(waiting):
+            assert isinstance(each, TrialDone)
+            self.study.record(each.result)
+            done[each.result.asked.key] = each.result
+            self.tell(TrialEnded.of(each.result))
+        return [(done[trial.key], self._file(trial)) for trial in trials]
 
-    def _early_stopping(self, chosen: HyperParameters) -> EarlyStopping:
-        return early_stopping(self.engine, chosen.epochs, self.patience)
+    def _file(self, trial: Trial) -> AdapterFile:
+        folder = self.study.directory / FOLDER / trial.key
+        return AdapterFile(folder=folder, hyper_parameters=trial.hyper_parameters)
 
-    def _load(self, trial: Trial) -> Adapter:
-        base = self.engine.base
-        targets = find_targets(base.profile.targets, trial.hyper_parameters.target_modules)
-        return load_adapter(self._folder / trial.key, trial.hyper_parameters, targets, device=base.device)
+    def _score(self, models: Sequence[AdapterFile | None], split: Split, *, labels: bool) -> list[Evaluation]:
+        job = ScoringJob(adapters=tuple(models), split=split, labels=labels)
+        found = only(self.runner.run([job]))
+        assert isinstance(found, Evaluated)
+        return list(found.evaluations)
 
     def _scored(self, evaluation: Evaluation, table: TokenTable) -> Scored:
         metrics, scores = self.engine.scoring.measure(evaluation, table)
         return Scored(metrics=dict(metrics), example_nll=evaluation.example_nll, example_scores=dict(scores))
 
-    def _compare(
-        self,
-        ours: tuple[TrialResult, Adapter],
-        other: tuple[TrialResult, Adapter] | None,
-        notes: tuple[str, ...],
-    ) -> Final:
+    def _compare(self, ours: _Trained, other: _Trained | None, notes: tuple[str, ...]) -> Final:
         self.tell(PhaseBegan(phase=Phase.TESTING))
         labelled = self.engine.label_tokens is not None
         pairs = [ours] if other is None else [ours, other]
-        models = [*(adapter for _, adapter in pairs), None]
-        tested = self.engine.evaluate(models, self.test, labels=labelled)
-        validation_labels = labelled and self.engine.labels_at_end
-        (base_validation,) = self.engine.evaluate([None], self.engine.validation, labels=validation_labels)
-        looked_at = self.engine.sampled_rows(self._early_stopping(ours[0].trial.hyper_parameters).rows)
+        tested = self._score([*(file for _, file in pairs), None], "test", labels=labelled)
+        (base_validation,) = self._score([None], "validation", labels=labelled and self.engine.labels_at_end)
+        stopping = early_stopping(self.engine, ours[0].trial.hyper_parameters.epochs, self.patience)
         found = [
             FinalModel(
                 validation=_of_result(result),
                 test=self._scored(each, self.test),
-                adapter=adapter,
+                adapter=read_adapter(file, self.engine.base),
                 result=result,
             )
-            for (result, adapter), each in zip(pairs, tested, strict=False)
+            for (result, file), each in zip(pairs, tested, strict=False)
         ]
         return Final(
             recommended=found[0],
@@ -167,7 +151,7 @@ class FinalRunner:
                 validation=self._scored(base_validation, self.engine.validation),
                 test=self._scored(tested[-1], self.test),
             ),
-            before=_nll(base_validation, self.engine.validation, looked_at),
+            before=_nll(base_validation, self.engine.validation, self.engine.sampled_rows(stopping.rows)),
             notes=notes,
         )
 

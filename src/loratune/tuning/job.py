@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from time import monotonic
 
 from loratune.analysis.comparison import Final
@@ -23,8 +21,9 @@ from loratune.runners.kept import LargestAdapter
 from loratune.runners.local import LocalRunner
 from loratune.study.record import Study
 from loratune.tuning.after_search import AfterSearch
+from loratune.tuning.driver import Driver
 from loratune.tuning.experience import TASK, remember, studied, study_key, task_at_hand
-from loratune.tuning.final import FinalRunner, best_seed
+from loratune.tuning.final import FOLDER, FinalRunner, best_seed
 from loratune.tuning.fingerprint import fingerprint
 from loratune.tuning.forecast import Forecast
 from loratune.tuning.lessons import LearningPlanner
@@ -32,7 +31,7 @@ from loratune.tuning.options import TuneOptions
 from loratune.tuning.outcome import run_facts, write_report
 from loratune.tuning.resumption import CLOCK_START, CUT, PEAK, SECONDS, predicted_seconds
 from loratune.tuning.workbench import Workbench
-from loratune.values import Decision, Stage, StudiedTask, Trial, TrialResult, Truncation
+from loratune.values import Decision, Stage, StudiedTask, TrialResult, Truncation
 from loratune.values.diagnosis import Diagnosis
 from loratune.values.events import (
     Chosen,
@@ -41,7 +40,6 @@ from loratune.values.events import (
     Phase,
     PhaseBegan,
     Resumed,
-    StageBegan,
     Tell,
     TrialEnded,
 )
@@ -90,8 +88,17 @@ class Job:
         )  # calibration tries steps as large as fit, whatever the search needs
         before = self._look()
         runner = self._runner()
+        driver = Driver(
+            ask=self.priced.strategy.ask,
+            runner=runner,
+            record=self.study.record,
+            tell=self.tell,
+            after_each=self.keep_costs,
+            history=self._history(),
+        )
         self.tell(PhaseBegan(phase=Phase.SEARCHING))
-        cut = self._search(runner)
+        self.tell(Resumed(trials=tuple(map(TrialEnded.of, driver.history))))
+        cut = driver.search()
         self.tell(PhaseBegan(phase=Phase.ANALYSING))
         after = AfterSearch(
             options=self.options,
@@ -100,11 +107,12 @@ class Job:
             study=self.study,
             tell=self.tell,
             runner=runner,
+            driver=driver,
         )
-        decision = after.examine(self.priced.strategy.decide(self._history()), self._history())
+        decision = after.examine(self.priced.strategy.decide(driver.history), driver.history)
         self.tell(Chosen(hyper_parameters=decision.hyper_parameters, settled=decision.settled))
         self.tell(PhaseBegan(phase=Phase.FINAL_RUN))
-        final = self._final(decision)
+        final = self._final(decision, runner)
         self.tell(PhaseBegan(phase=Phase.WRITING))
         result = self._write(decision, after.truncation, final, cut, before)
         return result, CLOCK_CUT if cut else 0
@@ -123,33 +131,13 @@ class Job:
     def _runner(self) -> LocalRunner:
         return LocalRunner(
             engine=self.bench.engine,
-            study=self.study,
             planner=self.planner,
+            test=self.bench.data.test,
+            folder=self.options.directory / FOLDER,
             tell=self.tell,
-            largest=LargestAdapter(self.study, self.bench.base),
+            largest=LargestAdapter(self.options.directory, self.bench.base, self.study.results()),
             deadline=self._deadline(),
         )
-
-    def _search(self, runner: LocalRunner) -> bool:
-        """Ask and run until the strategy is settled; returns whether the clock cut it."""
-        history = self._history()
-        self.tell(Resumed(trials=tuple(map(TrialEnded.of, history))))
-        while trials := self.priced.strategy.ask(history):
-            if runner.late:
-                return True
-            self.tell(StageBegan(name=str(trials[0].stage), trials=len(trials)))
-            history += runner.run(trials, partial(self._more, tuple(history)))
-            self.keep_costs()
-        return False
-
-    def _more(
-        self, before: Sequence[TrialResult], done: Sequence[TrialResult], running: Sequence[Trial]
-    ) -> tuple[Trial, ...]:
-        """What the strategy can ask for while trials are still running."""
-        trials = self.priced.strategy.ask((*before, *done), running)
-        if trials:
-            self.tell(StageBegan(name=str(trials[0].stage), trials=len(trials)))
-        return trials
 
     def _deadline(self) -> float | None:
         """When the search must end for the final run to fit; only a budget in time has one."""
@@ -160,11 +148,12 @@ class Job:
         left = budget.seconds - used - _FINAL_RESERVE * self.priced.final_seconds
         return self.started + left
 
-    def _final(self, decision: Decision) -> Final:
+    def _final(self, decision: Decision, runner: LocalRunner) -> Final:
         recipe, seed = self.options.hyper_parameters(), self.options.seed
         known = best_seed(self._history(), decision.hyper_parameters)
         fits = recipe.r <= self.priced.context.largest_rank
         return FinalRunner(
+            runner=runner,
             engine=self.bench.engine,
             study=self.study,
             test=self.bench.data.test,
@@ -216,7 +205,7 @@ class Job:
         self.study.put_fact(CUT, cut)
         write_report(facts, directory, self.tell)
         write_result(facts, directory)
-        shutil.rmtree(directory / "final", ignore_errors=True)
+        shutil.rmtree(directory / FOLDER, ignore_errors=True)
         if not (cut or self.options.no_ledger):
             key = study_key(fingerprint(self.options, self.bench))
             if trouble := remember(key, directory, task):

@@ -9,8 +9,9 @@ from dataclasses import replace
 from math import isfinite
 
 from loratune.costs.calibration import Calibration
-from loratune.engine.probe import gradient_noise
 from loratune.maths.laws import useful_batches
+from loratune.runners.local import LocalRunner
+from loratune.runners.runner import NoiseJob, NoiseMeasured, only
 from loratune.search.space import prior_setting
 from loratune.tuning.experience import Corrections
 from loratune.tuning.forecast import Forecast, forecast
@@ -56,15 +57,16 @@ def _with_range(bench: Workbench, options: SearchOptions, priced: Forecast) -> C
     """The plan's corrections with a range of batch sizes, or with a note why there is none."""
     context = priced.context
     setting = prior_setting(context)
-    noise = gradient_noise(
-        bench.engine,
+    job = NoiseJob(
         r=setting.r,
         lora_alpha=setting.lora_alpha,
         share=SHARE,
         epochs=context.epochs,
         seed=options.seed,
     )
-    known = priced.corrections
+    measured = only(LocalRunner(engine=bench.engine).run([job]))
+    assert isinstance(measured, NoiseMeasured)
+    noise, known = measured.noise, priced.corrections
     if noise is None:
         note = (
             "The gradient noise scale was not measured (it takes more than a tenth of a full run here): the batch "

@@ -7,7 +7,7 @@ from json import loads
 from pathlib import Path
 
 from loratune.errors import OutputError
-from loratune.tuning.final import early_stopping
+from loratune.runners.local import early_stopping
 from loratune.tuning.options import CommonOptions, data_options
 from loratune.tuning.workbench import Workbench
 from loratune.values import HyperParameters, TrainingRecord

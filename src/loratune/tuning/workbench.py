@@ -17,7 +17,6 @@ from transformers import PreTrainedTokenizerBase
 from loratune.costs.calibration import Calibration
 from loratune.costs.device_limits import limits_here
 from loratune.costs.limits import Limits
-from loratune.costs.measuring import calibrate
 from loratune.costs.readings import plan_readings
 from loratune.data.prepare import PreparedData, prepare
 from loratune.data.survey import Decoder, survey
@@ -37,6 +36,8 @@ from loratune.model.base import BaseModel
 from loratune.model.load import load_model
 from loratune.model.source import locate
 from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
+from loratune.runners.local import LocalRunner
+from loratune.runners.runner import Calibrated, CalibrationJob, only
 from loratune.tuning.options import CommonOptions, SearchOptions, data_options
 from loratune.tuning.own_metric import try_metric
 from loratune.values import SearchContext
@@ -65,7 +66,11 @@ class Workbench:
 
     def calibrate(self, options: SearchOptions) -> Calibration:
         """A few measured steps of the default recipe."""
-        return calibrate(self.engine, self.limits, options.hyper_parameters(), pack_size=options.pack_size)
+        runner = LocalRunner(engine=self.engine, limits=self.limits)
+        job = CalibrationJob(recipe=options.hyper_parameters(), pack_size=options.pack_size)
+        found = only(runner.run([job]))
+        assert isinstance(found, Calibrated)
+        return found.calibration
 
     def hearing(self, on_shortage: Callable[[Shortage], None]) -> Workbench:
         """The same with someone who is told of survived out-of-memory errors."""

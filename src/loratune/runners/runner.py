@@ -1,0 +1,142 @@
+"""The one door to whatever trains and measures: jobs go in, results come out, and files hold what is large.
+
+A runner may be this process, a table of measured results, a clock, or a machine elsewhere. Jobs and results are
+frozen values that can be pickled; a result refers to an adapter by its folder and never holds a tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from loratune.costs.calibration import Calibration
+from loratune.engine.evaluate import Evaluation
+from loratune.values import HyperParameters, NoiseScale, Trial, TrialResult
+
+Split = Literal["validation", "test"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """Something to be done."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialJob(Job):
+    """Train a trial of the search."""
+
+    trial: Trial
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinalJob(Job):
+    """Train with early stopping, and keep the adapter; those of one call train beside each other."""
+
+    trial: Trial
+    patience: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CalibrationJob(Job):
+    """Measure a few steps of a recipe."""
+
+    recipe: HyperParameters
+    pack_size: int | None = None
+    """Trials of a pack; None: what suits the device."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoiseJob(Job):
+    """Measure the gradient noise scale on at most `share` of the rows of a run of `epochs`."""
+
+    r: int
+    lora_alpha: float
+    share: float
+    epochs: float
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterFile:
+    """An adapter in a folder of PEFT's format."""
+
+    folder: Path
+    hyper_parameters: HyperParameters
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoringJob(Job):
+    """Evaluate adapters (None: the bare base) together on the rows of a split."""
+
+    adapters: tuple[AdapterFile | None, ...]
+    split: Split
+    labels: bool = False
+    """Whether to predict labels too."""
+    rows: int | None = None
+    """So many rows, the same ones every time; None: all. Of the validation split only."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialDone:
+    """Of a `TrialJob` or a `FinalJob`."""
+
+    job: TrialJob | FinalJob
+    result: TrialResult
+    adapter: Path | None = None
+    """The folder that holds it, where it was kept."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Calibrated:
+    """Of a `CalibrationJob`."""
+
+    job: CalibrationJob
+    calibration: Calibration
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoiseMeasured:
+    """Of a `NoiseJob`."""
+
+    job: NoiseJob
+    noise: NoiseScale | None
+    """None where the rows were too few."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluated:
+    """Of a `ScoringJob`."""
+
+    job: ScoringJob
+    evaluations: tuple[Evaluation, ...]
+    """In the order of the job's adapters."""
+
+
+Done = TrialDone | Calibrated | NoiseMeasured | Evaluated
+
+More = Callable[[Sequence[TrialResult], Sequence[Trial]], Sequence[Trial]]
+"""From the results of this call so far and the trials still running to further trials."""
+
+
+class Runner(Protocol):
+    """Whoever does the jobs of a driver. `testing.runners.RunnerContract` says what each must keep."""
+
+    @property
+    def late(self) -> bool:
+        """Whether a clock has run out: no trial is begun any more, and those that run end without a result."""
+
+    def run(self, jobs: Sequence[Job], more: More | None = None) -> Iterator[Done]:
+        """Do all jobs, and yield each one's result as soon as it is there.
+
+        `more` is asked for further trials while some of this call still run and there is room for others. What
+        was yielded may be relied on even if the runner dies before the next result. To be closed where it is not
+        run to its end.
+        """
+
+
+def only(results: Iterator[Done]) -> Done:
+    """The result of a single job."""
+    (found,) = results
+    return found

@@ -1,0 +1,83 @@
+"""The loop of every search: ask, run, record, decide.
+
+A real search, one against a table of measured results and one on a clock differ in their runner alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from loratune.runners.runner import Runner, TrialDone, TrialJob
+from loratune.search.strategy import Strategy
+from loratune.values import Decision, Trial, TrialResult
+from loratune.values.events import StageBegan, Tell, TrialEnded, nobody
+
+Ask = Callable[[Sequence[TrialResult], Sequence[Trial]], Sequence[Trial]]
+"""From the results so far and the trials still running to the next trials; none where there is nothing to ask."""
+
+
+def forget(result: TrialResult) -> None:
+    """Nothing is kept."""
+
+
+@dataclass(kw_only=True)
+class Driver:
+    """Plays a strategy, or what asks like one, to its end."""
+
+    ask: Ask
+    runner: Runner
+    record: Callable[[TrialResult], None] = forget
+    """Keeps a result for good; called the moment it comes, before anything else is asked for."""
+    tell: Tell = nobody
+    after_each: Callable[[], None] = lambda: None
+    """Called after every wave."""
+    history: list[TrialResult] = field(default_factory=list)
+    """All results, those of earlier runs first."""
+
+    def search(self) -> bool:
+        """Ask and run until nothing is left to ask; returns whether the runner's clock cut it."""
+        while trials := self.ask(self.history, ()):
+            if self.runner.late:
+                return True
+            self._begin(trials)
+            self._run(trials)
+            self.after_each()
+        return False
+
+    def _run(self, trials: Sequence[Trial]) -> None:
+        # what was done in this call is handed to `_more` by the runner, since only it knows what counts as ended
+        before = tuple(self.history)
+
+        def more(done: Sequence[TrialResult], running: Sequence[Trial]) -> Sequence[Trial]:
+            further = self.ask((*before, *done), running)
+            if further:
+                self._begin(further)
+            return further
+
+        results = cast(Any, self.runner.run([TrialJob(trial=trial) for trial in trials], more))
+        with closing(results):
+            for done in results:
+                if not isinstance(done, TrialDone):
+                    raise TypeError(f"a trial must come to a TrialDone, got {type(done).__name__}.")
+                self.record(done.result)
+                self.history.append(done.result)
+                self.tell(TrialEnded.of(done.result))
+
+    def _begin(self, trials: Sequence[Trial]) -> None:
+        self.tell(StageBegan(name=str(trials[0].stage), trials=len(trials)))
+
+
+def play(strategy: Strategy, runner: Runner, history: Sequence[TrialResult] = ()) -> list[TrialResult]:
+    """All results of a strategy that is played to its end."""
+    driver = Driver(ask=strategy.ask, runner=runner, history=list(history))
+    driver.search()
+    return driver.history
+
+
+def decide(strategy: Strategy, runner: Runner) -> tuple[Decision, list[TrialResult]]:
+    """What the strategy decides in the end, and on which results."""
+    history = play(strategy, runner)
+    return strategy.decide(history), history
