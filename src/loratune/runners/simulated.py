@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loratune.errors import DataError
+from loratune.runners.clocked import InstantRunner
 from loratune.values import NLL_MARGIN, HyperParameters, SearchContext, Trial, TrialResult, TrialState
 
 COLUMNS = (
@@ -189,6 +190,10 @@ class TableRunner:
     def run(self, trials: Iterable[Trial], context: SearchContext) -> tuple[TrialResult, ...]:
         """Looks each trial up. Raises `DataError` for a rank that the table lacks."""
         return tuple(self._run(trial, context) for trial in trials)
+
+    def on(self, context: SearchContext) -> InstantRunner:
+        """The table as a `Runner` of trials in this context."""
+        return InstantRunner(measure=lambda trials: self.run(trials, context))
 
     def _run(self, trial: Trial, context: SearchContext) -> TrialResult:
         cell = self.snap(trial.hyper_parameters, trial.seed, trial.fraction)
