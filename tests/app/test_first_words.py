@@ -6,6 +6,11 @@ import pytest
 
 from command_fixture import Shell
 from families import save_family
+from loratune.engine.label_search import searched_tokens
+from loratune.tuning.context import search_context
+from loratune.tuning.options import SearchOptions
+from loratune.tuning.workbench import open_workbench
+from loratune.values import ALL_LINEAR, PASSES_PER_LABELLING
 from tiny import animal_rows, byte_tokenizer, save_tiny_model, write_jsonl
 
 pytest_plugins = ["command_fixture"]
@@ -65,3 +70,32 @@ def test_tokens_without_an_embedding_are_refused(command: str, tmp_path: Path, s
         data, [{**row, "prompt": str(row["prompt"])[6:]} for row in rows]
     )  # the advice: without the token
     assert shell(command, "--model", str(model), "--data", str(data), "--device", "cpu", *more).code == 0
+
+
+def test_completions_from_a_small_set_are_scored_as_classes(tmp_path: Path, shell: Shell) -> None:
+    model = save_tiny_model(tmp_path / "model")
+    pairs = [{"prompt": f"{row['text']} is a ", "completion": row["label"]} for row in animal_rows(120)]
+    data = write_jsonl(tmp_path / "train.jsonl", pairs)
+    options = ("--model", str(model), "--data", str(data), "--device", "cpu", "--rank", "4", "--json")
+    document = shell("train", *options, "--out", str(tmp_path / "run")).document
+    for split in ("test", "base_model_test"):
+        metrics = document["metrics"][split]
+        assert 0 <= metrics["accuracy"] <= 1
+        assert 0 <= metrics["f1"] <= 1
+        assert metrics["accuracy"] >= metrics["exact_match"]  # a word that is right beats all others
+
+
+def test_thousands_of_classes_are_planned_at_their_price(tmp_path: Path, shell: Shell) -> None:
+    model = save_tiny_model(tmp_path / "model")
+    rows = [{"text": f"word{i}", "label": f"class{i}"} for i in range(1200)]
+    data = write_jsonl(tmp_path / "train.jsonl", rows)
+    options = SearchOptions(model=str(model), data=str(data), device="cpu", metric="accuracy")
+    with open_workbench(options, targets=ALL_LINEAR, ranks=(), epochs=1.0, metric="accuracy") as bench:
+        validation = bench.data.validation
+        prompts = int(validation.lengths.sum() - validation.supervised_counts.sum())
+        searched = searched_tokens(len(validation), prompts) / float(validation.lengths.sum())
+        assert search_context(bench, options).evaluation_passes == 1 + searched > 1 + PASSES_PER_LABELLING
+    ran = shell("plan", "--model", model, "--data", data, "--device", "cpu", "--metric", "accuracy")
+    assert ran.code == 0
+    assert "Labels: 1200." in ran.out
+    assert "classes have no training row" in ran.out
