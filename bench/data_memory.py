@@ -30,7 +30,12 @@ class Letters:
         return {"input_ids": [list(each.encode()) for each in text]}
 
     def apply_chat_template(
-        self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool
+        self,
+        conversation: list[dict[str, Any]],
+        *,
+        tools: list[dict[str, Any]] | None,
+        tokenize: bool,
+        add_generation_prompt: bool,
     ) -> str:
         raise AssertionError("no chat template")
 
