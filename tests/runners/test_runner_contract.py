@@ -31,7 +31,7 @@ from loratune.runners.runner import (
 )
 from loratune.runners.simulated import TableRunner
 from loratune.testing.runners import RunnerContract
-from loratune.tuning.rehearsal import expected
+from loratune.search.expected import expected
 from loratune.values import SearchContext, Stage, Trial, TrialResult, default_recipe
 from planted import Planted
 

@@ -1,17 +1,18 @@
 """The sentences of the evidence: each says what the numbers behind it support, and no more."""
 
+from dataclasses import replace
 from math import inf
 
 import pytest
 
 from loratune.maths.noninferiority import Comparison, SeedNoise
-from loratune.maths.rankcurve import RankCurve, Reading
+from loratune.maths.powerlaw import PowerLaw
 from loratune.search.bracket import Bracket
 from loratune.search.challenge import ChallengeAnswer, Contender
 from loratune.search.claims import challenge_claims, rank_claims, slope_note, stability_claim
 from loratune.search.ranks import Measured, RankAnswer
 from loratune.search.space import trial
-from loratune.values import HyperParameters, SearchContext, TrialResult, TrialState
+from loratune.values import Evidence, HyperParameters, SearchContext, TrialResult, TrialState
 
 CONTEXT = SearchContext(rows=2_000, tokens=60_000, supervised_tokens=10_000, margin=0.005)
 
@@ -27,31 +28,35 @@ def run(r: int, rate: float, nll: float) -> TrialResult:
     return TrialResult(asked=asked, trial=asked, state=state, nll=nll)
 
 
-def measured(r: int, curve: dict[float, float]) -> Measured:
+def measured(r: int, curve: dict[float, float], *, closed: bool = True) -> Measured:
     runs = tuple(run(r, rate, nll) for rate, nll in curve.items())
     best = min(curve, key=curve.__getitem__)
-    found = Bracket(best=best, tried=tuple(curve.items()), closed=True, results=runs)
-    return Measured(r=r, learning_rate=best, bracket=found, results=runs[:1])
+    found = Bracket(best=best, tried=tuple(curve.items()), closed=closed, results=runs)
+    own = tuple(x for x in runs if x.trial.hyper_parameters.learning_rate == best)
+    return Measured(r=r, learning_rate=best, bracket=found, results=own, tested=own)
 
 
 def answer(
     *ranks: Measured,
     chosen: int = 0,
     comparisons: tuple[tuple[int, Comparison], ...] = (),
-    unproven: Comparison | None = None,
+    settled: bool = False,
+    outliers: frozenset[int] = frozenset(),
+    law: PowerLaw | None = None,
 ) -> RankAnswer:
     return RankAnswer(
         chosen=ranks[chosen],
         reference=ranks[-1],
         measured=ranks,
         comparisons=comparisons,
-        settled=unproven is None,
-        unproven=unproven,
+        best=min(ranks, key=lambda m: m.results[0].nll),
+        settled=settled,
         intervals={m.r: (-0.01, 0.01) for m in ranks[:-1]},
-        curve=RankCurve((4, 8, 64), 0.005, (Reading(64, 0.5, 1e-6), Reading(4, 0.5, 1e-6))),
-        law=None,
+        adequate={m.r: 0.995 for m in ranks},
+        law=law,
         noise=SeedNoise(variance=1e-6, degrees=4),
         correction=1.0,
+        outliers=outliers,
         all_results=(),
     )
 
@@ -106,40 +111,75 @@ def test_one_learning_rate_for_all_is_judged_by_what_was_measured(
 UNDECIDED = Comparison(difference=0.004, standard_error=0.002, degrees=inf, margin=0.005)
 BETTER = Comparison(difference=-0.001, standard_error=0.004, degrees=inf, margin=0.005)
 ADEQUATE = Comparison(difference=0.0, standard_error=0.001, degrees=inf, margin=0.005)
-RANKS = tuple(measured(r, {1e-3: 0.5}) for r in (4, 8, 64))
+RANKS = tuple(measured(r, {3e-4: 0.52, 1e-3: 0.5, 3e-3: 0.53}) for r in (4, 8, 64))
+OPEN = measured(64, {1e-3: 0.5, 3e-3: 0.52}, closed=False)
 
 
-def told(found: RankAnswer, words: str) -> tuple[bool | None, float | None, str]:
+def told(found: RankAnswer, words: str) -> Evidence:
     (claim,) = [claim for claim in rank_claims(CONTEXT, found) if words in claim.claim]
-    return claim.holds, claim.value, claim.claim
+    return claim
 
 
-def test_undecided_and_the_largest_kept() -> None:
-    found = answer(*RANKS, chosen=2, comparisons=((8, UNDECIDED),))
-    holds, value, words = told(found, "the largest is kept")
-    assert (holds, value) == (False, 0.004)
-    assert "the runs cannot show that a smaller rank is as good" in words
-    assert "could have detected 0.004973 nats (80 % power)" in words
-    assert not any("taken because" in claim.claim for claim in rank_claims(CONTEXT, found))
+def test_shown_as_good_at_the_best_learning_rate_of_both() -> None:
+    claim = told(
+        answer(*RANKS, comparisons=((8, ADEQUATE),), settled=True, chosen=1), "Rank 8 is non-inferior"
+    )
+    assert (claim.holds, claim.value, claim.margin) == (True, 0.0, 0.005)
+    assert claim.claim.endswith("upper bound of its loss is 0.001645 nats.")
 
 
-@pytest.mark.parametrize("comparison", [BETTER, UNDECIDED])
-def test_undecided_and_a_smaller_rank_taken(comparison: Comparison) -> None:
-    found = answer(*RANKS, comparisons=((8, UNDECIDED),), unproven=comparison)
-    holds, value, words = told(found, "is taken because")
-    assert (holds, value) == (False, comparison.difference)
-    bound = f"it may lose up to {comparison.upper:.4g} nats (one-sided 95 %)"
-    assert words.startswith(f"Rank 4 is as good as rank 64: not shown, {bound}")
-    assert found.curve is not None
-    assert found.curve.adequate[4] > 0.99
-    assert "with a probability above 0.99 by the measured curve." in words
+def test_not_compared_fairly_where_a_learning_rate_is_open() -> None:
+    """Neither `adequate` nor `inferior` while one of the two has no worse rate on one side; what would close it."""
+    for comparison in (ADEQUATE, UNDECIDED):
+        claim = told(answer(*RANKS[:2], OPEN, comparisons=((8, comparison),)), "Rank 8 is non-inferior")
+        assert claim.holds is None
+        assert (
+            "not compared fairly, the learning rate of rank 64 has no worse one on both sides" in claim.claim
+        )
+        assert "about 1 more run would make it fair" in claim.claim
+    open_rank = measured(8, {1e-3: 0.53}, closed=False)
+    worse = Comparison(difference=0.03, standard_error=0.001, degrees=inf, margin=0.005)
+    claim = told(answer(RANKS[0], open_rank, RANKS[2], comparisons=((8, worse),)), "Rank 8 is non-inferior")
+    assert claim.holds is None
+    assert "about 2 more runs" in claim.claim
+    fair = answer(RANKS[0], RANKS[1], RANKS[2], comparisons=((8, worse),))
+    assert told(fair, "no, it loses at least 0.02836 nats").holds is False
 
 
-def test_undecided_below_a_rank_that_was_shown() -> None:
-    found = answer(*RANKS, chosen=1, comparisons=((8, ADEQUATE), (4, UNDECIDED)))
-    holds, _, words = told(found, "cannot separate")
-    assert holds is None
-    assert "rank 8, the smallest shown as good, is kept" in words
+def test_nothing_is_adequate_while_a_measured_rank_is_better() -> None:
+    """A U-shaped curve: rank 4 as good as 64, rank 8 better than both."""
+    best = measured(8, {3e-4: 0.52, 1e-3: 0.48, 3e-3: 0.5})
+    claim = told(answer(RANKS[0], best, RANKS[2], comparisons=((4, ADEQUATE),)), "Rank 4 is non-inferior")
+    assert claim.holds is None
+    assert "rank 8 measured better than both by more than the margin" in claim.claim
+
+
+def test_undecided_in_words_that_help() -> None:
+    small = measured(4, {3e-4: 0.52, 1e-3: 0.502, 3e-3: 0.53})
+    claim = told(answer(small, *RANKS[1:], comparisons=((4, UNDECIDED),)), "is taken because")
+    assert claim.holds is None
+    assert claim.claim.startswith(
+        "Ranks 4 to 64 differ by at most 0.002 nats as measured; rank 4 is taken because it loses at most 0.005 nats"
+    )
+    assert "probability above 0.99" in claim.claim
+    # 2 * 1e-6 * (1.645 + 0.84)^2 / 0.003^2 = 1.4: two of each, one of each is there
+    assert claim.claim.endswith("; about 2 more runs would decide.")
+    largest = told(answer(*RANKS, chosen=2, comparisons=((8, UNDECIDED),)), "is taken because")
+    assert "rank 64, the largest, is taken because" in largest.claim
+    assert largest.holds is None
+
+
+def test_a_rank_that_stands_out_is_named() -> None:
+    found = answer(*RANKS, comparisons=((8, UNDECIDED),), outliers=frozenset({8}))
+    assert told(found, "is left out").claim.startswith("Rank 8 is left out of what is said of ranks")
+
+
+def test_a_power_law_that_expects_nothing_is_not_told() -> None:
+    law = PowerLaw(limit=0.5, scale=0.02, exponent=0.65, residual=0.001)
+    found = answer(*RANKS, comparisons=((8, UNDECIDED),), law=law)
+    assert "Power law" in told(found, "Power law").claim
+    flat = replace(found, chosen=RANKS[2])
+    assert not any("Power law" in claim.claim for claim in rank_claims(CONTEXT, flat))
 
 
 def challenged(*compared: tuple[int, Comparison], winner: int | None = None) -> ChallengeAnswer:

@@ -117,20 +117,6 @@ def test_with_trials_running_it_asks_only_for_what_does_not_depend_on_them(strat
     assert told(strategy.decide(history)) == told(strategy.decide(whole))
 
 
-def test_a_free_slot_is_filled_while_other_ranks_still_search_their_learning_rate() -> None:
-    context = replace(table().context(budget=60.0), ranks=(4, 64), seeds=0)
-    strategy, history = make_strategy("evidence", context), list[TrialResult]()
-    trials = strategy.ask(history)
-    while len({trial.hyper_parameters.r for trial in trials if trial.fraction == 1}) < 2:
-        history += [measure(trial, context) for trial in trials]
-        trials = strategy.ask(history)
-    small = [trial for trial in trials if trial.hyper_parameters.r == 4]
-    large = [trial for trial in trials if trial.hyper_parameters.r == 64]
-    more = strategy.ask([*history, *(measure(trial, context) for trial in small)], large)
-    assert more
-    assert {trial.hyper_parameters.r for trial in more} == {4}
-
-
 def test_decides_at_any_time(strategy: Strategy) -> None:
     whole = play_out(strategy)
     for cut in range(len(whole) + 1):

@@ -61,23 +61,23 @@ def test_without_a_rank_effect_a_small_rank_is_enough(tmp_path: Path) -> None:
     assert decision.hyper_parameters.r <= 2
 
 
-def test_low_fidelity_never_judges_ranks(tmp_path: Path) -> None:
+def test_part_of_the_rows_is_for_budgets_that_pay_for_no_bracket_and_judges_no_rank(tmp_path: Path) -> None:
     """Early readings of the planted table hide the rank; the answer must not follow them."""
-    truth = Planted(scale=0.15)
-    decision, history = search(truth.write(tmp_path / "planted.csv"), budget=8)
-    assert any(result.trial.fraction < 0.5 for result in history)
-    assert decision.hyper_parameters.r >= truth.smallest_adequate(MARGIN)
+    path = Planted(scale=0.15).write(tmp_path / "planted.csv")
+    _, history = search(path, budget=8)
+    assert {result.trial.fraction for result in history} == {1.0}
+    decision, history = search(path, budget=2)
+    assert len({result.asked.hyper_parameters.r for result in history if result.asked.fraction < 1}) == 1
+    assert not any("non-inferior" in claim.claim for claim in decision.evidence)
 
 
 def test_compared_runs_have_other_seeds_than_those_that_chose(tmp_path: Path) -> None:
-    _, history = search(Planted().write(tmp_path / "planted.csv"), budget=30)
-    ranks = [result.asked for result in history if result.asked.stage is Stage.RANK]
-    rates = {trial.seed for trial in ranks if trial.fraction < 1}
+    decision, history = search(Planted().write(tmp_path / "planted.csv"), budget=30)
     tested: dict[int, set[int]] = {}
-    for trial in ranks:
-        if trial.seed not in rates:
+    for trial in (result.asked for result in history if result.asked.stage is Stage.RANK):
+        if trial.seed != 0:
             tested.setdefault(trial.hyper_parameters.r, set()).add(trial.seed)
-    assert len(tested) >= 3
+    assert {max(RANKS), decision.hyper_parameters.r} <= set(tested)
     assert all(len(seeds) >= 2 for seeds in tested.values())
 
 
@@ -103,10 +103,9 @@ def test_survives_a_diverging_corner(tmp_path: Path) -> None:
 def test_noise_that_hides_everything_is_told(tmp_path: Path) -> None:
     decision, _ = search(Planted(noise=0.05, scale=0.01).write(tmp_path / "noisy.csv"), budget=12)
     claims = [claim for claim in decision.evidence if "non-inferior" in claim.claim]
-    assert claims
     assert not any(claim.holds for claim in claims)
-    assert any("could have detected" in claim.claim for claim in claims)
-    assert any("cannot show" in c.claim or "it is taken because" in c.claim for c in decision.evidence)
+    (taken,) = [claim for claim in decision.evidence if "is taken because" in claim.claim]
+    assert taken.holds is None
 
 
 def test_equal_ranks_are_seldom_called_inferior(tmp_path: Path) -> None:
@@ -116,7 +115,7 @@ def test_equal_ranks_are_seldom_called_inferior(tmp_path: Path) -> None:
         path = Planted(scale=0.0, noise=2e-3, seeds=3).write(tmp_path / f"{seed}.csv", seed)
         decision, _ = search(path, budget=30)
         false += ["no, it loses" in c.claim for c in decision.evidence if "non-inferior" in c.claim]
-    assert len(false) >= 30
+    assert len(false) >= 12
     assert np.mean(false) <= 0.05
 
 
@@ -126,7 +125,7 @@ def test_a_large_budget_is_thorough(tmp_path: Path) -> None:
     )
     context = replace(context, alpha_ratios=(), batch_sizes=(), largest_batch=64, budget=40.0)
     costs = {stage.name: stage.trials for stage in EvidenceStrategy(context).plan().stages}
-    assert costs[Stage.RANK] >= 3 * 3 + 3 * 2
+    assert costs[Stage.RANK] >= 12
     assert costs[Stage.BATCH] >= 2
     assert costs[Stage.ALPHA] >= 2
 
@@ -162,16 +161,16 @@ def test_a_better_alpha_is_adopted() -> None:
     assert taken.holds
     assert taken.value == pytest.approx(-0.05, abs=1e-3)
     others = [c for c in decision.evidence if c.claim.startswith("Alpha ") and "is passed over" in c.claim]
-    assert [c.holds for c in others] == [True, True]
+    assert [c.holds for c in others] == [True]
 
 
 def test_alternatives_that_the_budget_left_out_are_counted() -> None:
-    """Three alphas are planned; what went before them cost so much that one can be run."""
+    """Two alphas are planned; what went before them cost so much that one can be run."""
     context = facts(budget=40.0, ranks=(4, 8, 16))
     strategy, history = EvidenceStrategy(context), list[TrialResult]()
     while (trials := strategy.ask(history))[0].stage is not Stage.ALPHA:
         history += [answer(trial, context) for trial in trials]
-    assert len(trials) == 3
+    assert len(trials) == 2
     left = context.budget - sum(result.cost for result in history)
     dear = history[-1].cost + left - 1.5 * context.cost(trials[0])
     history[-1] = replace(history[-1], cost=dear)
@@ -179,7 +178,7 @@ def test_alternatives_that_the_budget_left_out_are_counted() -> None:
     history.append(answer(affordable, context))
     assert strategy.ask(history) == ()
     claims = [claim.claim for claim in strategy.decide(history).evidence]
-    assert "Alpha: 2 of 3 alternatives were not run: the budget was spent." in claims
+    assert "Alpha: 1 of 2 alternatives were not run: the budget was spent." in claims
 
 
 def test_alternatives_that_were_cut_short_are_counted() -> None:
@@ -188,7 +187,7 @@ def test_alternatives_that_were_cut_short_are_counted() -> None:
     while (trials := strategy.ask(history))[0].stage is not Stage.ALPHA:
         history += [answer(trial, context) for trial in trials]
     claims = [claim.claim for claim in strategy.decide(history).evidence]
-    assert "Alpha: 3 of 3 alternatives were not run: the search was cut short." in claims
+    assert "Alpha: 2 of 2 alternatives were not run: the search was cut short." in claims
 
 
 def test_regularisation_only_where_over_fitting_shows() -> None:
@@ -211,11 +210,11 @@ def test_regularisation_on_request() -> None:
     assert tried == {0.0, 0.05, 0.1}
 
 
-def test_tiny_data_is_not_screened_on_a_handful_of_steps() -> None:
-    tiny = replace(facts(), rows=150)
-    assert screening_fraction(tiny, 16) == 1.0
+def test_a_screen_has_at_least_25_steps() -> None:
+    assert screening_fraction(replace(facts(), rows=400), 16, 1.0) == 1.0
     larger = replace(facts(), rows=3_000)
-    assert larger.rows * screening_fraction(larger, 16) / 16 >= 10
+    assert larger.rows * screening_fraction(larger, 16, 0.1) / 16 == pytest.approx(25, abs=0.5)
+    assert screening_fraction(larger, 16, 1.5) == 0.5
 
 
 def test_candidate_ranks_stay_below_the_smallest_layer() -> None:

@@ -16,7 +16,8 @@ from loratune.search.make import make_strategy
 from loratune.search.strategy import Strategy
 from loratune.tuning.options import SearchOptions
 from loratune.tuning.pricing import Pricing
-from loratune.tuning.rehearsal import Rehearsal, expected, rehearse
+from loratune.search.expected import expected
+from loratune.tuning.rehearsal import Rehearsal, rehearse
 from loratune.values import HyperParameters, ModelProfile, SearchContext, Stage, TrialResult
 
 ROWS, TOKENS = 4000, 100_000
@@ -153,7 +154,7 @@ def test_the_widest_pack_is_that_of_a_wave_not_of_a_stage() -> None:
     found = rehearse(strategy(), planner(LAUNCHES))
     rank = found[Stage.RANK]
     assert rank.trials > 2 * rank.widest
-    assert rank.widest >= 5, "learning rates are screened together"
+    assert rank.widest >= 3, "a bracket's learning rates train together"
 
 
 def pricing(name: str, times: StepTime, **facts: Any) -> Pricing:

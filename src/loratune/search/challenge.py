@@ -51,17 +51,21 @@ def challenge(
     earlier: Sequence[TrialResult],
     prefer: HyperParameters | None,
     spare: float,
+    at_once: bool = False,
 ) -> Procedure[ChallengeAnswer]:
     """Runs each alternative once, the most promising one with all seeds; adopts it only if it is better.
+
+    `at_once`: all of them with all seeds, where width is nearly free.
 
     Better: beyond two-sided 95 %, shared by the number of alternatives. `prefer` is a cheaper alternative,
     which a shown non-inferiority is enough for. `earlier` are all results so far, for the seed noise;
     `spare` is what this stage may spend, in full-run equivalents.
     """
     order = test_seeds(context, max(seeds, 1))
-    results = list((yield tuple(trial(setting, order[0], stage=stage) for setting in alternatives)))
+    seeded = order if at_once else order[:1]
+    results = list((yield tuple(trial(s, seed, stage=stage) for seed in seeded for s in alternatives)))
     contenders = _contenders(context, alternatives, results, incumbent)
-    again = _worth_repeating(context, incumbent, contenders, prefer)
+    again = [] if at_once else _worth_repeating(context, incumbent, contenders, prefer)
     cost = sum(context.cost(trial(setting, 0)) for setting in again) * (len(order) - 1)
     if cost and cost <= spare - sum(result.cost for result in results):
         results += yield tuple(trial(s, seed, stage=stage) for s in again for seed in order[1:])

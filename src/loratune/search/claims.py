@@ -1,20 +1,26 @@
 """The words of the evidence: each claim with number, interval and whether it holds. Decides nothing."""
 
 from collections.abc import Callable, Sequence
-from math import inf
+from math import ceil, inf
 
 from loratune.maths.noninferiority import Comparison, Verdict, pool_seed_noise
 from loratune.search.bracket import Bracket, shared_rate
 from loratune.search.challenge import ChallengeAnswer, Contender
-from loratune.search.compare import FULL, loss, rows_are_paired, unit
+from loratune.search.compare import FULL, loss, mean_loss, rows_are_paired, unit
 from loratune.search.procedure import Ledger
 from loratune.search.ranks import Measured, RankAnswer
-from loratune.search.space import RateScale
-from loratune.values import Evidence, HyperParameters, SearchContext, Stage, TrialResult
+from loratune.search.space import RateScale, prior_setting
+from loratune.values import Evidence, HyperParameters, SearchContext, Stage, Trial, TrialResult
 
 ONE_STEP = 1.1
 """Steps of the learning-rate scale up to which two rates count as one apart: rates are rounded to two digits."""
 
+IN_QUESTION = 0.05
+"""Probability of being adequate from which a rank is in question."""
+BOUND_Z, POWER_Z = 1.645, 0.84
+"""Normal quantiles of the test's level and of its power."""
+MOST_TOLD = 400
+"""Runs beyond which it is not told how many would decide."""
 EDGE_OF_STABILITY = 10.0
 """Ratio of the sd between seeds to the usual one from which a learning rate is called unstable."""
 
@@ -28,31 +34,46 @@ def rank_claims(context: SearchContext, answer: RankAnswer) -> tuple[Evidence, .
     """One claim for each rank tested, and on what they rest."""
     if answer.reference is None:
         return (note(f"No rank was measured on all rows: rank {answer.chosen.r} is the prior's."),)
-    if not answer.comparisons:
+    if len(answer.measured) < 2:
         return (note(f"Only rank {answer.chosen.r} was measured: ranks were not compared."),)
     claims = [_rank_claim(context, answer, r, comparison) for r, comparison in answer.comparisons]
-    if answer.unproven is not None or answer.comparisons[-1][1].verdict is Verdict.UNDECIDED:
-        claims.append(_undecided_claim(context, answer))
+    claims += [_taken_claim(context, answer)] if not answer.settled else []
+    claims += [
+        note(
+            f"Rank {r} is left out of what is said of ranks: its loss stands out above both neighbouring ranks, also "
+            "where it was run again at a lower learning rate."
+        )
+        for r in sorted(answer.outliers)
+    ]
     claims.append(_noise_note(context, answer))
-    if answer.law is not None and len(answer.measured) > 2:
+    excess = 0.0 if answer.law is None else answer.law.excess(answer.chosen.r, answer.reference.r)
+    if answer.law is not None and excess > 0:
         law = answer.law
         claims.append(
             note(
-                f"Power law through {len(answer.measured)} ranks: {law.limit:.4g} + {law.scale:.3g}·r^-"
+                f"Power law through the ranks measured: {law.limit:.4g} + {law.scale:.3g}·r^-"
                 f"{law.exponent:.2f} {unit(context)}; it expects rank {answer.chosen.r} at "
-                f"{law.excess(answer.chosen.r, answer.reference.r):+.4g} against rank {answer.reference.r}."
+                f"{excess:+.4g} against rank {answer.reference.r}."
             )
         )
     return tuple(claims)
 
 
 def _rank_claim(context: SearchContext, answer: RankAnswer, r: int, comparison: Comparison) -> Evidence:
+    """Shown as good, shown worse, or neither; as good only where both ranks were compared at their best."""
     assert answer.reference is not None
+    verdict = rank_verdict(context, answer, r, comparison)
     text = f"Rank {r} is non-inferior to rank {answer.reference.r}"
-    if comparison.verdict is Verdict.ADEQUATE:
+    unfair = [m for m in answer.measured if m.r in (r, answer.reference.r) and not m.fair]
+    if verdict is True:
         text += f": the one-sided 95 % upper bound of its loss is {comparison.upper:.4g} {unit(context)}."
-    elif comparison.verdict is Verdict.INFERIOR:
+    elif verdict is False:
         text += f": no, it loses at least {comparison.lower:.4g} {unit(context)} (one-sided 95 %)."
+    elif unfair:
+        text += f": not compared fairly, {_open_words(context, unfair)}."
+    elif comparison.verdict is Verdict.ADEQUATE:
+        assert answer.best is not None
+        text += f": cannot tell, rank {answer.best.r} measured better than both by more than the margin."
     else:
         text += f": undecided, {_power(context, comparison)}."
     return Evidence(
@@ -61,8 +82,50 @@ def _rank_claim(context: SearchContext, answer: RankAnswer, r: int, comparison: 
         unit=unit(context),
         interval=answer.intervals.get(r),
         margin=comparison.margin,
-        holds=comparison.verdict is Verdict.ADEQUATE,
+        holds=verdict,
     )
+
+
+def rank_verdict(context: SearchContext, answer: RankAnswer, r: int, comparison: Comparison) -> bool | None:
+    """True: shown as good as the largest, at the best learning rate of both, and not beaten by another rank by more
+    than the margin. False: shown worse, with a learning rate of its own that has worse ones on both sides."""
+    assert answer.reference is not None
+    own = next(m for m in answer.measured if m.r == r)
+    if comparison.verdict is Verdict.INFERIOR:
+        return False if own.fair else None
+    if comparison.verdict is not Verdict.ADEQUATE or not (own.fair and answer.reference.fair):
+        return None
+    beaten = answer.best is not None and mean_loss(context, own.results) > (
+        mean_loss(context, answer.best.results) + context.margin
+    )
+    return None if beaten or r in answer.outliers else True
+
+
+def _open_words(context: SearchContext, unfair: Sequence[Measured]) -> str:
+    """Whose learning rate has no worse one on both sides, and what would give it one."""
+    names = " and ".join(f"rank {m.r}" for m in unfair)
+    runs = sum(_missing_sides(m) for m in unfair)
+    return (
+        f"the learning rate of {names} has no worse one on both sides on all rows; about {runs} more "
+        f"run{'s' if runs > 1 else ''}{_minutes(context, runs)} would make it fair"
+    )
+
+
+def _missing_sides(m: Measured) -> int:
+    """On how many sides of a rank's best learning rate nothing worse was run."""
+    if m.bracket is None or not m.bracket.tried:
+        return 2
+    best = min(m.bracket.tried, key=lambda pair: pair[1])
+    return (best == m.bracket.tried[0]) + (best == m.bracket.tried[-1])
+
+
+def _minutes(context: SearchContext, runs: int) -> str:
+    """Time of so many runs, where the device's pace is known."""
+    if context.pace is None or runs == 0:
+        return ""
+    alone = Trial(hyper_parameters=prior_setting(context))
+    seconds = context.seconds([alone] * runs)
+    return f" ({seconds / 60:.0f} min)" if seconds >= 90 else f" ({seconds:.0f} s)"
 
 
 def _power(context: SearchContext, comparison: Comparison) -> str:
@@ -72,40 +135,57 @@ def _power(context: SearchContext, comparison: Comparison) -> str:
     return f"the runs could have detected {comparison.smallest_detectable:.4g} {unit(context)} (80 % power)"
 
 
-def _undecided_claim(context: SearchContext, answer: RankAnswer) -> Evidence:
-    """Which rank is taken, and by which rule, where the test ended at one that it could not judge."""
+def _taken_claim(context: SearchContext, answer: RankAnswer) -> Evidence:
+    """By how much ranks differ, which one is taken and why, and what would decide."""
     assert answer.reference is not None
-    chosen, reference = answer.chosen.r, answer.reference.r
-    last_rank, comparison = answer.comparisons[-1]
-    if answer.unproven is not None:
-        comparison = answer.unproven
-        assert answer.curve is not None
-        bound = _power(context, comparison)
-        if comparison.seeds_measured:
-            bound = f"it may lose up to {comparison.upper:.4g} {unit(context)} (one-sided 95 %), {bound}"
-        text = (
-            f"Rank {chosen} is as good as rank {reference}: not shown, {bound}; "
-            f"it is taken because it is so with {_probability(answer.curve.adequate[chosen])} by the measured curve"
-            f"{'' if answer.noise.known else ', if seeds scatter as they usually do'}."
-        )
-    elif chosen == reference:
-        text = (
-            f"A rank below {reference} is as good: the runs cannot show that a smaller rank is as good, "
-            f"{_power(context, comparison)}; the largest is kept."
-        )
+    chosen, reference = answer.chosen, answer.reference
+    near = [
+        m for m in answer.measured if m.r not in answer.outliers and answer.adequate.get(m.r, 0) > IN_QUESTION
+    ]
+    ranks = sorted({m.r for m in near} | {chosen.r})
+    losses = [mean_loss(context, m.results) for m in (*near, chosen)]
+    differ = f"differ by at most {max(losses) - min(losses):.2g} {unit(context)} as measured"
+    span = f"Ranks {ranks[0]} to {ranks[-1]} {differ}; " if len(ranks) > 1 else ""
+    comparison = dict(answer.comparisons).get(chosen.r)
+    value = None if comparison is None else comparison.difference
+    if chosen.r == reference.r:
+        why = "no smaller rank is as likely to be as good for what it saves"
+        head = f"{span}rank {chosen.r}, the largest, is taken because {why}"
     else:
-        return note(
-            f"The runs cannot separate rank {last_rank} from rank {reference}, {_power(context, comparison)}; "
-            f"rank {chosen}, the smallest shown as good, is kept."
+        head = (
+            f"{span}rank {chosen.r} is taken because it loses at most {context.margin:g} {unit(context)} against "
+            f"the largest and the best one with {_probability(answer.adequate[chosen.r])} by all runs together"
         )
+        head += "" if answer.noise.known else ", if seeds scatter as they usually do"
+    runs = runs_to_decide(context, answer)
+    more = f"; about {runs} more runs{_minutes(context, runs)} would decide" if runs else ""
     return Evidence(
-        claim=text,
-        value=comparison.difference,
+        claim=f"{head}{more}.",
+        value=value,
         unit=unit(context),
-        interval=answer.intervals[last_rank if answer.unproven is None else chosen],
-        margin=comparison.margin,
-        holds=False,
+        interval=answer.intervals.get(chosen.r),
+        margin=context.margin,
+        holds=None,
     )
+
+
+def runs_to_decide(context: SearchContext, answer: RankAnswer) -> int:
+    """Further runs, of the rank in question and the largest together, after which a test has 80 % power to show it as
+    good if it is as it measured; 0 where more runs would not help or nothing was repeated."""
+    assert answer.reference is not None
+    below = [m for m in answer.measured if m.r < answer.reference.r]
+    subject = (
+        answer.chosen if answer.chosen.r < answer.reference.r else max(below, key=lambda m: m.r, default=None)
+    )
+    if subject is None or answer.noise.degrees < 1 or answer.noise.variance <= 0:
+        return 0
+    difference = mean_loss(context, subject.results) - mean_loss(context, answer.reference.results)
+    away = context.margin - difference if difference < context.margin else difference - context.margin
+    if away <= 0:
+        return 0
+    needed = ceil(2 * answer.noise.variance * (BOUND_Z + POWER_Z) ** 2 / away**2)
+    missing = sum(max(needed - len(m.tested), 0) for m in (subject, answer.reference))
+    return missing if missing <= MOST_TOLD else 0
 
 
 def _probability(value: float) -> str:
@@ -150,8 +230,7 @@ def rate_claim(chosen: Measured) -> Evidence:
         ),
         value=chosen.learning_rate,
         unit="learning rate",
-        interval=(found.tried[0][0], found.tried[-1][0]),
-        holds=found.closed,
+        holds=True if found.closed else None,
     )
 
 

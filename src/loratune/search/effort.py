@@ -1,7 +1,6 @@
-"""How much the evidence strategy tries, and what a budget makes it leave out. Knows counts and costs only."""
+"""How much the evidence strategy tries, by what the budget buys on this device. Knows counts and costs only."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from loratune.search.space import (
     base_batch,
@@ -12,163 +11,106 @@ from loratune.search.space import (
     too_small,
     unit_cost,
 )
+from loratune.search.waves import is_wide, wave_cost
 from loratune.values import SearchContext
 
-SPARE_RATES = 2
-"""Screening trials kept for brackets whose best turns out to be at an edge."""
+CORE_RUNS = 10
+"""Full runs that the ranks need, one after the other, before anything else: a bracket, the way down, a repeat."""
+FEWEST_RATES, MOST_RATES = 3, 5
+"""Learning rates of a rank in the first wave."""
+OPENING = 0.6
+"""Of the budget, at most, in the first wave where width is nearly free: what it says is followed up."""
+FIRST_LOOK, LAST_LOOK = 2, 4
+"""Test seeds of a rank at the two looks of the test where runs come one after the other."""
+WIDE_LOOKS = 3, 8
+"""The same where width is nearly free."""
+BATCHES, ALPHAS, REGULARISERS = 2, 2, 3
+LATER_SHARE = 0.35
+"""Of the budget, at most, for what comes after the ranks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Effort:
-    """Counts of everything that is tried."""
+    """Counts of what is tried."""
 
+    wide: bool
+    """Whether a request holds everything that may be useful."""
     fraction: float
-    """Share of the rows on which learning rates are screened; 1: they are screened on all rows."""
-    anchor_rates: int
-    """Learning rates at the first rank; they correct the law's level for all ranks."""
-    screened_rates: int
-    """Learning rates screened at each further rank."""
-    full_rates: int
-    """Learning rates compared on all rows at each rank; 0: the screened one, or the law's, is taken."""
-    tuned_rates: int
-    """Learning rates compared on all rows at the chosen rank, where they were only screened."""
-    ranks: int
-    seeds: int
-    """Runs of each setting that is compared, with other seeds than the one that chose the learning rate."""
+    """Share of the rows; below 1 where the budget does not pay for a bracket on all rows."""
+    ranks: tuple[int, ...]
+    """Of the first request, ascending."""
+    rates: int
+    """Learning rates of each in the first request."""
+    looks: tuple[int, int]
+    """Test seeds at the first and the last look."""
     batches: int
-    rates_per_batch: int
     alphas: int
     """Alternatives to the usual alpha."""
     regularisers: int
     """Settings with dropout or weight decay."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StageCosts:
-    """Trials and full-run equivalents of each stage."""
-
-    trials: tuple[int, int, int, int]
-    """Rank and learning rate, batch, alpha, regularisation."""
-    costs: tuple[float, float, float, float]
+    reserve: float
+    """What the budget keeps for the stages after the ranks."""
 
     @property
-    def total(self) -> float:
-        return sum(self.costs)
-
-    @property
-    def later(self) -> float:
-        """What the stages after the first need."""
-        return sum(self.costs[1:])
-
-
-def full_effort(context: SearchContext) -> Effort:
-    """What would be tried if the budget were no limit."""
-    batch = base_batch(context)
-    fraction = screening_fraction(context, batch)
-    return Effort(
-        fraction=fraction,
-        anchor_rates=5 if fraction < 1 else 0,
-        screened_rates=0,
-        full_rates=len(context.learning_rates) or 3,
-        tuned_rates=0,
-        ranks=len(candidate_ranks(context)) if context.ranks else min(5, len(candidate_ranks(context))),
-        seeds=3 if context.seeds == 0 else max(1, min(3, context.seeds - 1)),
-        batches=len(other_batches(context, batch)),
-        rates_per_batch=2,
-        alphas=len(other_ratios(context)),
-        regularisers=3 if context.regularise else 0,
-    )
-
-
-def price(context: SearchContext, effort: Effort) -> StageCosts:
-    """Planned trials and their cost."""
-    full, part = unit_cost(context), unit_cost(context, effort.fraction)
-    screening = effort.anchor_rates + effort.screened_rates * (effort.ranks - 1)
-    if effort.fraction < 1 and screening > 1:
-        screening += SPARE_RATES
-    testing = effort.ranks * effort.seeds
-    if context.seeds == 1:  # the runs that chose are the only ones there are
-        free = effort.ranks if effort.full_rates else int(effort.fraction == 1)
-        testing = max(testing - free, 0)
-    tuning = max(effort.tuned_rates - 1, 0)  # the rate that was measured is one of them
-    runs = effort.ranks * effort.full_rates + testing + tuning
-    batches = effort.batches * effort.rates_per_batch
-    return StageCosts(
-        trials=(screening + runs, batches, effort.alphas, effort.regularisers),
-        costs=(
-            screening * part + runs * full,
-            batches * full,
-            effort.alphas * full,
-            effort.regularisers * full,
-        ),
-    )
-
-
-def _screen_only(effort: Effort) -> Effort:
-    screened = 3 if effort.fraction < 1 else 0
-    return replace(
-        effort,
-        full_rates=0,
-        screened_rates=screened,
-        anchor_rates=5 if screened else 3,
-        tuned_rates=screened,
-    )
-
-
-Cut = Callable[[Effort], Effort]
-REDUCTIONS: tuple[tuple[str, str, Cut], ...] = (
-    (
-        "batch rates",
-        "one learning rate for each batch size, not two",
-        lambda e: replace(e, rates_per_batch=1),
-    ),
-    ("batches", "at most two other batch sizes", lambda e: replace(e, batches=min(e.batches, 2))),
-    ("alphas", "at most two other alphas", lambda e: replace(e, alphas=min(e.alphas, 2))),
-    ("seeds", "two seeds for each comparison instead of three", lambda e: replace(e, seeds=min(e.seeds, 2))),
-    ("ranks", "four ranks", lambda e: replace(e, ranks=min(e.ranks, 4))),
-    ("alphas", "alpha is not searched, it stays at 2r", lambda e: replace(e, alphas=0)),
-    ("seeds", "one seed for each rank, repeated only where it matters", lambda e: replace(e, seeds=1)),
-    ("rates", "learning rates are compared on part of the rows, or at one rank only", _screen_only),
-    ("regularisers", "dropout and weight decay are not searched", lambda e: replace(e, regularisers=0)),
-    ("batches", "at most one other batch size", lambda e: replace(e, batches=min(e.batches, 1))),
-    ("batches", "the batch size is not searched", lambda e: replace(e, batches=0)),
-    (
-        "tuned",
-        "learning rates are not compared on all rows at the chosen rank",
-        lambda e: replace(e, tuned_rates=0),
-    ),
-    ("ranks", "three ranks", lambda e: replace(e, ranks=min(e.ranks, 3))),
-    (
-        "rates",
-        "learning rates are screened at one rank, the law carries them to the other",
-        lambda e: replace(e, screened_rates=0),
-    ),
-    ("screened", "three learning rates are screened instead of five", lambda e: replace(e, anchor_rates=3)),
-    ("ranks", "two ranks", lambda e: replace(e, ranks=min(e.ranks, 2))),
-    ("ranks", "one rank, the prior's: ranks are not compared", lambda e: replace(e, ranks=1)),
-    ("seeds", "nothing is trained on all rows before the final run", lambda e: replace(e, seeds=0)),
-    ("screened", "one learning rate, the law's", lambda e: replace(e, anchor_rates=1)),
-)
-"""(topic, sentence, change): what is given up, in this order, until the plan fits the budget."""
+    def seeds(self) -> int:
+        """Runs of each setting that a later stage compares."""
+        return self.looks[0]
 
 
 def fit_effort(context: SearchContext) -> tuple[Effort, tuple[str, ...]]:
-    """The richest effort that the budget allows, and one sentence for each topic that was reduced.
+    """What the budget buys, and one sentence for each thing that it leaves out.
 
     Raises `BudgetError` where the budget does not pay for one trial.
     """
-    effort = full_effort(context)
-    dropped: dict[str, str] = {}
-    for topic, sentence, cut in REDUCTIONS:
-        if price(context, effort).total <= context.budget:
-            break
-        smaller = cut(effort)
-        if price(context, smaller).total < price(context, effort).total:
-            effort = smaller
-            dropped[topic] = f"For the budget of {context.budget:.3g} full runs: {sentence}."
-    if effort.batches == 0:
-        dropped.pop("batch rates", None)
-    cost = price(context, effort).total
-    if cost > context.budget:
-        raise too_small(context, cost)
-    return effort, tuple(dropped.values())
+    unit, batch, wide = unit_cost(context), base_batch(context), is_wide(context)
+    fraction = 1.0
+    if context.budget + 1e-9 < FEWEST_RATES * unit:
+        fraction = screening_fraction(context, batch, context.budget / unit)
+    cheapest = unit_cost(context, fraction)
+    if context.budget + 1e-9 < cheapest:
+        raise too_small(context, cheapest)
+    ranks, rates = _opening(context, wide=wide and fraction == 1)
+    core = OPENING * context.budget if wide else CORE_RUNS * unit
+    left = min(context.budget - core, LATER_SHARE * context.budget) if fraction == 1 else 0.0
+    counts, reserve, dropped = {}, 0.0, []
+    for name, wanted, sentence in (
+        ("batches", min(BATCHES, len(other_batches(context, batch))), "the batch size is not searched"),
+        ("alphas", min(ALPHAS, len(other_ratios(context))), "alpha is not searched, it stays at 2r"),
+        ("regularisers", REGULARISERS * context.regularise, "dropout and weight decay are not searched"),
+    ):
+        cost = wave_cost(context, wanted) if wanted else 0.0
+        counts[name] = wanted if reserve + cost <= left + 1e-9 else 0
+        if counts[name]:
+            reserve += cost
+        elif wanted:
+            dropped.append(sentence)
+    if fraction < 1:
+        dropped.insert(0, "learning rates are compared on part of the rows, ranks not at all")
+    looks = _looks(context, wide)
+    told = tuple(f"For the budget of {context.budget:.3g} full runs: {sentence}." for sentence in dropped)
+    effort = Effort(
+        wide=wide, fraction=fraction, ranks=ranks, rates=rates, looks=looks, reserve=reserve, **counts
+    )
+    return effort, told
+
+
+def _looks(context: SearchContext, wide: bool) -> tuple[int, int]:
+    first, last = WIDE_LOOKS if wide else (FIRST_LOOK, LAST_LOOK)
+    if context.seeds:
+        last = max(1, min(last, context.seeds - 1))
+    return min(first, last), last
+
+
+def _opening(context: SearchContext, *, wide: bool) -> tuple[tuple[int, ...], int]:
+    """Ranks and learning rates of the first request: the richest design that leaves enough to follow it up.
+
+    Where width costs as much as it holds, the largest rank alone.
+    """
+    candidates = candidate_ranks(context)
+    if wide:
+        most = len(context.learning_rates) or MOST_RATES
+        for every, rates in ((1, most), (2, most), (1, FEWEST_RATES), (2, FEWEST_RATES), (3, FEWEST_RATES)):
+            ranks = tuple(sorted(candidates[::-1][::every]))
+            if wave_cost(context, len(ranks) * rates) <= OPENING * context.budget:
+                return ranks, rates
+    return candidates[-1:], FEWEST_RATES

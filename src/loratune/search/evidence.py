@@ -18,7 +18,8 @@ from loratune.search.claims import (
     slope_note,
     stability_claim,
 )
-from loratune.search.effort import Effort, fit_effort, price
+from loratune.search.effort import Effort, fit_effort
+from loratune.search.expected import expected_history
 from loratune.search.procedure import Ledger, Procedure
 from loratune.search.ranks import RankAnswer, RankStage
 from loratune.search.space import (
@@ -27,13 +28,12 @@ from loratune.search.space import (
     hyper_parameters,
     other_batches,
     other_ratios,
-    unit_cost,
 )
 from loratune.search.staged import Answers, Conclusion, StagedStrategy
 from loratune.search.summary import challenge_words, plan_note, rank_details, rank_words
 from loratune.search.targets_stage import QUESTION as TARGETS_QUESTION
 from loratune.search.targets_stage import targets_claims, targets_reserve, targets_stage
-from loratune.values import Evidence, HyperParameters, SearchContext, SearchPlan, Stage, Trial
+from loratune.values import Evidence, HyperParameters, SearchContext, SearchPlan, Stage
 
 QUESTIONS = {
     Stage.RANK: "Which is the smallest rank that is as good as the largest, each at its own learning rate?",
@@ -59,30 +59,23 @@ class EvidenceStrategy(StagedStrategy):
         return fit_effort(replace(self.context, budget=self.context.budget - reserve))
 
     def plan(self) -> SearchPlan:
-        """The stages as the budget allows them. Raises `BudgetError` where it pays for no trial."""
+        """What comes if results are as the laws expect. Raises `BudgetError` where the budget pays for no trial."""
         effort, dropped = self._effort()
-        costs = price(self.context, effort)
-        counts = dict(zip(QUESTIONS, zip(costs.trials, costs.costs, strict=True), strict=True))
-        if self.context.tune_targets:
-            reserve = targets_reserve(self.context)
-            counts[Stage.TARGETS] = (int(reserve / unit_cost(self.context)), reserve)
+        history = expected_history(self)
+        counts: dict[Stage, tuple[int, float]] = {}
+        for stage in self.questions if self.context.tune_targets else QUESTIONS:
+            own = [result for result in history if result.asked.stage is stage]
+            counts[stage] = (len(own), sum(result.cost for result in own))
         notes = {stage: plan_note(self.context, effort, stage) for stage in QUESTIONS}
-        return SearchPlan(stages=self.planned(counts, self._first_trials(effort), notes), dropped=dropped)
-
-    def _first_trials(self, effort: Effort) -> tuple[Trial, ...]:
-        """The trials of the first request."""
-        context = replace(self.context, budget=float("inf"))
-        stage = RankStage(context, effort, Ledger(budget=context.budget), 0.0)
-        return next(stage.run())
+        return SearchPlan(stages=self.planned(counts, self.ask([]), notes), dropped=dropped)
 
     def search(self, ledger: Ledger) -> Procedure[Conclusion]:
-        """The rank stage, then up to three challenges of what it found."""
+        """The ranks, then up to three challenges of what was found, then the proof with what is left."""
         context = self.context
         effort, dropped = self._effort()
-        costs = dict(zip(QUESTIONS, price(context, effort).costs, strict=True))
-        reserve = targets_reserve(context)
-        stage_one = RankStage(context, effort, ledger, price(context, effort).later + reserve)
-        ranks = yield from stage_one.run()
+        layers_reserve = targets_reserve(context)
+        stage_one = RankStage(context, effort, ledger)
+        ranks = yield from stage_one.run(effort.reserve + layers_reserve, prove=not effort.reserve)
         best = self._contender(ranks)
         later: list[Evidence] = []
         answers: Answers = {}
@@ -101,11 +94,10 @@ class EvidenceStrategy(StagedStrategy):
                 settings,
                 stage=stage,
                 seeds=effort.seeds,
+                at_once=effort.wide,
                 earlier=seen,
                 prefer=_fastest(settings, best) if prefer else None,
-                spare=ledger.left
-                - reserve
-                - sum(cost for later, cost in costs.items() if _after(later, stage)),
+                spare=ledger.left - layers_reserve,
             )
             later += alternatives_not_run(stage, settings, found.all_results, ledger)
             if not found.all_results:
@@ -114,7 +106,7 @@ class EvidenceStrategy(StagedStrategy):
             later += _stage_claims(context, stage, found)
             answers[stage] = (challenge_words(stage, found), {})
         if best.setting == self._contender(ranks).setting:  # the base of all comparisons of ranks, still
-            ranks = yield from stage_one.resume(ranks, reserve)
+            ranks = yield from stage_one.run(layers_reserve, prove=True)
             best = self._contender(ranks)
         evidence = [*_rank_evidence(context, ranks), *refusals(ledger, Stage.RANK), *later]
         answers = {Stage.RANK: (rank_words(ranks), rank_details(context, ranks)), **answers}
@@ -137,17 +129,13 @@ class EvidenceStrategy(StagedStrategy):
         return Contender(setting=setting, results=chosen.results)
 
     def _batches(self, effort: Effort, best: Contender) -> tuple[HyperParameters, ...]:
+        """Other batch sizes, each at the learning rate that the law gives it."""
         scale = RateScale.of(self.context)
         found = []
         for size in other_batches(self.context, best.setting.batch_size)[: effort.batches]:
             ratio = size / best.setting.batch_size
-            centre = best.setting.learning_rate * ratio**BATCH_RATE_EXPONENT
-            rates = [scale.window(centre, 1)[0]]
-            if effort.rates_per_batch > 1:  # the exponent is between 0.2 and 0.8 in the literature
-                rates.append(scale.window(best.setting.learning_rate, 1)[0])
-            found += [
-                replace(best.setting, batch_size=size, learning_rate=rate) for rate in dict.fromkeys(rates)
-            ]
+            rate = scale.window(best.setting.learning_rate * ratio**BATCH_RATE_EXPONENT, 1)[0]
+            found.append(replace(best.setting, batch_size=size, learning_rate=rate))
         return tuple(found)
 
     def _alphas(self, effort: Effort, best: Contender) -> tuple[HyperParameters, ...]:
@@ -167,11 +155,6 @@ def _rank_evidence(context: SearchContext, ranks: RankAnswer) -> tuple[Evidence,
         rate_claim(ranks.chosen),
         *(claim for claim in remarks if claim is not None),
     )
-
-
-def _after(later: Stage, stage: Stage) -> bool:
-    order = list(QUESTIONS)
-    return order.index(later) > order.index(stage)
 
 
 def _fastest(settings: Sequence[HyperParameters], best: Contender) -> HyperParameters | None:

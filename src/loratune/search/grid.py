@@ -2,24 +2,24 @@
 
 from itertools import product
 
+from loratune.search.procedure import ROUNDING
 from loratune.search.space import (
     base_batch,
     fitting_batches,
     hyper_parameters,
-    prior_setting,
     search_seed,
     too_small,
     trial,
     unit_cost,
 )
 from loratune.search.sweep import Design
-from loratune.values import SearchContext, Trial
+from loratune.search.waves import wave_cost
+from loratune.values import SearchContext
 
 RANKS = (16,)
 LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 MOST = 2**16
 """Trials of a sweep, for a budget without end."""
-ROUNDING = 1e-9
 
 
 def grid_design(context: SearchContext) -> Design:
@@ -63,8 +63,3 @@ def affordable_trials(context: SearchContext, together: int | None = None) -> in
             (middle, high) if wave_cost(context, middle) <= context.budget + ROUNDING else (low, middle)
         )
     return low
-
-
-def wave_cost(context: SearchContext, count: int) -> float:
-    """Of so many trials of the prior's setting, on all rows, beside each other."""
-    return context.wave_cost([Trial(hyper_parameters=prior_setting(context))] * count)

@@ -3,14 +3,12 @@
 A procedure is a generator: it yields the trials it wants and is sent the results that it gets. `ask` runs it
 from its start against the history until it wants something that is missing; `decide` runs it to its end with
 what there is. So a strategy is a pure function of the history, whatever the order, and resumes from any part.
-Procedures side by side wait for their own results only, so that a slot that becomes free can be filled at once.
 Knows nothing of hyper-parameters.
 """
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
-from math import inf
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from loratune.values import SearchContext, Trial, TrialResult
 
@@ -64,27 +62,12 @@ class Wave:
             self._trials.append(trial)
 
 
-class Groups(tuple[Trial, ...]):
-    """The wants of procedures side by side; answered as soon as one of them has all its results."""
-
-    groups: dict[int, Wanted]
-    ready: frozenset[int]
-    """Which of them are answered; filled in by whoever answers."""
-
-    @classmethod
-    def of(cls, groups: dict[int, Wanted]) -> Self:
-        found = cls(trial for wanted in groups.values() for trial in wanted)
-        found.groups = groups
-        found.ready = frozenset(groups)
-        return found
-
-
 def ask(
     search: Search[T], context: SearchContext, history: Sequence[TrialResult], running: Sequence[Trial] = ()
 ) -> Wanted:
     """The trials that the procedure wants next, within the budget; empty when it has ended.
 
-    `running` were asked before and have no result yet: what does not depend on them is asked for.
+    `running` were asked before and have no result yet: nothing is asked for that depends on them.
     """
     missing, _ = _replay(search, context, history, running, stop_at_missing=True)
     return missing
@@ -107,10 +90,6 @@ def _replay(
 ) -> tuple[Wanted, T | None]:
     known = {result.asked.key: result for result in history}
     started = {trial.key for trial in running}
-    # what is still to be replayed was paid for too
-    free = inf
-    if context.pace is None:
-        free = context.budget - sum(x.cost for x in known.values()) - sum(context.cost(x) for x in running)
     ledger = Ledger(budget=context.budget)
     paid: set[str] = set()
     new: dict[str, Trial] = {}
@@ -131,10 +110,9 @@ def _replay(
                 found.append(result)
             elif key in started or key in new:
                 missing.add(key)
-            elif cost <= min(ledger.left, free) + ROUNDING:
+            elif cost <= ledger.left + ROUNDING:
                 missing.add(key)
                 new[key] = trial
-                free -= cost
             else:
                 ledger.refused[key] = trial
                 continue
@@ -143,15 +121,7 @@ def _replay(
                 wave.add(trial, result)
                 ledger.spent += cost
         if missing and stop_at_missing:
-            if not isinstance(wanted, Groups):
-                return tuple(new.values()), None
-            wanted.ready = frozenset(
-                index
-                for index, group in wanted.groups.items()
-                if not missing & {trial.key for trial in group}
-            )
-            if not wanted.ready:
-                return tuple(new.values()), None
+            return tuple(new.values()), None
         results = tuple(found)
 
 
@@ -161,28 +131,3 @@ def unique(trials: Iterable[Trial]) -> dict[str, Trial]:
     for trial in trials:
         found.setdefault(trial.key, trial)
     return found
-
-
-def together(procedures: Iterable[Procedure[T]]) -> Procedure[tuple[T, ...]]:
-    """Runs procedures side by side, so that their trials can share packs; returns their answers in order."""
-    running = list(procedures)
-    answers: dict[int, T] = {}
-    wanted: dict[int, Wanted] = {}
-
-    def advance(index: int, results: Results | None) -> None:
-        wanted.pop(index, None)
-        try:
-            step = running[index]
-            wanted[index] = next(step) if results is None else step.send(results)
-        except StopIteration as end:
-            answers[index] = end.value
-
-    for index in range(len(running)):
-        advance(index, None)
-    while wanted:
-        groups = Groups.of(dict(wanted))
-        results = yield groups
-        for index in sorted(groups.ready):
-            keys = {trial.key for trial in groups.groups[index]}
-            advance(index, tuple(result for result in results if result.asked.key in keys))
-    return tuple(answers[index] for index in range(len(running)))

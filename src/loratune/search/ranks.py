@@ -1,21 +1,20 @@
-"""The first question: each rank at its own learning rate, tested from the largest downwards.
+"""The first question: each rank at its own learning rate, on all rows, the largest first.
 
-A low-fidelity result may discard a learning rate, never a rank. Knows nothing of later stages.
+What is needed next is a list in order of urgency. Where width is nearly free a request holds all of it, elsewhere
+the first item (`waves`). Knows nothing of later stages.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from math import inf, log2, sqrt
-
-import numpy as np
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import log2
 
 from loratune.maths.noninferiority import Comparison, SeedNoise, Verdict, family_intervals
 from loratune.maths.powerlaw import PowerLaw, fit_power_law
-from loratune.maths.rankcurve import RankCurve, Reading
-from loratune.search.bracket import Bracket, bracket
-from loratune.search.compare import FULL, compare, finished, mean_loss, seed_noise
+from loratune.search.bracket import Bracket
+from loratune.search.compare import compare, finished, mean_loss, seed_noise
 from loratune.search.effort import Effort
-from loratune.search.procedure import Ledger, Procedure, Results, together
+from loratune.search.field import Cell, Field
+from loratune.search.procedure import Ledger, Procedure, Results
 from loratune.search.space import (
     RateScale,
     base_batch,
@@ -26,20 +25,21 @@ from loratune.search.space import (
     search_seed,
     test_seeds,
     trial,
-    unit_cost,
     usual_rate,
 )
-from loratune.values import SearchContext, Trial
+from loratune.search.waves import wave
+from loratune.values import SearchContext, Trial, TrialResult
 
-MORE_SEEDS = 2
-"""Runs that a rank and the reference get between the first look and the second, which is the last."""
-MOST_EXTENSIONS = 3
-ONE_SIDED_Z, FAIR_Z = 1.645, 0.84
-"""Normal quantiles of the test's level, and of the chance (20 %) from which a second look is worth its runs."""
-SMALLEST_GAIN = 0.004
-"""Expected gain for each full run, in the worth of an inferior rank, below which the search stops early."""
-USUAL_NOISE = 0.01
-"""Sd between seeds as a share of the loss, where little or nothing was repeated."""
+STEP_DOWN = 4
+"""Ratio of the ranks on the way down."""
+MOST_RATES = 7
+"""Learning rates of a rank, at most, on the way to a worse one on both sides."""
+DOUBLINGS = 8.0
+"""An inferior rank is as bad as one this many doublings larger than needed."""
+EXCESS = 0.25
+"""Worth of a margin's expected loss, in the same unit."""
+NEAR = 3.0
+"""Margins above the best within which a rank is still in question."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,9 +49,16 @@ class Measured:
     r: int
     learning_rate: float
     bracket: Bracket | None
-    """The learning rates compared at this rank; None where the law carried another rank's over."""
+    """The learning rates compared on all rows; None where it has one run or none."""
     results: Results
     """Finished runs on all rows at that learning rate; empty where there is none."""
+    tested: Results = ()
+    """Of those, the ones whose seed chose no learning rate."""
+
+    @property
+    def fair(self) -> bool:
+        """Whether a worse learning rate lies on both sides of its own, all rows."""
+        return self.bracket is not None and self.bracket.closed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,417 +67,373 @@ class RankAnswer:
 
     chosen: Measured
     reference: Measured | None
-    """The largest rank that was measured; None where ranks were not compared."""
+    """The largest rank that was measured; None where none was."""
     measured: tuple[Measured, ...]
     """Ascending by rank."""
     comparisons: tuple[tuple[int, Comparison], ...]
     """(rank, against the reference), from the largest downwards, as far as the test went."""
+    best: Measured | None
+    """The one with the lowest expected loss."""
     settled: bool
-    """Whether the chosen rank was shown adequate (or is the reference itself)."""
-    unproven: Comparison | None
-    """The chosen rank's comparison where it was taken without having been shown adequate."""
+    """Whether the chosen rank was shown adequate (or is the reference itself, and the best)."""
     intervals: Mapping[int, tuple[float, float] | None]
     """Of the rank taken and of the first that was not shown adequate, against the reference."""
-    curve: RankCurve | None
-    """How probably each rank is adequate; None where fewer than two ranks were measured."""
+    adequate: Mapping[int, float]
+    """How probably a rank loses at most the margin against the largest and against the best one."""
     law: PowerLaw | None
     noise: SeedNoise
     correction: float
-    """Best learning rate at the first rank over the law's."""
+    """Best learning rate at the reference over the law's."""
+    outliers: frozenset[int]
+    """Ranks that stand out above both neighbours, still."""
     all_results: Results
-
-
-def spread(candidates: Sequence[int], prior: int, count: int) -> tuple[int, ...]:
-    """`count` of the candidates: the largest, the prior's, then those farthest (in log) from all taken."""
-    taken = list(dict.fromkeys([max(candidates), prior]))[:count] if count > 1 else [prior]
-    while len(taken) < min(count, len(candidates)):
-        rest = [r for r in candidates if r not in taken]
-        taken.append(max(rest, key=lambda r: (min(abs(log2(r / other)) for other in taken), r)))
-    return tuple(sorted(taken))
-
-
-def prior_rank(context: SearchContext) -> int:
-    """The candidate nearest to the prior, but not the reference."""
-    candidates = candidate_ranks(context)
-    return nearest(candidates[:-1] or candidates, rank_prior(context).value)
 
 
 class RankStage:
     """The procedure of the first question and its parts."""
 
-    def __init__(self, context: SearchContext, effort: Effort, ledger: Ledger, reserve: float) -> None:
-        self.context = context
-        self.effort = effort
-        self.ledger = ledger
-        self.tuning = max(effort.tuned_rates - 1, 0) * unit_cost(context)
-        """What the chosen rank's learning rate costs; one of those compared was measured before."""
-        self.reserve = reserve + self.tuning
-        """Full-run equivalents kept for later stages and for the chosen rank's learning rate."""
+    def __init__(self, context: SearchContext, effort: Effort, ledger: Ledger) -> None:
+        self.context, self.effort, self.ledger = context, effort, ledger
         self.batch = base_batch(context)
         self.scale = RateScale.of(context)
-        self.prior = prior_rank(context)
-        # A single bracket on all rows belongs to the reference: badly tuned, it would flatter the others.
-        carried = effort.fraction == 1 and not effort.full_rates
-        self.anchor = max(candidate_ranks(context)) if carried and effort.ranks > 1 else self.prior
-        self.correction = 1.0
-        self.anchored: Bracket | None = None
-        self.measured: list[Measured] = []
-        self.seen: list[Results] = []
+        self.candidates = candidate_ranks(context)
+        self.largest = self.candidates[-1]
+        self.results: list[TrialResult] = []
+        self.asked: set[str] = set()
+        self.proving = True
 
-    def run(self) -> Procedure[RankAnswer]:
-        """Screens, measures, tests; then spends what is left on the ranks and seeds that matter."""
-        self.anchored = yield from self._anchor()
-        ranks = spread(candidate_ranks(self.context), self.prior, self.effort.ranks)
-        if self.effort.ranks > 2:  # the others are chosen by what these two say
-            ranks = spread(candidate_ranks(self.context), self.prior, 2)
-        order = sorted(ranks, key=lambda r: (r != max(ranks), r != self.prior, -r))
-        self.measured = list((yield from together([self._measure(r) for r in order])))
-        yield from self._explore(planned=self.effort.ranks - len(self.measured))
-        return (yield from self._settle())
+    def first(self) -> tuple[Trial, ...]:
+        """The first request."""
+        if self.effort.fraction < 1:
+            r = nearest(self.candidates, rank_prior(self.context).value)
+            centre = usual_rate(self.context, r, self.batch, self.effort.fraction)
+            rates = self.scale.window(centre, self.effort.rates)
+            return tuple(
+                self._trial(r, rate, search_seed(self.context), self.effort.fraction) for rate in rates
+            )
+        return tuple(t for r in self.effort.ranks for t in self._ladder(r, self.effort.rates))
 
-    def resume(self, answer: RankAnswer, reserve: float) -> Procedure[RankAnswer]:
-        """Goes on with what later stages have left of the budget, after `answer`.
+    def run(self, reserve: float, prove: bool) -> Procedure[RankAnswer]:
+        """Wave after wave, until nothing is needed or the budget less `reserve` is spent.
 
-        Another rank whose learning rate the rest does not pay to tune takes over only if it measured as good.
+        Without `prove` the last look of the test is left to a later call.
         """
-        self.reserve = reserve
-        again = yield from self._settle()
-        before = answer.chosen
-        level = mean_loss(self.context, before.results) + self.context.margin
-        untuned = self.tuning and again.chosen in self.measured
-        if again.chosen.r == before.r or (untuned and mean_loss(self.context, again.chosen.results) > level):
-            return replace(self._answer(self.measured, before.r), chosen=before)
-        return again
+        self.proving = prove
+        wanted = self._next(reserve) if self.results else self._affordable(self.first(), reserve)
+        while wanted:
+            self.asked |= {each.key for each in wanted}
+            results = yield wanted
+            self.results += results
+            if not results:
+                break
+            wanted = self._next(reserve)
+        return self.answer()
 
-    def _settle(self) -> Procedure[RankAnswer]:
-        """The test and what the choice still hinges on, then the chosen rank's learning rate."""
-        yield from self._prove()
-        yield from self._explore(planned=0)  # the noise is better known now
-        answer = self._answer(self.measured)
-        chosen = yield from self._tuned(answer.chosen)
-        return replace(answer, chosen=chosen, all_results=self._all_results)
+    # what to ask next
 
-    def _collect(self, procedure: Procedure[Bracket]) -> Procedure[Bracket]:
-        found = yield from procedure
-        self.seen.append(found.results)
-        return found
+    @property
+    def field(self) -> Field:
+        return Field(self.context, self.batch, self.results)
+
+    def _affordable(self, wanted: Sequence[Trial], reserve: float) -> tuple[Trial, ...]:
+        return wave(self.context, [wanted], wide=True, room=self.ledger.left - reserve)
+
+    def _next(self, reserve: float) -> tuple[Trial, ...]:
+        if self.effort.fraction < 1:
+            return ()
+        needs = ([t for t in need if t.key not in self.asked] for need in self._needs(self.field))
+        return wave(self.context, needs, wide=self.effort.wide, room=self.ledger.left - reserve)
+
+    def _needs(self, field: Field) -> Iterator[Sequence[Trial]]:
+        """In order of urgency; what was asked before is left out by the caller."""
+        for cell in field.suspects:
+            yield [self._trial(cell.r, self.scale.window(cell.rate / 3, 1)[0], search_seed(self.context))]
+        if self.largest not in field.ladders:
+            yield self._ladder(self.largest, self.effort.rates)
+        yield self._beyond(field, self.largest)
+        if not field.best:
+            return
+        yield from self._way_down(field)
+        chosen = self.choice(field)
+        for r in dict.fromkeys((chosen, field.lowest)):
+            yield self._beyond(field, r)
+        yield from self._second_chances(field, chosen)
+        yield from self._middle(field)
+        for r in dict.fromkeys((chosen, self.largest, field.lowest)):
+            yield self._vertex(field, r)
+        first, last = self.effort.looks
+        yield self._repeats(field, (chosen, self.largest), first)
+        if self.effort.wide:
+            for r in field.best:
+                yield self._beyond(field, r)
+            near = [
+                r
+                for r in field.best
+                if field.level(r) <= field.level(field.lowest) + NEAR * self.context.margin
+            ]
+            yield self._repeats(field, (*near, field.lowest), first)
+            for r in near:
+                yield self._neighbours(field, r)
+        yield self._repeats(field, (chosen, self.largest, field.lowest), first)
+        if self.proving and self._undecided(field, chosen):
+            yield self._repeats(field, (chosen, self.largest), last)
 
     def _trial(self, r: int, rate: float, seed: int, fraction: float = 1.0) -> Trial:
         setting = hyper_parameters(self.context, r=r, rate=rate, batch=self.batch)
         return trial(setting, seed, fraction=fraction)
 
-    def _bracket(self, r: int, count: int, fraction: float) -> Procedure[Bracket]:
-        seed = search_seed(self.context)
-        return self._collect(
-            bracket(
-                lambda rate: self._trial(r, rate, seed, fraction),
-                scale=self.scale,
-                centre=self.correction * usual_rate(self.context, r, self.batch, fraction),
-                count=count,
-                extensions=MOST_EXTENSIONS,
-                refine=self.context.seeds != 1,
-            )
-        )
+    def _centre(self, field: Field, r: int) -> float:
+        return field.correction(r) * usual_rate(self.context, r, self.batch)
 
-    def _anchor(self) -> Procedure[Bracket | None]:
-        """Corrects the law's level at one rank."""
-        if self.effort.anchor_rates == 0:
-            return None
-        fraction = self.effort.fraction
-        found = yield from self._bracket(self.anchor, self.effort.anchor_rates, fraction)
-        if found.results:
-            self.correction = found.best / usual_rate(self.context, self.anchor, self.batch, fraction)
+    def _ladder(self, r: int, count: int) -> list[Trial]:
+        """Neighbouring learning rates around the expected one."""
+        rates = self.scale.window(self._centre(self.field, r), count)
+        return [self._trial(r, rate, search_seed(self.context)) for rate in rates]
+
+    def _beyond(self, field: Field, r: int) -> list[Trial]:
+        """The learning rates that are missing beside the best of a rank."""
+        ladder = field.ladders.get(r)
+        if ladder is None or ladder.closed or r not in field.best or len(ladder.tried) >= MOST_RATES:
+            return []
+        asked = sorted(
+            {x.asked.hyper_parameters.learning_rate for x in field.results if x.asked.hyper_parameters.r == r}
+        )
+        best = min(ladder.tried, key=lambda pair: pair[1])[0]
+        found = []
+        for side, edge, open_side in (
+            (-1, asked[0], best == ladder.tried[0][0]),
+            (1, asked[-1], best == ladder.tried[-1][0]),
+        ):
+            rate = self.scale.beyond(edge, side) if open_side else None
+            # a table may have no other cell on that side
+            if rate is not None and not self._snapped(field, r, edge, side):
+                found.append(self._trial(r, rate, search_seed(self.context)))
         return found
 
-    def _measure(self, r: int) -> Procedure[Measured]:
-        """One rank: its learning rate, then runs with seeds that did not choose it."""
-        effort = self.effort
-        found = self.anchored if r == self.anchor else None
-        if found is None and effort.screened_rates and effort.fraction < 1:
-            found = yield from self._bracket(r, effort.screened_rates, effort.fraction)
-        on_all_rows = effort.fraction == 1
-        rate = self.correction * usual_rate(self.context, r, self.batch)
-        if found is not None and found.results:
-            law = usual_rate(self.context, r, self.batch) / usual_rate(
-                self.context, r, self.batch, effort.fraction
-            )
-            rate = found.best * law
-        if effort.full_rates:
-            found = yield from self._bracket(r, effort.full_rates, 1.0)
-            on_all_rows, rate = True, found.best
-        if not (found is not None and on_all_rows):
-            rate = self.scale.window(rate, 1)[0]
-        seeds = test_seeds(self.context, effort.seeds)
-        results = yield tuple(self._trial(r, rate, seed) for seed in seeds)
-        self.seen.append(results)
-        kept = finished(self.context, results)
-        if not kept and found is not None and on_all_rows:
-            kept = finished(self.context, found.at_best_tried())
-            rate = kept[0].asked.hyper_parameters.learning_rate if kept else rate
-        return Measured(r=r, learning_rate=rate, bracket=found, results=kept)
+    def _snapped(self, field: Field, r: int, edge: float, side: int) -> bool:
+        """Whether the outermost learning rate that was asked for became one that was asked for before."""
+        own = {
+            x.asked.hyper_parameters.learning_rate: x.trial.hyper_parameters.learning_rate
+            for x in field.results
+            if x.asked.hyper_parameters.r == r and x.finished
+        }
+        return edge in own and list(own.values()).count(own[edge]) > 1 and (own[edge] - edge) * side < 0
 
-    def _tuned(self, chosen: Measured) -> Procedure[Measured]:
-        """The chosen rank with its learning rate compared on all rows, if that was not done and the budget allows.
+    def _way_down(self, field: Field) -> Iterator[Sequence[Trial]]:
+        """The next rank below those that are within the margin of the best, at the learning rate carried down."""
+        r = self._lowest_near(field)
+        below = [other for other in self.candidates if other * STEP_DOWN <= r]
+        following = max(below, default=self.candidates[0])
+        if following < r and following not in field.ladders:
+            yield self._ladder(following, 1)
 
-        With the neighbours of the rate that was measured, at a seed for which that run is there already. What the
-        test said of the rank stays: a better learning rate only makes it more adequate.
-        """
-        if not (self.effort.tuned_rates and chosen.results) or self.tuning > self.ledger.left:
-            return chosen
-        seed = test_seeds(self.context, 1)[0]
-        tuned = yield from self._collect(
-            bracket(
-                lambda rate: self._trial(chosen.r, rate, seed),
-                scale=replace(self.scale, origin=chosen.learning_rate),
-                centre=chosen.learning_rate,
-                count=self.effort.tuned_rates,
-                extensions=1,
-                refine=self.context.seeds != 1,
-            )
-        )
-        best = finished(self.context, tuned.at_best_tried())
-        if not best:
-            return chosen
-        if best[0].trial.hyper_parameters == chosen.results[0].trial.hyper_parameters:
-            return replace(chosen, bracket=tuned)
-        return Measured(r=chosen.r, learning_rate=tuned.best, bracket=tuned, results=best)
-
-    @property
-    def _all_results(self) -> Results:
-        return tuple(result for results in self.seen for result in results)
-
-    def _noise(self) -> SeedNoise:
-        return seed_noise(self.context, self._all_results)
-
-    def _law(self, measured: Sequence[Measured]) -> PowerLaw | None:
-        known = [m for m in measured if m.results]
-        if not known:
-            return None
-        runs = [self._runs(m) for m in known]
-        noise = self._noise()
-        errors = None
-        if noise.known and noise.variance > 0:
-            errors = [sqrt(noise.variance / len(own)) for own in runs]
-        losses = [mean_loss(self.context, own) for own in runs]
-        return fit_power_law([m.r for m in known], losses, errors)
-
-    def _runs(self, m: Measured) -> Results:
-        """All runs of a rank on all rows at its learning rate, the one that chose it included.
-
-        Good for a curve through all ranks, which share that bias; the test leaves the choosing runs out.
-        """
-        choosing = m.bracket.at_best_tried() if m.bracket is not None else ()
-        on_all_rows = [result for result in choosing if result.trial.fraction >= FULL]
-        return finished(self.context, (*m.results, *on_all_rows))
-
-    def _curve(self, measured: Sequence[Measured]) -> RankCurve | None:
-        """The posterior of the rank curve, from all runs on all rows at each rank's learning rate."""
-        known = sorted((m for m in measured if m.results), key=lambda m: -m.r)
-        if len(known) < 2:
-            return None
-        readings = []
-        for m in known:
-            variance = self._guessed_variance(known[0]) / len(self._runs(m))
-            if m is not known[0]:  # the rows' share, which more seeds do not shrink
-                still = SeedNoise(variance=0.0, degrees=inf)
-                variance += compare(self.context, m.results, known[0].results, still).standard_error ** 2
-            readings.append(Reading(m.r, mean_loss(self.context, self._runs(m)), variance))
-        candidates = [r for r in candidate_ranks(self.context) if r <= known[0].r]
-        return RankCurve(tuple(candidates), self.context.margin, tuple(readings))
-
-    def _guessed_variance(self, reference: Measured) -> float:
-        """Of one run from seed to seed: the measured one with a guess that counts as one degree of freedom."""
-        noise = self._noise()
-        if noise.degrees == inf:
-            return noise.variance
-        guess = (USUAL_NOISE * mean_loss(self.context, reference.results)) ** 2
-        return (noise.degrees * noise.variance + guess) / (noise.degrees + 1)
-
-    def _explore(self, planned: int) -> Procedure[None]:
-        """Measures another rank, or repeats one and the reference: whichever the choice should gain most from.
-
-        `planned` further ranks in any case; then while the budget lasts and the expected gain for each run is
-        at least `SMALLEST_GAIN`.
-        """
-        measured = self.measured
-        while True:
-            curve = self._curve(measured)
-            if curve is None:
-                return
-            room = self.ledger.left - self.reserve
-            options = self._options(measured, curve)
-            if planned > 0:
-                options = [option for option in options if isinstance(option[1], int)]
-            else:
-                options = [(gain, m, cost) for gain, m, cost in options if gain >= SMALLEST_GAIN * cost]
-                options = [option for option in options if option[2] <= room]
-            if not options:
-                return
-            _, m, _ = max(options, key=lambda option: option[0] / option[2])
-            planned -= 1
-            if isinstance(m, int):
-                measured.append((yield from self._measure(m)))
-            elif not (yield from self._repeat(m)):
-                return
-
-    def _options(
-        self, measured: Sequence[Measured], curve: RankCurve
-    ) -> list[tuple[float, "int | Measured", float]]:
-        """(expected gain, rank to measure or to repeat, cost in full runs)."""
-        effort, unit = self.effort, unit_cost(self.context)
-        allowed = [m.r for m in measured if m.results]
-        known = {m.r for m in measured}
-        typical = float(np.mean([reading.variance for reading in curve.readings]))
-        screened = effort.screened_rates * unit_cost(self.context, effort.fraction)
-        each = max(effort.full_rates + effort.seeds, 1) * unit + screened
-        found: list[tuple[float, int | Measured, float]] = [
-            (curve.gain(r, typical, allowed), r, each) for r in curve.candidates if r not in known
-        ]
-        more = self._last_look - effort.seeds
-        reference = max((m for m in measured if m.results), key=lambda m: m.r)
-        for m in measured:
-            if m is reference or not m.results or more <= 0 or self._repeated(m):
-                continue
-            variance = self._guessed_variance(reference) / more
-            cost = more * unit * (1 if self._repeated(reference) else 2)
-            found.append((curve.gain(m.r, variance, allowed), m, cost))
-        return found
-
-    @property
-    def _last_look(self) -> int:
-        """Runs with test seeds that a rank has at the second look."""
-        return len(self._repeating_seeds)
-
-    @property
-    def _repeating_seeds(self) -> tuple[int, ...]:
-        """The test seeds; where there is a single one, also the one that screened rates, on part of the rows only."""
-        seeds = test_seeds(self.context, self.effort.seeds + MORE_SEEDS)
-        spare = self.context.seeds == 2 and self.effort.fraction < 1 and not self.effort.full_rates
-        return (*seeds, search_seed(self.context)) if spare else seeds
-
-    def _repeated(self, m: Measured) -> bool:
-        return len(m.results) > self.effort.seeds
-
-    def _repeat(self, m: Measured) -> Procedure[bool]:
-        """Brings a rank and the reference to the second look; whether there was anything new."""
-        measured = self.measured
-        reference = max((m for m in measured if m.results), key=lambda m: m.r)
-        wanted = [
-            self._trial(each.r, each.learning_rate, seed)
-            for each in (reference, m)
-            for seed in self._repeating_seeds
-        ]
-        results = yield tuple(wanted)
-        self.seen.append(results)
-        before = sum(len(each.results) for each in measured)
-        for index, each in enumerate(measured):
-            own = tuple(x for x in results if x.asked.hyper_parameters.r == each.r)
-            measured[index] = replace(each, results=finished(self.context, (*each.results, *own)))
-        return sum(len(each.results) for each in measured) > before
-
-    def _prove(self) -> Procedure[None]:
-        """Repeats the first rank that the test leaves undecided, while the budget lasts and it could be shown."""
-        measured = self.measured
-        while True:
-            reference, comparisons = self._test(measured)
-            if reference is None or not comparisons or self.effort.seeds == 0:
-                return
-            r, comparison = comparisons[-1]
-            m = next(m for m in measured if m.r == r)
-            more = self._last_look - self.effort.seeds
-            cost = more * unit_cost(self.context) * (1 if self._repeated(reference) else 2)
-            if comparison.verdict is not Verdict.UNDECIDED or self._repeated(m) or more <= 0:
-                return
-            if cost > self.ledger.left - self.reserve or not self._provable(measured, m, comparison):
-                return
-            if not (yield from self._repeat(m)):
-                return
-
-    def _provable(self, measured: Sequence[Measured], m: Measured, comparison: Comparison) -> bool:
-        """Whether the second look has a fair chance to show the rank adequate, by its difference so far."""
-        curve = self._curve(measured)
-        if not comparison.seeds_measured or curve is None:
-            return True
-        now, later = self.effort.seeds, self._last_look
-        seeds = 2 * self._noise().variance
-        error = sqrt(max(comparison.standard_error**2 - seeds / now + seeds / later, 0.0))
-        return comparison.difference + ONE_SIDED_Z * error <= comparison.margin + FAIR_Z * error
-
-    def _test(
-        self, measured: Sequence[Measured]
-    ) -> tuple[Measured | None, tuple[tuple[int, Comparison], ...]]:
-        """The paired test from the largest rank downwards, to the first that is not adequate."""
-        known = sorted((m for m in measured if m.results), key=lambda m: -m.r)
-        if len(known) < 2:
-            return (known[0] if known else None), ()
-        comparisons = []
-        for m in known[1:]:
-            comparison = self._compare(m, known[0])
-            comparisons.append((m.r, comparison))
-            if comparison.verdict is not Verdict.ADEQUATE:
+    def _lowest_near(self, field: Field) -> int:
+        """The rank to which the way down has led: all above it are within the margin of the best."""
+        level = field.level(field.lowest) + self.context.margin
+        reached = self.largest
+        for r in sorted(field.best, reverse=True):
+            if field.level(r) > level:
                 break
-        return known[0], tuple(comparisons)
+            reached = r
+        return reached
 
-    def _compare(self, m: Measured, reference: Measured) -> Comparison:
-        """At the last look that both ranks have reached; a decision of the first look stands."""
-        noise, first, last = self._noise(), self.effort.seeds, self._last_look
-        early = compare(self.context, m.results[:first], reference.results[:first], noise)
+    def _second_chances(self, field: Field, chosen: int) -> Iterator[Sequence[Trial]]:
+        """Other learning rates for the first rank that was found too small, before it is given up."""
+        below = [r for r in field.ladders if r < chosen]
+        if below and (max(below) not in field.best or field.within(max(below), field.lowest) > 0.02):
+            yield self._beyond(field, max(below))
+
+    def _middle(self, field: Field) -> Iterator[Sequence[Trial]]:
+        """The rank between the one reached and the first one that was found too small."""
+        reached = self._lowest_near(field)
+        below = max((r for r in field.ladders if r < reached), default=0)
+        between = [r for r in self.candidates if below < r < reached and r not in field.ladders]
+        if below and between:
+            yield self._ladder(nearest(between, (below * reached) ** 0.5), 1)
+
+    def _vertex(self, field: Field, r: int) -> list[Trial]:
+        """The minimum of the parabola through a rank's best learning rate and its neighbours, if that is another."""
+        ladder = field.ladders.get(r)
+        if ladder is None or not ladder.closed or self.scale.given or r not in field.best:
+            return []
+        rate = field.best[r].rate
+        if self.scale.steps_between(*sorted((rate, ladder.best))) < 0.2:
+            return []
+        return [self._trial(r, ladder.best, search_seed(self.context))]
+
+    def _neighbours(self, field: Field, r: int) -> list[Trial]:
+        """The learning rates beside the best one, with another seed: they steady the minimum."""
+        own = [cell.rate for cell in field.cells if cell.r == r and not cell.diverged]
+        index = own.index(field.best[r].rate)
+        near = own[max(index - 1, 0) : index] + own[index + 1 : index + 2]
+        near = [rate for rate in near if (r, rate) in field.promising]
+        return [self._trial(r, rate, seed) for rate in near for seed in test_seeds(self.context, 1)]
+
+    def _repeats(self, field: Field, ranks: Sequence[int], count: int) -> list[Trial]:
+        """Runs of ranks at their best with the seeds of the test."""
+        known = [field.best[r] for r in dict.fromkeys(ranks) if r in field.best]
+        if len({cell.r for cell in known}) < 2 and len(field.ladders) > 1:
+            known = known[:1]
+        return [
+            self._trial(cell.r, self._asked(cell), seed)
+            for cell in known
+            for seed in test_seeds(self.context, count)
+        ]
+
+    @staticmethod
+    def _asked(cell: Cell) -> float:
+        """The learning rate that was asked for where this cell came, the nearest of several."""
+        rates = {x.asked.hyper_parameters.learning_rate for x in cell.results}
+        return min(rates, key=lambda rate: (abs(log2(rate / cell.rate)), rate))
+
+    def _undecided(self, field: Field, chosen: int) -> bool:
+        if chosen == self.largest or chosen not in field.best or self.largest not in field.best:
+            return chosen == self.largest and len(field.best) > 1
+        comparison = self._compare(self._measured(field, chosen), self._measured(field, self.largest))
+        return comparison is None or comparison.verdict is Verdict.UNDECIDED
+
+    # what is known
+
+    def choice(self, field: Field) -> int:
+        """The rank with the smallest expected loss; one that stands out above its neighbours is not taken."""
+        allowed = [r for r in field.best if r not in field.outliers] or list(field.best)
+        return min(sorted(allowed), key=lambda r: self.expected_loss(field, r))
+
+    def expected_loss(self, field: Field, r: int) -> float:
+        """Of taking that rank, in the worth of one inferior rank."""
+        excess = field.excess(r, field.lowest) / self.context.margin
+        return 1 - self._adequate(field, r) + EXCESS * excess + log2(r) / DOUBLINGS
+
+    def _adequate(self, field: Field, r: int) -> float:
+        others = {field.lowest, max(field.best)}
+        return min(field.within(r, other) for other in others)
+
+    def _measured(self, field: Field, r: int) -> Measured:
+        cell, ladder = field.best[r], field.ladders[r]
+        results = finished(self.context, cell.results)
+        seeds = {*test_seeds(self.context, self.effort.looks[1])}
+        if self.context.seeds:  # seeds of a table come in turn
+            seeds = {seed % self.context.seeds for seed in seeds}
+        tested = tuple(x for x in results if x.asked.seed in seeds or x.trial.seed in seeds)
+        return Measured(
+            r=r,
+            learning_rate=self._rate(field, r),
+            bracket=ladder,
+            results=results,
+            tested=tested,
+        )
+
+    def _rate(self, field: Field, r: int) -> float:
+        """Of the best cell; of the parabola's minimum where that was not run, and nothing was repeated."""
+        cell, ladder = field.best[r], field.ladders[r]
+        rate = self._asked(cell)
+        if ladder.closed and not self.scale.given and len(cell.results) == 1 and self.context.seeds != 1:
+            beside = [x.rate for x in field.cells if x.r == r and x.rate > cell.rate and x.diverged]
+            if not beside or ladder.best <= cell.rate:
+                return ladder.best
+        return rate
+
+    def _compare(self, m: Measured, reference: Measured) -> Comparison | None:
+        """By the test seeds, at the last look that both ranks have reached; a decision of the first look stands."""
+        first, last = self.effort.looks
+        if not (m.tested and reference.tested):
+            return None
+        noise = self._noise()
+        early = compare(self.context, m.tested[:first], reference.tested[:first], noise)
         if last <= first:
             return early
         early = early.at_first_look(first / last)
-        if early.verdict is not Verdict.UNDECIDED or not (self._repeated(m) and self._repeated(reference)):
+        both = min(len(m.tested), len(reference.tested))
+        if early.verdict is not Verdict.UNDECIDED or both <= first:
             return early
-        late = compare(self.context, m.results, reference.results, noise)
-        return late.after(early)
+        return compare(self.context, m.tested, reference.tested, noise).after(early)
 
-    def _answer(self, measured: Sequence[Measured], kept: int | None = None) -> RankAnswer:
-        """With the rank that has the smallest expected loss, or `kept`, where that was decided before."""
-        reference, comparisons = self._test(measured)
-        curve = self._curve(measured)
-        by_rank = {m.r: m for m in measured}
-        unproven = None
-        if reference is None:
-            chosen = by_rank.get(self.prior, measured[0])
-        else:
-            largest = min((r for r, c in comparisons if c.verdict is Verdict.ADEQUATE), default=reference.r)
-            if kept is None:
-                allowed = self._not_inferior(measured, reference, largest)
-                kept = largest if curve is None else curve.choice(allowed)
-            chosen = by_rank[kept]
-            if kept < largest:
-                unproven = self._compare(chosen, reference)
+    def _noise(self) -> SeedNoise:
+        """Pooled over what was repeated near each rank's best: past the edge of stability seeds scatter more."""
+        return seed_noise(self.context, self.field.near_best)
+
+    def answer(self) -> RankAnswer:
+        """What all results so far say."""
+        field = self.field
+        if not field.best:
+            return self._unmeasured(field)
+        measured = {r: self._measured(field, r) for r in field.best}
+        chosen, reference = measured[self.choice(field)], measured[max(measured)]
+        comparisons = self._tests(measured, reference)
+        verdicts = {r: c.verdict for r, c in comparisons}
+        best = measured[field.lowest]
+        beaten = field.level(chosen.r) > field.level(best.r) + self.context.margin
+        shown = verdicts.get(chosen.r) is Verdict.ADEQUATE and chosen.fair and reference.fair
         return RankAnswer(
             chosen=chosen,
             reference=reference,
-            measured=tuple(sorted(measured, key=lambda m: m.r)),
+            measured=tuple(measured[r] for r in sorted(measured)),
             comparisons=comparisons,
-            settled=unproven is None and bool(comparisons),
-            unproven=unproven,
-            intervals=_intervals(chosen.r, comparisons, unproven),
-            curve=curve,
-            law=self._law(measured),
+            best=best,
+            settled=shown and not beaten,
+            intervals=_intervals(chosen.r, comparisons),
+            adequate={r: self._adequate(field, r) for r in field.best},
+            law=self._law(field, measured),
             noise=self._noise(),
-            correction=self.correction,
-            all_results=self._all_results,
+            correction=field.correction(reference.r),
+            outliers=field.outliers,
+            all_results=tuple(self.results),
         )
 
-    def _not_inferior(
-        self, measured: Sequence[Measured], reference: Measured, largest: int
-    ) -> tuple[int, ...]:
-        """`largest`, and the ranks below it down to the first that is shown inferior."""
-        found = [largest]
-        for m in sorted((m for m in measured if m.results and m.r < largest), key=lambda m: -m.r):
-            if self._compare(m, reference).verdict is Verdict.INFERIOR:
+    def _tests(
+        self, measured: Mapping[int, Measured], reference: Measured
+    ) -> tuple[tuple[int, Comparison], ...]:
+        """From the largest rank downwards, to the first that is not adequate."""
+        found = []
+        for r in sorted(measured, reverse=True):
+            comparison = self._compare(measured[r], reference) if r != reference.r else None
+            if comparison is None:
+                continue
+            found.append((r, comparison))
+            if comparison.verdict is not Verdict.ADEQUATE:
                 break
-            found.append(m.r)
         return tuple(found)
+
+    def _unmeasured(self, field: Field) -> RankAnswer:
+        """Nothing has finished on all rows: the prior's rank, at the best rate of part of the rows if there is one."""
+        r = nearest(self.candidates, rank_prior(self.context).value)
+        rate = self._centre(field, r)
+        part = [x for x in self.results if x.finished and x.trial.fraction < 1]
+        if part:
+            best = min(part, key=lambda x: x.nll)
+            fraction = best.asked.fraction
+            law = usual_rate(self.context, r, self.batch) / usual_rate(self.context, r, self.batch, fraction)
+            rate = best.asked.hyper_parameters.learning_rate * law
+        chosen = Measured(r=r, learning_rate=self.scale.window(rate, 1)[0], bracket=None, results=())
+        return RankAnswer(
+            chosen=chosen,
+            reference=None,
+            measured=(),
+            comparisons=(),
+            best=None,
+            settled=False,
+            intervals={},
+            adequate={},
+            law=None,
+            noise=seed_noise(self.context, self.results),
+            correction=1.0,
+            outliers=frozenset(),
+            all_results=tuple(self.results),
+        )
+
+    def _law(self, field: Field, measured: Mapping[int, Measured]) -> PowerLaw | None:
+        """Through the ranks that did not fail; None below three of them, or where the rank changes nothing."""
+        known = [m for r, m in measured.items() if r not in field.outliers]
+        if len(known) < 3:
+            return None
+        losses = [mean_loss(self.context, m.results) for m in known]
+        law = fit_power_law([m.r for m in known], losses)
+        return law if law.excess(min(m.r for m in known), self.largest) > 0 else None
 
 
 def _intervals(
-    chosen: int, comparisons: Sequence[tuple[int, Comparison]], unproven: Comparison | None
+    chosen: int, comparisons: Sequence[tuple[int, Comparison]]
 ) -> dict[int, tuple[float, float] | None]:
     """Of what the decision rests on. The ranks between have their one-sided bounds, which the test is about."""
     told = {r: c for r, c in comparisons if r == chosen or c.verdict is not Verdict.ADEQUATE}
-    if unproven is not None:
-        told[chosen] = unproven
     return dict(zip(told, family_intervals(list(told.values())), strict=True))

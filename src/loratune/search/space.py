@@ -13,7 +13,9 @@ RATE_STEP = 3.0
 ALPHA_RATIO = 2.0
 ALPHA_RATIOS = (1.0, 1.5, 2.0, 3.0)
 FEWEST_STEPS = 10
-"""A trial on part of the rows has at least this many optimiser steps, or uses more rows."""
+"""A batch size is tried only where it leaves at least this many optimiser steps."""
+SCREENED_STEPS = 25
+"""A trial on part of the rows has at least this many, or uses more rows: fewer say little of a schedule."""
 
 
 def nearest(candidates: Sequence[int], value: float) -> int:
@@ -147,15 +149,15 @@ def test_seeds(context: SearchContext, count: int) -> tuple[int, ...]:
     return tuple(context.seed + 1 + index for index in range(available))
 
 
-def screening_fraction(context: SearchContext, batch: int) -> float:
-    """Share of the rows for trials that only discard learning rates; 1 where nothing smaller is of use.
+def screening_fraction(context: SearchContext, batch: int, affordable: float) -> float:
+    """Share of the rows for trials that choose a learning rate where the budget does not pay for a bracket on all rows.
 
-    About 100 steps, between a tenth and a quarter of the rows; never fewer than 10 steps.
+    A third of the `affordable` full runs each, but at least `SCREENED_STEPS` steps and a tenth of the rows; 1 where
+    nothing smaller is of use.
     """
     steps = context.rows * context.epochs / batch
-    wanted = min(max(100 / steps, 0.1), 0.25)
-    fraction = max(wanted, FEWEST_STEPS / steps, context.smallest_fraction)
-    return 1.0 if fraction > 0.5 else round(fraction, 3)
+    fraction = max(affordable / 3, SCREENED_STEPS / steps, 0.1, context.smallest_fraction)
+    return 1.0 if fraction > 0.7 else round(fraction, 3)
 
 
 def unit_cost(context: SearchContext, fraction: float = 1.0) -> float:

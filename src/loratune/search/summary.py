@@ -5,7 +5,7 @@ from typing import Any
 
 from loratune.maths.elbow import elbow
 from loratune.search.challenge import ChallengeAnswer
-from loratune.search.compare import mean_loss
+from loratune.search.compare import mean_loss, unit
 from loratune.search.effort import Effort
 from loratune.search.ranks import RankAnswer
 from loratune.values import SearchContext, Stage, StageSummary, TrialResult
@@ -37,22 +37,25 @@ def stage_summary(
 def plan_note(context: SearchContext, effort: Effort, stage: Stage) -> str:
     """What the plan tries in this stage."""
     if stage is Stage.RANK:
-        parts = [_number(effort.ranks, "rank")]
-        if effort.anchor_rates:
-            where = "all rows" if effort.fraction == 1 else f"{effort.fraction:.0%} of the rows"
-            parts.append(f"{_number(effort.anchor_rates, 'learning rate')} screened at one rank on {where}")
-        if effort.screened_rates:
-            parts.append(f"{effort.screened_rates} at each other rank")
-        if effort.full_rates:
-            parts.append(f"{_number(effort.full_rates, 'learning rate')} compared at each rank on all rows")
-        parts.append(f"{_number(effort.seeds, 'run')} of each rank at its best one")
-        return ", ".join(parts)
+        return _rank_note(context, effort)
     if stage is Stage.BATCH:
         return _number(effort.batches, "other batch size") if effort.batches else "left out"
     if stage is Stage.ALPHA:
         given = f"fixed at {context.lora_alpha:g}" if context.lora_alpha is not None else "left out"
         return _number(effort.alphas, "other alpha") if effort.alphas else given
     return "asked for" if effort.regularisers else "only if validation NLL rises while training NLL falls"
+
+
+def _rank_note(context: SearchContext, effort: Effort) -> str:
+    margin = f"margin {context.margin:g} {unit(context)}"
+    if effort.fraction < 1:
+        return f"{_number(effort.rates, 'learning rate')} on {effort.fraction:.0%} of the rows"
+    first = f"{_number(effort.rates, 'learning rate')} at "
+    first += (
+        f"rank {effort.ranks[0]}" if len(effort.ranks) == 1 else f"each of {len(effort.ranks)} ranks at once"
+    )
+    seeds = f"{_number(effort.looks[0], 'test seed')}, {effort.looks[1]} where undecided"
+    return f"{first}, then the way down from rank {max(effort.ranks)}; {seeds}; {margin}"
 
 
 def _number(count: int, noun: str) -> str:
@@ -64,7 +67,7 @@ def rank_words(answer: RankAnswer) -> str:
     chosen = answer.chosen
     how = "shown as good as" if answer.settled else "not shown as good as"
     text = f"rank {chosen.r} at learning rate {chosen.learning_rate:g}"
-    if answer.reference is None or not answer.comparisons:
+    if answer.reference is None or len(answer.measured) < 2:
         return f"{text}, not compared with other ranks"
     if answer.reference.r == chosen.r:
         return f"{text}, the largest: no smaller one was shown as good"

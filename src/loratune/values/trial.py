@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from hashlib import sha256
 from json import dumps
 from math import inf
@@ -57,13 +58,7 @@ class Trial:
     @property
     def key(self) -> str:
         """Identity: 16 hex digits of all that changes the result, the same in every process."""
-        values = self.hyper_parameters.to_dict()
-        names = values.pop("target_modules")
-        pattern = sorted(values.pop("rank_pattern", {}).items())
-        numbers = {name: float(value) for name, value in values.items()}  # 8 and 8.0 are the same alpha
-        facts = [numbers, names, self.seed, round(self.fraction, 9), self.stage is Stage.FINAL]
-        facts += [pattern] if pattern else []
-        return sha256(dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        return _key(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -83,6 +78,17 @@ class Trial:
             fraction=values["fraction"],
             stage=Stage(values["stage"]),
         )
+
+
+@lru_cache(maxsize=2**14)  # a search is replayed from its start for every request
+def _key(trial: Trial) -> str:
+    values = trial.hyper_parameters.to_dict()
+    names = values.pop("target_modules")
+    pattern = sorted(values.pop("rank_pattern", {}).items())
+    numbers = {name: float(value) for name, value in values.items()}  # 8 and 8.0 are the same alpha
+    facts = [numbers, names, trial.seed, round(trial.fraction, 9), trial.stage is Stage.FINAL]
+    facts += [pattern] if pattern else []
+    return sha256(dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

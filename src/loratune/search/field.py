@@ -1,0 +1,235 @@
+"""All runs that compare ranks, by rank and learning rate: what they say together, and what failed. Decides nothing."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from math import exp, inf, log
+
+import numpy as np
+
+from loratune.maths.surface import Place, Runs, Surface
+from loratune.metrics import find
+from loratune.search.bracket import Bracket, summarise
+from loratune.search.compare import FULL, finished, loss, mean_loss
+from loratune.search.procedure import Results
+from loratune.search.space import usual_rate
+from loratune.values import SearchContext, TrialResult
+
+STANDS_OUT = 0.15
+"""Share of the loss by which a run lies above both neighbouring ranks where it is not believed (and five margins)."""
+CLOSE = 0.05
+"""Share of the loss above a rank's lowest measured one within which its neighbours may say that another is lower."""
+STEADY, STEADY_SHARE = 2.0, 0.1
+"""Margins, and share of the loss, above a rank's best within which a cell tells of its minimum and of its seeds."""
+_SLOPE_SD = 0.15
+"""Prior of how the best learning rate drifts off the law, e-folds per doubling of the rank."""
+_PLACE_SD = 0.35
+"""E-folds between a rank's best learning rate and the law corrected so far."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """A rank at a learning rate that was run."""
+
+    r: int
+    rate: float
+    results: Results
+    """All of them, diverged ones included."""
+
+    @property
+    def diverged(self) -> bool:
+        return any(not result.finished for result in self.results)
+
+
+class Field:
+    """Runs on all rows at one batch size and the usual alpha."""
+
+    def __init__(self, context: SearchContext, batch: int, results: Sequence[TrialResult]) -> None:
+        self.context, self.batch = context, batch
+        self.results = tuple(result for result in results if result.trial.fraction >= FULL)
+
+    @property
+    def _nats(self) -> bool:
+        return find(self.context.metric).info.by_nll
+
+    @cached_property
+    def cells(self) -> tuple[Cell, ...]:
+        """By rank, then learning rate; each run once, whatever was asked for."""
+        found: dict[tuple[int, float], dict[int, TrialResult]] = defaultdict(dict)
+        for result in self.results:
+            setting = result.trial.hyper_parameters
+            found[setting.r, setting.learning_rate][result.trial.seed] = result
+        return tuple(
+            Cell(r=r, rate=rate, results=tuple(own[seed] for seed in sorted(own)))
+            for (r, rate), own in sorted(found.items())
+        )
+
+    @cached_property
+    def ranks(self) -> tuple[int, ...]:
+        """With a finished run, ascending."""
+        return tuple(dict.fromkeys(cell.r for cell in self.cells if not cell.diverged))
+
+    @cached_property
+    def ladders(self) -> dict[int, Bracket]:
+        """The learning rates tried at each rank."""
+        found = {}
+        for r in dict.fromkeys(cell.r for cell in self.cells):
+            own = [result for cell in self.cells if cell.r == r for result in cell.results]
+            found[r] = summarise(own, usual_rate(self.context, r, self.batch), refine=True)
+        return found
+
+    # what the runs say together
+
+    @cached_property
+    def _known(self) -> tuple[Cell, ...]:
+        """Cells that may be recommended: all their runs finished."""
+        return tuple(cell for cell in self.cells if not cell.diverged and self._values(cell))
+
+    def _values(self, cell: Cell) -> tuple[float, ...]:
+        """y of each finished run: the logarithm of the loss, or hundredths of points."""
+        losses = [loss(self.context, result) for result in cell.results]
+        return tuple(
+            (log(max(value, 1e-9)) if self._nats else value / 100) for value in losses if value < inf
+        )
+
+    def _place(self, cell: Cell) -> Place:
+        return cell.r, log(cell.rate / usual_rate(self.context, cell.r, self.batch))
+
+    @cached_property
+    def surface(self) -> Surface:
+        """Over all cells that may be recommended; their order is that of `_known`."""
+        runs = tuple(Runs(self._place(cell), self._values(cell)) for cell in self._known)
+        return _surface(runs)
+
+    @cached_property
+    def best(self) -> dict[int, Cell]:
+        """The cell of each rank with the lowest expected loss, of those that measured close to its lowest one."""
+        lows: dict[int, float] = {}
+        for cell in self._known:
+            lows[cell.r] = min(lows.get(cell.r, inf), self._mean(cell))
+        found: dict[int, int] = {}
+        means = self.surface.means if self._known else np.zeros(0)
+        for index, cell in enumerate(self._known):
+            near = self._mean(cell) <= lows[cell.r] + max(self.context.margin, CLOSE * abs(lows[cell.r]))
+            if near and (cell.r not in found or means[index] < means[found[cell.r]]):
+                found[cell.r] = index
+        return {r: self._known[index] for r, index in found.items()}
+
+    def _index(self, r: int) -> int:
+        return self._known.index(self.best[r])
+
+    def level(self, r: int) -> float:
+        """Expected loss of a rank's best cell, in the metric's unit."""
+        y = float(self.surface.means[self._index(r)])
+        return exp(y) if self._nats else 100 * y
+
+    def _scale(self, r: int) -> float:
+        """y for each unit of the loss, near a rank's best."""
+        return 1 / self.level(r) if self._nats else 0.01
+
+    def within(self, r: int, other: int) -> float:
+        """Probability that a rank at its best loses at most the margin against another at its own."""
+        if r == other:
+            return 1.0
+        return self.surface.below(
+            self._index(r), self._index(other), self.context.margin * self._scale(other)
+        )
+
+    def excess(self, r: int, other: int) -> float:
+        """Expected loss of a rank above another, 0 where it is better, in the metric's unit."""
+        if r == other:
+            return 0.0
+        return self.surface.excess(self._index(r), self._index(other)) / self._scale(other)
+
+    @cached_property
+    def lowest(self) -> int:
+        """The rank with the lowest expected loss."""
+        return min(self.best, key=self.level)
+
+    # learning rates of ranks not run yet
+
+    def correction(self, r: int) -> float:
+        """Best learning rate at rank r over the law's, by those measured: a level and a slope, both shrunk to 0."""
+        known = [(other, ladder) for other, ladder in self.ladders.items() if ladder.nll < inf]
+        if not known:
+            lowest = [
+                min(rate for rate, _ in ladder.tried) for ladder in self.ladders.values() if ladder.tried
+            ]
+            ranks = list(self.ladders)
+            if not lowest:
+                return 1.0
+            return min(
+                rate / 3 / usual_rate(self.context, at, self.batch)
+                for at, rate in zip(ranks, lowest, strict=True)
+            )
+        at = np.log2([float(other) for other, _ in known]) - np.log2(r)
+        offsets = np.array(
+            [log(ladder.best / usual_rate(self.context, other, self.batch)) for other, ladder in known]
+        )
+        sure = np.array([1.0 if ladder.closed else 0.5 for _, ladder in known])
+        noise = (_PLACE_SD / sure) ** 2 / 3
+        covariance = 4.0 + _SLOPE_SD**2 * np.outer(at, at) + np.diag(noise)
+        # near ranks share what the slope does not explain
+        apart = np.abs(at[:, None] - at[None, :])
+        covariance += _PLACE_SD**2 * np.exp(-apart / 2)
+        cross = 4.0 + _PLACE_SD**2 * np.exp(-np.abs(at) / 2)
+        return exp(float(cross @ np.linalg.solve(covariance, offsets)))
+
+    # what failed
+
+    @cached_property
+    def suspects(self) -> tuple[Cell, ...]:
+        """Cells that diverged though no lower rate of their rank was run, and bests that stand out above both
+        neighbouring ranks: to be repeated at a third of their rate before anything is concluded."""
+        found = []
+        lowest: dict[int, Cell] = {}
+        for cell in self.cells:
+            lowest.setdefault(cell.r, cell)
+        for r, cell in lowest.items():
+            if cell.diverged and r not in self.best:
+                found.append(cell)
+        for r in self.outliers:
+            cell = self.best[r]
+            if not any(other.rate < cell.rate / 2 for other in self.cells if other.r == r):
+                found.append(cell)
+        return tuple(found)
+
+    @cached_property
+    def outliers(self) -> frozenset[int]:
+        """Ranks whose best loss stands out above both neighbouring ranks."""
+        ranks = sorted(self.best)
+        lows = {r: min(loss(self.context, x) for x in self._finished_of(r)) for r in ranks}
+        found = set()
+        for low, r, high in zip(ranks, ranks[1:], ranks[2:], strict=False):
+            above = lows[r] - max(lows[low], lows[high])
+            if above > max(5 * self.context.margin, STANDS_OUT * abs(lows[r])):
+                found.add(r)
+        return frozenset(found)
+
+    def _finished_of(self, r: int) -> Results:
+        return finished(self.context, [x for cell in self.cells if cell.r == r for x in cell.results])
+
+    @cached_property
+    def promising(self) -> frozenset[tuple[int, float]]:
+        """(rank, learning rate) of cells whose loss is close enough to their rank's best to steady its minimum."""
+        found = set()
+        for cell in self._known:
+            best = self.best[cell.r]
+            reach = max(2 * STEADY * self.context.margin, STEADY_SHARE * abs(self._mean(best)))
+            if self._mean(cell) <= self._mean(best) + reach:
+                found.add((cell.r, cell.rate))
+        return frozenset(found)
+
+    def _mean(self, cell: Cell) -> float:
+        return mean_loss(self.context, finished(self.context, cell.results))
+
+    @cached_property
+    def near_best(self) -> Results:
+        """Finished runs of these cells."""
+        return tuple(x for cell in self.cells if (cell.r, cell.rate) in self.promising for x in cell.results)
+
+
+@lru_cache(maxsize=512)  # a search is replayed from its start for every request
+def _surface(runs: tuple[Runs, ...]) -> Surface:
+    return Surface(runs, tuple(each.place for each in runs))
