@@ -30,8 +30,8 @@ from loratune.runners.runner import (
     only,
 )
 from loratune.runners.simulated import TableRunner
-from loratune.testing.runners import RunnerContract
 from loratune.search.expected import expected
+from loratune.testing.runners import RunnerContract
 from loratune.values import SearchContext, Stage, Trial, TrialResult, default_recipe
 from planted import Planted
 

@@ -12,11 +12,11 @@ from loratune.costs.memory import TIGHT
 from loratune.costs.planner import LivePack, Planner
 from loratune.costs.step_time import StepTime
 from loratune.metrics import BUILT_IN, find
+from loratune.search.expected import expected
 from loratune.search.make import make_strategy
 from loratune.search.strategy import Strategy
 from loratune.tuning.options import SearchOptions
 from loratune.tuning.pricing import Pricing
-from loratune.search.expected import expected
 from loratune.tuning.rehearsal import Rehearsal, rehearse
 from loratune.values import HyperParameters, ModelProfile, SearchContext, Stage, TrialResult
 
