@@ -58,6 +58,8 @@ KEYS = {
         ],
         **dict.fromkeys(["trials", "wanted_trials", "interactions", "noise"]),
     },
+    "timeline": [],
+    "mean_trials_in_pack": 0.0,
     "stages": [
         dict.fromkeys(["name", "question", "answer", "trials", "diverged", "cost", "seconds", "details"])
     ],

@@ -29,6 +29,7 @@ from loratune.runners.local import LocalRunner
 from loratune.study.events import read_events
 from loratune.study.record import Study
 from loratune.tuning.options import TuneOptions, read_toml
+from loratune.tuning.timeline import PARTS
 from loratune.tuning.workbench import open_workbench
 from loratune.values import Stage
 from loratune.values.events import Event, Phase, TrialEnded
@@ -94,6 +95,18 @@ def test_everything_is_written(done: TuneResult) -> None:
     }
 
 
+def test_the_timeline_is_the_wall_clock(done: TuneResult) -> None:
+    values = document(done)
+    parts = {part["name"]: part["seconds"] for part in values["timeline"]}
+    assert list(parts) == list(PARTS)
+    assert sum(parts.values()) == pytest.approx(values["cost"]["seconds"], abs=0.05)
+    assert min(parts["training"], parts["start-up"], parts["calibration"], parts["final run"]) > 0
+    results = [r for r in Study.load(done.directory).results() if r.asked.stage is not Stage.FINAL]
+    shares = sum(result.seconds for result in results)
+    assert parts["training"] + parts["evaluation"] == pytest.approx(shares, rel=0.02)
+    assert 1 <= values["mean_trials_in_pack"] <= len(results)
+
+
 def test_its_events_tell_the_whole_story(done: TuneResult) -> None:
     events = list(read_events(done.directory))
     assert [each["event"] for each in events[:2]] == ["started", "phase began"]
@@ -111,7 +124,8 @@ def test_its_events_tell_the_whole_story(done: TuneResult) -> None:
 def test_result_has_the_keys_that_other_programs_rely_on(done: TuneResult) -> None:
     values = document(done)
     assert set(values) - {"sensitivity"} == {
-        "schema", "recommended", "metrics", "evidence", "cost", "stages", "training",
+        "schema", "recommended", "metrics", "evidence", "cost", "stages", "training", "timeline",
+        "mean_trials_in_pack",
     }  # fmt: skip
     assert values["schema"] == 1
     assert set(values["recommended"]) == {

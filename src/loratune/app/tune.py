@@ -16,6 +16,7 @@ from loratune.tuning.job import CLOCK_CUT, Job
 from loratune.tuning.lessons import LearningPlanner
 from loratune.tuning.options import TuneOptions, keyword_options
 from loratune.tuning.resumption import begin, find_study, is_finished, open_study, price, resumable
+from loratune.tuning.timeline import Timeline
 from loratune.tuning.workbench import open_workbench
 from loratune.values.events import Bus, Event, Finished, Note, Phase, PhaseBegan, Started, Tell, nobody
 
@@ -47,7 +48,8 @@ def run_tune(
     if existing is not None:
         check_free(options.directory)
     with EventLog() as log, FolderLock(options.directory) as lock:
-        tell = Bus(log, tell)
+        timeline = Timeline(started=started)
+        tell = Bus(log, timeline, tell)
         tell(_started(options, resumed=existing is not None))
         tell(PhaseBegan(phase=Phase.LOADING))
         with open_workbench(
@@ -75,6 +77,7 @@ def run_tune(
                 study=study,
                 tell=tell,
                 started=started,
+                timeline=timeline,
             )
             with closing(study), resumable(options, job.keep_costs):
                 return job.run()

@@ -86,6 +86,10 @@ class RunCost:
     measured_bytes: int = 0
     sequential_seconds: float | None = None
     """Estimate for the same trials one after another; None where it is not known."""
+    timeline: tuple[tuple[str, float], ...] = ()
+    """(part of the run, seconds), which sum to the wall clock; empty where an earlier version ran."""
+    mean_trials_in_pack: float = 0.0
+    """Of the search, weighted by the seconds of its steps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -136,7 +136,7 @@ def _figures(facts: RunFacts) -> dict[str, Drawn]:
         "cost": _drawn(
             bool(costs),
             lambda: figures.cost_figure(costs),
-            takeaways.cost_sentence(facts),
+            " ".join(filter(None, (takeaways.cost_sentence(facts), takeaways.timeline_sentence(facts)))),
             "No trial was run.",
         ),
     }

@@ -132,6 +132,8 @@ def result_values(facts: RunFacts) -> dict[str, Any]:
                 "predicted_seconds": cost.predicted_seconds,
                 "peak_memory_bytes": {"predicted": cost.predicted_bytes, "measured": cost.measured_bytes},
             },
+            "timeline": [{"name": name, "seconds": seconds} for name, seconds in cost.timeline],
+            "mean_trials_in_pack": cost.mean_trials_in_pack,
             "stages": [stage.to_dict() for stage in facts.decision.stages],
             **({"training": facts.training.to_dict()} if facts.training else {}),
             **({"sensitivity": facts.sensitivity.to_dict()} if facts.sensitivity else {}),

@@ -153,6 +153,14 @@ def cost_sentence(facts: RunFacts) -> str:
     return text + "."
 
 
+def timeline_sentence(facts: RunFacts) -> str:
+    """Where the time went, and how full the packs were; empty where it is not known."""
+    parts = [f"{name} {duration(seconds)}" for name, seconds in facts.cost.timeline if seconds >= 0.05]
+    if not parts:
+        return ""
+    return f"Of it {', '.join(parts)}; {facts.cost.mean_trials_in_pack:.1f} trials in the pack on average."
+
+
 def missing(facts: RunFacts, stage: Stage) -> str:
     """Why a stage has nothing to show, in one sentence."""
     trials = [result for result in facts.results if result.asked.stage is stage]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 
 from loratune.analysis.comparison import Final
@@ -30,6 +30,7 @@ from loratune.tuning.lessons import LearningPlanner
 from loratune.tuning.options import TuneOptions
 from loratune.tuning.outcome import run_facts, write_report
 from loratune.tuning.resumption import CLOCK_START, CUT, PEAK, SECONDS, predicted_seconds
+from loratune.tuning.timeline import TIMELINE, Timeline
 from loratune.tuning.workbench import Workbench
 from loratune.values import Decision, Stage, StudiedTask, TrialResult, Truncation
 from loratune.values.diagnosis import Diagnosis
@@ -61,8 +62,11 @@ class Job:
     study: Study
     tell: Tell
     started: float
+    timeline: Timeline
+    """Subscribed to what is told."""
 
     def __post_init__(self) -> None:
+        self.timeline.begin_with(self.study.get_fact(TIMELINE, {}))
         self.earlier = self.study.decode_fact(SECONDS, float) or 0.0
         self.earlier_peak = self.study.decode_fact(PEAK, int) or 0
         self.clock_start = self.study.decode_fact(CLOCK_START, float) or 0.0
@@ -81,6 +85,7 @@ class Job:
         """For a later part of the run."""
         self.study.put_fact(SECONDS, self.seconds)
         self.study.put_fact(PEAK, self.peak_bytes)
+        self.study.put_fact(TIMELINE, self.timeline.kept())
 
     def run(self) -> tuple[TuneResult, int]:
         forget_peak(
@@ -182,13 +187,7 @@ class Job:
             cut=cut,
             before=before,
             shortages=self.planner.sentences,
-            cost=RunCost(
-                seconds=self.seconds,
-                predicted_seconds=predicted_seconds(self.study, self.options, self.priced),
-                predicted_bytes=self.priced.peak_bytes,
-                measured_bytes=self.peak_bytes,
-                sequential_seconds=self._sequential_seconds(),
-            ),
+            cost=self._cost(),
         )
         name = portable_name(self.options.model)
         save_adapter(
@@ -204,7 +203,7 @@ class Job:
         self.study.put_fact(TASK, task.to_dict())
         self.study.put_fact(CUT, cut)
         write_report(facts, directory, self.tell)
-        write_result(facts, directory)
+        write_result(replace(facts, cost=self._cost()), directory)
         shutil.rmtree(directory / FOLDER, ignore_errors=True)
         if not (cut or self.options.no_ledger):
             key = study_key(fingerprint(self.options, self.bench))
@@ -212,6 +211,18 @@ class Job:
                 self.tell(Note(text=trouble))
         self.tell(Finished(directory=str(directory), seconds=self.seconds, cut=cut))
         return load_result(directory)
+
+    def _cost(self) -> RunCost:
+        """Up to now."""
+        return RunCost(
+            seconds=self.seconds,
+            predicted_seconds=predicted_seconds(self.study, self.options, self.priced),
+            predicted_bytes=self.priced.peak_bytes,
+            measured_bytes=self.peak_bytes,
+            sequential_seconds=self._sequential_seconds(),
+            timeline=tuple(self.timeline.seconds().items()),
+            mean_trials_in_pack=self.timeline.mean_trials_in_pack,
+        )
 
     def _studied(self, decision: Decision) -> StudiedTask:
         """This study as later ones may learn from it."""

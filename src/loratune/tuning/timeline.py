@@ -1,0 +1,92 @@
+"""Where the wall clock of a run goes, by what its events tell; their sum is the clock's."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from time import monotonic
+
+from loratune.values.events import Event, Finished, Phase, PhaseBegan, Progress, TrialEnded
+
+TIMELINE = "timeline"
+"""The fact of a study that holds what earlier parts of a run took."""
+_OCCUPIED = "trial seconds"
+"""Seconds of steps times the trials in them."""
+START, TRAINING, EVALUATION, WAITING = "start-up", "training", "evaluation", "waiting"
+NAMES = {
+    Phase.LOADING: START,
+    Phase.CALIBRATING: "calibration",
+    Phase.ANALYSING: "analysis",
+    Phase.FINAL_RUN: "final run",
+    Phase.TESTING: "test",
+    Phase.WRITING: "writing",
+}
+"""Parts that are a phase; searching is training, evaluation and waiting."""
+PARTS = (START, "calibration", TRAINING, EVALUATION, WAITING, "analysis", "final run", "test", "writing")
+"""In the order in which they come."""
+
+
+class Timeline:
+    """A subscriber. Of the search it knows the seconds of steps (training) and those that its trials had a share in
+    beyond (evaluation); the rest is waiting: trials that enter and leave, questions to the strategy, recording.
+    """
+
+    def __init__(self, *, started: float, clock: Callable[[], float] = monotonic) -> None:
+        """`started`: as the user's clock began, before the first event."""
+        self._clock = clock
+        self._phase, self._since = Phase.LOADING, started
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._training = self._shares = self._occupied = 0.0
+        self._earlier: Mapping[str, float] = {}
+
+    def begin_with(self, earlier: Mapping[str, float]) -> None:
+        """What `kept` gave in an earlier part of the run."""
+        self._earlier = dict(earlier)
+
+    def __call__(self, event: Event) -> None:
+        """Take notice of one event."""
+        match event:
+            case PhaseBegan(phase=phase):
+                self._close(phase)
+            case Progress() if self._phase is Phase.SEARCHING:
+                self._training += event.seconds
+                self._occupied += event.seconds * event.occupancy
+            case TrialEnded() if self._phase is Phase.SEARCHING:
+                self._shares += event.seconds
+            case Finished():
+                self._close(self._phase)
+            case _:
+                pass
+
+    def _close(self, following: Phase) -> None:
+        now = self._clock()
+        self._book(self._seconds, now - self._since)
+        self._phase, self._since = following, now
+
+    def _book(self, seconds: dict[str, float], taken: float) -> None:
+        """So many seconds of the phase that goes on, which never come to more than they were."""
+        if self._phase is not Phase.SEARCHING:
+            seconds[NAMES[self._phase]] += taken
+            return
+        training = min(taken, self._training - seconds[TRAINING])
+        evaluation = min(taken - training, max(0.0, self._shares - self._training - seconds[EVALUATION]))
+        seconds[TRAINING] += training
+        seconds[EVALUATION] += evaluation
+        seconds[WAITING] += taken - training - evaluation
+
+    def seconds(self) -> dict[str, float]:
+        """Up to now, by part, earlier parts of a resumed run included; parts that did not come are 0."""
+        found = defaultdict(float, self._seconds)
+        self._book(found, self._clock() - self._since)
+        return {name: found[name] + self._earlier.get(name, 0.0) for name in PARTS}
+
+    def kept(self) -> dict[str, float]:
+        """What a later part of the run begins with."""
+        return {**self.seconds(), _OCCUPIED: self._occupied + self._earlier.get(_OCCUPIED, 0.0)}
+
+    @property
+    def mean_trials_in_pack(self) -> float:
+        """Of the search, weighted by the seconds of its steps; 0 where none was taken."""
+        training = self._training + self._earlier.get(TRAINING, 0.0)
+        occupied = self._occupied + self._earlier.get(_OCCUPIED, 0.0)
+        return occupied / training if training else 0.0
