@@ -214,13 +214,14 @@ class Job:
 
     def _cost(self) -> RunCost:
         """Up to now."""
+        seconds, timeline = self.seconds, self.timeline.seconds()  # of one moment: reading the study takes a while
         return RunCost(
-            seconds=self.seconds,
+            seconds=seconds,
             predicted_seconds=predicted_seconds(self.study, self.options, self.priced),
             predicted_bytes=self.priced.peak_bytes,
             measured_bytes=self.peak_bytes,
             sequential_seconds=self._sequential_seconds(),
-            timeline=tuple(self.timeline.seconds().items()),
+            timeline=tuple(timeline.items()),
             mean_trials_in_pack=self.timeline.mean_trials_in_pack,
         )
 
