@@ -267,7 +267,7 @@ def command(place: Place, out: Path, *more: str) -> subprocess.Popen[str]:
 
 
 def wait_for(process: subprocess.Popen[str], out: Path, pattern: str, count: int = 1) -> None:
-    limit = time.monotonic() + 120
+    limit = time.monotonic() + 600
     while len(list(out.glob(pattern))) < count:
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
         assert time.monotonic() < limit
