@@ -214,7 +214,10 @@ class Job:
 
     def _cost(self) -> RunCost:
         """Up to now."""
-        seconds, timeline = self.seconds, self.timeline.seconds()  # of one moment: reading the study takes a while
+        seconds, timeline = (
+            self.seconds,
+            self.timeline.seconds(),
+        )  # of one moment: reading the study takes a while
         return RunCost(
             seconds=seconds,
             predicted_seconds=predicted_seconds(self.study, self.options, self.priced),
