@@ -81,7 +81,9 @@ def readers(folder: Path) -> dict[Path, Callable[[], object]]:
         gather(PriorOptions(model="m", data=str(options["data"]), from_study=str(run)))
 
     def toml() -> None:
-        TuneOptions(**read_toml(run / "loratune.toml"))
+        TuneOptions(
+            **{"model": "m", "data": "d"} | read_toml(run / "loratune.toml")
+        )  # the command line asks for them
 
     weights = partial(load_model, model, dtype="float32", device="cpu")
     return {
