@@ -177,8 +177,8 @@ def uninterrupted() -> Iterator[None]:
     try:
         yield
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         if held:
             before[held[0][0]](*held[0])
 
