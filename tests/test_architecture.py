@@ -14,7 +14,7 @@ LAYERS = [
     {"values", "files"},
     {"maths", "kernels"},
     {"metrics"},
-    {"data", "model", "lora", "study"},
+    {"data", "model", "lora", "objectives", "study"},
     {"engine", "search"},
     {"costs"},
     {"runners", "analysis"},
@@ -25,7 +25,19 @@ LAYERS = [
     {"__main__", "__init__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-TORCH_ROOMS = {"kernels", "model", "lora", "engine", "costs", "runners", "analysis", "tuning", "app"}
+TORCH_ROOMS = {
+    "kernels",
+    "model",
+    "lora",
+    "engine",
+    "costs",
+    "runners",
+    "analysis",
+    "tuning",
+    "app",
+    "objectives",
+    "testing",
+}
 TORCH_FILES = {"data/batches.py"}
 HEAVY = {"torch", "transformers", "peft"}
 FILES = sorted(SOURCE.rglob("*.py"))

@@ -87,7 +87,7 @@ def test_head_keeps_logits_in_chunks() -> None:
     table = random_table(97, rows=20)
     packs = engine(tiny_llama(), table)
     (whole,) = packs.evaluate([None], table)
-    with patch("loratune.engine.head._CHUNK_ELEMENTS", {"cpu": 97 * 20}):
+    with patch("loratune.objectives.causal._CHUNK_ELEMENTS", {"cpu": 97 * 20}):
         (cut,) = packs.evaluate([None], table)
     np.testing.assert_allclose(cut.example_nll, whole.example_nll, rtol=1e-12)
 

@@ -9,7 +9,7 @@ import torch
 
 from engine_fixture import engine, labelled_table, tiny_llama, trial
 from kernel_device import DEVICE
-from loratune.engine import head
+from loratune.engine import body
 from loratune.engine.paths import REFERENCE, Paths
 from loratune.kernels.launch import KernelPath
 from loratune.lora.layout import Adapter
@@ -26,7 +26,7 @@ TABLE = labelled_table(LABELS, 12)
 @pytest.fixture(autouse=True)
 def _rows_of_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also on a CPU, where rows of one length run together otherwise."""
-    monkeypatch.setattr(head, "bounds_of", lambda starts, device: table_of(starts).to(device))
+    monkeypatch.setattr(body, "bounds_of", lambda starts, device: table_of(starts).to(device))
 
 
 def base() -> BaseModel:

@@ -20,7 +20,6 @@ from failing import failing, out_of_memory
 from loratune.data.table import TokenTable
 from loratune.engine.cuts import Cuts
 from loratune.engine.evaluate import Evaluation
-from loratune.engine.head import Head
 from loratune.engine.live import EarlyStopping, LiveTrial
 from loratune.engine.machinery import Machinery
 from loratune.engine.pack import PackEngine
@@ -33,6 +32,7 @@ from loratune.engine.step import TrainingStep
 from loratune.errors import ResourceError
 from loratune.lora.layout import Adapter
 from loratune.lora.segments import LowRank
+from loratune.objectives.causal import Causal
 from loratune.values import Trial, TrialResult
 
 LABELS = [[5, 6, 90], [7, 90], [8, 9, 90]]
@@ -152,14 +152,14 @@ def assert_same(found: Outcome, expected: Outcome, tolerance: float = 1e-9) -> N
 @pytest.mark.parametrize(
     ("owner", "name", "at", "place"),
     [
-        pytest.param(Head, "hidden", 3, Place.TRAINING, id="first forward of a step"),
+        pytest.param(Causal, "hidden", 3, Place.TRAINING, id="first forward of a step"),
         pytest.param(LowRank, "forward", 25, Place.TRAINING, id="forward of a layer"),
         pytest.param(LowRank, "backward", 3, Place.TRAINING, id="backward of the first step"),
         pytest.param(LowRank, "backward", 71, Place.TRAINING, id="backward, gradients half there"),
-        pytest.param(Head, "loss_and_gradient", 4, Place.TRAINING, id="head"),
+        pytest.param(Causal, "loss_and_gradient", 4, Place.TRAINING, id="head"),
         pytest.param(Portions, "_places", 5, Place.TRAINING, id="dropout's keys"),
-        pytest.param(Head, "score", 2, Place.EVALUATION, id="evaluation"),
-        pytest.param(Head, "likelihood", 1, Place.EVALUATION, id="labels"),
+        pytest.param(Causal, "score", 2, Place.EVALUATION, id="evaluation"),
+        pytest.param(Causal, "likelihood", 1, Place.EVALUATION, id="labels"),
         pytest.param(PackEngine, "slot", 0, None, id="first slot"),
         pytest.param(PackEngine, "slot", (4, 6), Place.PACK, id="slot beside live ones"),
         pytest.param(torch.optim.AdamW, "step", 8, None, id="update of the second slot"),
@@ -422,7 +422,7 @@ def test_an_evaluation_of_one_row_that_does_not_fit_is_refused(monkeypatch: pyte
     def score(*_: Any) -> None:
         raise out_of_memory()
 
-    monkeypatch.setattr(Head, "score", score)
+    monkeypatch.setattr(Causal, "score", score)
     with pytest.raises(ResourceError, match="does not hold the pack"):
         machine().evaluate([None], VALIDATION)
 
@@ -431,7 +431,7 @@ def test_other_errors_pass() -> None:
     """A mistake is not taken for a shortage."""
     seen: list[Shortage] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Head, "hidden", lambda *_, **__: 1 / 0)
+        patch.setattr(Causal, "hidden", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             machine(on_shortage=seen.append).evaluate([None], VALIDATION)
     assert not seen

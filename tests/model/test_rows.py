@@ -8,7 +8,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from engine_fixture import tiny_llama
 from families import FAMILIES, random_model
 from loratune.data.batches import collate, collate_flat, fill
-from loratune.engine.head import Head
+from loratune.engine.body import Line
 from loratune.engine.paths import REFERENCE, Paths
 from loratune.engine.selfcheck import random_table, selfcheck
 from loratune.errors import ModelError
@@ -17,6 +17,7 @@ from loratune.model import rows as rows_module
 from loratune.model.architecture import longest_row
 from loratune.model.quiet import quiet
 from loratune.model.rows import ByLength, FlatPath, bounds_of, flat, flat_path
+from loratune.objectives.causal import Causal
 
 CPU = torch.device("cpu")
 FLAT = Paths(low_rank=KernelPath(False, "a CPU"), rows=FlatPath(True, "tested"), compiled=False)
@@ -116,7 +117,7 @@ def test_a_decoder_without_states_is_left_to_the_head() -> None:
         model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
     assert not flat_path(model, longest=8).flat
     with pytest.raises(ModelError, match="must have a decoder below its head"):
-        Head(model)
+        Causal(model)
 
 
 def test_kernels_are_not_given_values_of_another_width(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,11 +150,10 @@ def test_no_piece_is_larger_than_the_limit_and_sizes_are_even() -> None:
 
 def test_what_fills_a_line_up_is_cut_into_rows_no_longer_than_the_longest() -> None:
     """A line of 16,384 tokens may lack 1,000: attention would take longer for them as one row than for the rest."""
-    head = Head(tiny_llama().model)
     table = random_table(97, rows=60, longest=24)
     for rows in (60, 55, 50):
         batch = collate_flat(table, range(rows), device=CPU, tokens=1024)
-        line = head.line(batch)
+        line = Line.of(batch)
         assert line is not None
         assert isinstance(line.bounds, ByLength)
         lengths = [length for count, length in line.bounds.groups for _ in range(count)]

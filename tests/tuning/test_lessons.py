@@ -21,12 +21,12 @@ from loratune.costs.correction import UNCORRECTED, Correction
 from loratune.costs.execution import ON_CUDA
 from loratune.costs.limits import Limits
 from loratune.costs.planner import Planner
-from loratune.engine.head import Head
 from loratune.engine.pack import PackEngine
 from loratune.engine.shortage import Place, Shortage
 from loratune.engine.slot import Slot
 from loratune.engine.step import TrainingStep
 from loratune.lora.layout import Adapter
+from loratune.objectives.causal import Causal
 from loratune.reporting.result import TuneResult
 from loratune.runners.local import LocalRunner
 from loratune.study.record import Study
@@ -86,7 +86,7 @@ def small_device() -> Iterator[set[str]]:
     """Memory runs out once in each part of a run that the search has begun; gives the parts still to come."""
     left = {"search", "final", "entry", "evaluation", "labels"}
     train, make, search = TrainingStep._train, PackEngine.slot, LocalRunner._search
-    score, likelihood = Head.score, Head.likelihood
+    score, likelihood = Causal.score, Causal.likelihood
     begun: list[bool] = []
 
     def fail(part: str) -> None:
@@ -105,11 +105,11 @@ def small_device() -> Iterator[set[str]]:
             fail("entry")
         return make(self, wanted, *initial)
 
-    def scored(self: Head, *inputs: Any) -> Any:
+    def scored(self: Causal, *inputs: Any) -> Any:
         fail("evaluation")
         return score(self, *inputs)
 
-    def likely(self: Head, *inputs: Any) -> Any:
+    def likely(self: Causal, *inputs: Any) -> Any:
         fail("labels")
         return likelihood(self, *inputs)
 
@@ -120,8 +120,8 @@ def small_device() -> Iterator[set[str]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainingStep, "_train", trained)
         patch.setattr(PackEngine, "slot", made)
-        patch.setattr(Head, "score", scored)
-        patch.setattr(Head, "likelihood", likely)
+        patch.setattr(Causal, "score", scored)
+        patch.setattr(Causal, "likelihood", likely)
         patch.setattr(LocalRunner, "_search", searched)
         yield left
 

@@ -32,15 +32,22 @@ def total_steps(rows: int, batch_size: int, epochs: float) -> int:
     return max(1, ceil(round(epochs * steps_per_epoch(rows, batch_size), 9)))
 
 
+def whole_groups(numbers: Rows, group: int) -> Rows:
+    """The rows of groups of so many rows, which lie one behind the other, in the order of the groups."""
+    return numbers if group == 1 else (numbers[:, None] * group + np.arange(group)).ravel()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialBatches:
     """The batches of one trial: a new permutation of `rows` in every epoch, the last partial batch kept."""
 
     rows: Rows
-    """Row numbers of the training table."""
+    """Row numbers of the training table; where rows belong together, numbers of their groups."""
     batch_size: int
     epochs: float
     seed: int
+    group: int = 1
+    """Rows that belong together, one behind the other; `batch_size` counts their groups."""
 
     def __len__(self) -> int:
         return total_steps(len(self.rows), self.batch_size, self.epochs)
@@ -53,7 +60,8 @@ class TrialBatches:
             epoch, position = divmod(step, per_epoch)
             if position == 0:
                 order = self.rows[np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))]
-            yield order[position * self.batch_size : (position + 1) * self.batch_size]
+            drawn = order[position * self.batch_size : (position + 1) * self.batch_size]
+            yield whole_groups(drawn, self.group)
 
 
 def cut(lengths: Sequence[int] | Rows, *, launch_tokens: int, max_tokens: int) -> list[Rows]:

@@ -1,9 +1,9 @@
 """Packs that learn from a teacher's soft targets instead of tokens: the engine against a known truth.
 
 The teacher is the base model plus an update of exact rank, so the smallest rank that can follow it is known.
-Only the head differs from ordinary training; batches, packs, optimiser and readings are the engine's own.
+Only the objective differs from ordinary training; batches, packs, optimiser and readings are the engine's own.
 
-Shapes as in `head`: S supervised positions, D hidden size, V vocabulary.
+Shapes as in `objectives.causal`: S supervised positions, D hidden size, V vocabulary.
 """
 
 import copy
@@ -15,9 +15,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from loratune.engine.head import Head
 from loratune.engine.pack import PackEngine
 from loratune.lora.layout import Target
+from loratune.objectives.causal import Causal
+from loratune.objectives.objective import Asked, Objective
 
 
 def planted_teacher(
@@ -41,7 +42,7 @@ def planted_teacher(
     return teacher
 
 
-class TeacherHead(Head):
+class Taught(Causal):
     """The loss is KL(teacher ‖ student) in nats per position; the true tokens play no part.
 
     The teacher's hidden states travel beside the student's as features D to 2D, so whoever picks the
@@ -60,7 +61,7 @@ class TeacherHead(Head):
         return torch.cat([states, taught], -1), output
 
     def loss_and_gradient(
-        self, states: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, output: Any
+        self, states: torch.Tensor, asked: Asked, output: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """KL [S] and the gradient [S, 2D] of Σ weights · KL; the teacher's half of it is zero."""
         losses = torch.empty(len(states), dtype=states.dtype, device=states.device)
@@ -70,20 +71,18 @@ class TeacherHead(Head):
             leaf = states[part, :width].detach().requires_grad_()
             with torch.enable_grad():
                 loss = self._divergence(leaf, states[part, width:], output)[0]
-                (gradient[part, :width],) = torch.autograd.grad((loss * weights[part]).sum(), leaf)
+                (gradient[part, :width],) = torch.autograd.grad((loss * asked.weights[part]).sum(), leaf)
             losses[part] = loss.detach()
         return losses, gradient
 
-    def score(
-        self, states: torch.Tensor, targets: torch.Tensor, output: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """KL [S], and whether both find the same token most likely [S]."""
+    def score(self, states: torch.Tensor, asked: Asked, output: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """KL [S], and the target where both find the same token most likely [S], else -1."""
         losses = torch.empty(len(states), dtype=states.dtype, device=states.device)
-        hits = torch.empty(len(states), dtype=torch.bool, device=states.device)
+        agree = torch.empty(len(states), dtype=torch.bool, device=states.device)
         width = states.shape[1] // 2
         for part in self.chunks(len(states)):
-            losses[part], hits[part] = self._divergence(states[part, :width], states[part, width:], output)
-        return losses, hits
+            losses[part], agree[part] = self._divergence(states[part, :width], states[part, width:], output)
+        return losses, torch.where(agree, asked.targets, -1).to(torch.int32)
 
     def _divergence(
         self, states: torch.Tensor, taught: torch.Tensor, output: Any
@@ -102,5 +101,5 @@ class DistillingEngine(PackEngine):
     teacher: PreTrainedModel
 
     @cached_property
-    def _head(self) -> Head:
-        return TeacherHead(self.base.model, self.teacher)
+    def _objective(self) -> Objective:
+        return Taught(self.base.model, self.teacher)

@@ -1,6 +1,6 @@
-"""Adapters and the bare base on the same rows: NLL and exact match of every row, without gradients.
+"""Adapters and the bare base on the same rows: loss and exact match of every row, without gradients.
 
-Knows no trials and no metrics; of labels only which one was predicted.
+Knows no trials, no metrics and no objective in particular; of labels only which one was predicted.
 """
 
 from collections.abc import Sequence
@@ -13,12 +13,14 @@ import torch
 
 from loratune.data.batches import MicroBatch, Rows
 from loratune.data.table import TokenTable
+from loratune.engine.body import Body, Line
 from loratune.engine.cuts import Cuts
-from loratune.engine.head import Head
+from loratune.engine.portions import asked_of
 from loratune.lora.layout import Adapter
 from loratune.lora.packed import PackedAdapters
 from loratune.lora.segments import PackMember, Segment
 from loratune.maths.sizes import CAPACITY
+from loratune.objectives.objective import Objective
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -33,6 +35,7 @@ class Evaluation:
     That is the case exactly where greedy decoding of the same length gives the completion.
     """
     supervised_tokens: int
+    """What the rows count for in the mean: their supervised tokens, or what the objective counts."""
     tokens: npt.NDArray[np.int32] | None = None
     """[supervised tokens] the most likely one at each position, row after row; None where they were not kept."""
     predictions: npt.NDArray[np.int64] | None = None
@@ -47,13 +50,22 @@ class Evaluation:
 class Evaluator:
     """Forward passes of several models at once; the hooks of `packed` must be in place."""
 
-    def __init__(self, head: Head, packed: PackedAdapters, cuts: Cuts, *, keeps_tokens: bool = False) -> None:
+    def __init__(
+        self,
+        body: Body,
+        objective: Objective,
+        packed: PackedAdapters,
+        cuts: Cuts,
+        *,
+        keeps_tokens: bool = False,
+    ) -> None:
         """`keeps_tokens`: whether evaluations hold the most likely tokens."""
-        self.head = head
+        self.body = body
+        self.objective = objective
         self.packed = packed
         self.cuts = cuts
         self.keeps_tokens = keeps_tokens
-        self.device = next(head.model.parameters()).device
+        self.device = body.device
 
     @torch.no_grad()
     def evaluate(self, models: Sequence[Adapter | None], table: TokenTable) -> list[Evaluation]:
@@ -78,11 +90,12 @@ class Evaluator:
             for model, row_losses, row_misses in zip(chosen, losses_of, misses_of, strict=True):
                 nll[model, rows] = np.bincount(owner, row_losses, minlength=len(rows))
                 misses[model, rows] = np.bincount(owner, row_misses, minlength=len(rows))
+        counted = int(self.objective.counts(table.supervised_counts).sum())
         return [
             Evaluation(
                 example_nll=nll[i],
                 exact_match=misses[i] == 0,
-                supervised_tokens=supervised,
+                supervised_tokens=counted,
                 tokens=None if kept is None else kept[i],
             )
             for i in range(len(models))
@@ -94,9 +107,9 @@ class Evaluator:
         """Supervised tokens of each row, and loss, hit and most likely token at each model's supervised positions."""
         batch = self.cuts.collate(table, np.tile(rows, len(members)), self.device)
         states, output = self.states(batch, members)
-        losses, likeliest = self.head.score(states, batch.targets, output)
-        tokens = likeliest if self.keeps_tokens else None
-        return batch.counts[: len(rows)], losses, likeliest == batch.targets, tokens
+        losses, found = self.objective.score(states, asked_of(self.objective, batch), output)
+        tokens = found if self.keeps_tokens else None
+        return batch.counts[: len(rows)], losses, found == batch.targets, tokens
 
     @staticmethod
     def work(
@@ -136,8 +149,8 @@ class Evaluator:
         ]
         self.packed.assign([member for member in members if member is not None])
         with (
-            self.head.running(self.head.line(batch)) as places,
+            self.body.running(Line.of(batch)) as places,
             self.packed.route(segments, batch.tokens.numel()),
         ):
-            hidden, output = self.head.hidden(batch.tokens, **places, **inputs)
+            hidden, output = self.objective.hidden(batch.tokens, **places, **inputs)
         return hidden.reshape(-1, hidden.shape[-1])[batch.positions], output

@@ -18,8 +18,10 @@ from loratune.data.table import TokenTable
 from loratune.engine.branches import Branches, Ints, arrange
 from loratune.engine.cuts import Cuts
 from loratune.engine.evaluate import Evaluator
+from loratune.errors import ModelError
 from loratune.lora.layout import Adapter
 from loratune.lora.segments import PackMember
+from loratune.objectives.causal import Causal
 
 FIRST_ROUND = 64
 """Beginnings that a row looks at in its first forward pass, about; twice as many in every further one."""
@@ -168,11 +170,22 @@ class _Request:
     looked_at: list[int]
 
 
+def causal_of(evaluator: Evaluator) -> Causal:
+    """The objective of an evaluator that scores labels; raises `ModelError` where it is another."""
+    if not isinstance(evaluator.objective, Causal):
+        raise ModelError(
+            f"labels are scored by causal language modelling, not by {type(evaluator.objective).__name__}; "
+            "leave label_tokens out."
+        )
+    return evaluator.objective
+
+
 class LabelSearch:
     """Finds the labels of one dataset with an `Evaluator`; `branching` where the model honours a mask of its own."""
 
     def __init__(self, evaluator: Evaluator, trie: LabelTrie, *, branching: bool) -> None:
         self._evaluator = evaluator
+        self._causal = causal_of(evaluator)
         self._trie = trie
         self._branching = branching
 
@@ -215,7 +228,7 @@ class LabelSearch:
                 tokens.append(self._trie.tokens[children])
                 counts.append(len(children))
         device = states.device
-        found = self._evaluator.head.likelihood(
+        found = self._causal.likelihood(
             states,
             torch.from_numpy(np.concatenate(owners)).to(device),
             torch.from_numpy(np.concatenate(tokens)).to(device),
@@ -253,6 +266,6 @@ class LabelSearch:
             [each.row.prompt for each in requests],
             trees,
             device=evaluator.device,
-            dtype=evaluator.head.model.dtype,
+            dtype=evaluator.body.model.dtype,
         )
         return evaluator.states(batch, [member], attention_mask=mask, position_ids=positions)

@@ -16,7 +16,7 @@ import torch
 from loratune.data.table import TokenTable
 from loratune.engine.branches import Branches, Ints, arrange
 from loratune.engine.evaluate import Evaluator
-from loratune.engine.label_search import LabelSearch, LabelTrie, searched_tokens
+from loratune.engine.label_search import LabelSearch, LabelTrie, causal_of, searched_tokens
 from loratune.engine.resources import is_memory_error
 from loratune.lora.layout import Adapter
 from loratune.lora.segments import PackMember
@@ -79,6 +79,7 @@ class LabelScorer:
 
     def __init__(self, evaluator: Evaluator, labels: LabelTokens) -> None:
         self._evaluator = evaluator
+        self._causal = causal_of(evaluator)
         self._labels = labels
         self._trie = LabelTrie(labels)
         self._trees_work: bool | None = None
@@ -106,7 +107,7 @@ class LabelScorer:
             if is_memory_error(error):
                 raise
             return False  # the architecture refuses a mask of four dimensions or positions of its own
-        tolerance = _TOLERANCE.get(self._evaluator.head.model.dtype, _HALF_TOLERANCE)
+        tolerance = _TOLERANCE.get(self._evaluator.body.model.dtype, _HALF_TOLERANCE)
         return bool(np.all(np.abs(found - expected) <= tolerance * np.maximum(1.0, np.abs(expected))))
 
     def by_rows(
@@ -149,14 +150,14 @@ class LabelScorer:
             [*prompts] * len(members),
             [tree.branches] * copies,
             device=self._evaluator.device,
-            dtype=self._evaluator.head.model.dtype,
+            dtype=self._evaluator.body.model.dtype,
         )
         states, output = self._evaluator.states(batch, members, attention_mask=mask, position_ids=positions)
         device = states.device
         stride = torch.arange(copies, device=device).unsqueeze(1)
         owners = torch.from_numpy(tree.owners).to(device) + stride * (len(tree.branches.fed) + 1)
         tokens = torch.from_numpy(tree.tokens).to(device).repeat(copies)
-        likelihood = self._evaluator.head.likelihood(states, owners.flatten(), tokens, output)
+        likelihood = self._causal.likelihood(states, owners.flatten(), tokens, output)
         nodes = likelihood.double().cpu().numpy().reshape(len(members), len(prompts), -1)
         return np.stack([nodes[:, :, path].sum(-1) for path in tree.paths], -1)
 

@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
-from loratune.engine.compiled import CompiledLayers
+from loratune.engine.body import Body
+from loratune.engine.compiled import CompiledLayers, compiled
 from loratune.engine.graphs import Graphs
-from loratune.engine.head import Head
 from loratune.engine.paths import Paths, choose_paths
 from loratune.lora.packed import PackedAdapters
 from loratune.model.base import BaseModel
+from loratune.objectives.objective import Factory, Objective
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -20,18 +22,25 @@ class Machinery:
     """Which paths to take; None chooses the fastest that are right here."""
     longest: int
     """Tokens of the longest row."""
+    learns: Factory
+    """What trials learn."""
 
-    def serves(self, base: BaseModel, wished: Paths | None, longest: int) -> bool:
+    def serves(self, base: BaseModel, wished: Paths | None, longest: int, learns: Factory) -> bool:
         """Whether an engine of these needs no other."""
-        return base is self.base and wished == self.wished and longest <= self.longest
+        same = base is self.base and wished == self.wished and learns is self.learns
+        return same and longest <= self.longest
 
     @cached_property
     def paths(self) -> Paths:
         return choose_paths(self.base, longest=self.longest) if self.wished is None else self.wished
 
     @cached_property
-    def head(self) -> Head:
-        return Head(self.base.model, CompiledLayers(self.base.model) if self.paths.compiled else None)
+    def body(self) -> Body:
+        return Body(self.base.model, CompiledLayers(self.base.model) if self.paths.compiled else None)
+
+    @cached_property
+    def objective(self) -> Objective:
+        return self.learns(self.base.model, compiled if self.paths.compiled else _as_it_is)
 
     @cached_property
     def graphs(self) -> Graphs | None:
@@ -41,3 +50,7 @@ class Machinery:
     def packed(self) -> PackedAdapters:
         names = [name for name, _, _ in self.base.profile.targets]
         return PackedAdapters(self.base.model, names, triton=self.paths.low_rank.triton)
+
+
+def _as_it_is(function: Any) -> Any:
+    return function

@@ -12,12 +12,12 @@ from typing import Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from loratune.data.batches import Rows, TrialBatches, subset
+from loratune.data.batches import Rows, TrialBatches, subset, whole_groups
 from loratune.data.table import TokenTable
+from loratune.engine.body import Body
 from loratune.engine.cuts import Cuts
 from loratune.engine.evaluate import Evaluation, Evaluator
 from loratune.engine.graphs import Graphs
-from loratune.engine.head import Head
 from loratune.engine.labels import LabelScorer, LabelTokens
 from loratune.engine.live import EarlyStopping
 from loratune.engine.loop import Callers, PackLoop
@@ -35,6 +35,8 @@ from loratune.lora.packed import PackedAdapters
 from loratune.maths.sizes import CAPACITY
 from loratune.model.base import BaseModel
 from loratune.model.device import trim_heap
+from loratune.objectives.causal import Causal
+from loratune.objectives.objective import Factory, Objective
 from loratune.values import CurvePoint, Trial, TrialResult
 
 T = TypeVar("T")
@@ -69,6 +71,8 @@ class PackEngine:
     """The same without gradients; None: twice as many, for no activations are kept."""
     launch_tokens: int | None = None
     """Cost of one more micro-batch in tokens; None: 64 on a CPU, 1,024 on a GPU."""
+    objective: Factory = Causal
+    """What trials learn; see `objectives`."""
     paths: Paths | None = None
     """Which paths to take; None chooses the fastest that are right here."""
     on_shortage: Callable[[Shortage], None] = ignore
@@ -79,8 +83,10 @@ class PackEngine:
 
     def __post_init__(self) -> None:
         longest = int(max(self.train.lengths.max(), self.validation.lengths.max()))
-        if self.machinery is None or not self.machinery.serves(self.base, self.paths, longest):
-            own = Machinery(base=self.base, wished=self.paths, longest=longest)
+        if self.machinery is None or not self.machinery.serves(
+            self.base, self.paths, longest, self.objective
+        ):
+            own = Machinery(base=self.base, wished=self.paths, longest=longest, learns=self.objective)
             object.__setattr__(self, "machinery", own)
 
     def with_micro_batches(self, tokens: int, *, in_evaluation: int | None = None) -> Self:
@@ -101,6 +107,7 @@ class PackEngine:
             launch_tokens=default if self.launch_tokens is None else self.launch_tokens,
             flat=self.chosen_paths.rows.flat,
             recorded=self._graphs.largest if self._graphs is not None else 0,
+            group=self._objective.group,
         )
 
     @property
@@ -114,8 +121,12 @@ class PackEngine:
         return self._machinery.paths
 
     @property
-    def _head(self) -> Head:
-        return self._machinery.head
+    def _body(self) -> Body:
+        return self._machinery.body
+
+    @property
+    def _objective(self) -> Objective:
+        return self._machinery.objective
 
     @property
     def _graphs(self) -> Graphs | None:
@@ -138,7 +149,8 @@ class PackEngine:
     def _evaluator(self) -> Evaluator:
         tokens = self.max_tokens_per_evaluation or 2 * self._cuts.max_tokens
         return Evaluator(
-            self._head,
+            self._body,
+            self._objective,
             self._packed,
             replace(self._cuts, max_tokens=tokens, recorded=0),
             keeps_tokens=self.scoring.keeps_tokens,
@@ -150,8 +162,9 @@ class PackEngine:
 
     def sampled_rows(self, rows: int | None) -> Rows:
         """[rows] ascending, at most as many as there are; of one shuffle, so that samples are nested; None: all."""
-        shuffled = np.random.default_rng(self.study_seed).permutation(len(self.validation))
-        return np.sort(shuffled[:rows])
+        group = self._objective.group
+        shuffled = np.random.default_rng(self.study_seed).permutation(len(self.validation) // group)
+        return whole_groups(np.sort(shuffled[: None if rows is None else max(1, rows // group)]), group)
 
     def sample(self, rows: int | None) -> TokenTable:
         """So many validation rows, the same every time."""
@@ -166,7 +179,8 @@ class PackEngine:
         """The rows of a trial, step by step."""
         hyper_parameters = trial.hyper_parameters
         return TrialBatches(
-            rows=subset(len(self.train), trial.fraction, self.study_seed),
+            rows=subset(len(self.train) // self._objective.group, trial.fraction, self.study_seed),
+            group=self._objective.group,
             batch_size=hyper_parameters.batch_size,
             epochs=hyper_parameters.epochs,
             seed=trial.seed,
@@ -189,7 +203,7 @@ class PackEngine:
         `initial`: what it starts with and trains; None: `self.initial`.
         """
         adapter = self.initial(trial) if initial is None else initial
-        slot = Slot(trial, adapter, self.batches(trial), vocabulary=self._head.vocabulary)
+        slot = Slot(trial, adapter, self.batches(trial), vocabulary=self._objective.vocabulary)
         slot.allocate()
         return slot
 
@@ -199,7 +213,15 @@ class PackEngine:
 
     def training_step(self) -> TrainingStep:
         """What moves slots one step on; only works inside `run` or `attached`."""
-        return TrainingStep(self._head, self._packed, self.train, self._cuts, self._graphs, self.on_shortage)
+        return TrainingStep(
+            self._body,
+            self._objective,
+            self._packed,
+            self.train,
+            self._cuts,
+            self._graphs,
+            self.on_shortage,
+        )
 
     @contextmanager
     def attached(self) -> Iterator[TrainingStep]:

@@ -10,15 +10,17 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from loratune.data.batches import MicroBatch, Rows, to_device
 from loratune.data.table import TokenTable
+from loratune.engine.body import Body, Line
 from loratune.engine.cuts import Cuts
-from loratune.engine.head import Head, Line
 from loratune.engine.slot import Slot
 from loratune.lora.packed import PackedAdapters, Plan
 from loratune.lora.segments import Places, Segment
+from loratune.objectives.objective import Asked, Objective
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -60,8 +62,8 @@ class Portion(NamedTuple):
     """One micro-batch of a step."""
 
     batch: MicroBatch
-    weights: torch.Tensor
-    """[S] float64, of each supervised token in its slot's mean."""
+    asked: Asked
+    """Its supervised positions; weights in float64."""
     shares: torch.Tensor
     """[slots] supervised tokens of each slot."""
     plan: Plan
@@ -71,12 +73,14 @@ class Portion(NamedTuple):
 class Portions:
     """Makes the micro-batches of a step."""
 
-    def __init__(self, head: Head, packed: PackedAdapters, table: TokenTable, cuts: Cuts) -> None:
+    def __init__(
+        self, body: Body, objective: Objective, packed: PackedAdapters, table: TokenTable, cuts: Cuts
+    ) -> None:
         self.table = table
-        self._head = head
+        self._objective = objective
         self._packed = packed
         self._cuts = cuts
-        self._device = next(head.model.parameters()).device
+        self._device = body.device
 
     def pieces(self, gathered: Gathered) -> list[Rows]:
         """Positions of the rows of each micro-batch."""
@@ -85,8 +89,8 @@ class Portions:
     def portion(self, gathered: Gathered, piece: Rows) -> Portion:
         """One of them, on the device; the host does not wait."""
         owners, count = gathered.slot[piece], len(gathered.slots)
-        supervised = self.table.supervised_counts[gathered.row]
-        per_slot = np.bincount(gathered.slot, supervised, minlength=count)
+        counts = self._objective.counts(self.table.supervised_counts[gathered.row])
+        per_slot = np.bincount(gathered.slot, counts, minlength=count)
         batch = self._cuts.collate(self.table, gathered.row[piece], self._device)
         weights = np.repeat(1.0 / np.maximum(per_slot[owners], 1.0), batch.counts)
         shares = np.bincount(owners, batch.counts, minlength=count).astype(np.int64)
@@ -95,10 +99,10 @@ class Portions:
         members = [slot.member for slot in gathered.slots]
         return Portion(
             batch=batch,
-            weights=to_device(weights, self._device),
+            asked=asked_of(self._objective, batch, weights),
             shares=to_device(shares, self._device),
             plan=self._packed.plan(segments, batch.tokens.numel(), places, members=members),
-            line=self._head.line(batch),
+            line=Line.of(batch),
         )
 
     def _places(self, gathered: Gathered, piece: Rows, batch: MicroBatch) -> Places | None:
@@ -117,6 +121,20 @@ class Portions:
             keys=to_device(keys, self._device),
             places=to_device(batch.places.astype(np.int32), self._device),
         )
+
+
+def asked_of(
+    objective: Objective, batch: MicroBatch, weights: npt.NDArray[np.float64] | None = None
+) -> Asked:
+    """The supervised positions of a micro-batch, with their weights [S], 1 where they are not given."""
+    device = batch.targets.device
+    given = np.ones(len(batch.targets)) if weights is None else weights
+    rows = np.repeat(np.arange(len(batch.counts)), batch.counts) if objective.group > 1 else None
+    return Asked(
+        targets=batch.targets,
+        weights=to_device(given, device),
+        rows=None if rows is None else to_device(rows, device),
+    )
 
 
 def _segments(owners: Rows, starts: Rows, slots: Sequence[Slot]) -> list[Segment]:

@@ -14,9 +14,9 @@ from torch import nn
 
 from loratune.data.batches import Rows
 from loratune.data.table import TokenTable
+from loratune.engine.body import Body, Line
 from loratune.engine.cuts import Cuts
 from loratune.engine.graphs import Graphs
-from loratune.engine.head import Head, Line
 from loratune.engine.portions import Gathered, Portion, Portions
 from loratune.engine.resources import DoesNotFit, Failure, attempt
 from loratune.engine.shortage import Place, Shortage, ignore
@@ -25,6 +25,7 @@ from loratune.errors import ResourceError
 from loratune.lora.packed import PackedAdapters, Plan
 from loratune.lora.segments import Places
 from loratune.maths.sizes import few_sizes
+from loratune.objectives.objective import Asked, Objective
 
 if TYPE_CHECKING:
     from loratune.engine.together import UpdateTogether
@@ -64,7 +65,8 @@ class TrainingStep:
 
     def __init__(
         self,
-        head: Head,
+        body: Body,
+        objective: Objective,
         packed: PackedAdapters,
         table: TokenTable,
         cuts: Cuts,
@@ -72,12 +74,13 @@ class TrainingStep:
         on_shortage: Callable[[Shortage], None] = ignore,
     ) -> None:
         self._graphs = graphs
-        self._head = head
+        self._body = body
+        self._objective = objective
         self._packed = packed
         self._table = table
         self._cuts = cuts
-        self._portions = Portions(head, packed, table, cuts)
-        self._device = next(head.model.parameters()).device
+        self._portions = Portions(body, objective, packed, table, cuts)
+        self._device = body.device
         self._together = _together(self._device) if packed.triton else None
         self._on_shortage = on_shortage
         self._looks_ahead = self._device.type != "cpu"  # a CPU does nothing while the host prepares
@@ -192,45 +195,46 @@ class TrainingStep:
 
     def _train(self, portion: Portion, slots: Sequence[Slot]) -> torch.Tensor:
         """Forward and backward of one micro-batch; returns each slot's share [slots] of its mean loss."""
-        nll = self._losses(portion)
-        weighted = nll.double() * portion.weights
+        weighted = self._losses(portion).double() * portion.asked.weights
         return torch.segment_reduce(weighted, "sum", lengths=portion.shares, unsafe=True, initial=0.0)
 
     def _losses(self, portion: Portion) -> torch.Tensor:
-        """NLL [S] of the supervised tokens; the gradients of Σ weights · NLL are added to the slots'."""
-        batch, weights, _, plan, line = portion
-        record = self._graphs is not None and batch.flat and self._graphs.takes(batch.tokens.numel())
-        inputs = batch.tokens, batch.positions, batch.targets, weights
+        """Losses [S] at the supervised positions; the gradients of Σ weights · losses are added to the slots'."""
+        batch, asked, _, plan, line = portion
+        tokens, positions = batch.tokens, batch.positions
+        # rows that belong together are given by their numbers, of which a recording would have to know how many come
+        record = self._graphs is not None and self._graphs.takes(tokens.numel()) and asked.rows is None
         if not record or line is None or plan.route is None or self._graphs is None:
-            return self._pass(inputs, line, plan)
+            return self._pass(tokens, positions, asked, line, plan)
         assert isinstance(line.bounds, torch.Tensor), "graphs are recorded on GPUs only"
-        count = len(weights)
+        count = len(positions)
         rest = few_sizes(count, multiple=64, parts=2) - count  # of the line's last token, with weight zero
-        positions = nn.functional.pad(batch.positions, (0, rest), value=batch.tokens.numel() - 1)
-        filled = batch.tokens, positions, *(nn.functional.pad(each, (0, rest)) for each in inputs[2:])
+        positions = nn.functional.pad(positions, (0, rest), value=tokens.numel() - 1)
+        filled = tokens, positions, *(nn.functional.pad(each, (0, rest)) for each in asked[:2])
         route = plan.route
         dropout = () if route.places is None else route.places
 
         def body(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-            *own, where, ranges, pieces = tensors[:7]
+            own, at, targets, weights, where, ranges, pieces = tensors[:7]
             drawn = Places(*tensors[7:]) if dropout else None
             now = replace(plan, route=replace(route, pieces=pieces, places=drawn))
-            return self._pass(own, Line(where, ranges), now)
+            return self._pass(own, at, Asked(targets, weights), Line(where, ranges), now)
 
         tensors = (*filled, line.places, line.bounds, route.pieces, *dropout)
         kind = route.largest, route.rank_blocks, route.aligned, route.eights, bool(dropout)
         key = kind, route.runs, *(tuple(tensor.shape) for tensor in tensors)
         return self._graphs.run(key, body, tensors, kind=kind, tokens=plan.tokens)[:count]
 
-    def _pass(self, inputs: Sequence[torch.Tensor], line: Line | None, plan: Plan) -> torch.Tensor:
-        """Forward and backward pass of (tokens, positions, targets, weights); returns the NLL [S]."""
-        tokens, positions, targets, weights = inputs
-        with self._head.running(line) as more, self._packed.routed(plan):
-            hidden, output = self._head.hidden(tokens, **more)
+    def _pass(
+        self, tokens: torch.Tensor, positions: torch.Tensor, asked: Asked, line: Line | None, plan: Plan
+    ) -> torch.Tensor:
+        """Forward and backward pass; returns the losses [S] at `positions`."""
+        with self._body.running(line) as more, self._packed.routed(plan):
+            hidden, output = self._objective.hidden(tokens, **more)
             states = Picked.apply(hidden, positions)  # type: ignore[no-untyped-call]
-            nll, gradient = self._head.loss_and_gradient(states, targets, weights, output)
+            losses, gradient = self._objective.loss_and_gradient(states, asked, output)
             states.backward(gradient)
-        return nll
+        return losses
 
 
 class Picked(torch.autograd.Function):

@@ -1,44 +1,37 @@
-"""Hidden states at supervised positions → loss per token and its gradient, never the full logits.
+"""Causal language modelling: the likelihood of every supervised token after those before it, never the full logits.
 
 Shapes: S supervised positions, D hidden size, V vocabulary. Knows nothing of trials or adapters.
 """
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple
+from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
-from loratune.data.batches import MicroBatch, to_device
-from loratune.engine.compiled import CompiledLayers, compiled
 from loratune.errors import ModelError
-from loratune.model.rows import Bounds, bounds_of, flat
+from loratune.objectives.objective import Asked, Compile
 
 _CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}
 """Logits held at a time: 64 MiB in float32 on a CPU; on a GPU 512 MiB, to launch less."""
 
 
-class Line(NamedTuple):
-    """Where the rows of a flat micro-batch lie."""
-
-    places: torch.Tensor
-    """[1, N] place of every token in its row."""
-    bounds: Bounds
-
-
-class Head:
+class Causal:
     """The decoder and the head of a model, called one after the other.
 
     The head is the model's own `forward` while its decoder returns given hidden states, so that scaling,
     soft caps and biases are those of the architecture.
     """
 
-    def __init__(self, model: PreTrainedModel, layers: CompiledLayers | None = None) -> None:
+    group = 1
+
+    def __init__(self, model: PreTrainedModel, compiled: Compile = lambda function: function) -> None:
         self.model = model
-        self._layers = layers
-        self._slope = compiled(_slope) if layers else _slope
+        self._slope = compiled(_slope)
         self.decoder = model.get_decoder()
         if self.decoder is None or self.decoder is model:
             raise ModelError(
@@ -47,24 +40,9 @@ class Head:
             )
         self.vocabulary = int(model.config.get_text_config().vocab_size)
 
-    def line(self, batch: MicroBatch) -> Line | None:
-        """Where the rows of a flat micro-batch lie, for `running`; None where it is padded."""
-        if not batch.flat:
-            return None
-        device = batch.tokens.device
-        return Line(to_device(batch.places[None], device), bounds_of(batch.edges, device))
-
-    @contextmanager
-    def running(self, line: Line | None) -> Iterator[dict[str, torch.Tensor]]:
-        """For forward and backward passes of one micro-batch; gives the decoder's inputs beside the tokens.
-
-        Only flat micro-batches run compiled.
-        """
-        if line is None:
-            yield {}
-            return
-        with flat(self.model, line.bounds), self._layers.active() if self._layers else nullcontext():
-            yield {"position_ids": line.places}
+    def counts(self, supervised: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Every supervised token counts."""
+        return supervised
 
     def hidden(self, tokens: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, Any]:
         """Last hidden states [rows, T, D] of tokens [rows, T], and the decoder's whole output."""
@@ -99,7 +77,7 @@ class Head:
             yield slice(start, min(count, start + size))
 
     def loss_and_gradient(
-        self, states: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, output: Any
+        self, states: torch.Tensor, asked: Asked, output: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """NLL [S] in nats, and the gradient [S, D] of Σ weights · NLL with respect to `states`.
 
@@ -111,20 +89,18 @@ class Head:
         for part in self.chunks(len(states)):
             leaf = states[part].detach().requires_grad_()
             logits = self.logits(leaf, output)
-            loss, slope = self._slope(logits.detach(), targets[part], weights[part])
+            loss, slope = self._slope(logits.detach(), asked.targets[part], asked.weights[part])
             (gradient[part],) = torch.autograd.grad(logits, leaf, slope)
             losses[part] = loss
         return losses, gradient
 
-    def score(
-        self, states: torch.Tensor, targets: torch.Tensor, output: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def score(self, states: torch.Tensor, asked: Asked, output: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """NLL [S] in nats and the most likely token [S], without gradients."""
         losses = torch.empty(len(states), dtype=_loss_type(states), device=states.device)
         likeliest = torch.empty(len(states), dtype=torch.int32, device=states.device)
         for part in self.chunks(len(states)):
             logits = self.logits(states[part], output).to(losses.dtype)
-            chosen = logits.gather(1, targets[part].unsqueeze(1)).squeeze(1)
+            chosen = logits.gather(1, asked.targets[part].unsqueeze(1)).squeeze(1)
             likeliest[part] = logits.argmax(-1)
             losses[part] = _log_sum_exp_(logits) - chosen
             del logits  # before the next chunk has its own

@@ -1,0 +1,74 @@
+"""What a trial learns: from a model's states and a table's targets to a loss, its gradient and scores per row.
+
+The engine knows this protocol and no objective. Shapes: S supervised positions of a micro-batch, in the order of its
+rows; D hidden size. Knows nothing of trials, adapters or optimisers.
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+
+class Asked(NamedTuple):
+    """The supervised positions of a micro-batch."""
+
+    targets: torch.Tensor
+    """[S] the token that follows."""
+    weights: torch.Tensor
+    """[S] of each position's loss in the sum that is minimised; equal within a row, and within a group."""
+    rows: torch.Tensor | None = None
+    """[S] number of the position's row in the micro-batch, ascending; given where the objective groups rows."""
+
+
+class Objective(Protocol):
+    """One way to learn from rows; made once for a model (see `Factory`)."""
+
+    @property
+    def group(self) -> int:
+        """Rows of a table that belong together, one behind the other: 1, or 2 for pairs.
+
+        A batch is drawn in whole groups, and no micro-batch separates one.
+        """
+        ...
+
+    @property
+    def vocabulary(self) -> int:
+        """Choices at a position: a loss above twice the logarithm is worse than guessing."""
+        ...
+
+    def counts(self, supervised: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """[rows] how much each row counts in its trial's mean loss, of the rows' supervised positions [rows]."""
+        ...
+
+    def hidden(self, tokens: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, Any]:
+        """States [rows, T, D] of tokens [rows, T], and what the losses need of the model's output beside them."""
+        ...
+
+    def loss_and_gradient(
+        self, states: torch.Tensor, asked: Asked, output: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses [S], and the gradient [S, D] of Σ weights · losses with respect to `states` [S, D].
+
+        What is not finite stays in its row or group: the gradient of others does not change. A row's losses add up to
+        what it contributes; divided by what counts (`counts`) they are the mean that is reported.
+        """
+        ...
+
+    def score(self, states: torch.Tensor, asked: Asked, output: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same losses [S] without gradients, and the token found at each position [S] int32, right where it is the
+        target; weights are not read."""
+        ...
+
+
+class Compile(Protocol):
+    """Gives a function of tensors back in a faster form, or as it is."""
+
+    def __call__(self, function: Any, /) -> Any: ...
+
+
+class Factory(Protocol):
+    """Makes an objective for a model; raises `ModelError` where the model cannot serve it."""
+
+    def __call__(self, model: Any, compiled: Compile) -> Objective: ...

@@ -1,0 +1,134 @@
+"""What every objective must do; subclass `ObjectiveContract` in your tests.
+
+In float64 on a tiny random model: the losses are those of your plain formula, the gradient is autograd's, rows (or
+groups of rows) learn nothing from each other.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from loratune.objectives.objective import Asked, Objective
+
+_VOCABULARY, _LENGTH, _SUPERVISED, _GROUPS = 61, 7, 3, 4
+
+
+def tiny_model() -> PreTrainedModel:
+    """A frozen random Llama in float64, whose logits are far from uniform."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=_VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, initializer_range=0.3,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).to(torch.float64).eval().requires_grad_(False)
+
+
+class ObjectiveContract(ABC):
+    """Every `test_` method is one promise of `Objective`."""
+
+    @abstractmethod
+    def objective(self, model: PreTrainedModel) -> Objective:
+        """The subject."""
+
+    @abstractmethod
+    def reference(self, subject: Objective, states: torch.Tensor, asked: Asked, output: Any) -> torch.Tensor:
+        """Its losses [S] by the plain formula, from which autograd can find the gradient."""
+
+    def _given(self, subject: Objective) -> tuple[torch.Tensor, Asked, Any]:
+        """States [S, D] of a few groups of rows, what is asked of them, and the model's output."""
+        generator = torch.Generator().manual_seed(1)
+        rows = _GROUPS * subject.group
+        tokens = torch.randint(_VOCABULARY, (rows, _LENGTH), generator=generator)
+        with torch.no_grad():
+            hidden, output = subject.hidden(tokens)
+        states = hidden[:, -_SUPERVISED - 1 : -1].reshape(rows * _SUPERVISED, -1)
+        numbers = torch.arange(rows).repeat_interleave(_SUPERVISED)
+        of_groups = torch.rand(_GROUPS, dtype=torch.float64, generator=generator) + 0.5
+        asked = Asked(
+            targets=tokens[:, -_SUPERVISED:].flatten(),
+            weights=of_groups[numbers // subject.group],
+            rows=numbers if subject.group > 1 else None,
+        )
+        return states, asked, output
+
+    def _part(self, subject: Objective, asked: Asked, group: int) -> tuple[slice, Asked]:
+        """The positions of one group, and what is asked of it alone."""
+        size = subject.group * _SUPERVISED
+        part = slice(group * size, (group + 1) * size)
+        rows = None if asked.rows is None else asked.rows[part] - group * subject.group
+        return part, Asked(targets=asked.targets[part], weights=asked.weights[part], rows=rows)
+
+    def test_losses_and_gradient_are_those_of_the_formula(self) -> None:
+        """The gradient of Σ weights · losses by autograd, to the rounding of float64."""
+        subject = self.objective(tiny_model())
+        states, asked, output = self._given(subject)
+        losses, gradient = subject.loss_and_gradient(states, asked, output)
+        leaf = states.clone().requires_grad_()
+        expected = self.reference(subject, leaf, asked, output)
+        (slope,) = torch.autograd.grad((asked.weights * expected).sum(), leaf)
+        assert losses.shape == (len(states),)
+        assert gradient.shape == states.shape
+        torch.testing.assert_close(losses, expected.detach(), rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(gradient, slope, rtol=1e-9, atol=1e-12)
+        assert slope.abs().max() > 0, "a formula without a slope shows nothing"
+
+    def test_weights_of_zero_give_a_gradient_of_zero(self) -> None:
+        """Also beside groups that have others."""
+        subject = self.objective(tiny_model())
+        states, asked, output = self._given(subject)
+        part, _ = self._part(subject, asked, 1)
+        weights = asked.weights.clone()
+        weights[part] = 0
+        _, gradient = subject.loss_and_gradient(states, asked._replace(weights=weights), output)
+        assert not gradient[part].any()
+        assert gradient.any()
+
+    def test_scores_are_the_losses(self) -> None:
+        """Position by position, so that rows add up to the same; whatever the weights are."""
+        subject = self.objective(tiny_model())
+        states, asked, output = self._given(subject)
+        losses, _ = subject.loss_and_gradient(states, asked, output)
+        with torch.no_grad():
+            scores, tokens = subject.score(states, asked._replace(weights=asked.weights * 0), output)
+        torch.testing.assert_close(scores, losses, rtol=1e-10, atol=1e-12)
+        assert tokens.dtype == torch.int32
+        assert tokens.shape == losses.shape
+
+    def test_a_group_gets_what_it_gets_alone(self) -> None:
+        """Its losses and its gradient do not depend on what else is in the micro-batch."""
+        subject = self.objective(tiny_model())
+        states, asked, output = self._given(subject)
+        losses, gradient = subject.loss_and_gradient(states, asked, output)
+        for group in range(_GROUPS):
+            part, own = self._part(subject, asked, group)
+            alone, slope = subject.loss_and_gradient(states[part], own, output)
+            torch.testing.assert_close(losses[part], alone, rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(gradient[part], slope, rtol=1e-9, atol=1e-12)
+
+    def test_what_is_not_finite_stays_in_its_group(self) -> None:
+        """A NaN in one group's states leaves the others' losses and gradients as they were."""
+        subject = self.objective(tiny_model())
+        states, asked, output = self._given(subject)
+        losses, gradient = subject.loss_and_gradient(states, asked, output)
+        part, _ = self._part(subject, asked, 2)
+        broken = states.clone()
+        broken[part.start] = float("nan")
+        others = torch.ones(len(states), dtype=torch.bool)
+        others[part] = False
+        found, slope = subject.loss_and_gradient(broken, asked, output)
+        assert not torch.isfinite(found[part]).all(), "or nobody would notice"
+        torch.testing.assert_close(found[others], losses[others], rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(slope[others], gradient[others], rtol=1e-9, atol=1e-12)
+
+    def test_every_group_counts(self) -> None:
+        """Whole numbers, none below zero; a group with supervised positions counts for something."""
+        subject = self.objective(tiny_model())
+        supervised = np.arange(1, 1 + _GROUPS * subject.group)
+        counts = subject.counts(supervised)
+        assert counts.shape == supervised.shape
+        assert np.issubdtype(counts.dtype, np.integer)
+        assert (counts >= 0).all()
+        assert (counts.reshape(_GROUPS, -1).sum(1) > 0).all()
