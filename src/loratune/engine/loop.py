@@ -1,16 +1,14 @@
 """The loop of a pack: trials enter slots, train together, are read, leave, and make room for the next.
 
-Where memory runs out beside all live trials, half of them are put aside until others have left. Knows the
-engine that does the work; nothing of strategies, studies or files.
+Where memory runs out beside all live trials, half of them are put aside until others have left. Knows steps,
+slots and readings, not who owns the model; nothing of strategies, studies or files.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,16 +18,45 @@ from loratune.engine.evaluate import Evaluation
 from loratune.engine.live import EarlyStopping, LiveTrial
 from loratune.engine.progress import PackProgress, SlotProgress
 from loratune.engine.resources import DoesNotFit, Failure
+from loratune.engine.scoring import Scoring
 from loratune.engine.shortage import Place, Shortage
 from loratune.engine.slot import Slot
 from loratune.engine.step import TrainingStep
 from loratune.lora.layout import Adapter
 from loratune.values import CurvePoint, Trial, TrialResult
 
-if TYPE_CHECKING:
-    from loratune.engine.pack import PackEngine
-
 T = TypeVar("T")
+
+
+class Attempt(Protocol):
+    """Calls something; a `Failure` where memory ran out, with all that it had made given back."""
+
+    def __call__(self, work: Callable[[], T], /) -> T | Failure: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """What a pack does its work with."""
+
+    step: TrainingStep
+    enter: Callable[[Sequence[Trial]], list[Slot]]
+    """Slots of trials before their first step."""
+    read: Callable[[Sequence[Adapter], TokenTable], list[Evaluation]]
+    """Raises `DoesNotFit` where a single row of one adapter is too much."""
+    predict: Callable[[Sequence[Adapter], TokenTable], Sequence[npt.NDArray[np.int64] | None]]
+    """The most likely label of each row, where there are labels."""
+    attempt: Attempt
+    validation: TokenTable
+    sample: TokenTable
+    """The rows of readings during training."""
+    readings: int
+    """Of a trial without early stopping."""
+    labels_at_end: bool
+    scoring: Scoring
+    """How a verdict is measured."""
+    cost: Callable[[Trial], float]
+    """Of a whole trial."""
+    on_shortage: Callable[[Shortage], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,24 +69,20 @@ class Callers:
 
 
 class PackLoop:
-    """One run of a pack, inside the engine's `attached`."""
+    """One run of a pack, while the hooks are in place."""
 
     def __init__(
         self,
-        engine: PackEngine,
-        step: TrainingStep,
+        work: Work,
         callers: Callers,
         *,
         slots: int,
         early_stopping: EarlyStopping | None,
     ) -> None:
-        self._engine = engine
-        self._take_step = step
+        self._work = work
         self._callers = callers
         self._slots = slots
         self._early_stopping = early_stopping
-        rows = early_stopping.rows if early_stopping else engine.validation_subset_size
-        self._sample = engine.sample(rows)
         self._live: list[LiveTrial] = []
         self._parked: list[LiveTrial] = []
         """Trials put aside, in the order in which they come back."""
@@ -96,7 +119,7 @@ class PackLoop:
                 self._waiting.append(trial)
         many = self._slots - len(self._live)
         while entering := self._waiting[:many]:
-            found = self._attempt(partial(self._engine.slots, entering))
+            found = self._attempt(partial(self._work.enter, entering))
             if isinstance(found, Failure):
                 many = len(entering) // 2
                 if not many:
@@ -110,15 +133,15 @@ class PackLoop:
     def _live_trial(self, slot: Slot) -> LiveTrial:
         return LiveTrial(
             slot,
-            readings=self._engine.evaluations_per_trial,
+            readings=self._work.readings,
             stopping=self._early_stopping,
-            sampled=len(self._sample) < len(self._engine.validation),
+            sampled=len(self._work.sample) < len(self._work.validation),
         )
 
     def _attempt(self, work: Callable[[], T]) -> T | Failure:
         """Where nobody is live what fails is tried again, now that what it had made is given back."""
-        found = self._engine.attempt(work)
-        return self._engine.attempt(work) if isinstance(found, Failure) and not self._live else found
+        found = self._work.attempt(work)
+        return self._work.attempt(work) if isinstance(found, Failure) and not self._live else found
 
     def _admit_no_more(self, failure: Failure) -> None:
         """Those in memory are as many as it holds."""
@@ -132,10 +155,10 @@ class PackLoop:
 
         Raises `DoesNotFit` where only `fewest` are left.
         """
-        while isinstance(found := self._engine.attempt(work), Failure):
+        while isinstance(found := self._work.attempt(work), Failure):
             if len(self._live) <= fewest:
                 # nobody to put aside: once more, now that what failed is given back
-                if isinstance(found := self._engine.attempt(work), Failure):
+                if isinstance(found := self._work.attempt(work), Failure):
                     raise DoesNotFit(found.message)
                 break
             leaving = self._live[-max(1, len(self._live) // 2) :]
@@ -148,11 +171,11 @@ class PackLoop:
         return found
 
     def _tell(self, failure: Failure) -> None:
-        self._engine.on_shortage(
+        self._work.on_shortage(
             Shortage(
                 place=Place.PACK,
                 trials=tuple(entry.trial for entry in self._live),
-                tokens=self._engine.micro_batch_tokens,
+                tokens=self._work.step.micro_batch_tokens,
                 needed=failure.needed,
                 now=self._slots,
             )
@@ -165,7 +188,7 @@ class PackLoop:
             return None
         before = [entry.slot.trained_tokens for entry in training]
         started = perf_counter()
-        tokens = self._take_step([entry.slot for entry in training])
+        tokens = self._work.step([entry.slot for entry in training])
         seconds = perf_counter() - started
         for entry, count in zip(training, before, strict=True):
             entry.seconds += seconds * (entry.slot.trained_tokens - count) / max(1, tokens)
@@ -193,12 +216,12 @@ class PackLoop:
     def _read_due(self) -> None:
         """Those on the same rows together. Where memory runs out, those not yet read are still due."""
         due = [entry for entry in self._live if entry.reading_due]
-        for entry, evaluation in self._evaluated(due, [each.slot.adapter for each in due], self._sample):
+        for entry, evaluation in self._evaluated(due, [each.slot.adapter for each in due], self._work.sample):
             entry.read(evaluation)
             self._just_read.append(entry)
         due = [entry for entry in self._live if entry.verdict_due]
         adapters = [entry.adapter() for entry in due]
-        for entry, evaluation in self._evaluated(due, adapters, self._engine.validation):
+        for entry, evaluation in self._evaluated(due, adapters, self._work.validation):
             entry.conclude(evaluation)
 
     def _evaluated(
@@ -208,7 +231,7 @@ class PackLoop:
         if not entries:
             return
         started = perf_counter()
-        evaluations = self._engine.read(adapters, table)
+        evaluations = self._work.read(adapters, table)
         seconds = (perf_counter() - started) / len(entries)
         for entry, evaluation in zip(entries, evaluations, strict=True):
             entry.seconds += seconds
@@ -225,19 +248,19 @@ class PackLoop:
             self._offered = True
 
     def _results(self, ended: Sequence[LiveTrial]) -> list[tuple[TrialResult, Adapter]]:
-        engine = self._engine
+        work = self._work
         complete = [entry for entry in ended if entry.final is not None]
         started = perf_counter()
-        asked = complete if engine.labels_at_end else []
+        asked = complete if work.labels_at_end else []
         adapters = [entry.adapter() for entry in asked]
-        predictions = self._surely(lambda: engine.predict(adapters, engine.validation), fewest=0)
+        predictions = self._surely(lambda: work.predict(adapters, work.validation), fewest=0)
         for entry in complete:
             entry.seconds += (perf_counter() - started) / len(complete)
         by_entry = dict(zip(map(id, asked), predictions, strict=True))
         found = []
         for entry in ended:
             metrics, scores = self._measured(entry, by_entry.get(id(entry)))
-            result = entry.result(engine.cost(entry.trial), metrics, scores)
+            result = entry.result(work.cost(entry.trial), metrics, scores)
             found.append((result, entry.adapter()))
         return found
 
@@ -248,4 +271,4 @@ class PackLoop:
         if entry.final is None:
             return {}, {}
         verdict = replace(entry.final, predictions=predictions)
-        return self._engine.scoring.measure(verdict, self._engine.validation)
+        return self._work.scoring.measure(verdict, self._work.validation)

@@ -1,4 +1,7 @@
-"""What is built once on a base model: hooks, compiled layers, recorded graphs. Knows nothing of rows and trials."""
+"""What is built once on a base model: hooks, compiled layers, recorded graphs; and who keeps it.
+
+Knows nothing of rows and trials.
+"""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -50,6 +53,19 @@ class Machinery:
     def packed(self) -> PackedAdapters:
         names = [name for name, _, _ in self.base.profile.targets]
         return PackedAdapters(self.base.model, names, triton=self.paths.low_rank.triton)
+
+
+class Machines:
+    """Keeps the machinery that was built last, for all engines that differ in their settings only."""
+
+    def __init__(self) -> None:
+        self._last: Machinery | None = None
+
+    def serving(self, base: BaseModel, wished: Paths | None, longest: int, learns: Factory) -> Machinery:
+        """The machinery at hand where it serves, else another."""
+        if self._last is None or not self._last.serves(base, wished, longest, learns):
+            self._last = Machinery(base=base, wished=wished, longest=longest, learns=learns)
+        return self._last
 
 
 def _as_it_is(function: Any) -> Any:

@@ -20,8 +20,8 @@ from loratune.engine.evaluate import Evaluation, Evaluator
 from loratune.engine.graphs import Graphs
 from loratune.engine.labels import LabelScorer, LabelTokens
 from loratune.engine.live import EarlyStopping
-from loratune.engine.loop import Callers, PackLoop
-from loratune.engine.machinery import Machinery
+from loratune.engine.loop import Callers, PackLoop, Work
+from loratune.engine.machinery import Machinery, Machines
 from loratune.engine.paths import Paths
 from loratune.engine.progress import PackProgress
 from loratune.engine.resources import DoesNotFit, Failure, attempt, memory_errors
@@ -46,7 +46,10 @@ ADVICE = "plan with a smaller --device-memory, use fewer slots, or shorten the r
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PackEngine:
-    """Trains and evaluates packs on one base model and one dataset."""
+    """How packs are trained and evaluated on one base model and one dataset: a value, changed by `replace`.
+
+    What is built on the model belongs to `machines`, which all values made from one another share.
+    """
 
     base: BaseModel
     train: TokenTable
@@ -78,16 +81,14 @@ class PackEngine:
     on_shortage: Callable[[Shortage], None] = ignore
     """Told of every out-of-memory error that has been survived."""
 
-    machinery: Machinery | None = None
-    """What `dataclasses.replace` hands on to the engine that it makes; None, or one of another base: its own."""
+    machines: Machines = field(default_factory=Machines)
+    """Keeps what is built on the base model; `dataclasses.replace` hands it on."""
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def machinery(self) -> Machinery:
+        """What is built on the base model."""
         longest = int(max(self.train.lengths.max(), self.validation.lengths.max()))
-        if self.machinery is None or not self.machinery.serves(
-            self.base, self.paths, longest, self.objective
-        ):
-            own = Machinery(base=self.base, wished=self.paths, longest=longest, learns=self.objective)
-            object.__setattr__(self, "machinery", own)
+        return self.machines.serving(self.base, self.paths, longest, self.objective)
 
     def with_micro_batches(self, tokens: int, *, in_evaluation: int | None = None) -> Self:
         """The same with micro-batches of so many tokens; what is compiled stays."""
@@ -111,30 +112,25 @@ class PackEngine:
         )
 
     @property
-    def _machinery(self) -> Machinery:
-        assert self.machinery is not None
-        return self.machinery
-
-    @property
     def chosen_paths(self) -> Paths:
         """Which paths the engine takes here, and why."""
-        return self._machinery.paths
+        return self.machinery.paths
 
     @property
     def _body(self) -> Body:
-        return self._machinery.body
+        return self.machinery.body
 
     @property
     def _objective(self) -> Objective:
-        return self._machinery.objective
+        return self.machinery.objective
 
     @property
     def _graphs(self) -> Graphs | None:
-        return self._machinery.graphs
+        return self.machinery.graphs
 
     @property
     def _packed(self) -> PackedAdapters:
-        return self._machinery.packed
+        return self.machinery.packed
 
     @property
     def micro_batch_tokens(self) -> int:
@@ -273,8 +269,22 @@ class PackEngine:
         """
         callers = Callers(next_trial=next_trial, on_progress=on_progress, should_stop=should_stop)
         with self.attached() as step:
+            work = Work(
+                step=step,
+                enter=self.slots,
+                read=self.read,
+                predict=self.predict,
+                attempt=self.attempt,
+                validation=self.validation,
+                sample=self.sample(early_stopping.rows if early_stopping else self.validation_subset_size),
+                readings=self.evaluations_per_trial,
+                labels_at_end=self.labels_at_end,
+                scoring=self.scoring,
+                cost=self.cost,
+                on_shortage=self.on_shortage,
+            )
             slots = min(slots, CAPACITY)
-            yield from PackLoop(self, step, callers, slots=slots, early_stopping=early_stopping).results()
+            yield from PackLoop(work, callers, slots=slots, early_stopping=early_stopping).results()
 
     def attempt(self, work: Callable[[], T]) -> T | Failure:
         """What `work` returns; where memory runs out, tried again without the recorded graphs, if there are any."""

@@ -88,6 +88,11 @@ class TrainingStep:
         self.computed_tokens = 0
         """Tokens in all micro-batches so far, those that fill up a shape included."""
 
+    @property
+    def micro_batch_tokens(self) -> int:
+        """Tokens of a micro-batch now, at most."""
+        return self._cuts.max_tokens
+
     def __call__(self, slots: Sequence[Slot]) -> int:
         """Train every slot on its next batch; returns the real tokens trained. One host synchronisation.
 
