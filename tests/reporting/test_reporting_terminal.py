@@ -1,5 +1,6 @@
 """What a terminal shows: it fits, it degrades to plain lines, it says the numbers."""
 
+from dataclasses import replace
 from io import StringIO
 from typing import Any
 
@@ -221,14 +222,57 @@ def test_live_view_on_a_terminal() -> None:
         picture.print(view.picture())
     text = "\n".join(shown(picture))
     assert "rank and learning rate   2/10 trials (1 diverged)" in text
-    assert (
-        f"best NLL so far {make_trial(r=32, learning_rate=3e-4, seed=1).nll:.4f}: r 32, learning rate 3e-4"
-        in text
-    )
+    leader = next(line.split() for line in shown(picture) if line.split()[:2] == ["1", "32"])
+    assert leader == [
+        "1",
+        "32",
+        "3e-4",
+        "16",
+        "64",
+        "3",
+        "1",
+        f"{make_trial(r=32, learning_rate=3e-4, seed=1).nll:.4f}",
+    ]
     assert "2.5k tokens/s" in text
     assert text.count("90/360") == 3
     assert "0.432" in text
     assert "diverged: r 2, learning rate 1e-3, batch 16, alpha 4 (loss is NaN)" in target.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_best_trials_stay_in_sight() -> None:
+    view = LiveView(console())
+    view(StageBegan(name="rank", trials=20))
+    losses = {0.5: 2, 0.2: 4, 0.4: 8, 0.3: 16, 0.6: 32, 0.1: 64, 0.7: 1}
+    for nll, rank in losses.items():
+        view(replace(ended(r=rank), nll=nll))
+    view(replace(ended(r=128, fraction=0.25), nll=0.01))  # on part of the rows: does not compare
+    view(replace(ended(r=256, state=TrialState.DIVERGED), nll=0.0))
+    view(a_pack())
+    target = console()
+    target.print(view.picture())
+    rows = [line.split() for line in shown(target)]
+    first = next(index for index, row in enumerate(rows) if row[:3] == ["best", "so", "far"])
+    board = [(row[0], row[1], row[-1]) for row in rows[first + 1 : first + 6]]
+    assert board == [
+        ("1", "64", "0.1000"),
+        ("2", "4", "0.2000"),
+        ("3", "16", "0.3000"),
+        ("4", "8", "0.4000"),
+        ("5", "2", "0.5000"),
+    ]
+    assert not any("128" in row or "256" in row for row in rows)
+
+
+def test_a_low_screen_shows_fewer_slots_not_fewer_leaders() -> None:
+    view = LiveView(console(80, 16))
+    view(StageBegan(name="rank", trials=20))
+    for seed in range(5):
+        view(ended(seed=seed))
+    view(a_pack(trials=20))
+    target = console(80)
+    target.print(view.picture())
+    assert len(shown(target)) < 16
+    assert any("+16" in line for line in shown(target))
 
 
 def test_many_slots_are_counted() -> None:

@@ -20,7 +20,7 @@ def watching(*, as_json: bool, json_lines: bool = False) -> Iterator[Bus]:
     if as_json and json_lines:
         yield Bus(JsonLines(sys.stderr))
         return
-    with Terminal(quiet=as_json or json_lines) as terminal:
+    with Terminal(quiet=as_json or json_lines, plain=json_lines and sys.stdout.isatty()) as terminal:
         bus = Bus(terminal)
         if json_lines:
             bus.subscribe(JsonLines(sys.stdout))

@@ -18,6 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from loratune.reporting.leaderboard import Leaderboard
 from loratune.reporting.pace import Pace, Part
 from loratune.reporting.screen import Screen
 from loratune.reporting.wording import count, duration, rate
@@ -39,6 +40,8 @@ from loratune.values.events import (
 _PLAIN_SECONDS = 30.0
 """Between two lines where stderr is no terminal."""
 _SHOWN_SLOTS = 12
+_OTHER_LINES = 7
+"""Head (two lines where it is long), bar, two tables' heads, how many slots are not shown, the cursor's line."""
 _TRAINING = (Phase.SEARCHING, Phase.FINAL_RUN)
 """Phases of which the stages are told, not the phase."""
 
@@ -46,13 +49,15 @@ _TRAINING = (Phase.SEARCHING, Phase.FINAL_RUN)
 class LiveView:
     """Call it with every event; enter it before the first one, once, and leave it after the last."""
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, *, plain: bool = False) -> None:
+        """`plain`: lines also on a terminal, where others print while it works."""
         # a file of its own: third-party noise is silenced by exchanging sys.stderr for moments
         self.console = console or Screen(file=sys.stderr)
         self._live: Live | None = None
+        self._plain = plain or not self.console.is_terminal
         self._pack: Progress | None = None
         self._stage = ""
-        self._best: TrialEnded | None = None
+        self._leaders = Leaderboard()
         self._done = self._trials = self._diverged = 0
         self._pace = Pace()
         self._tokens = 0
@@ -61,35 +66,44 @@ class LiveView:
 
     def __enter__(self) -> Self:
         self._started = monotonic()
-        if self.console.is_terminal:
-            self._live = Live(
-                console=self.console,
-                get_renderable=self.picture,
-                refresh_per_second=4,
-                transient=True,
-                redirect_stdout=False,
-                redirect_stderr=False,
-            )
-            self._live.start()
+        self._show()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        self._hide()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """The view is off the screen, so that others may print on it."""
-        if self._live is not None:
-            self._live.stop()
+        shown = self._live is not None
+        self._hide()
         try:
             yield
         finally:
-            if self._live is not None:
-                self._live.start()
+            if shown:
+                self._show()
+
+    def _show(self) -> None:
+        """A new view each time: one that has been shown wipes as many lines as it had, whoever's they are now."""
+        if self._plain:
+            return
+        self._live = Live(
+            console=self.console,
+            get_renderable=self.picture,
+            refresh_per_second=4,
+            transient=True,
+            # what others print meanwhile is put above the view, which would wipe it
+            redirect_stdout=sys.stdout.isatty(),
+            redirect_stderr=True,
+        )
+        self._live.start()
+
+    def _hide(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
@@ -184,13 +198,14 @@ class LiveView:
         """What a terminal shows now."""
         head = Text.assemble(
             (self._stage or "starting", "bold"),
-            f"   {self._counts()}   {self._times()}",
+            f"   {self._counts()}   {self._times()}{self._speed}",
         )
         if not self._trials:
             return Group(head)
-        bar = Table.grid()
-        bar.add_row(ProgressBar(total=max(1, self._trials), completed=self._done, width=60))
-        return Group(head, bar, Text(self._best_text()), self._slot_table())
+        bar = ProgressBar(total=max(1, self._trials), completed=self._done)
+        leaders = self._leaders.table() if len(self._leaders) else Text("no full trial yet")
+        free = self.console.height - len(self._leaders) - _OTHER_LINES
+        return Group(head, bar, leaders, self._slot_table(max(1, min(_SHOWN_SLOTS, free))))
 
     @property
     def _elapsed(self) -> float:
@@ -203,9 +218,7 @@ class LiveView:
     def _count(self, ended: TrialEnded) -> None:
         self._done += 1
         self._diverged += ended.state is TrialState.DIVERGED
-        better = self._best is None or ended.nll < self._best.nll
-        if ended.finished and ended.trial.fraction == 1 and better:
-            self._best = ended
+        self._leaders.add(ended)
 
     def _counts(self) -> str:
         if not self._trials:
@@ -214,19 +227,18 @@ class LiveView:
         return f"{self._done}/{max(self._trials, self._done)} trials{diverged}"
 
     def _best_text(self) -> str:
-        best = (
-            f"best NLL so far {self._best.nll:.4f}: {setting(self._best.trial)}"
-            if self._best
-            else "no full trial yet"
-        )
-        speed = f"   {count(self._tokens / self._busy)} tokens/s" if self._busy else ""
-        return best + speed
+        best = self._leaders.best
+        return f"best NLL so far {best.nll:.4f}: {setting(best.trial)}" if best else "no full trial yet"
 
-    def _slot_table(self) -> Table:
+    @property
+    def _speed(self) -> str:
+        return f"   {count(self._tokens / self._busy)} tokens/s" if self._busy else ""
+
+    def _slot_table(self, most: int) -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
         for heading in ("r", "learning rate", "batch", "alpha", "seed", "step", "train NLL"):
             table.add_column(heading, justify="right")
-        for slot in self._slots[:_SHOWN_SLOTS]:
+        for slot in self._slots[:most]:
             values = slot.trial.hyper_parameters
             table.add_row(
                 str(values.r),
@@ -237,15 +249,15 @@ class LiveView:
                 f"{slot.step}/{slot.total_steps}",
                 f"{slot.loss:.3f}",
             )
-        if len(self._slots) > _SHOWN_SLOTS:
-            table.add_row(f"+{len(self._slots) - _SHOWN_SLOTS}", style="dim")
+        if len(self._slots) > most:
+            table.add_row(f"+{len(self._slots) - most}", style="dim")
         return table
 
     def _plain_line(self) -> None:
         self._last_line = monotonic()
         self._say(
             f"{duration(self._elapsed)}  {self._stage}: {self._counts()}, {len(self._slots)} in the pack, "
-            f"{self._best_text()}{self._left}"
+            f"{self._best_text()}{self._speed}{self._left}"
         )
 
     def _times(self) -> str:

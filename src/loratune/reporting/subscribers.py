@@ -21,9 +21,9 @@ PROGRESS_SECONDS = 1.0
 class Terminal(LiveView):
     """The live view, and the plan on stdout unless that is for a document."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        """`quiet`: nothing on stdout."""
-        super().__init__()
+    def __init__(self, *, quiet: bool = False, plain: bool = False) -> None:
+        """`quiet`: nothing on stdout. `plain`: no view that moves, as others print on the same terminal."""
+        super().__init__(plain=plain)
         self._out = None if quiet else Screen()
 
     def __call__(self, event: Event) -> None:
