@@ -245,8 +245,8 @@ def test_the_best_trials_stay_in_sight() -> None:
     losses = {0.5: 2, 0.2: 4, 0.4: 8, 0.3: 16, 0.6: 32, 0.1: 64, 0.7: 1}
     for nll, rank in losses.items():
         view(replace(ended(r=rank), nll=nll))
-    view(replace(ended(r=128, fraction=0.25), nll=0.01))  # on part of the rows: does not compare
-    view(replace(ended(r=256, state=TrialState.DIVERGED), nll=0.0))
+    view(replace(ended(r=512, fraction=0.25), nll=0.01))  # on part of the rows: does not compare
+    view(replace(ended(r=2048, state=TrialState.DIVERGED), nll=0.0))
     view(a_pack())
     target = console()
     target.print(view.picture())
@@ -260,7 +260,7 @@ def test_the_best_trials_stay_in_sight() -> None:
         ("4", "8", "0.4000"),
         ("5", "2", "0.5000"),
     ]
-    assert not any("128" in row or "256" in row for row in rows)
+    assert not any("512" in row or "2048" in row for row in rows)
 
 
 def test_a_low_screen_shows_fewer_slots_not_fewer_leaders() -> None:

@@ -202,7 +202,8 @@ class LiveView:
         )
         if not self._trials:
             return Group(head)
-        bar = ProgressBar(total=max(1, self._trials), completed=self._done)
+        bar = Table.grid(expand=True)
+        bar.add_row(ProgressBar(total=max(1, self._trials), completed=self._done))
         leaders = self._leaders.table() if len(self._leaders) else Text("no full trial yet")
         free = self.console.height - len(self._leaders) - _OTHER_LINES
         return Group(head, bar, leaders, self._slot_table(max(1, min(_SHOWN_SLOTS, free))))
