@@ -154,6 +154,9 @@ def test_unsloth_gets_whole_warm_up_steps_and_its_own_seed() -> None:
         "random_state": 7,
         "target_modules": ["q_proj"],
     }.items() <= adapter.items()
+    patterned = keywords(exported("unsloth", "tokens", rank_pattern=PATTERN)["train.py"], "get_peft_model")
+    assert patterned["rank_pattern"] == dict(PATTERN), "handed on to PEFT's configuration"
+    assert patterned["alpha_pattern"] == {LAYERS[0]: 8, LAYERS[1]: 4}
     loading = keywords(script, "FastLanguageModel.from_pretrained")
     assert loading["load_in_4bit"] is False, "Unsloth's default is four bits"
     first = next(line for line in script.splitlines() if "import" in line and "Path" not in line)
@@ -193,7 +196,7 @@ def test_the_learning_rate_of_mlx_is_ours_to_a_step(warmup: int) -> None:
         assert theirs == pytest.approx(peak * schedule(step, warmup=warmup, total=168), abs=peak / 158)
 
 
-@pytest.mark.parametrize("target", ["llamafactory", "unsloth", "mlx"])
+@pytest.mark.parametrize("target", ["llamafactory", "mlx"])
 def test_one_rank_for_all_layers_is_said(target: str) -> None:
     with pytest.raises(InputError, match=r"takes one rank for all layers, but 2 .* export --to peft"):
         exported(target, rank_pattern=PATTERN)

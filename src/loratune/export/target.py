@@ -72,5 +72,5 @@ def demand_one_rank(recipe: Recipe, target: str) -> None:
         raise refuse(
             target,
             f"takes one rank for all layers, but {count} of this run's have their own (rank_pattern)",
-            "export --to peft, trl or axolotl, or tune without --layer-ranks",
+            "export --to peft, trl, axolotl or unsloth, or tune without --layer-ranks",
         )

@@ -7,7 +7,7 @@ from typing import ClassVar
 from loratune.export.arguments import as_code, lora_arguments
 from loratune.export.recipe import Recipe
 from loratune.export.rows import Format, Tokens
-from loratune.export.target import Exported, demand_one_rank
+from loratune.export.target import Exported
 from loratune.export.trl import sft_arguments
 
 _SCRIPT = """{comment}
@@ -61,7 +61,6 @@ class Unsloth:
     formats: ClassVar[tuple[Format, ...]] = (Tokens(),)
 
     def export(self, recipe: Recipe, rows: str) -> Exported:
-        demand_one_rank(recipe, "Unsloth")
         adapter = {name: value for name, value in lora_arguments(recipe).items() if name != "task_type"}
         arguments = sft_arguments(recipe, rows, "checkpoints")
         del arguments["gradient_checkpointing"]  # Unsloth's own, below
