@@ -121,7 +121,7 @@ def test_a_power_law_is_answered_well() -> None:
     tally = truth.run(WORLDS["power law"], 15.0, 3)
     assert sum(tally.false_adequate) + sum(tally.false_inferior) == 0
     assert all(tally.adequate)
-    assert np.mean(tally.overshoot) <= 1
+    assert np.mean(tally.overshoot) <= 2  # a larger rank is the price of a smaller regret (docs/log.md)
     assert np.mean(tally.regret) < 0.01
 
 
