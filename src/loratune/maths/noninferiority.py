@@ -245,14 +245,11 @@ def macro_f1(
     weights: Floats,
 ) -> Floats:
     """[resamples] mean over classes of F1, rows weighted by `weights` [resamples, rows]; an empty class: 0."""
-    scores = np.zeros(len(weights))
-    for label in classes:
-        hit = weights @ ((predictions == label) & (labels == label))
-        size = weights @ (predictions == label).astype(np.float64) + weights @ (labels == label).astype(
-            np.float64
-        )
-        scores += np.divide(2 * hit, size, out=np.zeros_like(hit), where=size > 0)
-    return np.asarray(scores / len(classes))
+    said = np.asarray(predictions[:, None] == classes, np.float64)
+    true = np.asarray(labels[:, None] == classes, np.float64)
+    hits = weights @ (said * true)
+    sizes = weights @ (said + true)
+    return np.asarray(np.divide(2 * hits, sizes, out=np.zeros_like(hits), where=sizes > 0).mean(1))
 
 
 def compare_means(
