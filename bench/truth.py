@@ -27,7 +27,9 @@ OPPONENTS = ("rank 16 with 4 rates", "random")
 BUDGETS = (5.0, 8.0, 15.0, 30.0)
 EQUAL = 1e-12
 RANKS_CLAIMED = re.compile(r"Rank (\d+) is (?:non-inferior to|as good as) rank (\d+)")
-STATED = re.compile(r"[Rr]ank (\d+) is taken because .* with probability ([\d.]+)")
+TAKEN = re.compile(
+    r"rank (\d+) is taken because .* with (?:a )?probability (?:above )?([\d.]+\d)", re.IGNORECASE
+)
 COLUMNS = (
     *(
         "commit",
@@ -118,9 +120,9 @@ def judge(world: World, decision: Decision, tally: Tally) -> None:
     inside, differs, adequate, inferior = [], False, False, False
     measured = [entry["r"] for entry in decision.stages[0].details.get("ranks", ())]
     for claim in decision.evidence:
-        if (stated := STATED.search(claim.claim)) is not None:
-            tally.stated.append(float(stated[2]))
-            tally.held.append(world.curve(int(stated[1])) - min(map(world.curve, measured)) <= MARGIN)
+        if (taken := TAKEN.search(claim.claim)) is not None:
+            tally.stated.append(float(taken[2]))
+            tally.held.append(world.curve(int(taken[1])) - min(map(world.curve, measured)) <= MARGIN)
         found = RANKS_CLAIMED.match(claim.claim)
         if found is None:
             continue

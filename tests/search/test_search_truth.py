@@ -1,5 +1,6 @@
 """The small version of `bench/truth.py`: worlds that are what they say, judges that see a wrong claim, few searches."""
 
+import re
 from math import inf, log
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 import truth
 from baselines import ALL
+from devices import LAUNCH_BOUND
 from loratune.runners.simulated import TableRunner
 from loratune.search.space import hyper_parameters
 from loratune.values import Decision, Evidence, StageSummary, Trial
@@ -99,6 +101,16 @@ def test_the_judge_knows_a_difference_with_the_wrong_sign() -> None:
     assert (wrong.covered, wrong.wrong_differs, wrong.false_inferior) == ([False], [True], [True])
 
 
+def test_the_judge_reads_the_probability_that_a_rank_was_taken_with() -> None:
+    text = "Ranks 4 to 64 differ by at most 0.003 nats; rank 16 is taken because it loses at most 0.005 nats with {}."
+    for words, value in (
+        ("probability 0.82 by all runs", 0.82),
+        ("a probability above 0.99 by all runs", 0.99),
+    ):
+        tally = claimed(text.format(words), None, holds=False)
+        assert (tally.stated, tally.held) == ([value], [False])  # .006 worse than rank 8
+
+
 @pytest.mark.parametrize("name", sorted(WORLDS))
 def test_every_world_can_be_searched(name: str) -> None:
     world = WORLDS[name]
@@ -110,19 +122,20 @@ def test_every_world_can_be_searched(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["all equal", "all equal, 2 seeds"])
 def test_equal_settings_are_not_told_apart(name: str) -> None:
-    tally = truth.run(WORLDS[name], 15.0, 3)
-    if name == "all equal":  # with two seeds too little is repeated for an interval
-        assert np.mean(tally.covered) >= 0.7  # 93 to 97 % over the thousands of claims of the bench script
+    """On a device on which width is nearly free, so that ranks are compared at all."""
+    tally = truth.run(WORLDS[name], 15.0, 3, device=LAUNCH_BOUND)
+    assert tally.covered
+    assert np.mean(tally.covered) >= 0.7  # 93 to 97 % over the thousands of claims of the bench script
     assert sum(tally.false_inferior) + sum(tally.wrong_differs) <= 1
     assert all(tally.adequate)
 
 
 def test_a_power_law_is_answered_well() -> None:
-    tally = truth.run(WORLDS["power law"], 15.0, 3)
-    assert sum(tally.false_adequate) + sum(tally.false_inferior) == 0
+    tally = truth.run(WORLDS["power law"], 15.0, 3, device=LAUNCH_BOUND)
+    assert not any(tally.false_adequate)
     assert all(tally.adequate)
-    assert np.mean(tally.overshoot) <= 2  # a larger rank is the price of a smaller regret (docs/log.md)
-    assert np.mean(tally.regret) < 0.01
+    assert np.mean(tally.overshoot) <= 1
+    assert np.mean(tally.regret) < 0.005
 
 
 def test_the_opponents_are_played_at_the_same_cost() -> None:
@@ -136,14 +149,12 @@ def test_the_opponents_are_played_at_the_same_cost() -> None:
 def test_the_report_is_about_the_rank_that_is_recommended(name: str) -> None:
     """Learning rates that are compared after the choice must not change what is said of it."""
     for draw in range(2):
-        runner = WorldRunner(WORLDS[name], draw)
-        strategy = ALL["evidence"](runner.context(margin=truth.MARGIN, budget=12, seed=draw))
-        decision = strategy.decide(play(strategy, runner))
-        pairs = [truth.RANKS_CLAIMED.match(claim.claim) for claim in decision.evidence]
-        found = [(int(pair[1]), int(pair[2])) for pair in pairs if pair is not None]
-        assert found
-        taken = [claim.claim for claim in decision.evidence if "it is taken because" in claim.claim]
-        assert all(claim.startswith(f"Rank {decision.hyper_parameters.r} ") for claim in taken)
+        _, _, decision, _ = truth.answer(WORLDS[name], draw, "evidence", 12.0)
+        taken = [claim.claim for claim in decision.evidence if "is taken because" in claim.claim]
+        shown = [truth.RANKS_CLAIMED.match(claim.claim) for claim in decision.evidence if claim.holds]
+        chosen = decision.hyper_parameters.r
+        assert taken or any(pair and int(pair[1]) == chosen for pair in shown)
+        assert all(re.search(rf"\brank {chosen}\b", claim) for claim in taken)
 
 
 def test_a_search_stops_where_nothing_is_left_to_learn(tmp_path: Path) -> None:
