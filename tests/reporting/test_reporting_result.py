@@ -34,8 +34,14 @@ KEYS = {
         "test": dict.fromkeys(["nll", "accuracy", "f1"]),
         "base_model": dict.fromkeys(["validation", "test"], dict.fromkeys(["nll", "accuracy", "f1"])),
         "default_recipe": dict.fromkeys(["validation", "test"], dict.fromkeys(["nll", "accuracy", "f1"])),
+        "fair_opponent": {
+            "learning_rates": None,
+            "hyper_parameters": None,
+            "validation": {},
+            "gains": None,
+        },
     },
-    "evidence": [dict.fromkeys(["claim", "value", "unit", "interval", "margin", "holds"])],
+    "evidence": [dict.fromkeys(["claim", "value", "unit", "interval", "margin", "holds", "state"])],
     "cost": {
         **dict.fromkeys(["seconds", "trained_tokens", "trials", "predicted_seconds"]),
         "peak_memory_bytes": dict.fromkeys(["predicted", "measured"]),

@@ -105,10 +105,16 @@ def test_summary_says_the_answer() -> None:
     text = "\n".join(shown(target))
     assert "Recommended: r 8, alpha 16, learning rate 1e-3, batch size 16" in text
     assert "recommended       0.1701         84.6 %         84.1 %" in text
-    assert "✓ rank 8 is non-inferior to rank 32 (0.0021 nats, 95 % ≤ 0.0043, margin 0.005)" in text
-    assert "✗ rank 2" in text
-    assert "– ranks 1, 4, 16 and 64 were not tried" in text
-    assert "clock cut the search" in text
+    words = " ".join(text.split())
+    assert "84.6 %" in words
+    assert "423 of 500 test rows right; the untrained model 102, always “activate_my_card” about 175" in words
+    assert "yes rank 8 is non-inferior to rank 32 (0.0021 nats, 95 % ≤ 0.0043, margin 0.005)" in words
+    assert "no rank 2 is non-inferior to rank 32" in words
+    assert "note ranks 1, 4, 16 and 64 were not tried" in words
+    assert "how sure 3 claims tested: 2 yes, 1 no; the clock cut the search" in words
+    assert "exit code 3: the budget's clock cut the search" in words
+    assert "loratune tune --config runs/mine/loratune.toml --out runs/mine --resume" in words
+    assert "…" not in words
     assert "runs/mine/" in text
 
 

@@ -12,14 +12,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from loratune.files.write import write_atomically
-from loratune.reporting import figures, takeaways, wording
+from loratune.reporting import answer, figures, takeaways, wording
 from loratune.reporting.facts import RunFacts
 from loratune.reporting.health import divergence_sentence, health_lines
 from loratune.reporting.impacts import HEADS, impact_table
 from loratune.reporting.later_stages import alpha_points, batch_cells, stage_costs
+from loratune.reporting.opponent import fair_opponent
 from loratune.reporting.profile_facts import length_bars, survey_lines
 from loratune.reporting.rank_curves import gaps, learning_curves, own_rate_curve, single_rate_curve
-from loratune.reporting.tables import MARKS, evidence_number, score_table, value_tiles
+from loratune.reporting.states import MARKS, states, sureness
+from loratune.reporting.tables import evidence_number, score_table, value_tiles
+from loratune.reporting.timeline import timeline_parts
 from loratune.reporting.truncation import truncation_figure, truncation_sentence
 from loratune.values import Evidence, Stage
 
@@ -70,7 +73,14 @@ def render(facts: RunFacts) -> str:
         table_caption="The test split was read once, after all choices." if facts.recommended.test else "",
         table_heads=heads,
         table_rows=rows,
-        evidence=[_evidence(each) for each in facts.decision.evidence],
+        verdict=answer.verdict(facts),
+        sureness=_sentence(sureness(facts)),
+        cost_sentence=takeaways.cost_sentence(facts),
+        recipe_sentence=answer.recipe_sentence(facts),
+        opponent_sentence=fair_opponent(facts).sentence,
+        timeline=timeline_parts(facts.cost),
+        timeline_sentence=takeaways.timeline_sentence(facts),
+        evidence=[_evidence(state, each) for state, each in states(facts)],
         rank_sentence=takeaways.rank_sentence(own, single, facts),
         interval_sentence=takeaways.interval_sentence(own),
         figures=_figures(facts),
@@ -136,7 +146,7 @@ def _figures(facts: RunFacts) -> dict[str, Drawn]:
         "cost": _drawn(
             bool(costs),
             lambda: figures.cost_figure(costs),
-            " ".join(filter(None, (takeaways.cost_sentence(facts), takeaways.timeline_sentence(facts)))),
+            takeaways.cost_sentence(facts),
             "No trial was run.",
         ),
     }
@@ -153,10 +163,11 @@ def _drawn(there: bool, make: Callable[[], Figure], sentence: str, reason: str) 
     return Drawn(sentence=sentence, html=Markup(html))
 
 
-def _evidence(each: Evidence) -> dict[str, Any]:
+def _evidence(state: str, each: Evidence) -> dict[str, Any]:
     return {
-        "mark": MARKS[each.holds],
-        "kind": {True: "yes", False: "no", None: "note"}[each.holds],
+        "mark": MARKS[state],
+        "state": state,
+        "kind": state.replace(" ", "-"),
         "claim": _sentence(each.claim),
         "number": evidence_number(each),
     }

@@ -15,6 +15,8 @@ import numpy as np
 from loratune.errors import HyperParameterError, InputError, OutputError
 from loratune.files.write import write_atomically
 from loratune.reporting.facts import ModelScores, RunFacts
+from loratune.reporting.opponent import fair_gains, fair_opponent
+from loratune.reporting.states import states
 from loratune.values import Evidence, HyperParameters, StageSummary
 
 SCHEMA = 1
@@ -123,8 +125,9 @@ def result_values(facts: RunFacts) -> dict[str, Any]:
                 "test": facts.recommended.test,
                 "base_model": _splits(facts.base_model),
                 "default_recipe": _splits(facts.default_recipe),
+                "fair_opponent": _opponent(facts),
             },
-            "evidence": [each.to_dict() for each in facts.decision.evidence],
+            "evidence": [{**each.to_dict(), "state": state} for state, each in states(facts)],
             "cost": {
                 "seconds": cost.seconds,
                 "trained_tokens": facts.trained_tokens,
@@ -140,6 +143,20 @@ def result_values(facts: RunFacts) -> dict[str, Any]:
         }
     )
     return document
+
+
+def _opponent(facts: RunFacts) -> dict[str, Any]:
+    """Rank 16 with the best of four learning rates: the rates that the search ran, and the best one's scores."""
+    found = fair_opponent(facts)
+    return {
+        "learning_rates": found.tried,
+        "hyper_parameters": found.best.trial.hyper_parameters.to_dict() if found.best else None,
+        "validation": found.scores.validation,
+        "gains": [
+            {"metric": gain.metric, "value": gain.value, "interval": gain.interval}
+            for gain in fair_gains(facts)
+        ],
+    }
 
 
 def _splits(scores: ModelScores) -> dict[str, Mapping[str, float]]:
@@ -187,6 +204,7 @@ def _decode(values: dict[str, Any], directory: Path) -> TuneResult:
 
 def evidence_from_dict(values: Mapping[str, Any]) -> Evidence:
     """Inverse of `Evidence.to_dict` after `plain`: an absent end of an interval is infinite."""
+    values = {name: value for name, value in values.items() if name != "state"}
     bounds = values["interval"]
     if bounds is None:
         return Evidence(**values)

@@ -3,10 +3,9 @@
 from math import isfinite
 
 from loratune.reporting.facts import RunFacts
+from loratune.reporting.opponent import OPPONENT, fair_opponent
 from loratune.reporting.wording import count, interval, number, rate
 from loratune.values import ALL_LINEAR, Evidence
-
-MARKS = {True: "✓", False: "✗", None: "–"}
 
 
 def value_tiles(facts: RunFacts) -> list[tuple[str, str, bool]]:
@@ -32,9 +31,11 @@ def value_tiles(facts: RunFacts) -> list[tuple[str, str, bool]]:
 
 def score_table(facts: RunFacts) -> tuple[list[str], list[tuple[str, list[str], bool]]]:
     """Heads, then (model, cells, whether it is ours): every metric that was measured, by split."""
+    opponent = fair_opponent(facts)
     models = (
         ("base model", facts.base_model, False),
         ("default recipe", facts.default_recipe, False),
+        *(((OPPONENT, opponent.scores, False),) if opponent.best else ()),
         ("recommended", facts.recommended, True),
     )
     columns = [

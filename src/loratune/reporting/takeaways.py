@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from loratune.reporting.facts import Gain, RunFacts
 from loratune.reporting.later_stages import AlphaPoint, BatchCell
+from loratune.reporting.opponent import fair_gains
 from loratune.reporting.rank_curves import GapPoint, RankCurve
 from loratune.reporting.wording import count, duration, interval, rate
 from loratune.values import Stage, StageSummary
@@ -18,10 +19,12 @@ _WORDS = {
 
 
 def headline_gains(facts: RunFacts) -> list[Gain]:
-    """Those on the test split where there is one, in NLL and the shown metric, over the default recipe first."""
+    """Over the fair opponent where there is one; then those on the test split where there is one, in NLL and the
+    shown metric, over the default recipe first.
+    """
     split = "test" if any(gain.split == "test" for gain in facts.gains) else "validation"
     shown = [g for g in facts.gains if g.split == split and (g.info.by_nll or g.metric == facts.shown_metric)]
-    return sorted(shown, key=lambda gain: gain.over != "default recipe")
+    return [*fair_gains(facts), *sorted(shown, key=lambda gain: gain.over != "default recipe")]
 
 
 def all_gains(facts: RunFacts) -> list[Gain]:

@@ -11,15 +11,18 @@ from rich.text import Text
 
 from loratune.costs.memory import MemoryEstimate, Verdict
 from loratune.maths.guide import GuideRanges
+from loratune.reporting.answer import exit_sentence, next_command, verdict
 from loratune.reporting.facts import RunFacts
 from loratune.reporting.health import health_lines
 from loratune.reporting.impacts import impact_table
 from loratune.reporting.profile_facts import guide_line, probe_lines, survey_lines
-from loratune.reporting.tables import MARKS, evidence_number, score_table, value_tiles
+from loratune.reporting.states import CANNOT_TELL, NO, NOTE, YES, by_weight, states, sureness
+from loratune.reporting.tables import evidence_number, score_table, value_tiles
 from loratune.reporting.takeaways import cost_sentence, gain_sentence, headline_gains
-from loratune.reporting.wording import count, duration, rate, size
+from loratune.reporting.wording import count, duration, number, rate, size
 from loratune.values import (
     DataProfile,
+    Evidence,
     ModelProfile,
     Probe,
     Recommendation,
@@ -29,7 +32,13 @@ from loratune.values import (
 )
 
 _MOST_SIGNS = 2
-_STYLES = {True: "green", False: "red", None: "dim"}
+_ABOVE = 14
+"""Lines of the summary above and below claims and ending."""
+_LOW = 30
+"""Lines of a screen below which only what is needed is said."""
+_FEWEST_LINES = 2
+"""That claims have on a low screen."""
+_STYLES = {YES: "green", NO: "red", CANNOT_TELL: "yellow", NOTE: "dim"}
 _VERDICTS: dict[Verdict, str] = {
     "fits": "This fits in {}.",
     "tight": "This is tight in {}: the prediction is too close to the limit to be safe.",
@@ -181,35 +190,48 @@ def print_summary(console: Console, facts: RunFacts) -> None:
             style="bold",
         )
     )
+    low = console.height < _LOW
     others = [f"{name} {value}" for name, value, wide in value_tiles(facts)[4:] if not wide]
-    console.print(", ".join(others), markup=False, highlight=False, style="dim")
+    if not low:
+        console.print(", ".join(others), markup=False, highlight=False, style="dim")
+    for sentence in verdict(facts):
+        _line(console, sentence)
     console.print(_scores(facts))
     for gain in headline_gains(facts):
         console.print(f"  {gain_sentence(gain)}", markup=False, highlight=False)
-    console.print()
-    own = _own_words(facts)
-    _print_evidence(console, facts, lines=min(10, max(3, console.height - 18 - len(own))))
-    console.print()
-    for text, style in own:
-        console.print(Text(text, style=style), no_wrap=True, overflow="ellipsis")
-    if facts.cut_by_clock:
-        console.print("The budget's clock cut the search: the answer is the best so far.", style="yellow")
-    console.print(cost_sentence(facts), markup=False, highlight=False)
-    console.print(
-        f"{facts.directory}/: adapter/ (PEFT), report.html, result.json, study.db",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    end = _ending(facts, low=low)
+    if not low:
+        console.print()
+    _print_evidence(console, facts, lines=console.height - _lines(console, end) - _ABOVE)
+    if not low:
+        console.print()
+    console.print(end)
+    console.print(f"  {next_command(facts)}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _own_words(facts: RunFacts) -> list[tuple[str, str]]:
-    """(text, style) of what needs the user, and of what mattered most: a line each."""
+def _ending(facts: RunFacts, *, low: bool) -> Table:
+    """How sure, what needs the user, where it is, what it cost, why this exit code."""
+    told: list[tuple[str, str, str]] = [
+        ("how sure", sureness(facts), ""),
+        *(("!", text, "yellow") for text in _signs(facts)),
+        ("what mattered", impact_table(facts).takeaway if facts.sensitivity and not low else "", ""),
+        ("where", f"{facts.directory}/: adapter/ (PEFT), report.html, result.json, study.db", ""),
+        ("cost", cost_sentence(facts), ""),
+        ("exit code", exit_sentence(facts), "yellow" if facts.cut_by_clock else ""),
+        ("next", "", ""),
+    ]
+    table = _table("", "", right=())
+    table.show_header = False
+    for name, text, style in told:
+        if text or name == "next":
+            table.add_row(Text(name, style="dim"), Text(text, style=style))
+    return table
+
+
+def _signs(facts: RunFacts) -> list[str]:
+    """What needs the user, a sentence each."""
     signs = [line for line in health_lines(facts) if line.kind == "no"][:_MOST_SIGNS]
-    lines = [(f"{line.mark} {line.action} ({line.finding.rstrip('.')})", "yellow") for line in signs]
-    if facts.sensitivity and facts.sensitivity.impacts:
-        lines.append((impact_table(facts).takeaway, ""))
-    return lines
+    return [f"{line.action} ({line.finding.rstrip('.')})" for line in signs]
 
 
 def _scores(facts: RunFacts) -> Table:
@@ -219,22 +241,38 @@ def _scores(facts: RunFacts) -> Table:
     shown = [index for index, head in enumerate(heads) if head.startswith(split)]
     table = _table("", *(heads[index] for index in shown), right=range(1, len(shown) + 1))
     for name, cells, ours in rows:
-        table.add_row(name, *(cells[index] for index in shown), style="bold" if ours else "")
+        if any(cells[index] != number(None) for index in shown):
+            table.add_row(name, *(cells[index] for index in shown), style="bold" if ours else "")
     return table
 
 
 def _print_evidence(console: Console, facts: RunFacts, *, lines: int) -> None:
-    """The claims, one line each, the longest cut; what does not fit is counted, what the gains said left out."""
+    """The claims, whole, as many as fit on so many lines; the others are counted, what the gains said left out."""
     told = [gain.interval for gain in headline_gains(facts) if gain.interval]
-    claims = [each for each in facts.decision.evidence if each.interval not in told]
-    claims.sort(key=lambda each: each.holds is None)
-    for each in claims[:lines]:
-        number = evidence_number(each)
-        text = f"{each.claim.rstrip('.')} ({number})" if number else each.claim
-        line = Text.assemble((MARKS[each.holds], _STYLES[each.holds]), f" {text}")
-        console.print(line, no_wrap=True, overflow="ellipsis")
-    if len(claims) > lines:
-        console.print(f"  and {len(claims) - lines} more in report.html", style="dim", highlight=False)
+    claims = by_weight([(state, each) for state, each in states(facts) if each.interval not in told])
+    for shown in range(len(claims), -1, -1):
+        table = _claims(claims[:shown])
+        if _lines(console, table) <= max(_FEWEST_LINES, lines - (shown < len(claims))):
+            break
+    if shown:
+        console.print(table)
+    if shown < len(claims):
+        console.print(f"  and {len(claims) - shown} more in report.html", style="dim", highlight=False)
+
+
+def _claims(claims: Sequence[tuple[str, Evidence]]) -> Table:
+    """The state in a word, then the claim on as many lines as it needs."""
+    table = _table("", "", right=())
+    table.show_header = False
+    for state, each in claims:
+        measured = evidence_number(each)
+        text = f"{each.claim.rstrip('.')} ({measured})" if measured else each.claim
+        table.add_row(Text(state, style=_STYLES[state], no_wrap=True), Text(text))
+    return table
+
+
+def _lines(console: Console, table: Table) -> int:
+    return len(console.render_lines(table, pad=False)) if table.row_count else 0
 
 
 def _table(*heads: str, right: range | tuple[int, ...] | None = None) -> Table:

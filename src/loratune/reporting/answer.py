@@ -1,0 +1,111 @@
+"""The verdict in words for who has to decide: how good, against what, how sure, at what price, what next."""
+
+from __future__ import annotations
+
+from shlex import quote
+
+from loratune.metrics.info import POINTS
+from loratune.reporting.facts import RunFacts
+from loratune.reporting.opponent import OPPONENT, fair_opponent
+from loratune.reporting.wording import count, rate
+from loratune.values import Stage
+
+
+def verdict(facts: RunFacts) -> list[str]:
+    """Sentences, the most telling first: rows right where rows are right or wrong, else the loss per token."""
+    told = _told_metric(facts)
+    if told is None:
+        return _losses(facts)
+    split = "test" if told in facts.recommended.test else "validation"
+    rows = facts.profile.test_rows if split == "test" else facts.profile.validation_rows
+    ours, base, recipe = (
+        _right(getattr(scores, split).get(told), rows)
+        for scores in (facts.recommended, facts.base_model, facts.default_recipe)
+    )
+    others = [
+        f"the untrained model {base}" if base else "",
+        _majority(facts, rows),
+        f"the default recipe {recipe}" if recipe else "",
+    ]
+    first = f"{ours} of {rows} {split} rows right; {', '.join(filter(None, others))}"
+    theirs = _right(fair_opponent(facts).scores.validation.get(told), facts.profile.validation_rows)
+    if not theirs:
+        return [f"{first}."]
+    mine = _right(facts.recommended.validation.get(told), facts.profile.validation_rows)
+    if split == "validation":
+        return [f"{first}, the {OPPONENT} {theirs}."]
+    on_validation = f"Of {facts.profile.validation_rows} validation rows {mine}; the {OPPONENT} {theirs}."
+    return [f"{first}.", on_validation]
+
+
+def _told_metric(facts: RunFacts) -> str | None:
+    """One that counts rows; macro-F1 and the user's own values do not."""
+    names = dict.fromkeys((facts.metric, "accuracy", "exact_match"))
+    measured = {**facts.recommended.validation, **facts.recommended.test}
+    counts = (name for name in names if name in measured and name in ("accuracy", "exact_match"))
+    return next((name for name in counts if facts.info(name).unit == POINTS), None)
+
+
+def _right(share: float | None, rows: int) -> str:
+    return "" if share is None else f"{share * rows:.0f}"
+
+
+def _majority(facts: RunFacts, rows: int) -> str:
+    """Who always answers the most frequent label, by its share of the training rows."""
+    counts = facts.profile.label_counts
+    if not counts or not sum(counts):
+        return ""
+    most = max(range(len(counts)), key=counts.__getitem__)
+    return f"always “{facts.profile.labels[most]}” about {rows * counts[most] / sum(counts):.0f}"
+
+
+def _losses(facts: RunFacts) -> list[str]:
+    split = "test" if facts.recommended.test else "validation"
+    named = (
+        ("the untrained model", facts.base_model),
+        ("the default recipe", facts.default_recipe),
+    )
+    ours = getattr(facts.recommended, split).get("nll")
+    if ours is None:
+        return []
+    others = [
+        f"{name} {getattr(scores, split)['nll']:.4f}"
+        for name, scores in named
+        if "nll" in getattr(scores, split)
+    ]
+    return [f"Loss of {ours:.4f} nats a token on the {split} rows (lower is better); {', '.join(others)}."]
+
+
+def recipe_sentence(facts: RunFacts) -> str:
+    """The default recipe's values and number of steps, as it was run; empty where it was not."""
+    ran = next(
+        (
+            each
+            for each in facts.results
+            if each.asked.stage is Stage.FINAL and not facts.is_recommended(each.trial.hyper_parameters)
+        ),
+        None,
+    )
+    if ran is None:
+        return ""
+    values = ran.trial.hyper_parameters
+    return (
+        f"The default recipe: rank {values.r}, alpha {values.lora_alpha:g}, learning rate "
+        f"{rate(values.learning_rate)}, batch size {values.batch_size}, {values.epochs:g} epochs; {ran.steps} steps, "
+        f"{count(ran.trained_tokens)} tokens."
+    )
+
+
+def exit_sentence(facts: RunFacts) -> str:
+    """Why the search ended with its exit code."""
+    if facts.cut_by_clock:
+        return "3: the budget's clock cut the search; the answer is the best so far."
+    return "0: the search came to its end within the budget."
+
+
+def next_command(facts: RunFacts) -> str:
+    """What to type now: go on where the clock cut, else try the adapter."""
+    folder = quote(facts.directory)
+    if facts.cut_by_clock:
+        return f"loratune tune --config {folder}/loratune.toml --out {folder} --resume"
+    return f'loratune generate {folder} "…"'

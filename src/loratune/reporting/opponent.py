@@ -1,0 +1,110 @@
+"""A fair opponent: rank 16 with the best of four learning rates, which anybody can try without a search.
+
+From trials of the search, on the validation rows; nothing is trained for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import log
+
+from loratune.metrics import Rows, metrics
+from loratune.reporting.facts import Floats, Gain, ModelScores, RunFacts
+from loratune.reporting.wording import rate
+from loratune.values import Stage, TrialResult
+
+RANK = 16
+BATCH_SIZE = 16
+LEARNING_RATES = (1e-4, 2e-4, 4e-4, 8e-4)
+OPPONENT = "best of 4 learning rates at rank 16"
+_NEAR = log(2) / 2
+"""A learning rate stands in for one of the four within half their step, in logarithms."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Opponent:
+    """The best of the four, or which of them the search did not run."""
+
+    tried: tuple[float, ...]
+    """The learning rates that stand for the four, as run; fewer where some are missing."""
+    best: TrialResult | None = None
+    """Lowest validation NLL; None where one of the four is missing or all diverged."""
+
+    @property
+    def scores(self) -> ModelScores:
+        """On validation alone: the test rows saw it never."""
+        return ModelScores(validation=dict(self.best.metrics) if self.best else {})
+
+    @property
+    def sentence(self) -> str:
+        """What stands on the page, or why nothing does."""
+        tried = ", ".join(map(rate, self.tried))
+        if self.best:
+            chosen = rate(self.best.trial.hyper_parameters.learning_rate)
+            return f"The {OPPONENT}: {chosen} of {tried}; batch size {BATCH_SIZE}, all rows, on validation."
+        ran = (
+            f"of its learning rates the search ran {tried} on all rows"
+            if tried
+            else "the search ran none of it"
+        )
+        return (
+            f"Missing: the {OPPONENT} ({', '.join(map(rate, LEARNING_RATES))}; batch size {BATCH_SIZE}, "
+            f"all rows); {ran}."
+        )
+
+
+def fair_opponent(facts: RunFacts) -> Opponent:
+    """From the search's trials with as many epochs as are recommended."""
+    epochs = facts.decision.hyper_parameters.epochs
+    runs = [each for each in facts.results if _stands_for_it(each, epochs)]
+    tried = [near for wanted in LEARNING_RATES if (near := _nearest(wanted, runs)) is not None]
+    rates = tuple(dict.fromkeys(tried))
+    if len(rates) < len(LEARNING_RATES):
+        return Opponent(tried=rates)
+    ended = [each for each in runs if each.finished and each.trial.hyper_parameters.learning_rate in rates]
+    return Opponent(tried=rates, best=min(ended, key=lambda each: each.nll, default=None))
+
+
+def fair_gains(facts: RunFacts) -> list[Gain]:
+    """Over the opponent, paired over the validation rows: the NLL and the shown metric; empty without it."""
+    theirs = fair_opponent(facts).best
+    ours = next(
+        (
+            each
+            for each in facts.results
+            if each.asked.stage is Stage.FINAL
+            and each.finished
+            and facts.is_recommended(each.trial.hyper_parameters)
+        ),
+        None,
+    )
+    if theirs is None or ours is None:
+        return []
+    rows = Rows(weights=facts.validation_weights)
+    gains = []
+    for metric in metrics():
+        if metric.name not in ("nll", facts.shown_metric) or (metric.info.by_nll and metric.name != "nll"):
+            continue
+        mine, other = (_scores(each, metric.column, by_nll=metric.info.by_nll) for each in (ours, theirs))
+        if mine is not None and other is not None and mine.shape == other.shape:
+            gains.append(
+                Gain.from_rows(mine, other, over=OPPONENT, split="validation", metric=metric, rows=rows)
+            )
+    return gains
+
+
+def _scores(result: TrialResult, column: str, *, by_nll: bool) -> Floats | None:
+    return result.example_nll if by_nll else result.example_scores.get(column)
+
+
+def _stands_for_it(result: TrialResult, epochs: float) -> bool:
+    values = result.trial.hyper_parameters
+    ours = values.r == RANK and not values.rank_pattern and values.batch_size == BATCH_SIZE
+    of_search = result.asked.stage is not Stage.FINAL
+    return ours and of_search and result.trial.fraction == 1 and values.epochs == epochs
+
+
+def _nearest(wanted: float, runs: list[TrialResult]) -> float | None:
+    rates = {each.trial.hyper_parameters.learning_rate for each in runs}
+    near = min(rates, key=lambda each: abs(log(each / wanted)), default=None)
+    return near if near is not None and abs(log(near / wanted)) < _NEAR else None
