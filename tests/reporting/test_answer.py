@@ -91,7 +91,10 @@ def test_the_opponent_is_the_best_of_its_four_learning_rates() -> None:
     cells = dict(zip(heads, next(cells for name, cells, _ in rows if name == OPPONENT), strict=True))
     assert cells["validation NLL"] == f"{found.best.nll:.4f}"
     assert cells["test NLL"] == "–"
-    assert "Of 120 validation rows 102; the best of 4 learning rates at rank 16 " in " ".join(verdict(facts))
+    assert (
+        "On the 120 validation rows 102 are right, 101 by the best of 4 learning rates at rank 16."
+        in " ".join(verdict(facts))
+    )
 
 
 def test_gains_over_the_opponent_come_first_and_are_paired() -> None:

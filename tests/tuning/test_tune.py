@@ -132,13 +132,13 @@ def test_result_has_the_keys_that_other_programs_rely_on(done: TuneResult) -> No
         "r", "lora_alpha", "lora_dropout", "target_modules", "learning_rate", "batch_size", "weight_decay",
         "epochs", "warmup_ratio", "max_length",
     }  # fmt: skip
-    assert set(values["metrics"]) == {"validation", "test", "base_model", "default_recipe"}
+    assert set(values["metrics"]) == {"validation", "test", "base_model", "default_recipe", "fair_opponent"}
     assert set(values["metrics"]["test"]) == set(BUILT_IN)
     assert set(values["cost"]) >= {
         "seconds", "trained_tokens", "trials", "predicted_seconds", "peak_memory_bytes",
     }  # fmt: skip
     for each in values["evidence"]:
-        assert set(each) == {"claim", "value", "unit", "interval", "margin", "holds"}
+        assert set(each) == {"claim", "value", "unit", "interval", "margin", "holds", "state"}
 
 
 def test_it_learns_and_says_against_what(done: TuneResult) -> None:

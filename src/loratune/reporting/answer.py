@@ -31,10 +31,11 @@ def verdict(facts: RunFacts) -> list[str]:
     theirs = _right(fair_opponent(facts).scores.validation.get(told), facts.profile.validation_rows)
     if not theirs:
         return [f"{first}."]
-    mine = _right(facts.recommended.validation.get(told), facts.profile.validation_rows)
     if split == "validation":
-        return [f"{first}, the {OPPONENT} {theirs}."]
-    on_validation = f"Of {facts.profile.validation_rows} validation rows {mine}; the {OPPONENT} {theirs}."
+        return [f"{first}; {theirs} by the {OPPONENT}."]
+    rows = facts.profile.validation_rows
+    mine = _right(facts.recommended.validation.get(told), rows)
+    on_validation = f"On the {rows} validation rows {mine} are right, {theirs} by the {OPPONENT}."
     return [f"{first}.", on_validation]
 
 
