@@ -19,7 +19,8 @@ from loratune.engine.selfcheck import random_table
 from loratune.maths.noninferiority import Comparison, compare_means, pool_seed_noise
 from loratune.reporting.impacts import impact_table
 from loratune.runners.simulated import read_table
-from loratune.values import HyperParameters, Stage, Trial, TrialResult, TrialState
+from loratune.search.field import believed
+from loratune.values import HyperParameters, SearchContext, Stage, Trial, TrialResult, TrialState
 from loratune.values.sensitivity import Impact, Sensitivity
 
 BANKING = Path(__file__).parents[3] / "shared" / "data" / "grid_banking77.csv"
@@ -137,9 +138,23 @@ def test_part_of_the_rows_the_final_run_and_other_epochs_never_count() -> None:
     assert found(full + strangers).to_dict() == found(full).to_dict()
 
 
-def test_diverged_trials_count_as_the_worst_finite_ones() -> None:
-    told = shares(table(lambda r, rate: inf if rate > 2e-3 else (1.0 if rate > 2e-4 else 2.0), seeds=3))
-    assert told["learning_rate"] > 0.9
+def test_diverged_trials_enter_nothing() -> None:
+    full = table(lambda r, rate: 0.01 * log(r) + abs(log(rate / 1e-3)), seeds=2)
+    failed = [result(inf, r=r, learning_rate=rate) for r in RANKS for rate in (1e-2, 3e-2)]
+    assert found(full + failed).to_dict() == found(full).to_dict()
+
+
+def test_a_run_that_stands_out_above_both_neighbouring_ranks_is_not_believed() -> None:
+    """One seed of rank 8 fails at the best rate; another learning rate at which every rank does badly is believed."""
+    context = SearchContext(rows=2_000, tokens=60_000, supervised_tokens=10_000, margin=0.005)
+    good = [result(0.5, r=r, learning_rate=1e-3) for r in RANKS]
+    good += [result(1.7, r=r, learning_rate=3e-2) for r in RANKS]
+    good += [result(0.51, r=8, seed=1), result(0.9, r=8, fraction=0.25)]
+    outcast = result(1.68, r=8, learning_rate=1e-3, seed=2)
+    diverged = result(inf, r=8, learning_rate=3e-3, seed=3)
+    assert believed(context, [*good, outcast, diverged]) == tuple(good)
+    edges = [result(1.68, r=r, learning_rate=1e-3, seed=2) for r in (RANKS[0], RANKS[-1])]
+    assert believed(context, [*good, *edges]) == (*good, *edges), "a curve may rise at its ends"
 
 
 def test_an_effect_is_at_each_values_best_learning_rate() -> None:
@@ -221,7 +236,7 @@ def test_the_learning_rates_effect_comes_from_part_of_the_rows_where_it_was_only
     impacts = {each.name: each for each in found(screened + measured).impacts}
     rate = impacts["learning_rate"]
     assert rate.effect == pytest.approx(log(10) ** 2)
-    assert (rate.effect_rows, rate.effect_interval, len(rate.tried)) == (0.25, None, 5)
+    assert (rate.effect_rows, rate.effect_interval, len(rate.tried)) == (0.25, None, 4)
     assert impacts["r"].effect == pytest.approx(0.02)
     assert impacts["r"].effect_rows == 1
     told = impact_table(SimpleNamespace(sensitivity=found(screened + measured)))  # type: ignore[arg-type]

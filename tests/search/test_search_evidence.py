@@ -1,6 +1,7 @@
 """The default strategy on tables with known truth, and on the measured one where it is at hand."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,12 @@ from loratune.search.space import candidate_ranks, screening_fraction
 from loratune.values import (
     CurvePoint,
     Decision,
+    HyperParameters,
     SearchContext,
     Stage,
     Trial,
     TrialResult,
+    TrialState,
 )
 from planted import RANKS, Planted
 from play import play
@@ -98,6 +101,55 @@ def test_survives_a_diverging_corner(tmp_path: Path) -> None:
     chosen = decision.hyper_parameters
     assert chosen.r >= truth.smallest_adequate(MARGIN)
     assert truth.nll(chosen.r, chosen.learning_rate) <= truth.best(chosen.r) + 0.02
+
+
+@dataclass
+class FailsOnce:
+    """The rule of a flattening curve, in which the first full run of one rank fails."""
+
+    r: int
+    nll: float
+    failed: HyperParameters | None = None
+
+    def __call__(self, trial: Trial, context: SearchContext) -> TrialResult:
+        setting = trial.hyper_parameters
+        if setting.r == self.r and self.failed is None:
+            self.failed = setting
+        truth = Planted().nll(setting.r, setting.learning_rate)
+        nll = self.nll if setting == self.failed else truth + 1e-4 * (trial.seed % 3)
+        state = TrialState.COMPLETE if nll < inf else TrialState.DIVERGED
+        return TrialResult(asked=trial, trial=trial, nll=nll, state=state, cost=context.cost(trial))
+
+
+@pytest.mark.parametrize("nll", [inf, 1.68])
+def test_a_full_run_that_fails_is_repeated_at_a_third_of_its_rate(nll: float) -> None:
+    """Rank 16 on the way down from 64 diverges, or stands out between .50 and .51."""
+    context = facts(budget=16.0, ranks=(4, 16, 64), margin=MARGIN)
+    world, strategy, history = FailsOnce(16, nll), EvidenceStrategy(context), list[TrialResult]()
+    while trials := strategy.ask(history):
+        history += [world(trial, context) for trial in trials]
+    assert world.failed is not None
+    rates = [x.asked.hyper_parameters.learning_rate for x in history if x.asked.hyper_parameters.r == 16]
+    assert rates[:2] == pytest.approx([world.failed.learning_rate, world.failed.learning_rate / 3], rel=0.1)
+    decision = strategy.decide(history)
+    assert decision.hyper_parameters != world.failed
+    details = decision.stages[0].details
+    assert all(each["loss"] < 0.6 for each in details["ranks"]), "the failure is in no curve of ranks"
+
+
+def test_a_setting_of_which_one_run_diverged_is_not_adopted() -> None:
+    """Alpha 3r is better by .05, but one of its seeds diverges."""
+    context = facts(budget=40.0, ranks=(4, 8, 16))
+    strategy, history = EvidenceStrategy(context), list[TrialResult]()
+    while trials := strategy.ask(history):
+        for trial in trials:
+            found = answer(trial, context)
+            again = sum(x.asked.hyper_parameters == trial.hyper_parameters for x in history)
+            if trial.hyper_parameters.scaling == 3 and again:
+                found = replace(found, nll=inf, state=TrialState.DIVERGED)
+            history.append(found)
+    assert any(not result.finished for result in history)
+    assert strategy.decide(history).hyper_parameters.scaling == 2
 
 
 def test_noise_that_hides_everything_is_told(tmp_path: Path) -> None:

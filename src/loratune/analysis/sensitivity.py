@@ -6,7 +6,6 @@ Trials on part of the rows tell of the learning rate alone: they hide the rank. 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import inf
 from typing import Any, Protocol
 from warnings import catch_warnings, simplefilter
 
@@ -41,14 +40,18 @@ class MemoryModel(Protocol):
 def sensitivity(
     chosen: HyperParameters, results: Sequence[TrialResult], engine: PackEngine, memory: MemoryModel
 ) -> Sensitivity:
-    """Every hyper-parameter that the search varied on all rows, by its effect on the loss."""
+    """Every hyper-parameter that the search varied on all rows, by its effect on the loss.
+
+    Runs that diverged enter nothing; `results` holds no run that is not believed (`search.field.believed`).
+    """
+    results = [result for result in results if result.finished]
     peers = _peers(chosen, results)
     settings = [_coordinates(result.trial.hyper_parameters) for result in peers]
-    losses = [result.nll if result.finished else inf for result in peers]
+    losses = [result.nll for result in peers]
     tried = {name: tuple(sorted({setting[name] for setting in settings})) for name in _NAMES}
     varied = [name for name in _NAMES if len(tried[name]) > 1]
     wanted = maths.wanted_trials(len(varied))
-    enough = bool(varied) and len(peers) >= wanted and any(np.isfinite(losses))
+    enough = bool(varied) and len(peers) >= wanted
     shares = _shares(varied, settings, losses) if enough else {}
     noise = _seed_noise(peers, engine)
     impacts = []
@@ -78,11 +81,10 @@ def sensitivity(
 
 
 def _repeats(results: Sequence[TrialResult]) -> dict[HyperParameters, list[TrialResult]]:
-    """Finished trials by their setting."""
+    """Trials by their setting."""
     groups: dict[HyperParameters, list[TrialResult]] = defaultdict(list)
     for result in results:
-        if result.finished:
-            groups[result.trial.hyper_parameters].append(result)
+        groups[result.trial.hyper_parameters].append(result)
     return groups
 
 
@@ -110,7 +112,7 @@ def _interval(
 
 
 def _have_rows(results: Sequence[TrialResult]) -> bool:
-    return all(result.example_nll is not None for result in results if result.finished)
+    return all(result.example_nll is not None for result in results)
 
 
 def _rows(results: Sequence[TrialResult]) -> maths.Floats:
@@ -135,7 +137,7 @@ def _of_part(results: Sequence[TrialResult]) -> list[Impact]:
     found = []
     for (fraction, _), group in groups.items():
         settings = [_coordinates(result.trial.hyper_parameters) for result in group]
-        losses = [result.nll if result.finished else inf for result in group]
+        losses = [result.nll for result in group]
         contrast = maths.contrast("learning_rate", settings, losses, settings[0])
         if contrast is not None:
             tried = tuple(sorted({setting["learning_rate"] for setting in settings}))
@@ -198,9 +200,8 @@ def _time(chosen: HyperParameters, name: str, tried: tuple[float, ...], engine: 
 def _shares(
     varied: Sequence[str], settings: Sequence[Mapping[str, float]], losses: Sequence[float]
 ) -> dict[str, tuple[float, tuple[float, float]]]:
-    """Share of the variance and its interval, by hyper-parameter; a diverged trial counts as the worst finite one."""
-    worst = max(loss for loss in losses if loss < inf)
-    target = np.minimum(losses, worst)
+    """Share of the variance and its interval, by hyper-parameter."""
+    target = np.asarray(losses)
     columns = {name: maths.coordinates([setting[name] for setting in settings]) for name in varied}
     found = _fanova(columns, np.arange(len(target)), target, trees=_TREES, seed=0)
     random = np.random.default_rng(0)

@@ -118,11 +118,12 @@ def _contenders(
     results: Sequence[TrialResult],
     incumbent: Contender,
 ) -> tuple[Contender, ...]:
-    """Settings with finished runs that are another cell than the incumbent's and one another's."""
+    """Settings of which every run finished, and which are another cell than the incumbent's and one another's."""
     taken = {result.trial.hyper_parameters for result in incumbent.results}
     found = []
     for setting in settings:
-        own = finished(context, [r for r in results if r.asked.hyper_parameters == setting])
+        runs = [r for r in results if r.asked.hyper_parameters == setting]
+        own = finished(context, runs) if all(r.finished for r in runs) else ()
         cells = {result.trial.hyper_parameters for result in own}
         if own and not cells & taken:
             taken |= cells

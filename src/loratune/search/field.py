@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from math import exp, inf, log
 
@@ -14,10 +14,12 @@ from loratune.search.bracket import Bracket, summarise
 from loratune.search.compare import FULL, finished, loss, mean_loss
 from loratune.search.procedure import Results
 from loratune.search.space import usual_rate
-from loratune.values import SearchContext, TrialResult
+from loratune.values import HyperParameters, SearchContext, TrialResult
 
 STANDS_OUT = 0.15
 """Share of the loss by which a run lies above both neighbouring ranks where it is not believed (and five margins)."""
+BESIDE = 1.2
+"""E-folds of the learning rate, off the law, up to which runs of neighbouring ranks are compared: a grid step."""
 CLOSE = 0.05
 """Share of the loss above a rank's lowest measured one within which its neighbours may say that another is lower."""
 STEADY, STEADY_SHARE = 2.0, 0.1
@@ -181,7 +183,10 @@ class Field:
     @cached_property
     def suspects(self) -> tuple[Cell, ...]:
         """Cells that diverged though no lower rate of their rank was run, and bests that stand out above both
-        neighbouring ranks: to be repeated at a third of their rate before anything is concluded."""
+        neighbouring ranks: to be repeated at a third of their rate before anything is concluded.
+
+        So is the smallest rank's best twice as far above its one neighbour: the way down would end there.
+        """
         found = []
         lowest: dict[int, Cell] = {}
         for cell in self.cells:
@@ -189,7 +194,7 @@ class Field:
         for r, cell in lowest.items():
             if cell.diverged and r not in self.best:
                 found.append(cell)
-        for r in self.outliers:
+        for r in (*self.outliers, *self._jump):
             cell = self.best[r]
             if not any(other.rate < cell.rate / 2 for other in self.cells if other.r == r):
                 found.append(cell)
@@ -202,10 +207,43 @@ class Field:
         lows = {r: min(loss(self.context, x) for x in self._finished_of(r)) for r in ranks}
         found = set()
         for low, r, high in zip(ranks, ranks[1:], ranks[2:], strict=False):
-            above = lows[r] - max(lows[low], lows[high])
-            if above > max(5 * self.context.margin, STANDS_OUT * abs(lows[r])):
+            if self._far_above(lows[r], max(lows[low], lows[high])):
                 found.add(r)
         return frozenset(found)
+
+    @property
+    def _jump(self) -> tuple[int, ...]:
+        """The smallest rank, where its best loss is twice as far above the next rank's as stands out."""
+        if len(self.best) < 2:
+            return ()
+        low, following = sorted(self.best)[:2]
+        lows = [min(loss(self.context, x) for x in self._finished_of(r)) for r in (low, following)]
+        return (low,) if self._far_above(lows[0], lows[1], 2.0) else ()
+
+    def _far_above(self, value: float, beside: float, times: float = 1.0) -> bool:
+        return value - beside > times * max(5 * self.context.margin, STANDS_OUT * abs(value))
+
+    def stands_out(self, result: TrialResult) -> bool:
+        """Whether a run lies far above what both neighbouring ranks reach as far off the law as it is.
+
+        Past the edge of stability larger ranks fail too, so that a rate that is too high is no failure.
+        """
+        setting = result.trial.hyper_parameters
+        sides = (
+            max((r for r in self.ranks if r < setting.r), default=None),
+            min((r for r in self.ranks if r > setting.r), default=None),
+        )
+        place = log(setting.learning_rate / usual_rate(self.context, setting.r, self.batch))
+        beside = [self._reached(r, place) for r in sides if r is not None]
+        return len(beside) == 2 and self._far_above(loss(self.context, result), max(beside))
+
+    def _reached(self, r: int, place: float) -> float:
+        """The lowest loss of a rank at its learning rate that is nearest to a place; infinite where none is near."""
+        own = [cell for cell in self.cells if cell.r == r]
+        nearest = min(own, key=lambda cell: abs(self._place(cell)[1] - place))
+        if abs(self._place(nearest)[1] - place) > BESIDE:
+            return inf
+        return min(loss(self.context, result) for result in nearest.results)
 
     def _finished_of(self, r: int) -> Results:
         return finished(self.context, [x for cell in self.cells if cell.r == r for x in cell.results])
@@ -233,3 +271,23 @@ class Field:
 @lru_cache(maxsize=512)  # a search is replayed from its start for every request
 def _surface(runs: tuple[Runs, ...]) -> Surface:
     return Surface(runs, tuple(each.place for each in runs))
+
+
+def believed(context: SearchContext, results: Sequence[TrialResult]) -> Results:
+    """What may inform tables: without runs that diverged, and without runs on all rows that stand out above both
+    neighbouring ranks, all but the learning rate alike."""
+    groups: dict[HyperParameters, list[TrialResult]] = defaultdict(list)
+    for result in results:
+        groups[_but_rank_and_rate(result)].append(result)
+    fields = {alike: Field(context, alike.batch_size, own) for alike, own in groups.items()}
+    return tuple(
+        result
+        for result in results
+        if result.finished
+        and not (result.trial.fraction >= FULL and fields[_but_rank_and_rate(result)].stands_out(result))
+    )
+
+
+def _but_rank_and_rate(result: TrialResult) -> HyperParameters:
+    setting = result.trial.hyper_parameters
+    return replace(setting, r=1, lora_alpha=round(setting.scaling, 9), learning_rate=1.0)

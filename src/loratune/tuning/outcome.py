@@ -16,6 +16,7 @@ from loratune.lora.layout import Adapter
 from loratune.lora.peft_io import lora_config
 from loratune.metrics import NLL, Metric, find, margin_in_nats, metrics
 from loratune.reporting.facts import Floats, Gain, ModelScores, RunCost, RunFacts
+from loratune.search.field import believed
 from loratune.tuning.forecast import Forecast
 from loratune.tuning.lessons import survived
 from loratune.tuning.options import TuneOptions
@@ -90,7 +91,9 @@ def run_facts(
         validation_weights=context.validation_weights,
         truncation=truncation,
         diagnoses=diagnoses,
-        sensitivity=sensitivity(decision.hyper_parameters, results, bench.engine, bench.limits),
+        sensitivity=sensitivity(
+            decision.hyper_parameters, believed(context, results), bench.engine, bench.limits
+        ),
         versions=versions(),
         notes=(*bench.notes, *final.notes),
         cut_by_clock=cut,
