@@ -173,3 +173,38 @@ def test_the_file_is_written_whole(tmp_path: Path) -> None:
     path = write_html(make_facts(), tmp_path)
     assert path == tmp_path / "report.html"
     assert path.read_text(encoding="utf-8").rstrip().endswith("</html>")
+
+
+def test_the_first_screen_is_the_verdict_in_words() -> None:
+    facts = make_facts(cut_by_clock=True)
+    words = " ".join(Page(render(facts)).words.split())
+    first = words.split("Evidence", 1)[0]
+    for told in (
+        "423 of 500 test rows right; the untrained model 102, always “activate_my_card” about 175",
+        "How sure 3 claims tested: 2 yes, 1 no; the clock cut the search",
+        "Cost 36 trials, 4.91M tokens, 15.6 min",
+        "The default recipe: rank 16, alpha 32, learning rate 2e-4, batch size 16, 3 epochs; 360 steps",
+        "Missing: the best of 4 learning rates at rank 16",
+    ):
+        assert told in first
+
+
+def test_what_cannot_be_told_has_no_cross() -> None:
+    claims = (Evidence(claim="rank 4 is enough", value=0.004, margin=0.005), Evidence(claim="a note"))
+    page = Page(render(make_facts(decision=Decision(hyper_parameters=OURS, evidence=claims))))
+    words = " ".join(page.words.split())
+    assert "? cannot tell Rank 4 is enough." in words
+    assert "– note A note." in words
+    assert "✗" not in words
+
+
+def test_the_timeline_is_one_bar_with_its_numbers() -> None:
+    cost = replace(
+        make_facts().cost, timeline=(("start-up", 9.0), ("training", 27.0)), mean_trials_in_pack=6.4
+    )
+    text = render(make_facts(cost=cost))
+    assert 'class="c0" style="width: 25.000%" title="start-up: 9 s"' in text
+    assert 'class="c1" style="width: 75.000%" title="training: 27 s"' in text
+    words = " ".join(Page(text).words.split())
+    assert "start-up 9 s 25.0 % training 27 s 75.0 %" in words
+    assert "6.4 trials in the pack on average" in words
