@@ -34,6 +34,7 @@ def with_trials(*trials: TrialResult, **changes: object) -> RunFacts:
         (Evidence(claim="", holds=False), NO),
         (Evidence(claim="", value=0.1, margin=0.005), CANNOT_TELL),
         (Evidence(claim="", value=0.1, interval=(-1, 1)), CANNOT_TELL),
+        (Evidence(claim="", value=1e-3, unit="learning rate"), CANNOT_TELL),
         (Evidence(claim=""), NOTE),
         (Evidence(claim="", value=3.0), NOTE),
     ],

@@ -22,10 +22,14 @@ def states(facts: RunFacts) -> list[tuple[str, Evidence]]:
 
 
 def state_of(evidence: Evidence) -> str:
-    """What was tested (against a margin, or with an interval) and left open cannot be told; the rest is a note."""
+    """What was tested and left open cannot be told; the rest is a note.
+
+    Tested is what has a margin or an interval, and a bracket of learning rates, which has neither.
+    """
     if evidence.holds is not None:
         return YES if evidence.holds else NO
-    tested = evidence.margin is not None or evidence.interval is not None
+    bracket = evidence.unit == "learning rate"
+    tested = bracket or evidence.margin is not None or evidence.interval is not None
     return CANNOT_TELL if tested else NOTE
 
 

@@ -161,7 +161,8 @@ def timeline_sentence(facts: RunFacts) -> str:
     parts = [f"{name} {duration(seconds)}" for name, seconds in facts.cost.timeline if seconds >= 0.05]
     if not parts:
         return ""
-    return f"Of it {', '.join(parts)}; {facts.cost.mean_trials_in_pack:.1f} trials in the pack on average."
+    text = ", ".join(parts)
+    return f"{text[0].upper()}{text[1:]}; {facts.cost.mean_trials_in_pack:.1f} trials in the pack on average."
 
 
 def missing(facts: RunFacts, stage: Stage) -> str:
