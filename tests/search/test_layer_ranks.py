@@ -86,7 +86,8 @@ def test_adopted_only_if_better(gain: float, adopted: bool, runs: int | None) ->
     assert {each.hyper_parameters for each in asked} == {other}, "the uniform rank is not trained again"
     found = decide(search, context, history)
     (claim,) = layer_rank_claims(context, found, "from a test")
-    assert found.changed is claim.holds is adopted
+    assert found.changed is adopted
+    assert claim.holds is {0.05: True, 0.0: None, -0.05: False}[gain]
     assert runs is None or len(asked) == runs
     assert LayerRanksSearch.after(context, UNIFORM, other, history).seeds == 3
     assert LayerRanksSearch.after(context, UNIFORM, other, []).seeds == 2
@@ -124,23 +125,33 @@ def curve(adequate_from: int, trained_margin: float = 0.005) -> Truncation:
     [
         (8, 8, True, (8, 4), "can be cut to rank 8."),
         (16, 8, True, (16, 8), "can be cut to rank 16."),
-        (32, 4, False, (32, 16, 4), "pessimistic"),
+        (32, 4, None, (32, 16, 4), "cannot tell, the cut to rank 16 is undecided"),
         (4, 16, False, (16, 4, 2), "may do when trained"),
-        (64, 64, True, (32,), "can be cut to rank 64."),
     ],
 )
 def test_the_cross_check(
-    deployable: int, trained: int, agree: bool, told: tuple[int, ...], says: str
+    deployable: int, trained: int, agree: bool | None, told: tuple[int, ...], says: str
 ) -> None:
     found = curve(deployable)
     assert found.deployable == deployable
     *claims, last = truncation_claims(found, trained, "nats")
     assert [claim.claim.split(",")[0] for claim in claims] == [f"Cut to rank {k}" for k in told]
-    assert [claim.holds for claim in claims] == [k >= deployable for k in told]
+    assert [claim.holds for claim in claims] == [
+        None if 2 * k == deployable else k >= deployable for k in told
+    ]
     assert all(claim.interval and claim.margin == 0.005 for claim in claims)
     assert last.holds is agree
     assert last.value == deployable / trained
     assert says in last.claim
+
+
+def test_a_cut_that_is_shown_worse_disagrees_and_no_cut_is_not_compared() -> None:
+    points = [replace(p, adequate=p.adequate is True) for p in curve(32).points]
+    *_, last = truncation_claims(replace(curve(32), points=tuple(points)), 4, "nats")
+    assert last.holds is False
+    assert "pessimistic" in last.claim
+    claims = truncation_claims(curve(64), 64, "nats")
+    assert [claim.claim.split(",")[0] for claim in claims] == ["Cut to rank 32"]
 
 
 def test_trials_of_other_layers_are_not_mixed_into_the_grid() -> None:

@@ -161,7 +161,7 @@ def test_better_layers_are_taken() -> None:
     assert len(answer.winner.results) == 3
     assert len(history) == 5
     claims = targets_claims(CONTEXT, answer, Ledger(budget=30.0))
-    assert [claim.holds for claim in claims] == [True, False, False]
+    assert [claim.holds for claim in claims] == [True, None, False]  # as good, better, worse
     assert "the MLP only at rank" in claims[0].claim
     assert claims[0].value == pytest.approx(-0.1, abs=0.02)
 

@@ -124,6 +124,18 @@ class Comparison:
         """Whether the candidate beats the reference beyond two-sided 95 %, shared by `tests` candidates."""
         return self._margins(1 - 0.025 / max(tests, 1))[1] < 0
 
+    def shown_better(self, tests: int = 1) -> bool | None:
+        """True: better, as in `better`; False: worse, beyond the same level; None: neither is shown."""
+        lower, upper = self._margins(1 - 0.025 / max(tests, 1))
+        return True if upper < 0 else False if lower > 0 else None
+
+    def within_margin(self) -> bool | None:
+        """True: both one-sided bounds differ from 0 by at most the margin; False: one lies beyond it for certain."""
+        lower, upper = self._margins(self.level)
+        if max(abs(lower), abs(upper)) <= self.margin:
+            return True
+        return False if lower > self.margin or upper < -self.margin else None
+
     @property
     def smallest_detectable(self) -> float | None:
         """The true difference that this test finds with 80 % power at its one-sided 5 % level."""

@@ -9,6 +9,7 @@ from loratune.metrics.metric import Metric, Outputs, Rows
 from loratune.metrics.registry import (
     BUILT_IN,
     NLL,
+    default_margin,
     find,
     info_of,
     margin_in_nats,
@@ -16,6 +17,7 @@ from loratune.metrics.registry import (
     metrics,
     named,
     register,
+    usual_seed_sd,
 )
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "Outputs",
     "Rows",
     "as_metric",
+    "default_margin",
     "find",
     "info_of",
     "is_address",
@@ -37,4 +40,5 @@ __all__ = [
     "metrics",
     "named",
     "register",
+    "usual_seed_sd",
 ]

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Sequence
 from math import ceil, inf
 
-from loratune.maths.noninferiority import Comparison, Verdict, pool_seed_noise
+from scipy.special import fdtri
+
+from loratune.maths.noninferiority import ONE_SIDED, Comparison, Verdict, pool_seed_noise
 from loratune.search.bracket import Bracket, shared_rate
 from loratune.search.challenge import ChallengeAnswer, Contender
 from loratune.search.compare import FULL, loss, mean_loss, rows_are_paired, unit
@@ -21,6 +23,8 @@ BOUND_Z, POWER_Z = 1.645, 0.84
 """Normal quantiles of the test's level and of its power."""
 MOST_TOLD = 400
 """Runs beyond which it is not told how many would decide."""
+TOLD_EXCESS = 0.1
+"""Of the margin: a power law that expects less of the rank taken says nothing."""
 EDGE_OF_STABILITY = 10.0
 """Ratio of the sd between seeds to the usual one from which a learning rate is called unstable."""
 
@@ -47,7 +51,7 @@ def rank_claims(context: SearchContext, answer: RankAnswer) -> tuple[Evidence, .
     ]
     claims.append(_noise_note(context, answer))
     excess = 0.0 if answer.law is None else answer.law.excess(answer.chosen.r, answer.reference.r)
-    if answer.law is not None and excess > 0:
+    if answer.law is not None and excess >= TOLD_EXCESS * context.margin:
         law = answer.law
         claims.append(
             note(
@@ -243,7 +247,8 @@ def _rows(brackets: Sequence[Bracket]) -> str:
 def stability_claim(context: SearchContext, answer: RankAnswer) -> Evidence | None:
     """Whether seeds agree at the chosen learning rate; repeats disagree before the mean loss suffers.
 
-    Against the pooled noise of the other ranks: needs two runs of the chosen one and two of another.
+    Against the pooled noise of the other ranks: needs two runs of the chosen one and two of another. With few of them
+    it often cannot be told: it is by the F distribution, one-sided 95 %.
     """
     own = [loss(context, result) for result in answer.chosen.results]
     others = [[loss(context, x) for x in m.results] for m in answer.measured if m.r != answer.chosen.r]
@@ -253,9 +258,15 @@ def stability_claim(context: SearchContext, answer: RankAnswer) -> Evidence | No
     ratio = (here.variance / usual.variance) ** 0.5
     rate = answer.chosen.learning_rate
     text = f"Seeds agree at learning rate {rate:g}: their sd is {ratio:.2g} times that of the other ranks."
-    if ratio > EDGE_OF_STABILITY:
+    least = ratio / fdtri(here.degrees, usual.degrees, ONE_SIDED) ** 0.5
+    most = ratio * fdtri(usual.degrees, here.degrees, ONE_SIDED) ** 0.5
+    holds = True if most <= EDGE_OF_STABILITY else None
+    if ratio > EDGE_OF_STABILITY and least > 1:
+        holds = False
         text = text[:-1] + f": no, this is the edge of stability; {rate / 2:.2g} is safer."
-    return Evidence(claim=text, value=ratio, unit="times", holds=ratio <= EDGE_OF_STABILITY)
+    elif holds is None:
+        text = text[:-1] + f": cannot tell, so few repeats leave {least:.2g} to {most:.2g} times."
+    return Evidence(claim=text, value=ratio, unit="times", holds=holds)
 
 
 def slope_note(context: SearchContext, answer: RankAnswer) -> Evidence | None:
@@ -339,7 +350,7 @@ def challenge_claims(
             unit=unit(context),
             interval=comparison.interval,
             margin=comparison.margin,
-            holds=True,
+            holds=_challenge_holds(answer, contender, comparison),
         )
         for contender, comparison in answer.compared
     ]
@@ -347,6 +358,13 @@ def challenge_claims(
         names = ", ".join(dict.fromkeys(describe(c.setting) for c in answer.ties))
         claims.append(note(f"Tie between {kept} and {names} within the noise: {kept} is kept."))
     return tuple(claims)
+
+
+def _challenge_holds(answer: ChallengeAnswer, contender: Contender, comparison: Comparison) -> bool | None:
+    """What is taken was shown to be good; what is not taken was shown worse, or it cannot be told."""
+    if contender is answer.winner:
+        return True
+    return None if comparison.shown_better(len(answer.compared)) is None else True
 
 
 def _challenge_words(
@@ -371,11 +389,12 @@ def _challenge_words(
 
 
 def alpha_flatness(context: SearchContext, answer: ChallengeAnswer) -> Evidence | None:
-    """Says so where no alpha differs from 2r; alpha and learning rate trade off against each other."""
+    """Whether every alpha is shown within the margin of 2r; alpha and learning rate trade off against each other."""
     if not answer.compared:
         return None
     differences = [comparison.difference for _, comparison in answer.compared] + [0.0]
-    flat = all(abs(difference) <= context.margin for difference in differences)
+    within = [comparison.within_margin() for _, comparison in answer.compared]
+    flat = False if False in within else None if None in within else True
     ratios = sorted(
         {contender.setting.lora_alpha / contender.setting.r for contender, _ in answer.compared} | {2.0}
     )

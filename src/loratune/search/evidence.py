@@ -20,6 +20,7 @@ from loratune.search.claims import (
 )
 from loratune.search.effort import Effort, fit_effort
 from loratune.search.expected import expected_history
+from loratune.search.power import power_words
 from loratune.search.procedure import Ledger, Procedure
 from loratune.search.ranks import RankAnswer, RankStage
 from loratune.search.space import (
@@ -67,6 +68,8 @@ class EvidenceStrategy(StagedStrategy):
             own = [result for result in history if result.asked.stage is stage]
             counts[stage] = (len(own), sum(result.cost for result in own))
         notes = {stage: plan_note(self.context, effort, stage) for stage in QUESTIONS}
+        if effort.fraction == 1:
+            notes[Stage.RANK] += f"; {power_words(self.context, history, effort.looks[1])}"
         return SearchPlan(stages=self.planned(counts, self.ask([]), notes), dropped=dropped)
 
     def search(self, ledger: Ledger) -> Procedure[Conclusion]:

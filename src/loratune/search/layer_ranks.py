@@ -82,6 +82,6 @@ def layer_rank_claims(context: SearchContext, found: ChallengeAnswer, words: str
             unit=unit(context),
             interval=comparison.interval,
             margin=comparison.margin,
-            holds=better,
+            holds=comparison.shown_better(),
         ),
     )

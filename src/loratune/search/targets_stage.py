@@ -134,7 +134,7 @@ def targets_claims(context: SearchContext, answer: TargetsAnswer, ledger: Ledger
             unit=unit(context),
             interval=comparison.interval,
             margin=comparison.margin,
-            holds=comparison.better(len(found.compared)),
+            holds=comparison.shown_better(len(found.compared)),
         )
         for contender, comparison in found.compared
     ]

@@ -147,17 +147,28 @@ def truncation_claims(found: Truncation, trained: int, units: str) -> tuple[Evid
         )
         for point in found.curve(Cut.HEALED)
     ]
+    return (*claims, *_cross_check(found, trained))
+
+
+def _cross_check(found: Truncation, trained: int) -> tuple[Evidence, ...]:
+    """Whether the rank that was trained and the cut agree; nothing where no cut was shown as good as the whole."""
+    if found.deployable >= found.r:
+        return ()
+    below = [point for point in found.curve(Cut.UNIFORM) if point.rank < found.deployable]
+    open_below = bool(below) and below[-1].adequate is None
     ratio = found.deployable / trained
-    agree = 1 / _DISAGREEMENT <= ratio <= _DISAGREEMENT
+    agree: bool | None = 1 / _DISAGREEMENT <= ratio <= _DISAGREEMENT
     text = (
         f"rank {trained} is recommended, and the rank-{found.r} adapter can be cut to rank {found.deployable}"
     )
-    if ratio > _DISAGREEMENT:
+    if ratio > _DISAGREEMENT and open_below:
+        agree = None
+        text += f"; cannot tell, the cut to rank {below[-1].rank} is undecided"
+    elif ratio > _DISAGREEMENT:
         text += "; training at the lower rank was measured and decides, a cut beyond 8-fold is pessimistic"
     elif ratio < 1 / _DISAGREEMENT:
         text += "; a rank that low may do when trained, --ranks would test it"
     return (
-        *claims,
         Evidence(
             claim=f"Training and cutting agree on the rank within a factor 2: {text}.",
             value=ratio,
@@ -177,7 +188,7 @@ def _cut_claim(found: Truncation, point: CutPoint, units: str) -> Evidence:
         unit=units,
         interval=point.interval,
         margin=found.margin,
-        holds=point.adequate is True,
+        holds=point.adequate,
     )
 
 

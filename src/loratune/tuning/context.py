@@ -6,7 +6,7 @@ import numpy as np
 
 from loratune.errors import InputError
 from loratune.lora.layout import find_targets
-from loratune.metrics import Needs, find, metrics
+from loratune.metrics import Needs, default_margin, find, metrics
 from loratune.tuning.options import SearchOptions
 from loratune.tuning.workbench import Workbench
 from loratune.values import SearchContext, default_recipe
@@ -49,7 +49,7 @@ def search_context(bench: Workbench, options: SearchOptions) -> SearchContext:
         learning_rates=tuple(sorted(set(options.learning_rates))),
         batch_sizes=tuple(sorted(set(options.batch_sizes))),
         metric=options.metric,
-        margin=options.resolved_margin,
+        margin=options.margin or default_margin(options.metric, len(data.labels)),
         seed=options.seed,
         regularise=options.regularise,
         tune_targets=options.tune_targets,

@@ -18,7 +18,7 @@ from loratune.data.options import DataOptions
 from loratune.errors import HyperParameterError, InputError, printable
 from loratune.files.paths import user_path
 from loratune.maths.sizes import CAPACITY
-from loratune.metrics import BUILT_IN, NLL, as_metric, find, named, register
+from loratune.metrics import BUILT_IN, NLL, as_metric, default_margin, named, register
 from loratune.search.make import STRATEGIES
 from loratune.values import ALL_LINEAR, HyperParameters, default_recipe
 
@@ -107,8 +107,8 @@ class SearchOptions(PriorOptions):
     )
     margin: float | None = option(
         None,
-        f"Tolerated loss for a cheaper choice: nats per token (default {NLL.info.margin:g}) or points of the "
-        "metric (1.0).",
+        f"Tolerated loss for a cheaper choice: nats per token (default {NLL.info.margin:g}; "
+        f"{default_margin('nll', 2):g} where rows have labels, which one seed changes) or points of the metric (1.0).",
     )
     ranks: tuple[int, ...] = option((), "Candidate ranks, e.g. 4,8,16; default: chosen from the data.")
     learning_rates: tuple[float, ...] = option((), "Candidate learning rates, e.g. 1e-4,1e-3.")
@@ -171,11 +171,6 @@ class SearchOptions(PriorOptions):
         """The default recipe at these epochs and targets, with changes."""
         recipe = default_recipe(self.epochs, self.warmup_ratio)
         return replace(recipe, **({"target_modules": self.target_modules} | values))
-
-    @property
-    def resolved_margin(self) -> float:
-        """In the metric's unit."""
-        return find(self.metric).info.margin if self.margin is None else self.margin
 
 
 @dataclass(frozen=True, kw_only=True)

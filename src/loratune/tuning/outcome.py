@@ -74,7 +74,7 @@ def run_facts(
         strategy=options.strategy,
         metric=options.metric,
         optimised=find(options.metric).info,
-        margin=options.resolved_margin,
+        margin=context.margin,
         budget=options.budget,
         seed=options.seed,
         profile=bench.data.profile,
@@ -169,7 +169,7 @@ def _final_claims(final: Final, gains: tuple[Gain, ...]) -> list[Evidence]:
                 unit=gain.info.unit,
                 interval=gain.interval,
                 margin=0.0,
-                holds=gain.interval[0] > 0,
+                holds=True if gain.interval[0] > 0 else False if gain.interval[1] < 0 else None,
             )
         )
     return claims
