@@ -9,8 +9,12 @@ import pytest
 
 from loratune.maths.noninferiority import compare_means, pool_seed_noise
 from loratune.runners.simulated import Cell, TableRunner
+from loratune.search.effort import fit_effort
 from loratune.search.evidence import EvidenceStrategy
-from loratune.search.space import candidate_ranks, screening_fraction
+from loratune.search.field import Field
+from loratune.search.procedure import Ledger
+from loratune.search.ranks import RankStage
+from loratune.search.space import candidate_ranks, hyper_parameters, screening_fraction, usual_rate
 from loratune.values import (
     CurvePoint,
     Decision,
@@ -150,6 +154,23 @@ def test_a_setting_of_which_one_run_diverged_is_not_adopted() -> None:
             history.append(found)
     assert any(not result.finished for result in history)
     assert strategy.decide(history).hyper_parameters.scaling == 2
+
+
+def test_what_the_margin_tolerates_buys_no_larger_rank() -> None:
+    """Rank 4 loses .8 of the margin against 64, known without doubt: tolerated. At 2.5 margins it is not."""
+    for scale, chosen in ((0.8, 4), (2.5, 64)):
+        context = facts(budget=30.0, ranks=(4, 64), margin=MARGIN)
+        stage = RankStage(context, fit_effort(context)[0], Ledger(budget=30.0))
+        results = []
+        for r, extra in ((4, scale * MARGIN), (64, 0.0)):
+            centre = usual_rate(context, r, stage.batch)
+            for factor, worse in ((1 / 3, 0.05), (1.0, 0.0), (3.0, 0.05)):
+                for seed in range(4):
+                    setting = hyper_parameters(context, r=r, rate=factor * centre, batch=stage.batch)
+                    asked = Trial(hyper_parameters=setting, seed=seed)
+                    nll = 0.5 + extra + worse + 1e-5 * seed
+                    results.append(TrialResult(asked=asked, trial=asked, nll=nll))
+        assert stage.choice(Field(context, stage.batch, results)) == chosen
 
 
 def test_noise_that_hides_everything_is_told(tmp_path: Path) -> None:

@@ -139,10 +139,11 @@ class Field:
         )
 
     def excess(self, r: int, other: int) -> float:
-        """Expected loss of a rank above another, 0 where it is better, in the metric's unit."""
+        """Expected loss of a rank above another beyond the margin, in margins."""
         if r == other:
             return 0.0
-        return self.surface.excess(self._index(r), self._index(other)) / self._scale(other)
+        margin = self.context.margin * self._scale(other)
+        return self.surface.excess(self._index(r), self._index(other), margin) / margin
 
     @cached_property
     def lowest(self) -> int:

@@ -36,8 +36,6 @@ MOST_RATES = 7
 """Learning rates of a rank, at most, on the way to a worse one on both sides."""
 DOUBLINGS = 8.0
 """An inferior rank is as bad as one this many doublings larger than needed."""
-EXCESS = 0.25
-"""Worth of a margin's expected loss, in the same unit."""
 NEAR = 3.0
 """Margins above the best within which a rank is still in question."""
 
@@ -300,9 +298,12 @@ class RankStage:
         return min(sorted(allowed), key=lambda r: self.expected_loss(field, r))
 
     def expected_loss(self, field: Field, r: int) -> float:
-        """Of taking that rank, in the worth of one inferior rank."""
-        excess = field.excess(r, field.lowest) / self.context.margin
-        return 1 - self._adequate(field, r) + EXCESS * excess + log2(r) / DOUBLINGS
+        """Of taking that rank, in the worth of one inferior rank.
+
+        Losing up to the margin is free, as the user tolerates it; each margin beyond is one more inferior rank.
+        """
+        excess = field.excess(r, field.lowest)
+        return 1 - self._adequate(field, r) + excess + log2(r) / DOUBLINGS
 
     def _adequate(self, field: Field, r: int) -> float:
         others = {field.lowest, max(field.best)}
