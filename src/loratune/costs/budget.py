@@ -8,6 +8,8 @@ from typing import Self
 from loratune.errors import BudgetError
 
 AUTO_RUNS = 5.0
+AUTO_SECONDS = 60.0
+"""The least that `auto` gives a search on a GPU."""
 STEPS_PER_DOUBLING = 3
 """Of `coarse`."""
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -19,12 +21,14 @@ class Budget:
 
     seconds: float | None = None
     runs: float | None = None
+    least_seconds: float = 0.0
+    """On a GPU the search may take so long, whatever `runs` are."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """`90s`, `30m`, `2h`, `1d`, `3x` or `auto`. Raises `BudgetError`."""
         if text == "auto":
-            return cls(runs=AUTO_RUNS)
+            return cls(runs=AUTO_RUNS, least_seconds=AUTO_SECONDS)
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdx])", text.strip())
         if not match or float(match[1]) <= 0:
             raise BudgetError(
@@ -33,6 +37,12 @@ class Budget:
             )
         amount, unit = float(match[1]), match[2]
         return cls(runs=amount) if unit == "x" else cls(seconds=amount * _SECONDS[unit])
+
+    def runs_on(self, *, alone: float, gpu: bool) -> float | None:
+        """Final runs that the search may cost where one takes `alone` seconds; None for a budget in time."""
+        if self.runs is None or not gpu or not alone:
+            return self.runs
+        return max(self.runs, coarse(self.least_seconds / alone))
 
 
 def coarse(value: float) -> float:

@@ -8,7 +8,7 @@ from loratune.costs.correction import UNCORRECTED, Correction
 from loratune.costs.readings import READINGS_SHARE, TRUNCATION_SHARE, affordable_rows, cut_ranks, final_looks
 from loratune.costs.step_time import StepTime
 from loratune.errors import BudgetError
-from loratune.values import SearchContext
+from loratune.values import Pace, SearchContext
 
 CALIBRATION = "calibration"
 """The fact of a study that holds it."""
@@ -44,6 +44,11 @@ class Calibration:
         """Seconds of any step of a pack."""
         full = float(self.micro_batch_tokens or 2048)
         return StepTime(points=self.steps or ((full, full / self.pack),), micro_batch_tokens=full)
+
+    @property
+    def pace(self) -> Pace:
+        """What a strategy prices its waves by."""
+        return Pace(steps=self.times.corners, forward=self.forward, slots=self.slots)
 
     def evaluated_tokens(self, longest_table: int) -> int:
         """Of the largest micro-batch of an evaluation; `longest_table`: tokens of all rows of the longest one."""
@@ -136,6 +141,11 @@ class Calibration:
         return _SAFETY * left / (1 + TRUNCATION_SHARE)
 
     def runs_within(self, seconds: float, context: SearchContext) -> float:
-        """Full-run equivalents of a search of so many seconds, if its packs were full all the time."""
+        """What a search of so many seconds may cost: final runs alone where the context has a pace.
+
+        Without one full-run equivalents, if its packs were full all the time.
+        """
+        if context.pace is not None:
+            return coarse(seconds / context.seconds_alone)
         speed = min(self.pack, self.forward / 2) / (1 + READINGS_SHARE)
         return coarse(seconds * speed / context.full_run)

@@ -53,6 +53,11 @@ class StepTime:
         return corners, terms(corners) @ (weights * scale)
 
     @property
+    def corners(self) -> tuple[Point, ...]:
+        """(tokens, seconds) between which the curve of one micro-batch is straight, from no token on."""
+        return tuple(zip(*(side.tolist() for side in self._curve), strict=True))
+
+    @property
     def launch(self) -> float:
         """Seconds of a micro-batch of no tokens."""
         return float(self._curve[1][0])
@@ -74,7 +79,7 @@ class StepTime:
     def intercepts(self) -> tuple[float, ...]:
         """Seconds at no tokens of the lines along the curve, and 0: where `least_rate` is best asked."""
         found = {0.0, self.launch}
-        for (x0, y0), (x1, y1) in pairwise(zip(*(side.tolist() for side in self._curve), strict=True)):
+        for (x0, y0), (x1, y1) in pairwise(self.corners):
             found.add(max(0.0, y0 - (y1 - y0) / (x1 - x0) * x0))
         return tuple(sorted(found))
 

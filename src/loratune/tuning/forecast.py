@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Any
@@ -129,10 +130,10 @@ def forecast(
     *,
     started: float,
     corrections: Corrections,
-    runs: float | None = None,
+    planned: Mapping[str, Any] | None = None,
 ) -> Forecast:
     """Fit the strategy to the budget and price it. `started` is `time.monotonic()` at the start of the command;
-    `runs` is the budget in full-run equivalents where it is known already, `corrections` what earlier studies say.
+    `planned` is what an earlier part of the run planned (`runs`, `pace`), `corrections` what earlier studies say.
 
     Raises `BudgetError` for a budget too small for one trial.
     """
@@ -142,13 +143,14 @@ def forecast(
         rate_factor=corrections.rate,
         rank_factor=corrections.rank,
         useful_batches=corrections.batches,
+        pace=calibration.pace if planned is None else planned["pace"],
     )
     test_tokens, validation_rows = int(bench.data.test.lengths.sum()), len(bench.data.validation)
     spent = monotonic() - started
     budget = Budget.parse(options.budget)
     seconds = None  # no limit
-    if runs is None:
-        runs = budget.runs
+    alone = context.seconds_alone if context.pace else 0.0
+    runs = planned["runs"] if planned else budget.runs_on(alone=alone, gpu=bench.base.device.type == "cuda")
     if runs is None:
         assert budget.seconds is not None
         further = _LAYER_RANK_RUNS if options.layer_ranks else 0
@@ -181,6 +183,17 @@ def forecast(
         peak_bytes=pricing.peak_bytes,
         corrections=corrections,
     )
+
+
+def budget_values(option: str, priced: Forecast) -> dict[str, Any]:
+    """What a resumed run must plan by, as JSON values: then it decides alike."""
+    pace = priced.context.pace
+    return {
+        "option": option,
+        "runs": priced.context.budget,
+        "seconds": priced.seconds,
+        "pace": None if pace is None else pace.to_dict(),
+    }
 
 
 def _after_search(options: SearchOptions) -> tuple[PlannedStage, ...]:

@@ -87,7 +87,7 @@ class Pricing:
         expected = self.expected_seconds
         if expected <= seconds:
             return self
-        most = coarse(self._expected_runs)
+        most = coarse(self._expected_runs if self.context.pace is None else self.context.budget)
         best, low, high = self, -1, floor(STEPS_PER_DOUBLING * log2(expected / (_FAIR * seconds))) + 1
         while high - low > 1:
             down = (low + high) // 2
@@ -148,14 +148,20 @@ class Pricing:
         runs, count, training, widest = stage.cost, stage.trials, pack.seconds, pack.widest
         packs = ceil(count / widest)
         if came is not None:
-            runs, count, widest = max(runs, came.runs), max(count, came.trials), came.widest
-            training = came.seconds * runs / came.runs
+            widest = came.widest
+            if self.context.pace is None:
+                runs, count = max(runs, came.runs), max(count, came.trials)
+                training = came.seconds * runs / came.runs
+            else:  # the stage's cost is in seconds of a run alone, what came in full-run equivalents
+                runs, count, training = came.runs, came.trials, came.seconds
             packs = ceil(came.trials / widest)
             self.packs += came.packs
         else:
             most = sorted(trials, key=self.planner.limits.adapter_bytes)[-widest:]
             self.packs.append(LivePack(tuple(most), pack.tokens))
         self.widest = max(self.widest, widest)
+        if came is None and self.context.pace is not None:
+            return replace(stage, packs=packs, seconds=stage.cost * self.context.seconds_alone)
         return replace(stage, packs=packs, seconds=self._seconds(runs, count, training))
 
     @property

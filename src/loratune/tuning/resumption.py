@@ -20,10 +20,11 @@ from loratune.study.record import Study
 from loratune.study.secrets import masked
 from loratune.tuning.experience import Corrections, correct, gather, study_key, task_at_hand
 from loratune.tuning.fingerprint import default_values, fingerprint, option_values
-from loratune.tuning.forecast import Forecast, forecast
+from loratune.tuning.forecast import Forecast, budget_values, forecast
 from loratune.tuning.noise import first_forecast
 from loratune.tuning.options import TuneOptions, hides_storage, to_toml
 from loratune.tuning.workbench import Workbench, check_out
+from loratune.values import Pace
 from loratune.values.events import Note, Phase, PhaseBegan, Tell
 
 _TOML, _RESULT = "loratune.toml", "result.json"
@@ -62,14 +63,16 @@ def is_finished(study: Study, options: TuneOptions) -> bool:
     return complete and _planned(study, options) is not None
 
 
-def _planned(study: Study, options: TuneOptions) -> dict[str, float] | None:
-    """`runs` and `seconds` as planned for this budget; None where it was another or is not kept."""
+def _planned(study: Study, options: TuneOptions) -> dict[str, Any] | None:
+    """`runs`, `seconds` and `pace` as planned for this budget; None where it was another or is not kept."""
     kept = study.decode_fact(_BUDGET, _budget)
     return kept[1] if kept is not None and kept[0] == options.budget else None
 
 
-def _budget(kept: Any) -> tuple[str, dict[str, float]]:
-    return str(kept["option"]), {name: float(kept[name]) for name in ("runs", "seconds")}
+def _budget(kept: Any) -> tuple[str, dict[str, Any]]:
+    pace = kept.get("pace")  # a version that knew of none planned without
+    numbers = {name: float(kept[name]) for name in ("runs", "seconds")}
+    return str(kept["option"]), {**numbers, "pace": None if pace is None else Pace.from_dict(pace)}
 
 
 def open_study(options: TuneOptions, bench: Workbench, lock: FolderLock, tell: Tell) -> Study:
@@ -100,10 +103,11 @@ def price(
         tell(PhaseBegan(phase=Phase.CALIBRATING))
     calibration = bench.calibrate(options) if kept is None else kept
     planned = _planned(study, options) if study else None
-    runs = planned["runs"] if planned else None
     corrections = study.decode_fact(_CORRECTIONS, Corrections.from_dict) if study else None
     if corrections is not None:
-        return forecast(bench, options, calibration, started=started, runs=runs, corrections=corrections)
+        return forecast(
+            bench, options, calibration, started=started, planned=planned, corrections=corrections
+        )
     experience = gather(options, own_key=study_key(fingerprint(options, bench)))
     corrections = correct(task_at_hand(bench, options), experience)
     return first_forecast(bench, options, calibration, started=started, corrections=corrections, tell=tell)
@@ -124,8 +128,7 @@ def begin(study: Study, options: TuneOptions, priced: Forecast) -> None:
     if study.get_fact(_CORRECTIONS) is None:
         study.put_fact(_CORRECTIONS, priced.corrections.to_dict())
     if _planned(study, options) is None:
-        planned = {"option": options.budget, "runs": priced.context.budget, "seconds": priced.seconds}
-        study.put_fact(_BUDGET, planned)
+        study.put_fact(_BUDGET, budget_values(options.budget, priced))
     write_atomically(options.directory / _TOML, to_toml(replace(options, resume=False)))
 
 

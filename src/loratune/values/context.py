@@ -126,8 +126,13 @@ class SearchContext:
         """
         if self.pace is None:
             return sum(map(self.cost, trials))
-        alone = self.seconds([Trial(hyper_parameters=default_recipe(self.epochs, self.warmup_ratio))])
+        alone = self.seconds_alone
         return self.seconds(trials) / alone if alone else 0.0
+
+    @property
+    def seconds_alone(self) -> float:
+        """Of one run of the default recipe alone on this device: what `x` means in a budget. Needs a `pace`."""
+        return self.seconds([Trial(hyper_parameters=default_recipe(self.epochs, self.warmup_ratio))])
 
     @property
     def full_run(self) -> float:
