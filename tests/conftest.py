@@ -16,15 +16,12 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _module_ledger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Studies that a module's fixtures finish; the user's own ledger is never touched."""
-    before = os.environ.get("LORATUNE_LEDGER")
-    os.environ["LORATUNE_LEDGER"] = str(tmp_path_factory.mktemp("ledger") / "ledger.db")
-    yield
-    if before is None:
-        del os.environ["LORATUNE_LEDGER"]
-    else:
-        os.environ["LORATUNE_LEDGER"] = before
+def _own_places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A module's own ledger and calibrations, for its fixtures too; the user's are never touched."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORATUNE_LEDGER", str(tmp_path_factory.mktemp("ledger") / "ledger.db"))
+        patch.setenv("LORATUNE_CALIBRATIONS", str(tmp_path_factory.mktemp("calibrations")))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -48,7 +48,7 @@ COMMON = (
 )
 SEARCH = (
     "budget strategy metric margin ranks learning-rates batch-sizes target-modules epochs warmup-ratio "
-    "regularise tune-targets layer-ranks heal patience pack-size config from-config"
+    "regularise tune-targets layer-ranks heal patience pack-size recalibrate config from-config"
 )
 OPTIONS = {
     "tune": f"{COMMON} {SEARCH} from-study no-ledger out storage resume json-lines",

@@ -23,6 +23,7 @@ _FREE = (
     "resume",
     "budget",
     "pack_size",
+    "recalibrate",
     "device",
     "device_memory",
     "no_ledger",

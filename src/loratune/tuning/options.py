@@ -133,6 +133,11 @@ class SearchOptions(PriorOptions):
     pack_size: int | None = option(
         None, "Trials trained at once; default: what memory and device suit.", MODEL
     )
+    recalibrate: bool = option(
+        False,
+        "Measure this device's speed anew instead of using what an earlier command has measured.",
+        MODEL,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -40,6 +40,7 @@ from loratune.runners.local import LocalRunner
 from loratune.runners.runner import Calibrated, CalibrationJob, only
 from loratune.tuning.options import CommonOptions, SearchOptions, data_options
 from loratune.tuning.own_metric import try_metric
+from loratune.tuning.remembered import remember, remembered
 from loratune.values import SearchContext
 
 
@@ -65,11 +66,15 @@ class Workbench:
         return labelling_passes(self.data.label_tokens, self.data.validation)
 
     def calibrate(self, options: SearchOptions) -> Calibration:
-        """A few measured steps of the default recipe."""
+        """A few measured steps of the default recipe, or what an earlier command has measured here."""
+        known = None if options.recalibrate else remembered(calibrations(), self, options)
+        if known is not None:
+            return known
         runner = LocalRunner(engine=self.engine, limits=self.limits)
         job = CalibrationJob(recipe=options.hyper_parameters(), pack_size=options.pack_size)
         found = only(runner.run([job]))
         assert isinstance(found, Calibrated)
+        remember(calibrations(), self, options, found.calibration)
         return found.calibration
 
     def hearing(self, on_shortage: Callable[[Shortage], None]) -> Workbench:
@@ -101,6 +106,12 @@ def check_out(directory: Path) -> None:
 def model_cache() -> Path:
     """Where unpacked .gguf weights are kept: $LORATUNE_CACHE, else the user's cache folder."""
     return Path(os.environ.get("LORATUNE_CACHE") or Path.home() / ".cache" / "loratune")
+
+
+def calibrations() -> Path:
+    """Where calibrations are kept: $LORATUNE_CALIBRATIONS, else beside the unpacked weights."""
+    chosen = os.environ.get("LORATUNE_CALIBRATIONS")
+    return Path(chosen) if chosen else model_cache() / "calibrations"
 
 
 def context_length(model: str) -> int | None:

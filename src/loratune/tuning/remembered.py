@@ -1,0 +1,101 @@
+"""Calibrations of earlier commands on this machine: measured once for a device, a model's shape and a kind of rows.
+
+Small JSON files, one a calibration, in the user's cache ($LORATUNE_CALIBRATIONS moves them). One that cannot be read,
+is older than a month or no longer fits into memory is measured anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import replace
+from hashlib import blake2b
+from importlib.metadata import PackageNotFoundError, version
+from math import log2
+from pathlib import Path
+from time import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from loratune.costs.calibration import Calibration
+from loratune.files.write import write_atomically
+from loratune.tuning.options import SearchOptions
+
+if TYPE_CHECKING:
+    from loratune.tuning.workbench import Workbench
+
+_OLDEST = 30 * 86400.0
+"""Seconds: drivers and neighbours change."""
+
+
+def remembered(folder: Path, bench: Workbench, options: SearchOptions) -> Calibration | None:
+    """What was measured for such a model and such rows here; None where nothing was that still holds."""
+    path = _path(folder, bench, options)
+    try:
+        if time() - path.stat().st_mtime > _OLDEST:
+            return None
+        found = Calibration.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    seen = replace(
+        bench.limits,
+        micro_batch_tokens=max(found.micro_batch_tokens, bench.limits.max_length),
+        correction=found.correction,
+    )
+    recipe = options.hyper_parameters()
+    recipe = replace(recipe, r=min(recipe.r, bench.base.profile.largest_rank))
+    return found if found.slots >= 1 and seen.fits([recipe] * found.slots) else None
+
+
+def remember(folder: Path, bench: Workbench, options: SearchOptions, calibration: Calibration) -> None:
+    """Keep it for the next command; a cache that cannot be written is none."""
+    path = _path(folder, bench, options)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(calibration.to_dict()) + "\n")
+    except OSError:
+        return
+
+
+def _path(folder: Path, bench: Workbench, options: SearchOptions) -> Path:
+    """A name for all that the measurement depends on; lengths and memory count in steps of a quarter doubling."""
+    text = json.dumps(_circumstances(bench, options), sort_keys=True)
+    return folder / f"{blake2b(text.encode(), digest_size=12).hexdigest()}.json"
+
+
+def _circumstances(bench: Workbench, options: SearchOptions) -> dict[str, Any]:
+    device, profile, train = bench.base.device, bench.base.profile, bench.data.train
+    cuda = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if cuda else f"{platform.processor()} {os.cpu_count()}",
+        "threads": 0 if cuda else torch.get_num_threads(),
+        "versions": [_version(name) for name in ("loratune", "torch", "transformers", "triton")],
+        "model": [
+            profile.family,
+            profile.parameters,
+            profile.layers,
+            profile.hidden_size,
+            profile.vocabulary,
+        ],
+        "targets": [options.target_modules, profile.parameters_per_rank],
+        "dtype": str(bench.base.dtype),
+        "paths": str(bench.engine.chosen_paths),
+        "pack_size": options.pack_size,
+        "memory": options.device_memory or _step(bench.limits.device_bytes),
+        "rows": [_step(float(train.lengths.mean())), _step(bench.limits.max_length), min(len(train), 1024)],
+        "supervised": _step(float(np.mean(train.supervised_counts) / np.mean(train.lengths))),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _step(value: float) -> int:
+    return round(4 * log2(max(value, 1e-9)))
