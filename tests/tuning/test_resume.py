@@ -212,9 +212,9 @@ class FirstTrialOnly:
         self.over = self.over or isinstance(event, TrialEnded)
 
 
-def test_a_cut_run_goes_on(
-    place: Place, here: TuneResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cut_run_goes_on(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that was never cut decides: both price their waves by packs of one, which the study keeps."""
+    whole = place.tune(tmp_path / "whole", pack_size=1)
     out, watch = tmp_path / "cut", FirstTrialOnly()
     with monkeypatch.context() as patch:
         patch.setattr(LocalRunner, "late", property(lambda runner: watch.over))
@@ -225,10 +225,10 @@ def test_a_cut_run_goes_on(
     assert len(first) == 1
     again, code = place.watched(out, nobody, resume=True)
     assert code == 0
-    assert again.recommended == here.recommended
+    assert again.recommended == whole.recommended
     assert not any("clock" in each.claim for each in again.evidence)
     after = searched(out)
-    assert after.keys() == searched(here.directory).keys()
+    assert after.keys() == searched(whole.directory).keys()
     assert first.items() < after.items()
 
 
