@@ -79,7 +79,7 @@ def test_every_printed_line_is_still_there(width: int) -> None:
     assert len(lines) > 40
     written = on_a_terminal(width)
     assert b"90/360" in written  # there was a view
-    assert b"best so far" in written  # with the leaders
+    assert b"best so far\x1b" in written  # with the leaders
     all_shown = seen(written, width)
     assert "90/360" not in "\n".join(all_shown)  # which is gone in the end
     shown = iter(all_shown)
