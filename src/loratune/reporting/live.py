@@ -98,6 +98,9 @@ class LiveView:
             redirect_stdout=sys.stdout.isatty(),
             redirect_stderr=True,
         )
+        if isinstance(self.console, Screen):
+            # else a print and a refresh could each count on the lines that the other is about to write
+            self._live._lock = self.console.gate
         self._live.start()
 
     def _hide(self) -> None:

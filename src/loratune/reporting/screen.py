@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from threading import RLock
+from typing import Any, Self
 
 from rich.console import Console
 from rich.segment import Segment
@@ -13,6 +14,22 @@ from loratune.errors import printable
 
 class Screen(Console):
     """rich's console with control characters of what is printed shown as escapes; styles are rich's own."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.gate = RLock()
+        """One print at a time, from what it finds on the screen to what it leaves there; a live view shares it."""
+
+    def __enter__(self) -> Self:
+        self.gate.acquire()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        try:
+            super().__exit__(*error)
+        finally:
+            self.gate.release()
 
     def render(self, renderable: Any, options: Any = None) -> Iterable[Segment]:
         """As `Console.render`; line breaks stay."""
