@@ -133,7 +133,8 @@ def _expected(run: Path) -> Iterator[Tokens]:
 
 def _trl() -> list[Tokens] | None:
     if not Path("trl.yaml").exists():
-        return _script()
+        _script()
+        return None
     trl, datasets = import_module("trl"), import_module("datasets")
     kinds = (trl.ScriptArguments, trl.SFTConfig, trl.ModelConfig, trl.DatasetMixtureConfig)
     script, arguments, model, _ = trl.TrlParser(kinds).parse_args_and_config(
@@ -207,7 +208,7 @@ def _unsloth() -> list[Tokens]:
     calls = [
         node.value for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)
     ]
-    (arguments,) = [{each.arg: ast.literal_eval(each.value) for each in call.keywords} for call in calls]
+    (arguments,) = [{str(each.arg): ast.literal_eval(each.value) for each in call.keywords} for call in calls]
     import_module("trl").SFTConfig(**arguments)
     return [(row["input_ids"], row["labels"]) for row in _lines("data/train.jsonl")]
 

@@ -23,7 +23,7 @@ import torch
 from loratune.costs.readings import plan_readings
 from loratune.engine.live import EarlyStopping
 from loratune.model.base import BaseModel
-from loratune.tuning.final import early_stopping
+from loratune.runners.local import early_stopping
 from loratune.values import HyperParameters, SearchContext, Trial
 from peft_side import loop_rate
 from record import append, circumstances

@@ -25,8 +25,8 @@ from loratune.model.tokenizer import load_tokenizer
 from loratune.reporting.result import load_result
 from loratune.study.ledger import LedgerError, read_ledger, write_entry
 from loratune.study.record import Study
-from loratune.tuning.experience import PriorOptions, gather, task_of_study
-from loratune.tuning.options import TuneOptions, read_toml
+from loratune.tuning.experience import gather, task_of_study
+from loratune.tuning.options import PriorOptions, TuneOptions, read_toml
 
 _TEXTS = (
     b"0",

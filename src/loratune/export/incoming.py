@@ -119,7 +119,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        reason = " ".join((error.strerror if isinstance(error, OSError) else str(error)).split())
+        reason = " ".join(str(error.strerror if isinstance(error, OSError) else error).split())
         raise InputError(
             f"--from-config must be a readable YAML file, but {str(path)!r} is not ({reason}); give the file that "
             "trl sft, axolotl train or llamafactory-cli train is called with."

@@ -18,14 +18,15 @@ MOST = 64
 
 def wave_cost(context: SearchContext, count: int) -> float:
     """Of so many trials of the prior's setting, on all rows, beside each other."""
-    return context.wave_cost([Trial(hyper_parameters=prior_setting(context))] * count)
+    trials = [Trial(hyper_parameters=prior_setting(context))] * count
+    return context.wave_cost(trials)
 
 
 def width_price(context: SearchContext) -> float:
     """What one trial costs in the pack that makes it cheapest, in runs alone."""
     if context.pace is None:
         return 1.0
-    sizes = {min(2**power, context.pace.slots, MOST) for power in range(7)}
+    sizes = {min(1 << power, context.pace.slots, MOST) for power in range(7)}
     return min(wave_cost(context, size) / size for size in sizes)
 
 

@@ -6,14 +6,14 @@ a worker elsewhere can send them: they hold no live object, and `event_values` m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
 from json import dumps
 from math import inf, isfinite
 from time import time
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from loratune.values.hyperparameters import HyperParameters
 from loratune.values.plan import SearchPlan
@@ -237,7 +237,7 @@ def event_name(event: Event) -> str:
 
 def event_values(event: Event) -> dict[str, Any]:
     """The event as JSON values, its name under `event`; numbers that are not finite as None."""
-    values: dict[str, Any] = _finite(_adapter(type(event)).dump_python(event, mode="json"))
+    values: dict[str, Any] = _finite(_adapter(cast(Hashable, type(event))).dump_python(event, mode="json"))
     return {"event": event_name(event), **values}
 
 
