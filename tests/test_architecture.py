@@ -72,6 +72,29 @@ def test_imports_point_downwards(path: Path) -> None:
         assert lower or target == room, f"{path.name} ({room}) imports {module}"
 
 
+def test_no_circles() -> None:
+    """Not within a room either, and not for the sake of a type."""
+    names = {".".join(("loratune", *path.relative_to(SOURCE).with_suffix("").parts)): path for path in FILES}
+    imports: dict[str, set[str]] = {}
+    for name, path in names.items():
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        imports[name] = found & names.keys() - {name}
+
+    def reached(name: str) -> set[str]:
+        seen: set[str] = set()
+        waiting = [name]
+        while waiting:
+            new = imports[waiting.pop()] - seen
+            seen |= new
+            waiting += new
+        return seen
+
+    assert not [name for name in names if name in reached(name)]
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
 def test_torch_stays_in_its_rooms(path: Path) -> None:
     relative = str(path.relative_to(SOURCE))

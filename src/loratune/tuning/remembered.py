@@ -15,25 +15,26 @@ from importlib.metadata import PackageNotFoundError, version
 from math import log2
 from pathlib import Path
 from time import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from loratune.costs.calibration import Calibration
+from loratune.costs.limits import Limits
+from loratune.engine.pack import PackEngine
 from loratune.files.write import write_atomically
 from loratune.tuning.options import SearchOptions
-
-if TYPE_CHECKING:
-    from loratune.tuning.workbench import Workbench
 
 _OLDEST = 30 * 86400.0
 """Seconds: drivers and neighbours change."""
 
 
-def remembered(folder: Path, bench: Workbench, options: SearchOptions) -> Calibration | None:
+def remembered(
+    folder: Path, engine: PackEngine, limits: Limits, options: SearchOptions
+) -> Calibration | None:
     """What was measured for such a model and such rows here; None where nothing was that still holds."""
-    path = _path(folder, bench, options)
+    path = _path(folder, engine, limits, options)
     try:
         if time() - path.stat().st_mtime > _OLDEST:
             return None
@@ -41,18 +42,20 @@ def remembered(folder: Path, bench: Workbench, options: SearchOptions) -> Calibr
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     seen = replace(
-        bench.limits,
-        micro_batch_tokens=max(found.micro_batch_tokens, bench.limits.max_length),
+        limits,
+        micro_batch_tokens=max(found.micro_batch_tokens, limits.max_length),
         correction=found.correction,
     )
     recipe = options.hyper_parameters()
-    recipe = replace(recipe, r=min(recipe.r, bench.base.profile.largest_rank))
+    recipe = replace(recipe, r=min(recipe.r, engine.base.profile.largest_rank))
     return found if found.slots >= 1 and seen.fits([recipe] * found.slots) else None
 
 
-def remember(folder: Path, bench: Workbench, options: SearchOptions, calibration: Calibration) -> None:
+def remember(
+    folder: Path, engine: PackEngine, limits: Limits, options: SearchOptions, calibration: Calibration
+) -> None:
     """Keep it for the next command; a cache that cannot be written is none."""
-    path = _path(folder, bench, options)
+    path = _path(folder, engine, limits, options)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(calibration.to_dict()) + "\n")
@@ -60,14 +63,14 @@ def remember(folder: Path, bench: Workbench, options: SearchOptions, calibration
         return
 
 
-def _path(folder: Path, bench: Workbench, options: SearchOptions) -> Path:
+def _path(folder: Path, engine: PackEngine, limits: Limits, options: SearchOptions) -> Path:
     """A name for all that the measurement depends on; lengths count in steps of a quarter doubling."""
-    text = json.dumps(_circumstances(bench, options), sort_keys=True)
+    text = json.dumps(_circumstances(engine, limits, options), sort_keys=True)
     return folder / f"{blake2b(text.encode(), digest_size=12).hexdigest()}.json"
 
 
-def _circumstances(bench: Workbench, options: SearchOptions) -> dict[str, Any]:
-    device, profile, train = bench.base.device, bench.base.profile, bench.data.train
+def _circumstances(engine: PackEngine, limits: Limits, options: SearchOptions) -> dict[str, Any]:
+    device, profile, train = engine.base.device, engine.base.profile, engine.train
     cuda = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if cuda else f"{platform.processor()} {os.cpu_count()}",
@@ -81,11 +84,11 @@ def _circumstances(bench: Workbench, options: SearchOptions) -> dict[str, Any]:
             profile.vocabulary,
         ],
         "targets": [options.target_modules, profile.parameters_per_rank],
-        "dtype": str(bench.base.dtype),
-        "paths": str(bench.engine.chosen_paths),
+        "dtype": str(engine.base.dtype),
+        "paths": str(engine.chosen_paths),
         "pack_size": options.pack_size,
         "memory": options.device_memory,  # what is free changes by the minute: whether it fits is checked instead
-        "rows": [_step(float(train.lengths.mean())), _step(bench.limits.max_length), min(len(train), 1024)],
+        "rows": [_step(float(train.lengths.mean())), _step(limits.max_length), min(len(train), 1024)],
         "supervised": _step(float(np.mean(train.supervised_counts) / np.mean(train.lengths))),
     }
 

@@ -67,14 +67,14 @@ class Workbench:
 
     def calibrate(self, options: SearchOptions) -> Calibration:
         """A few measured steps of the default recipe, or what an earlier command has measured here."""
-        known = None if options.recalibrate else remembered(calibrations(), self, options)
+        known = None if options.recalibrate else remembered(calibrations(), self.engine, self.limits, options)
         if known is not None:
             return known
         runner = LocalRunner(engine=self.engine, limits=self.limits)
         job = CalibrationJob(recipe=options.hyper_parameters(), pack_size=options.pack_size)
         found = only(runner.run([job]))
         assert isinstance(found, Calibrated)
-        remember(calibrations(), self, options, found.calibration)
+        remember(calibrations(), self.engine, self.limits, options, found.calibration)
         return found.calibration
 
     def hearing(self, on_shortage: Callable[[Shortage], None]) -> Workbench:
