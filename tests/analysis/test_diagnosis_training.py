@@ -20,9 +20,11 @@ from loratune.engine.slot import schedule
 from loratune.lora.audit import _direction, strengths
 from loratune.lora.layout import Adapter
 from loratune.model.base import BaseModel
+from loratune.runners.local import LocalRunner
 from loratune.study.record import Study
-from loratune.tuning.final import FinalRunner
+from loratune.tuning.final import FOLDER, FinalRunner
 from loratune.values.diagnosis import Sign
+from loratune.values.events import Event, StageBegan
 
 FAULTY = 17
 """The row that holds the token with the fault."""
@@ -219,15 +221,15 @@ def test_a_final_run_that_broke_down_is_repeated_at_half_the_rate_and_both_are_t
     learning_rate = 0.05 if with_weights else 0.2
     packs = pack_engine(task(256, seed=1))
     study = Study.open(tmp_path / "study", fingerprint={})
-    told: list[int] = []
+    events: list[Event] = []
+    test = task(32, seed=9)
     runner = FinalRunner(
+        runner=LocalRunner(engine=packs, test=test, folder=study.directory / FOLDER, tell=events.append),
         engine=packs,
         study=study,
-        test=task(32, seed=9),
+        test=test,
         patience=3,
-        on_progress=lambda _: None,
-        on_result=lambda _: None,
-        on_train=told.append,
+        tell=events.append,
     )
     facts = {"r": 4, "lora_alpha": 8, "batch_size": 8, "epochs": 3, "learning_rate": learning_rate}
     final = runner.run(trial(0, **facts).hyper_parameters, None, seed=0)
@@ -239,7 +241,7 @@ def test_a_final_run_that_broke_down_is_repeated_at_half_the_rate_and_both_are_t
     assert taken < learning_rate
     assert broken[0].trial.hyper_parameters.learning_rate == learning_rate
     assert len(final.notes) == len(results) - 1
-    assert told == [1] * len(results)
+    assert [event.trials for event in events if isinstance(event, StageBegan)] == [1] * len(results)
     assert f"it was repeated at half the learning rate, {learning_rate / 2:.3g}" in final.notes[0]
     told = [
         each for each in of_run(packs, final, results, margin=0.005) if each.done.startswith("It was rep")

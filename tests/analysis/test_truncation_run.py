@@ -176,7 +176,7 @@ def test_the_best_adapter_of_the_largest_rank_is_kept(tmp_path: Path) -> None:
         study.record(result)
         return asked
 
-    largest = LargestAdapter(study, base)
+    largest = LargestAdapter(study.directory, base, study.results())
     assert largest.load() is None
     offer(largest, 8, 0, 0.5, fraction=0.25)
     offer(largest, 8, 1, inf)
@@ -187,12 +187,12 @@ def test_the_best_adapter_of_the_largest_rank_is_kept(tmp_path: Path) -> None:
     best = offer(largest, 8, 4, 0.5)
     offer(largest, 8, 5, 0.55)
     offer(largest, 4, 1, 0.05)
-    for kept in (largest, LargestAdapter(study, base)):
+    for kept in (largest, LargestAdapter(study.directory, base, study.results())):
         loaded = kept.load()
         assert loaded is not None
         assert loaded[0].asked == best
         assert torch.equal(loaded[1].weights, packs.initial(best).weights)
     assert [path.name for path in (tmp_path / "largest").iterdir()] == [best.key]
     (tmp_path / "largest" / "unrecorded").mkdir()
-    assert offer(LargestAdapter(study, base), 16, 0, 0.9).hyper_parameters.r == 16
+    assert offer(LargestAdapter(study.directory, base, study.results()), 16, 0, 0.9).hyper_parameters.r == 16
     assert len(list((tmp_path / "largest").iterdir())) == 1
