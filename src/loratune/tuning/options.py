@@ -100,7 +100,10 @@ class RecommendOptions(PriorOptions):
 class SearchOptions(PriorOptions):
     """What to search, how, and for how much."""
 
-    budget: str = option("auto", "For the search: 30m, 2h, 3x (final runs) or auto (5x).")
+    budget: str = option(
+        "auto",
+        "For the search: 30m, 2h, 3x (the seconds of so many final runs alone) or auto (5x; on a GPU a minute at least).",
+    )
     strategy: str = option("evidence", f"One of {', '.join(STRATEGIES)}.")
     metric: str = option(
         "nll", f"What is optimised: {', '.join(BUILT_IN)}, or your own as package.module:function."
