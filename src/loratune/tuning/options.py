@@ -102,7 +102,7 @@ class SearchOptions(PriorOptions):
 
     budget: str = option(
         "auto",
-        "For the search: 30m, 2h, 3x (the seconds of so many final runs alone) or auto (5x; on a GPU a minute at least).",
+        "For the search: 30m, 2h, 3x (the time of so many final runs) or auto (5x; on a GPU at least a minute).",
     )
     strategy: str = option("evidence", f"One of {', '.join(STRATEGIES)}.")
     metric: str = option(
