@@ -33,6 +33,8 @@ class MetricInfo:
     larger_is_better: bool
     margin: float
     """Tolerated loss for a cheaper choice where the user names none, in `unit`."""
+    counts_rows: bool = False
+    """Whether a value is the share of the rows that are right."""
     by_nll: bool = False
     """Whether the NLL decides it, in nats: a metric that rises and falls with the NLL, or the NLL itself."""
 

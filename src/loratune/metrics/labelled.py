@@ -10,7 +10,9 @@ from loratune.metrics.metric import Floats, Metric, Outputs, Rows
 class Accuracy(Metric):
     """Share of the rows whose most likely label is the true one."""
 
-    info = MetricInfo(name="accuracy", title="accuracy", unit=POINTS, larger_is_better=True, margin=1.0)
+    info = MetricInfo(
+        name="accuracy", title="accuracy", unit=POINTS, larger_is_better=True, margin=1.0, counts_rows=True
+    )
     needs = Needs.LABELS
 
     def scores(self, outputs: Outputs) -> Floats | None:

@@ -72,7 +72,14 @@ class Perplexity(Nll):
 class ExactMatch(Metric):
     """Share of the rows whose every supervised token is the most likely one given the true tokens before it."""
 
-    info = MetricInfo(name="exact_match", title="exact match", unit=POINTS, larger_is_better=True, margin=1.0)
+    info = MetricInfo(
+        name="exact_match",
+        title="exact match",
+        unit=POINTS,
+        larger_is_better=True,
+        margin=1.0,
+        counts_rows=True,
+    )
     needs = Needs.LIKELIHOOD
 
     def scores(self, outputs: Outputs) -> Floats:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shlex import quote
 
-from loratune.metrics.info import POINTS
+from loratune.metrics import BUILT_IN, NLL
 from loratune.reporting.facts import RunFacts
 from loratune.reporting.opponent import OPPONENT, fair_opponent
 from loratune.reporting.wording import count, rate
@@ -41,10 +41,10 @@ def verdict(facts: RunFacts) -> list[str]:
 
 def _told_metric(facts: RunFacts) -> str | None:
     """One that counts rows; macro-F1 and the user's own values do not."""
-    names = dict.fromkeys((facts.metric, "accuracy", "exact_match"))
+    counting = [metric.name for metric in BUILT_IN.values() if metric.info.counts_rows]
+    names = dict.fromkeys((facts.metric, *reversed(counting)))  # labels before exact texts
     measured = {**facts.recommended.validation, **facts.recommended.test}
-    counts = (name for name in names if name in measured and name in ("accuracy", "exact_match"))
-    return next((name for name in counts if facts.info(name).unit == POINTS), None)
+    return next((name for name in names if name in measured and facts.info(name).counts_rows), None)
 
 
 def _right(share: float | None, rows: int) -> str:
@@ -66,13 +66,13 @@ def _losses(facts: RunFacts) -> list[str]:
         ("the untrained model", facts.base_model),
         ("the default recipe", facts.default_recipe),
     )
-    ours = getattr(facts.recommended, split).get("nll")
+    ours = getattr(facts.recommended, split).get(NLL.name)
     if ours is None:
         return []
     others = [
-        f"{name} {getattr(scores, split)['nll']:.4f}"
+        f"{name} {getattr(scores, split)[NLL.name]:.4f}"
         for name, scores in named
-        if "nll" in getattr(scores, split)
+        if NLL.name in getattr(scores, split)
     ]
     return [f"Loss of {ours:.4f} nats a token on the {split} rows (lower is better); {', '.join(others)}."]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import log
 
-from loratune.metrics import Rows, metrics
+from loratune.metrics import NLL, Rows, metrics
 from loratune.reporting.facts import Floats, Gain, ModelScores, RunFacts
 from loratune.reporting.wording import rate
 from loratune.values import Stage, TrialResult
@@ -83,7 +83,7 @@ def fair_gains(facts: RunFacts) -> list[Gain]:
     rows = Rows(weights=facts.validation_weights)
     gains = []
     for metric in metrics():
-        if metric.name not in ("nll", facts.shown_metric) or (metric.info.by_nll and metric.name != "nll"):
+        if metric.name not in (NLL.name, facts.shown_metric) or (metric.info.by_nll and metric is not NLL):
             continue
         mine, other = (_scores(each, metric.column, by_nll=metric.info.by_nll) for each in (ours, theirs))
         if mine is not None and other is not None and mine.shape == other.shape:
