@@ -18,10 +18,20 @@ FACTS = SearchContext(rows=1000, tokens=30_000, supervised_tokens=2000, validati
 
 @pytest.mark.parametrize(
     ("text", "seconds", "runs"),
-    [("90s", 90, None), ("30m", 1800, None), ("1.5h", 5400, None), ("3x", None, 3), ("auto", None, 5)],
+    [("90s", 90, None), ("30m", 1800, None), ("1.5h", 5400, None), ("3x", None, 3)],
 )
 def test_parse(text: str, seconds: float | None, runs: float | None) -> None:
     assert Budget.parse(text) == Budget(seconds=seconds, runs=runs)
+
+
+def test_auto_is_five_runs_and_a_minute_at_least_on_a_gpu() -> None:
+    budget = Budget.parse("auto")
+    assert budget == Budget(runs=5, least_seconds=60)
+    assert budget.runs_on(alone=2.0, gpu=False) == 5
+    assert budget.runs_on(alone=100.0, gpu=True) == 5
+    assert 24 < (budget.runs_on(alone=2.0, gpu=True) or 0) <= 30
+    assert Budget.parse("3x").runs_on(alone=2.0, gpu=True) == 3
+    assert Budget.parse("90s").runs_on(alone=2.0, gpu=True) is None
 
 
 @pytest.mark.parametrize("text", ["", "30", "m", "-3x", "0x", "3 weeks", "1e3x"])
