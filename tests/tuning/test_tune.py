@@ -286,7 +286,7 @@ def test_kill_and_resume(place: Place, done: TuneResult, tmp_path: Path) -> None
     command = [
         sys.executable, "-m", "loratune", "tune", "--model", str(place.model), "--data", str(place.data),
         "--out", str(out), "--ranks", "2,8", "--budget", "14x", "--dtype", "float32", "--epochs", "2",
-        "--device", "cpu", "--pack-size", "2",
+        "--device", "cpu",
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
