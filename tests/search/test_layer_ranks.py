@@ -184,7 +184,7 @@ def test_tune_with_all_of_it(tmp_path: Path) -> None:
     model = save_tiny_model(tmp_path / "model")
     data = write_jsonl(tmp_path / "train.jsonl", animal_rows(120))
     wishes: dict[str, Any] = {
-        "model": model, "data": data, "out": tmp_path / "run", "ranks": [2, 8], "budget": "8x", "dtype": "float32",
+        "model": model, "data": data, "out": tmp_path / "run", "ranks": [2, 8], "budget": "24x", "dtype": "float32",
         "epochs": 2.0, "device": "cpu", "layer_ranks": True, "heal": True, "tune_targets": True, "margin": 10.0,
     }  # fmt: skip
     result = loratune.tune(**wishes)
@@ -225,6 +225,7 @@ def test_an_adopted_pattern_is_written_and_loaded(tmp_path: Path, monkeypatch: p
     from loratune.maths.noninferiority import Comparison
 
     monkeypatch.setattr(Comparison, "better", lambda self, tests=1: True)
+    monkeypatch.setattr(Comparison, "shown_better", lambda self, tests=1: True)
     model = save_tiny_model(tmp_path / "model")
     out = tmp_path / "run"
     data = write_jsonl(tmp_path / "train.jsonl", animal_rows(120))

@@ -161,13 +161,13 @@ def test_a_search_that_runs_out_of_memory_everywhere_gives_the_same_answer(
 def goes_on_with_it(setting: Setting, out: Path, kept: Calibration, monkeypatch: pytest.MonkeyPatch) -> None:
     """A resumed run begins with the smaller micro-batches."""
     sizes: list[tuple[int, int]] = []
-    run = PackEngine.run
+    results = PackEngine.results
 
-    def noted(self: PackEngine, *inputs: Any, **options: Any) -> None:
+    def noted(self: PackEngine, *inputs: Any, **options: Any) -> Any:
         sizes.append((self.micro_batch_tokens, self._evaluator.cuts.max_tokens))
-        run(self, *inputs, **options)
+        return results(self, *inputs, **options)
 
-    monkeypatch.setattr(PackEngine, "run", noted)
+    monkeypatch.setattr(PackEngine, "results", noted)
     (out / "result.json").unlink()
     _, told = setting.tune(out, resume=True)
     assert told == []
@@ -249,7 +249,7 @@ def test_what_was_learnt_is_never_unlearnt() -> None:
 def test_the_next_plan_heeds_what_was_learnt(tmp_path: Path) -> None:
     """Never more trials side by side than the last error left, nor than had been planned."""
     planner = Planner(limits=LIMITS, times=CALIBRATION_THERE.times, rows=64, tokens=6400, slots=6)
-    study, told = Study.open(tmp_path, fingerprint={}), list[str]()
+    study, told = Study.open(tmp_path, fingerprint={}), list[Event]()
     learner = LearningPlanner(study=study, planner=planner, calibration=CALIBRATION_THERE, tell=told.append)
     trials = [trial(seed) for seed in range(8)]
     widths = [learner.plan(trials).widest]
@@ -258,7 +258,7 @@ def test_the_next_plan_heeds_what_was_learnt(tmp_path: Path) -> None:
         widths.append(learner.plan(trials).widest)
     assert widths == [6, 6, 3, 3]
     assert Calibration.from_dict(study.get_fact(CALIBRATION)) == learner.calibration
-    assert tuple(told) == learner.sentences
+    assert told == [Note(text=sentence) for sentence in learner.sentences]
 
 
 def test_fewer_slots_and_smaller_evaluations_are_kept_apart() -> None:

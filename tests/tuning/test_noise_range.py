@@ -8,8 +8,9 @@ import pytest
 
 import loratune
 from loratune.costs import measuring
+from loratune.files.lock import FolderLock
 from loratune.maths.laws import useful_batches
-from loratune.tuning import noise as app_noise
+from loratune.runners.local import LocalRunner
 from loratune.tuning.experience import Corrections
 from loratune.tuning.options import TuneOptions
 from loratune.tuning.resumption import begin, open_study, price
@@ -40,15 +41,15 @@ def _short_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_is_measured_where_batch_sizes_are_compared_and_sets_their_range(place: dict[str, Any]) -> None:
-    found = loratune.plan(**place, budget="20x")
+    found = loratune.plan(**place, budget="60x")
     low, high = found.context.useful_batches or (0.0, 0.0)
     assert 8 <= low < high, "the law never goes below 8, and the upper end is twice its value at least"
     assert found.corrections.batches == (low, high)
     (told,) = (note for note in found.corrections.notes if "noise scale" in note)
     assert f"batch sizes from {low:g} to {high:g} are worth trying" in told
-    again = loratune.plan(**place, budget="20x")
+    again = loratune.plan(**place, budget="60x")
     assert again.corrections == found.corrections, "no clock in it"
-    for changes in ({"budget": "3x"}, {"budget": "20x", "batch_sizes": (8, 16)}):
+    for changes in ({"budget": "3x"}, {"budget": "60x", "batch_sizes": (8, 16)}):
         plain = loratune.plan(**(place | changes))
         assert plain.context.useful_batches is None
         assert not [note for note in plain.corrections.notes if "noise scale" in note]
@@ -57,12 +58,12 @@ def test_it_is_measured_where_batch_sizes_are_compared_and_sets_their_range(plac
 def test_a_resumed_search_keeps_the_range_it_began_with(
     place: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = TuneOptions(**place, budget="20x", out=str(tmp_path / "run"))
+    options = TuneOptions(**place, budget="60x", out=str(tmp_path / "run"))
     with open_workbench(options, targets=options.target_modules, ranks=(), epochs=3.0) as bench:
         first = price(options, bench, None, 0.0, nobody)
-        study = open_study(options, bench)
+        study = open_study(options, bench, FolderLock(options.directory), nobody)
         begin(study, options, first)
-        monkeypatch.setattr(app_noise, "gradient_noise", None)  # calling it would fail
+        monkeypatch.setattr(LocalRunner, "run", None)  # calling it would fail
         second = price(options, bench, study, 0.0, nobody)
     assert first.context.useful_batches is not None
     assert second.context.useful_batches == first.context.useful_batches

@@ -8,7 +8,7 @@ from math import exp, inf, log
 import numpy as np
 
 from loratune.search.compare import distinct, loss
-from loratune.search.procedure import Procedure, Results
+from loratune.search.procedure import ROUNDING, Procedure, Results
 from loratune.search.space import RateScale, two_digits
 from loratune.values import SearchContext, Trial, TrialResult
 
@@ -94,6 +94,18 @@ def summarise(results: Sequence[TrialResult], centre: float, *, refine: bool) ->
     if inside and refine:
         best = _vertex(tried[index - 1 : index + 2])
     return Bracket(best=best, tried=tried, closed=inside, results=tuple(results))
+
+
+def closed_within(ladder: Bracket, given: Sequence[float]) -> bool:
+    """Whether each side of the best has a worse one, or no further candidate: who names the rates sets the range."""
+    finite = [pair for pair in ladder.tried if pair[1] < inf]
+    if not finite:
+        return False
+    best = min(finite, key=lambda pair: pair[1])[0]
+    rates = [rate for rate, _ in ladder.tried]
+    below = any(rate < best for rate in rates) or min(given) >= best * (1 - ROUNDING)
+    above = any(rate > best for rate in rates) or max(given) <= best * (1 + ROUNDING)
+    return below and above
 
 
 def curve(results: Sequence[TrialResult]) -> tuple[tuple[float, float], ...]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from loratune.maths.surface import Place, Runs, Surface
 from loratune.metrics import find
-from loratune.search.bracket import Bracket, summarise
+from loratune.search.bracket import Bracket, closed_within, summarise
 from loratune.search.compare import FULL, finished, loss, mean_loss
 from loratune.search.procedure import Results
 from loratune.search.space import usual_rate
@@ -78,7 +78,9 @@ class Field:
         found = {}
         for r in dict.fromkeys(cell.r for cell in self.cells):
             own = [result for cell in self.cells if cell.r == r for result in cell.results]
-            found[r] = summarise(own, usual_rate(self.context, r, self.batch), refine=True)
+            ladder = summarise(own, usual_rate(self.context, r, self.batch), refine=True)
+            given = self.context.learning_rates
+            found[r] = replace(ladder, closed=closed_within(ladder, given)) if given else ladder
         return found
 
     # what the runs say together
