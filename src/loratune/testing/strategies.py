@@ -10,8 +10,11 @@ from math import log
 from random import Random
 from typing import ClassVar
 
+import pytest
+
+from loratune.errors import BudgetError
 from loratune.search.strategy import Strategy
-from loratune.values import Decision, SearchContext, Trial, TrialResult, TrialState
+from loratune.values import Decision, HyperParameters, SearchContext, Trial, TrialResult, TrialState
 
 Measure = Callable[[Trial, SearchContext], TrialResult]
 ROUNDING = 1e-6
@@ -42,6 +45,10 @@ class StrategyContract:
         nll = 0.5 + 0.04 * setting.r**-0.65 + 0.02 * log(setting.learning_rate / best) ** 2
         nll += 0.3 * (1 - trial.fraction) + 2e-4 * (trial.seed % 3)
         return TrialResult(asked=trial, trial=trial, nll=nll, metrics={"nll": nll}, cost=context.cost(trial))
+
+    def chosen(self, history: Sequence[TrialResult]) -> list[HyperParameters]:
+        """The settings that a search tried for an answer, whose values must be the user's candidates: all of them."""
+        return [result.asked.hyper_parameters for result in history]
 
     def strategies(self) -> list[Strategy]:
         """One for each budget."""
@@ -101,6 +108,8 @@ class StrategyContract:
                 assert not set(_keys(more)) & known
                 running += more
             assert not strategy.ask(history)
+            if strategy.context.pace is None:
+                assert sum(result.cost for result in history) <= strategy.context.budget + ROUNDING
             assert {r.asked.key for r in history} == {r.asked.key for r in whole}
             assert _told(strategy.decide(history)) == _told(strategy.decide(whole))
 
@@ -109,6 +118,8 @@ class StrategyContract:
             whole = self.play_out(strategy)
             for cut in range(0, len(whole) + 1, max(1, len(whole) // 8)):
                 decision = strategy.decide(whole[:cut])
+                assert decision.hyper_parameters.r in strategy.context.ranks
+                assert decision.evidence
                 assert decision.settled == (not strategy.ask(whole[:cut]))
             assert strategy.decide(whole).settled
 
@@ -129,12 +140,36 @@ class StrategyContract:
             assert plan.trials == sum(stage.trials for stage in plan.stages)
             assert _keys(plan.stages[0].examples) == _keys(strategy.ask([]))
 
+    def test_what_the_budget_dropped_is_told(self) -> None:
+        """In sentences, in the plan and in the evidence."""
+        for strategy in self.strategies():
+            dropped = strategy.plan().dropped
+            assert all(sentence.endswith(".") for sentence in dropped)
+            claims = {claim.claim for claim in strategy.decide(self.play_out(strategy)).evidence}
+            assert set(dropped) <= claims
+
+    def test_it_refuses_a_budget_too_small_for_one_trial(self) -> None:
+        """With `BudgetError`, before anything is trained."""
+        strategy = self.make(replace(self.context(0.01), smallest_fraction=0.5))
+        with pytest.raises(BudgetError, match="does not pay for one trial"):
+            strategy.plan()
+        with pytest.raises(BudgetError):
+            strategy.ask([])
+
+    def test_nothing_is_larger_than_memory_allows(self) -> None:
+        context = replace(self.context(self.budgets[-1]), batch_sizes=(), largest_batch=8)
+        sizes = [setting.batch_size for setting in self.chosen(self.play_out(self.make(context)))]
+        assert max(sizes) <= 8
+
     def test_the_users_candidates_are_the_candidates(self) -> None:
         rates = (2e-4, 7e-4, 2e-3)
-        context = replace(self.context(self.budgets[-1]), ranks=(4, 16), learning_rates=rates)
-        asked = [result.asked.hyper_parameters for result in self.play_out(self.make(context))]
+        context = replace(
+            self.context(self.budgets[-1]), ranks=(4, 16), learning_rates=rates, batch_sizes=(8, 16)
+        )
+        asked = self.chosen(self.play_out(self.make(context)))
         assert {setting.r for setting in asked} <= {4, 16}
         assert {setting.learning_rate for setting in asked} <= set(rates)
+        assert {setting.batch_size for setting in asked} <= {8, 16}
 
 
 def _keys(trials: Sequence[Trial]) -> list[str]:
