@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 import loratune
 from command_fixture import Place, Shell
-from loratune.cli.main import app
+from loratune.cli.commands import app
 from loratune.costs import measuring
 from loratune.errors import HyperParameterError
 from loratune.values import HyperParameters

@@ -9,7 +9,7 @@ import numpy as np
 
 import own_metrics
 from loratune.metrics import BUILT_IN, Metric, MetricInfo, Needs, Outputs
-from loratune.metrics.metric import Floats
+from loratune.metrics.base import Floats
 from loratune.testing.metrics import MetricContract
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "extending.md"

@@ -1,333 +1,17 @@
-"""The command line: parses, calls `loratune.app`, prints; errors become one sentence and an exit code."""
+"""The entry point: runs the command line in streams that last; errors become one sentence and an exit code.
+
+Imports little: what a command needs is loaded when it is known which one.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
-from time import monotonic
-from typing import Annotated, Any
-
-import typer
 
 from loratune import __version__
-from loratune.cli.failures import explain
-from loratune.cli.generate import options_of
 from loratune.cli.signals import Received, stoppable
 from loratune.cli.streams import lasting_streams
-from loratune.errors import InputError, Interrupted, ResourceError, printable
-from loratune.files.paths import user_path
-from loratune.metrics import is_address
-from loratune.tuning.options import RecommendOptions, SearchOptions, TrainOptions, TuneOptions, read_toml
-
-app = typer.Typer(
-    name="loratune",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-    help="Finds the LoRA hyper-parameters for your base model and your data, proves the choice, and hands over "
-    "the trained adapter in PEFT's format.\n\nStart with `loratune demo`, then "
-    "`loratune plan --model M --data D` (what would run, how long) and `loratune tune --model M --data D`.",
-)
-
-Json = Annotated[
-    bool,
-    typer.Option(
-        "--json",
-        help="Print one JSON document on stdout and nothing else there.",
-        metavar="",
-        show_default=False,
-    ),
-]
-JsonLines = Annotated[
-    bool,
-    typer.Option(
-        "--json-lines",
-        help="Print each event as one JSON object a line on stdout, and nothing else there; "
-        "with --json on stderr, in place of the progress.",
-        metavar="",
-        show_default=False,
-    ),
-]
-Config = Annotated[
-    Path | None,
-    typer.Option("--config", help="A loratune.toml with options; those of the command line go before it."),
-]
-
-FromConfig = Annotated[
-    Path | None,
-    typer.Option(
-        help="A TRL, Axolotl or LLaMA-Factory file that names model, data, lengths, targets and epochs; "
-        "other options go before it."
-    ),
-]
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"loratune {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def start(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version",
-            help="Print the version.",
-            metavar="",
-            show_default=False,
-            is_eager=True,
-            callback=_print_version,
-        ),
-    ] = False,
-) -> None:
-    """Options before the command."""
-
-
-_FROM_FILE = frozenset({"model", "data"})
-
-
-def _merged(
-    cls: type[Any], values: dict[str, Any], config: Path | None, from_config: Path | None = None
-) -> Any:
-    """Options of another trainer's file, of ours over them, of the command line over both.
-
-    `model` and `data` must come from one of them.
-    """
-    kept = read_toml(user_path(config)) if config else {}
-    if (
-        is_address(str(kept.get("metric", "")))
-        and "metric" not in values
-        and "metric" in cls.__dataclass_fields__
-    ):
-        raise InputError(
-            f"{printable(str(config))} names code, the metric {kept['metric']}, which is only run where you name it "
-            f"too; add --metric {kept['metric']}."
-        )
-    merged = _incoming(from_config) | kept | values
-    names = set(cls.__dataclass_fields__)
-    for name in _FROM_FILE:
-        if name not in merged:
-            raise typer.BadParameter(f"--{name} is required; give it, or a --config that has it.")
-    return cls(**{name: value for name, value in merged.items() if name in names})
-
-
-def _incoming(path: Path | None) -> dict[str, Any]:
-    """Options of another trainer's file; what they are is told on stderr."""
-    if path is None:
-        return {}
-    from loratune.export.incoming import options_from
-
-    found = options_from(user_path(path))
-    print(printable(found.sentence), file=sys.stderr)
-    return dict(found.options)
-
-
-@app.command()
-@options_of(TuneOptions, optional=_FROM_FILE)
-def tune(
-    *,
-    values: dict[str, Any],
-    config: Config = None,
-    from_config: FromConfig = None,
-    json: Json = False,
-    json_lines: JsonLines = False,
-) -> None:
-    """Search, decide, train the final adapter, and write it with the evidence.
-
-    Prints the plan first, then progress, then the recommendation. The run directory receives `adapter/`
-    (PEFT's format), `result.json`, `report.html`, `study.db` (Optuna) and `loratune.toml`. Interrupt it at
-    any time and go on with `--resume`.
-
-    Example: `loratune tune --model HuggingFaceTB/SmolLM2-135M-Instruct --data train.jsonl --budget 30m`
-    """
-    started = monotonic()  # loading torch takes seconds of a budget in time, too
-    from loratune.app.tune import tune_command
-
-    options = _merged(TuneOptions, values, config, from_config)
-    raise typer.Exit(tune_command(options, as_json=json, json_lines=json_lines, started=started))
-
-
-@app.command()
-@options_of(SearchOptions, optional=_FROM_FILE)
-def plan(
-    *,
-    values: dict[str, Any],
-    config: Config = None,
-    from_config: FromConfig = None,
-    json: Json = False,
-    json_lines: JsonLines = False,
-) -> None:
-    """What tune would run: stages, trials, packs, time and memory, after a short calibration."""
-    started = monotonic()
-    from loratune.app.plan import plan_command
-
-    options = _merged(SearchOptions, values, config, from_config)
-    plan_command(options, as_json=json, json_lines=json_lines, started=started)
-
-
-@app.command()
-@options_of(RecommendOptions)
-def recommend(*, values: dict[str, Any], json: Json = False) -> None:
-    """The prior in seconds: what data and model suggest before anything is trained, with its uncertainty."""
-    from loratune.app.recommend import recommend_command
-
-    recommend_command(RecommendOptions(**values), as_json=json)
-
-
-@app.command()
-def ledger(json: Json = False) -> None:
-    """Your finished studies, from which `tune` and `recommend` learn; $LORATUNE_LEDGER moves the file."""
-    from loratune.app.ledger import ledger_command
-
-    ledger_command(as_json=json)
-
-
-@app.command()
-@options_of(TrainOptions)
-def train(*, values: dict[str, Any], json: Json = False, json_lines: JsonLines = False) -> None:
-    """One adapter with given hyper-parameters and early stopping on the validation NLL."""
-    from loratune.app.train import train_command
-
-    train_command(TrainOptions(**values), as_json=json, json_lines=json_lines)
-
-
-@app.command()
-def memory(
-    model: Annotated[str, typer.Option(help="Model folder, config.json, .gguf file or hub name.")],
-    rank: Annotated[int, typer.Option(help="LoRA rank of every trial.")] = 16,
-    batch_size: Annotated[int, typer.Option(help="Rows per step of every trial.")] = 8,
-    max_length: Annotated[int, typer.Option(help="Tokens of the longest row.")] = 512,
-    trials: Annotated[int, typer.Option(help="Trials trained at once.")] = 1,
-    target_modules: Annotated[str, typer.Option(help="Layers to adapt, separated by commas.")] = "all-linear",
-    dtype: Annotated[
-        str, typer.Option(help="Base weights: bfloat16, float32, or nf4 (arithmetic only).")
-    ] = "bfloat16",
-    device: Annotated[
-        str, typer.Option(help="auto, cpu or cuda; auto with --device-memory means a GPU.")
-    ] = "auto",
-    device_memory: Annotated[
-        str | None, typer.Option(help="What to fit into, e.g. 24GiB; default: this device's.")
-    ] = None,
-    json: Json = False,
-) -> None:
-    """What a pack needs, part by part, and what fits; reads a config alone, no weights."""
-    from loratune.app.memory import memory_command
-
-    memory_command(
-        model=model,
-        rank=rank,
-        batch_size=batch_size,
-        max_length=max_length,
-        trials=trials,
-        target_modules=tuple(name.strip() for name in target_modules.split(",") if name.strip()),
-        dtype=dtype,
-        device=device,
-        device_memory=device_memory,
-        as_json=json,
-    )
-
-
-@app.command()
-def report(
-    directory: Annotated[Path, typer.Argument(help="A run directory of tune.")],
-    storage: Annotated[
-        str | None, typer.Option(help="Storage URL of the run; default: study.db or that of loratune.toml.")
-    ] = None,
-) -> None:
-    """Write report.html again and print the summary of a finished run."""
-    from loratune.app.report import report_command
-
-    report_command(directory, storage)
-
-
-RunDirectory = Annotated[Path, typer.Argument(help="A run directory of tune or train.")]
-Base = Annotated[str | None, typer.Option("--model", help="The base model, where it has moved since.")]
-
-
-@app.command()
-def generate(
-    directory: RunDirectory,
-    text: Annotated[
-        str, typer.Argument(help="What to complete; a JSON object of fields where the template has several.")
-    ],
-    max_new_tokens: Annotated[int, typer.Option(help="Longest completion in tokens.")] = 256,
-    model: Base = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    json: Json = False,
-) -> None:
-    """Complete a text with the adapter of a finished run, in the prompt that it was trained with."""
-    from loratune.app.adapted import generate_command
-
-    generate_command(directory, text, max_new_tokens=max_new_tokens, model=model, device=device, as_json=json)
-
-
-@app.command()
-def merge(
-    directory: RunDirectory,
-    out: Annotated[Path, typer.Option(help="Folder for the merged model; new or empty.")],
-    model: Base = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
-) -> None:
-    """Write base model and adapter as one transformers model (safetensors)."""
-    from loratune.app.adapted import merge_command
-
-    merge_command(directory, out, model=model, device=device)
-
-
-@app.command()
-def export(
-    directory: RunDirectory,
-    to: Annotated[str, typer.Option(help="peft, transformers, trl, axolotl, llamafactory, unsloth or mlx.")],
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the files, new or empty; default: export/ in the run.")
-    ] = None,
-    model: Base = None,
-    json: Json = False,
-) -> None:
-    """Files that repeat a finished run in another trainer: configuration, rows, and a script where needed.
-
-    Example: `loratune export runs/mine --to trl`
-    """
-    from loratune.app.export import export_command
-
-    export_command(directory, to=to, out=out, model=model, as_json=json)
-
-
-@app.command()
-def selfcheck(
-    model: Annotated[str, typer.Option(help="Base model: a folder, a .gguf file, or a hub name.")],
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float64.")] = "float32",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    steps: Annotated[int, typer.Option(help="Optimiser steps to compare.")] = 8,
-    json: Json = False,
-) -> None:
-    """Train a mixed pack and plain PEFT side by side on this model, and print how far they differ."""
-    from loratune.app.selfcheck import selfcheck_command
-
-    raise typer.Exit(selfcheck_command(model=model, dtype=dtype, device=device, steps=steps, as_json=json))
-
-
-@app.command()
-def doctor(json: Json = False) -> None:
-    """Versions, device, memory and processor features that matter here."""
-    from loratune.app.doctor import doctor_command
-
-    doctor_command(as_json=json)
-
-
-@app.command()
-def demo(
-    out: Annotated[str, typer.Option(help="Run directory.")] = "runs/demo",
-    fresh: Annotated[bool, typer.Option(help="Delete an earlier demo first.", metavar="")] = True,
-) -> None:
-    """Tune a real 135M model on real news data on this machine: about ten minutes on two cores."""
-    from loratune.app.demo import demo_command
-
-    raise typer.Exit(demo_command(user_path(out), fresh=fresh))
+from loratune.errors import Interrupted, ResourceError, printable
 
 
 def main() -> None:
@@ -348,7 +32,12 @@ def main() -> None:
 
 def _run(received: Received) -> int:
     """The exit code of the command line, an error told as one sentence."""
+    if sys.argv[1:] == ["--version"]:  # in less time than it takes to load the commands
+        print(f"loratune {__version__}")
+        return 0
     try:
+        from loratune.cli.commands import app
+
         app()  # typer turns its own usage errors into exit code 2 and what interrupts it into 130
     except SystemExit as end:
         interrupted = end.code == Interrupted.exit_code
@@ -356,6 +45,8 @@ def _run(received: Received) -> int:
     except BaseException as error:
         if os.environ.get("LORATUNE_DEBUG"):
             raise
+        from loratune.cli.failures import explain
+
         message, code = explain(error)
         _say(message)
         return code

@@ -1,24 +1,29 @@
 """What can be optimised: each metric is one object that scores, compares and words itself; one registry of them.
 
-No other room compares metric names or knows a default margin.
+No other room compares metric names or knows a default margin. Loaded on first use: what only needs the names
+(`loratune.metrics.names`) waits for no numpy.
 """
 
-from loratune.metrics.function import FunctionMetric, as_metric, is_address, metric
-from loratune.metrics.info import MetricInfo, Needs
-from loratune.metrics.metric import Metric, Outputs, Rows
-from loratune.metrics.registry import (
-    BUILT_IN,
-    NLL,
-    default_margin,
-    find,
-    info_of,
-    margin_in_nats,
-    measure,
-    metrics,
-    named,
-    register,
-    usual_seed_sd,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loratune.metrics.base import Metric, Outputs, Rows
+    from loratune.metrics.function import FunctionMetric, as_metric, metric
+    from loratune.metrics.info import MetricInfo, Needs
+    from loratune.metrics.names import is_address, usual_seed_sd
+    from loratune.metrics.registry import (
+        BUILT_IN,
+        NLL,
+        default_margin,
+        find,
+        info_of,
+        margin_in_nats,
+        measure,
+        metrics,
+        named,
+        register,
+    )
 
 __all__ = [
     "BUILT_IN",
@@ -42,3 +47,17 @@ __all__ = [
     "register",
     "usual_seed_sd",
 ]
+
+_HOME = {
+    **dict.fromkeys(("Metric", "Outputs", "Rows"), "base"),
+    **dict.fromkeys(("FunctionMetric", "as_metric", "metric"), "function"),
+    **dict.fromkeys(("MetricInfo", "Needs"), "info"),
+    **dict.fromkeys(("is_address", "usual_seed_sd"), "names"),
+}
+"""File of each name; the registry's own are not listed."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME.get(name, 'registry')}"), name)

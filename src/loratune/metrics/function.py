@@ -2,7 +2,6 @@
 
 import copy
 import importlib
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,12 +12,11 @@ from typing import Any
 import numpy as np
 
 from loratune.errors import InputError
+from loratune.metrics.base import Floats, Metric, Outputs
 from loratune.metrics.info import NATS, POINTS, MetricInfo, Needs
-from loratune.metrics.metric import Floats, Metric, Outputs
 
 RowFunction = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 """Predictions [rows] and references [rows] → scores [rows]."""
-_ADDRESS = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 _SHOWN = 60
 
 
@@ -125,11 +123,6 @@ def as_metric(value: Any, name: str | None = None) -> Metric:
     renamed = copy.copy(found)
     renamed.info = replace(found.info, name=name)
     return renamed
-
-
-def is_address(name: str) -> bool:
-    """Whether it is of the form `package.module:function`."""
-    return _ADDRESS.fullmatch(name) is not None
 
 
 def address_of(function: Any) -> str:

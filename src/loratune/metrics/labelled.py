@@ -3,8 +3,8 @@
 import numpy as np
 
 from loratune.maths.noninferiority import Comparison, SeedNoise, compare_f1, macro_f1
+from loratune.metrics.base import Floats, Metric, Outputs, Rows
 from loratune.metrics.info import POINTS, MetricInfo, Needs
-from loratune.metrics.metric import Floats, Metric, Outputs, Rows
 
 
 class Accuracy(Metric):

@@ -5,8 +5,8 @@ from math import exp, inf
 import numpy as np
 
 from loratune.maths.noninferiority import Comparison, SeedNoise, compare_nll, row_variance
+from loratune.metrics.base import Floats, Metric, Outputs, Rows
 from loratune.metrics.info import NATS, POINTS, MetricInfo, Needs
-from loratune.metrics.metric import Floats, Metric, Outputs, Rows
 from loratune.values import NLL_MARGIN, TrialResult
 
 _LARGEST_EXPONENT = 700.0

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 
 from loratune.errors import InputError
-from loratune.metrics.function import is_address, load
+from loratune.metrics.base import Floats, Metric, Outputs
+from loratune.metrics.function import load
 from loratune.metrics.info import POINTS, MetricInfo
 from loratune.metrics.labelled import Accuracy, MacroF1
 from loratune.metrics.likelihood import ExactMatch, Nll, Perplexity
-from loratune.metrics.metric import Floats, Metric, Outputs
+from loratune.metrics.names import is_address, usual_seed_sd
 
 NLL = Nll()
 BUILT_IN: Mapping[str, Metric] = {
@@ -80,12 +81,6 @@ def measure(outputs: Outputs, chosen: Metric = NLL) -> tuple[dict[str, float], d
         if not metric.info.by_nll:
             columns[metric.column] = scores
     return values, columns
-
-
-def usual_seed_sd(labels: int) -> float:
-    """What one seed changes of a final run's NLL, in nats (sd): the geometric mean of the measured tasks of its kind,
-    four tables with labels (.005 to .026) and four of texts (.001 to .003; docs/evidence.md)."""
-    return 0.011 if labels else 0.0022
 
 
 def default_margin(name: str, labels: int) -> float:

@@ -1,7 +1,7 @@
 """The contract of a metric: what search, final run and report rely on.
 
 class TestMine(MetricContract):
-    metric = mine  # a function, or what `loratune.metrics.metric` made of it
+    metric = mine  # a function, or what `loratune.metrics.base` made of it
 """
 
 import inspect
@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from loratune.maths.noninferiority import SeedNoise
 from loratune.metrics import NLL, Metric, MetricInfo, Needs, Outputs, Rows, as_metric
-from loratune.metrics.metric import Floats
+from loratune.metrics.base import Floats
 from loratune.values import Trial, TrialResult, default_recipe
 
 _NO_SEEDS = SeedNoise(variance=0.0, degrees=np.inf)

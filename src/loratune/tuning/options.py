@@ -18,9 +18,9 @@ from loratune.data.options import DataOptions
 from loratune.errors import HyperParameterError, InputError, printable
 from loratune.files.paths import user_path
 from loratune.maths.sizes import CAPACITY
-from loratune.metrics import BUILT_IN, NLL, as_metric, default_margin, named, register
-from loratune.search.make import STRATEGIES
-from loratune.values import ALL_LINEAR, HyperParameters, default_recipe
+from loratune.metrics.names import BUILT_IN_NAMES, usual_seed_sd
+from loratune.search.names import STRATEGY_NAMES
+from loratune.values import ALL_LINEAR, NLL_MARGIN, HyperParameters, default_recipe
 
 _RECIPE = default_recipe()
 
@@ -104,14 +104,14 @@ class SearchOptions(PriorOptions):
         "auto",
         "For the search: 30m, 2h, 3x (the time of so many final runs) or auto (5x; on a GPU at least a minute).",
     )
-    strategy: str = option("evidence", f"One of {', '.join(STRATEGIES)}.")
+    strategy: str = option("evidence", f"One of {', '.join(STRATEGY_NAMES)}.")
     metric: str = option(
-        "nll", f"What is optimised: {', '.join(BUILT_IN)}, or your own as package.module:function."
+        "nll", f"What is optimised: {', '.join(BUILT_IN_NAMES)}, or your own as package.module:function."
     )
     margin: float | None = option(
         None,
-        f"Tolerated loss for a cheaper choice: nats per token (default {NLL.info.margin:g}; "
-        f"{default_margin('nll', 2):g} where rows have labels, which one seed changes) or points of the metric (1.0).",
+        f"Tolerated loss for a cheaper choice: nats per token (default {NLL_MARGIN:g}; "
+        f"{usual_seed_sd(2):g} where rows have labels, which one seed changes) or points of the metric (1.0).",
     )
     ranks: tuple[int, ...] = option((), "Candidate ranks, e.g. 4,8,16; default: chosen from the data.")
     learning_rates: tuple[float, ...] = option((), "Candidate learning rates, e.g. 1e-4,1e-3.")
@@ -145,11 +145,11 @@ class SearchOptions(PriorOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         Budget.parse(self.budget)
-        if self.strategy not in STRATEGIES:
+        if self.strategy not in STRATEGY_NAMES:
             raise InputError(
-                f"--strategy must be one of {', '.join(STRATEGIES)}, got {self.strategy!r}; change --strategy."
+                f"--strategy must be one of {', '.join(STRATEGY_NAMES)}, got {self.strategy!r}; change --strategy."
             )
-        named(self.metric)
+        _check_metric(self.metric)
         if self.tune_targets and self.strategy != "evidence":
             raise InputError(
                 f"--tune-targets is a stage of --strategy evidence, got {self.strategy!r}; leave one of them out."
@@ -245,6 +245,14 @@ class TrainOptions(CommonOptions):
             epochs=self.epochs,
             warmup_ratio=self.warmup_ratio,
         )
+
+
+def _check_metric(name: str) -> None:
+    """Raise `InputError` where there is no such metric; what is not built in is imported."""
+    if name not in BUILT_IN_NAMES:
+        from loratune.metrics import named
+
+        named(name)
 
 
 def hides_storage(options: TuneOptions) -> bool:
@@ -366,5 +374,7 @@ def keyword_options(options: dict[str, Any]) -> dict[str, Any]:
         for name, value in options.items()
     }
     if not isinstance(plain.get("metric", ""), str):
+        from loratune.metrics import as_metric, register
+
         plain["metric"] = register(as_metric(plain["metric"])).name
     return plain

@@ -37,5 +37,5 @@ def _oddities(metric: Metric, outputs: Outputs, table: TokenTable) -> tuple[str,
     return (
         f"On {len(table)} rows the {info.title} of the references against themselves is {info.text(best)}, worse than "
         f"the base model's {info.text(base)}, while a {'larger' if info.larger_is_better else 'smaller'} one counts as "
-        "better: see larger_is_better of loratune.metrics.metric.",
+        "better: see larger_is_better of loratune.metrics.base.",
     )

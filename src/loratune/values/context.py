@@ -1,14 +1,18 @@
 """What a strategy is told before it starts; nothing in here changes during a search."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from loratune.values.hyperparameters import ALL_LINEAR, default_recipe
 from loratune.values.pace import Load, Pace, optimiser_steps
 from loratune.values.trial import Trial
+
+if TYPE_CHECKING:  # the options are read long before numpy is needed
+    import numpy as np
+    import numpy.typing as npt
 
 NLL_MARGIN = 0.005
 """Nats per supervised token that a cheaper choice may lose where the user names no margin."""

@@ -1,5 +1,7 @@
 """A trial, and what came of it."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -7,13 +9,14 @@ from functools import lru_cache
 from hashlib import sha256
 from json import dumps
 from math import inf
-from typing import Any, Self
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, Self
 
 from loratune.errors import HyperParameterError
 from loratune.values.hyperparameters import HyperParameters
+
+if TYPE_CHECKING:  # the options are read long before numpy is needed
+    import numpy as np
+    import numpy.typing as npt
 
 
 class Stage(StrEnum):

@@ -1,0 +1,36 @@
+"""What a command line loads before it knows its command: nothing that takes a second."""
+
+import subprocess
+import sys
+
+import pytest
+
+from loratune.metrics import BUILT_IN
+from loratune.metrics.names import BUILT_IN_NAMES
+from loratune.search.make import STRATEGIES
+from loratune.search.names import STRATEGY_NAMES
+
+HEAVY = ("torch", "transformers", "peft", "optuna", "datasets", "numpy", "scipy", "pydantic", "sqlalchemy")
+
+
+def loaded(statement: str) -> set[str]:
+    """Of `HEAVY`, what is in memory after a statement."""
+    script = f"import sys; {statement}; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(HEAVY) & set(ran.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import loratune.cli.commands",
+        "from loratune.tuning.options import TuneOptions as T; T(model='m', data='d')",
+    ],
+)
+def test_the_options_are_known_before_anything_heavy_is_loaded(statement: str) -> None:
+    assert loaded(statement) == set()
+
+
+def test_the_names_are_those_of_the_things() -> None:
+    assert tuple(BUILT_IN) == BUILT_IN_NAMES
+    assert tuple(STRATEGIES) == STRATEGY_NAMES
