@@ -2,7 +2,7 @@
 
     python bench/startup.py
 
-Appends a row for each to bench/results/startup.csv. Where the machine is shared, the processor's seconds are the figure.
+Appends a row for each to bench/results/startup.csv. On a shared machine the processor's seconds count.
 """
 
 import resource
