@@ -51,10 +51,6 @@ def test_the_teacher_differs_by_exactly_the_planted_rank() -> None:
     assert all(torch.equal(base.model.get_parameter(n), teacher.get_parameter(n)) for n in others)
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="the rule that takes losses within the margin as free answers rank 1 for a planted rank of 2 (docs/log.md)",
-)
 def test_the_search_finds_the_planted_rank() -> None:
     """The default strategy, its paired tests and a margin of 5 % of the base model's divergence."""
     before, decision, history = planted.planted_search(2, 0, ranks=(1, 2, 8), rates=(3e-2,))

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from math import exp, inf, log
+from math import exp, inf, log, log1p
 
 import numpy as np
 
@@ -128,23 +128,22 @@ class Field:
         y = float(self.surface.means[self._index(r)])
         return exp(y) if self._nats else 100 * y
 
-    def _scale(self, r: int) -> float:
-        """y for each unit of the loss, near a rank's best."""
-        return 1 / self.level(r) if self._nats else 0.01
+    def _margin(self, r: int) -> float:
+        """The margin above a rank's best, in y: of a loss near 0 it may be many times that loss."""
+        margin = self.context.margin
+        return log1p(margin / self.level(r)) if self._nats else margin / 100
 
     def within(self, r: int, other: int) -> float:
         """Probability that a rank at its best loses at most the margin against another at its own."""
         if r == other:
             return 1.0
-        return self.surface.below(
-            self._index(r), self._index(other), self.context.margin * self._scale(other)
-        )
+        return self.surface.below(self._index(r), self._index(other), self._margin(other))
 
     def excess(self, r: int, other: int) -> float:
         """Expected loss of a rank above another beyond the margin, in margins."""
         if r == other:
             return 0.0
-        margin = self.context.margin * self._scale(other)
+        margin = self._margin(other)
         return self.surface.excess(self._index(r), self._index(other), margin) / margin
 
     @cached_property
