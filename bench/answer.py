@@ -29,10 +29,10 @@ import numpy.typing as npt
 import torch
 from peft import PeftModel
 
-from loratune.data.options import DataOptions
 from loratune.data.prepare import prepare
+from loratune.data.sources import DataOptions
 from loratune.data.table import TokenTable
-from loratune.model.load import load_model
+from loratune.model.base import load_model
 from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
 from peft_side import padded
 from record import append, circumstances

@@ -19,11 +19,10 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from transformers import get_linear_schedule_with_warmup
 
-from loratune.data.options import DataOptions
 from loratune.data.prepare import prepare
+from loratune.data.sources import DataOptions
 from loratune.data.table import TokenTable
-from loratune.model.base import BaseModel
-from loratune.model.load import load_model
+from loratune.model.base import BaseModel, load_model
 from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
 from loratune.values import HyperParameters
 from peft_side import adapted, padded

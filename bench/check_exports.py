@@ -55,7 +55,7 @@ def _model(folder: Path) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from loratune.app.demo_data import smollm2
+    from loratune.app.demo import smollm2
     from loratune.model.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(str(smollm2()))

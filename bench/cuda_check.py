@@ -6,7 +6,7 @@ of every trial of a mixed pack from plain PEFT beside PEFT's own noise, and a me
 
 import torch
 
-from loratune.costs.measured_steps import measure_step
+from loratune.costs.measuring import measure_step
 from loratune.engine.pack import PackEngine
 from loratune.engine.selfcheck import random_table, selfcheck
 from loratune.values import HyperParameters, Trial

@@ -17,8 +17,8 @@ from tempfile import TemporaryDirectory
 from threading import Event, Thread
 from typing import Any
 
-from loratune.data.options import DataOptions
 from loratune.data.prepare import prepare
+from loratune.data.sources import DataOptions
 
 
 class Letters:

@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from loratune.costs.device_limits import MICRO_BATCH_TOKENS, limits_here, measured_peak, supervised_share
 from loratune.costs.execution import ON_CUDA
-from loratune.costs.limits import Limits
+from loratune.costs.limits import MICRO_BATCH_TOKENS, Limits, limits_here, measured_peak, supervised_share
 from loratune.costs.planner import LivePack, Planner
 from loratune.costs.step_time import StepTime
 from loratune.data.table import TokenTable

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import t as student
 
+from loratune.maths.curves import best_rate
 from loratune.maths.noninferiority import Comparison, SeedNoise, compare_nll, pool_seed_noise, row_variance
-from loratune.maths.optimum import best_rate
 from loratune.values import NLL_MARGIN
 
 Floats = npt.NDArray[np.float64]

@@ -25,10 +25,10 @@ import torch
 
 from evidence_tables import FACTS, Task, load
 from loratune.data.batches import total_steps
+from loratune.engine.loop import PackProgress
 from loratune.engine.pack import PackEngine
-from loratune.engine.progress import PackProgress
 from loratune.lora.layout import Adapter
-from loratune.model.load import load_model
+from loratune.model.base import load_model
 from loratune.values import CurvePoint, HyperParameters, Trial, TrialResult, TrialState
 
 RATES = (3.2e-5, 8e-5, 2e-4, 5e-4, 1.25e-3, 3.1e-3, 7.8e-3, 2e-2, 5e-2)

@@ -35,14 +35,14 @@ from evidence_plots import draw_optima, draw_ranks, draw_rates
 from evidence_second import tell_second
 from evidence_store import Evidence, collect, tables_without
 from loratune.maths import laws
+from loratune.maths.curves import needed_rank
 from loratune.maths.learned import (
+    OPTIMUM_COLUMNS,
     RANK_SPREAD,
     RATE_SPREAD,
     rank_residuals,
     rate_residuals,
 )
-from loratune.maths.measured import OPTIMUM_COLUMNS
-from loratune.maths.optimum import needed_rank
 from loratune.maths.transfer import Residual, Spread, believe
 
 

@@ -29,9 +29,8 @@ from evidence_tables import FACTS, load
 from loratune.data.batches import subset
 from loratune.engine.pack import PackEngine
 from loratune.maths.laws import ALPHA_EXPONENT, FAMILY_RATE, RANK_EXPONENT
-from loratune.maths.learned import law_rate, learn_rate
-from loratune.maths.measured import measured_tasks
-from loratune.model.load import load_model
+from loratune.maths.learned import law_rate, learn_rate, measured_tasks
+from loratune.model.base import load_model
 from loratune.values import StudiedTask, Trial
 
 MODEL, FAMILY, HIDDEN_SIZE, PARAMETERS_PER_RANK = "Gemma-3-270M", "gemma3_text", 640, 237312

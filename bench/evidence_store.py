@@ -19,7 +19,7 @@ from evidence_analysis import Examples, Floats, Grid, RankTest, Run, rank_tests
 from evidence_grid import COLUMNS, SIZES
 from evidence_tables import FACTS, load
 from loratune.data.batches import subset
-from loratune.maths.measured import measured_tasks
+from loratune.maths.learned import measured_tasks
 from loratune.values import NLL_MARGIN, Optimum, StudiedTask
 
 MODEL, FAMILY, HIDDEN_SIZE, PARAMETERS_PER_RANK = "SmolLM2-135M-Instruct", "llama", 576, 305280

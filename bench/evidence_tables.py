@@ -121,9 +121,9 @@ def dialogues(path: Path) -> tuple[list[str], list[str]]:
 
 def prepare_tasks(folder: Path, shared: Path, model: Path, tasks: Sequence[str]) -> None:
     """Write the tasks for a model. Tokenizer and readers are imported here: those who only load need neither."""
-    from loratune.app.demo_data import package_folder, write_reuters
-    from loratune.data.options import DataOptions
+    from loratune.app.demo import package_folder, write_reuters
     from loratune.data.prepare import prepare
+    from loratune.data.sources import DataOptions
     from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
 
     tokenizer = load_tokenizer(str(model))
@@ -176,7 +176,7 @@ def _write(path: Path, rows: Iterator[dict[str, object]]) -> None:
 
 def main() -> None:
     """Prepare all tasks."""
-    from loratune.app.demo_data import smollm2
+    from loratune.app.demo import smollm2
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)

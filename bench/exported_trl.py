@@ -18,10 +18,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from loratune.app.demo_data import smollm2, write_reuters
+from loratune.app.demo import smollm2, write_reuters
 from loratune.app.export import export
 from loratune.app.train import train
-from loratune.model.load import load_model
+from loratune.model.base import load_model
 from loratune.tuning.workbench import model_cache
 from record import append, circumstances
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from loratune.maths.measured import OPTIMUM_COLUMNS
-from loratune.maths.optimum import best_rate
+from loratune.maths.curves import best_rate
+from loratune.maths.learned import OPTIMUM_COLUMNS
 
 WHOLE = 0.999
 """A run of at least this fraction has been trained to its end."""

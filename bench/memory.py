@@ -23,15 +23,14 @@ import numpy as np
 import torch
 
 from loratune.costs.correction import UNCORRECTED, Correction, fit_correction
-from loratune.costs.device_limits import device_bytes, execution_of
 from loratune.costs.execution import Device, Execution
-from loratune.costs.limits import Limits
-from loratune.costs.measured_steps import MeasuredStep, measure_step
+from loratune.costs.limits import Limits, device_bytes, execution_of
+from loratune.costs.measuring import MeasuredStep, measure_step
 from loratune.costs.memory import TIGHT
 from loratune.data.table import TokenTable
+from loratune.engine.machinery import Paths, choose_paths
+from loratune.engine.memory import Shortage
 from loratune.engine.pack import PackEngine
-from loratune.engine.paths import Paths, choose_paths
-from loratune.engine.shortage import Shortage
 from loratune.errors import ResourceError
 from loratune.model.base import BaseModel
 from loratune.model.device import peak_memory

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from distil import DistillingEngine, planted_teacher
 from loratune.data.table import TokenTable
 from loratune.engine import slot as slot_module
-from loratune.engine.distil import DistillingEngine, planted_teacher
 from loratune.engine.pack import PackEngine
 from loratune.lora.layout import find_targets
 from loratune.model.base import BaseModel

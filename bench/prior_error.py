@@ -15,8 +15,7 @@ from math import exp
 
 import numpy as np
 
-from loratune.maths.learned import RANK_SPREAD, RATE_SPREAD, rank_residuals, rate_residuals
-from loratune.maths.measured import measured_tasks
+from loratune.maths.learned import RANK_SPREAD, RATE_SPREAD, measured_tasks, rank_residuals, rate_residuals
 from loratune.maths.transfer import LEVEL, Residual, Spread, believe, calibrate
 
 Errors = tuple[np.ndarray, np.ndarray]

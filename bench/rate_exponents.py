@@ -16,8 +16,7 @@ import numpy as np
 from scipy import stats
 
 from loratune.maths import laws
-from loratune.maths.learned import RATE_SPREAD, rate_residuals
-from loratune.maths.measured import measured_tasks
+from loratune.maths.learned import RATE_SPREAD, measured_tasks, rate_residuals
 from loratune.values import StudiedTask
 from prior_error import errors
 

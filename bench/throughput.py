@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
+from loratune.engine.machinery import choose_paths
 from loratune.engine.pack import PackEngine
-from loratune.engine.paths import choose_paths
 from loratune.model.base import BaseModel
 from loratune.values import HyperParameters, Trial
 from peft_side import concurrent_rate, loop_rate, trainer_rate

@@ -14,11 +14,10 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from loratune.analysis.truncation import TruncationRun
-from loratune.app.demo_data import smollm2, write_reuters
+from loratune.app.demo import smollm2, write_reuters
 from loratune.lora.layout import Adapter
-from loratune.tuning.context import search_context
 from loratune.tuning.options import SearchOptions
-from loratune.tuning.workbench import open_workbench
+from loratune.tuning.workbench import open_workbench, search_context
 from loratune.values import HyperParameters, Trial, TrialResult, Truncation
 
 RATE_AT_16 = 1.5e-3

@@ -26,8 +26,7 @@ from typing import Any, cast
 import torch
 
 from loratune.costs.calibration import Calibration
-from loratune.costs.device_limits import limits_here
-from loratune.costs.limits import Limits
+from loratune.costs.limits import Limits, limits_here
 from loratune.costs.measuring import calibrate
 from loratune.costs.planner import Planner
 from loratune.costs.readings import plan_readings

@@ -10,7 +10,7 @@ from families import random_model
 from loratune.data.table import TokenTable
 from loratune.engine.pack import PackEngine
 from loratune.model.base import BaseModel
-from loratune.model.targets import adaptable_layers
+from loratune.model.profile import adaptable_layers
 from loratune.values import HyperParameters, ModelProfile, Trial
 
 VOCABULARY = 97

@@ -12,7 +12,7 @@ from loratune.engine.pack import PackEngine
 from loratune.lora.layout import Adapter
 from loratune.model.base import BaseModel
 from loratune.values import Stage, Trial, TrialResult
-from loratune.values.diagnosis import Diagnosis, Sign
+from loratune.values.analysis import Diagnosis, Sign
 
 MARGIN = 0.005
 TRAIN, VALIDATION = 1, 7

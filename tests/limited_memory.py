@@ -9,8 +9,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from engine_fixture import engine, frozen, trial
+from loratune.engine.memory import Shortage
 from loratune.engine.selfcheck import random_table
-from loratune.engine.shortage import Shortage
 
 
 def main(room: int) -> None:

@@ -20,8 +20,7 @@ from loratune.values import (
     TrialState,
     default_recipe,
 )
-from loratune.values.diagnosis import Diagnosis, Sign
-from loratune.values.sensitivity import Impact, Sensitivity
+from loratune.values.analysis import Diagnosis, Impact, Sensitivity, Sign
 
 ROWS = 120
 RATES = (3e-4, 1e-3, 3e-3)

@@ -8,9 +8,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loratune.app.adapted import generate, merge
-from loratune.app.demo_data import smollm2
+from loratune.app.demo import smollm2
 from loratune.app.train import train
-from loratune.model.load import load_model
+from loratune.model.base import load_model
 from loratune.tuning.workbench import model_cache
 from tiny import animal_rows, write_jsonl
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from peft import PeftModel
 
-from loratune.app.demo_data import smollm2, write_reuters
+from loratune.app.demo import smollm2, write_reuters
 from loratune.cli.main import main
 from loratune.costs import measuring
-from loratune.model.load import load_model
+from loratune.model.base import load_model
 from loratune.tuning.workbench import model_cache
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]

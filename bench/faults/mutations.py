@@ -19,7 +19,7 @@ from place import Hang, keep, limited, search
 import loratune
 from loratune.costs import measuring
 from loratune.errors import LoratuneError
-from loratune.model.load import load_model
+from loratune.model.base import load_model
 from loratune.model.profile import profile_from_config
 from loratune.model.tokenizer import load_tokenizer
 from loratune.reporting.result import load_result

@@ -14,7 +14,7 @@ from loratune.analysis.diagnose import before_training, higher_rate_was_worse, o
 from loratune.data.table import TokenTable
 from loratune.model.base import BaseModel
 from loratune.values import TrialResult, TrialState
-from loratune.values.diagnosis import Diagnosis, Sign
+from loratune.values.analysis import Diagnosis, Sign
 
 Pair = tuple[list[int], list[bool]]
 

@@ -17,13 +17,13 @@ from loratune.analysis.diagnose import before_training, of_run, of_trial
 from loratune.analysis.signs import leaps
 from loratune.data.table import TokenTable
 from loratune.engine.slot import schedule
-from loratune.lora.audit import _direction, strengths
 from loratune.lora.layout import Adapter
+from loratune.lora.spectrum import _direction, strengths
 from loratune.model.base import BaseModel
 from loratune.runners.local import LocalRunner
 from loratune.study.record import Study
 from loratune.tuning.final import FOLDER, FinalRunner
-from loratune.values.diagnosis import Sign
+from loratune.values.analysis import Sign
 from loratune.values.events import Event, StageBegan
 
 FAULTY = 17

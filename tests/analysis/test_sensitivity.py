@@ -21,7 +21,7 @@ from loratune.reporting.impacts import impact_table
 from loratune.runners.simulated import read_table
 from loratune.search.field import believed
 from loratune.values import HyperParameters, SearchContext, Stage, Trial, TrialResult, TrialState
-from loratune.values.sensitivity import Impact, Sensitivity
+from loratune.values.analysis import Impact, Sensitivity
 
 BANKING = Path(__file__).parents[3] / "shared" / "data" / "grid_banking77.csv"
 RANKS, RATES = (2, 4, 8, 16, 32), (1e-4, 3e-4, 1e-3, 3e-3)

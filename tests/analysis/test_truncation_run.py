@@ -14,9 +14,9 @@ from loratune.costs.readings import FEWEST_ROWS, affordable_rows, cut_ranks
 from loratune.data.table import TokenTable
 from loratune.engine.pack import PackEngine
 from loratune.lora.layout import Adapter
-from loratune.lora.truncate import decompose
+from loratune.lora.spectrum import decompose
 from loratune.model.base import BaseModel
-from loratune.runners.kept import LargestAdapter
+from loratune.runners.local import LargestAdapter
 from loratune.study.record import Study
 from loratune.values import Cut, SearchContext, Stage, Trial, TrialResult, TrialState
 

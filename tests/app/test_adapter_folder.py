@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from command_fixture import Place, Shell
 from loratune.app.adapted import generate, merge
 from loratune.app.train import train
-from loratune.data.prompting import render_prompt
+from loratune.data.shapes import render_prompt
 from loratune.errors import DataError
 from loratune.model.source import portable_name
 from loratune.reporting.card import generating_code

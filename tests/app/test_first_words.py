@@ -7,9 +7,8 @@ import pytest
 from command_fixture import Shell
 from families import save_family
 from loratune.engine.label_search import searched_tokens
-from loratune.tuning.context import search_context
 from loratune.tuning.options import SearchOptions
-from loratune.tuning.workbench import open_workbench
+from loratune.tuning.workbench import open_workbench, search_context
 from loratune.values import ALL_LINEAR, PASSES_PER_LABELLING
 from tiny import animal_rows, byte_tokenizer, save_tiny_model, write_jsonl
 

@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM
 import loratune
 from loratune.app import recommend as command
 from loratune.cli.main import main
-from loratune.maths.guide import GUIDE
+from loratune.maths.laws import GUIDE
 from loratune.reporting.html import render
-from loratune.reporting.profile_facts import guide_line, length_bars, probe_lines, survey_lines
+from loratune.reporting.tables import guide_line, length_bars, probe_lines, survey_lines
 from loratune.reporting.terminal import print_ledger, print_survey
 from loratune.values import (
     Absorbed,

@@ -8,10 +8,10 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from families import EXPERTS, FAMILIES
 from live_bytes import LiveBytes
-from loratune.costs.evaluation import evaluation_bytes
+from loratune.costs.activations import evaluation_bytes
 from loratune.costs.execution import ON_CPU, ON_CPU_PADDED
+from loratune.engine.machinery import REFERENCE
 from loratune.engine.pack import PackEngine
-from loratune.engine.paths import REFERENCE
 from loratune.model.base import BaseModel
 from loratune.model.profile import profile_of
 from loratune.values import Trial

@@ -22,8 +22,7 @@ from loratune.costs.memory import (
 from loratune.costs.packing import Admission
 from loratune.costs.planner import LivePack, Planner
 from loratune.costs.step_time import StepTime
-from loratune.lora.init import initial_adapter
-from loratune.lora.layout import find_targets
+from loratune.lora.layout import find_targets, initial_adapter
 from loratune.lora.packed import PackedAdapters
 from loratune.lora.segments import PackMember, Segment
 from loratune.model.profile import profile_of

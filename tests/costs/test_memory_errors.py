@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from failing import failing, out_of_memory
-from loratune.engine import parking
-from loratune.engine.parking import Parked
-from loratune.engine.resources import Failure, is_memory_error
+from loratune.engine import memory as parking
+from loratune.engine.memory import Failure, Parked, is_memory_error
 from loratune.errors import ResourceError
 from loratune.model.device import held_memory
 

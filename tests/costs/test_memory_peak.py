@@ -6,8 +6,8 @@ import torch
 from live_bytes import LiveBytes
 from loratune.costs.execution import ON_CPU, ON_CPU_PADDED
 from loratune.costs.memory import estimate_pack, tokens_in_flight
+from loratune.engine.machinery import REFERENCE
 from loratune.engine.pack import PackEngine
-from loratune.engine.paths import REFERENCE
 from loratune.values import HyperParameters, Trial
 from memory_fixture import LENGTH, base, table, trial
 

@@ -7,11 +7,10 @@ import pytest
 
 from loratune.data.chat import Messages
 from loratune.data.encode import Encoder
-from loratune.data.options import DataOptions
 from loratune.data.recognise import recognise
 from loratune.data.row import Row
 from loratune.data.shapes import examples
-from loratune.data.sources import Source
+from loratune.data.sources import DataOptions, Source
 from loratune.errors import DataError
 from tiny import END, byte_tokenizer
 

@@ -8,10 +8,9 @@ from typing import NamedTuple
 import pytest
 
 from loratune.data.encode import Encoder
-from loratune.data.options import DataOptions
 from loratune.data.recognise import recognise
 from loratune.data.shapes import examples
-from loratune.data.sources import find_sources
+from loratune.data.sources import DataOptions, find_sources
 from loratune.errors import DataError
 from tiny import byte_tokenizer
 

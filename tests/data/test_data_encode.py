@@ -8,8 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from loratune.data.chat import Messages
 from loratune.data.encode import Encoded, Encoder
-from loratune.data.example import End, Example, Overflow, Segment
-from loratune.data.row import Row
+from loratune.data.row import End, Example, Overflow, Row, Segment
 from loratune.errors import DataError
 from tiny import END, byte_tokenizer
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loratune.data import store
-from loratune.data.options import DataOptions
+from loratune.data import table as store
 from loratune.data.prepare import PreparedData, prepare
+from loratune.data.sources import DataOptions
 from loratune.data.table import TokenTable
 from loratune.errors import DataError
 from tiny import END, animal_rows, byte_tokenizer, write_jsonl

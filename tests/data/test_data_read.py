@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from loratune.data.options import DataOptions
-from loratune.data.read import read_file
-from loratune.data.sources import find_sources, splits_of
+from loratune.data.sources import DataOptions, find_sources, read_file, splits_of
 from loratune.errors import DataError
 
 ROWS = [

@@ -7,12 +7,10 @@ from typing import Any
 
 import pytest
 
-from loratune.data.example import Example
-from loratune.data.options import DataOptions
 from loratune.data.recognise import recognise, unread_notes
-from loratune.data.row import Row
+from loratune.data.row import Example, Row
 from loratune.data.shapes import examples
-from loratune.data.sources import Source
+from loratune.data.sources import DataOptions, Source
 from loratune.data.template import Template
 from loratune.errors import DataError
 from tiny import byte_tokenizer

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loratune.data.options import DataOptions
 from loratune.data.prepare import PreparedData, prepare
+from loratune.data.sources import DataOptions
 from loratune.data.table import TokenTable
 from tiny import write_jsonl
 

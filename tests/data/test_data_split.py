@@ -5,10 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loratune.data import store
+from loratune.data import table as store
 from loratune.data.split import allocate, draw, split_off, without_duplicates
-from loratune.data.store import DIGEST, StoreWriter, digest
-from loratune.data.table import TokenTable
+from loratune.data.table import DIGEST, StoreWriter, TokenTable, digest
 from loratune.errors import DataError
 
 

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from loratune.data.duplicates import near_duplicates
-from loratune.data.kind import guess_kind
-from loratune.data.options import DataOptions
 from loratune.data.prepare import PreparedData, prepare
 from loratune.data.profile import histogram
-from loratune.data.survey import compression_ratio, survey
+from loratune.data.sources import DataOptions
+from loratune.data.survey import compression_ratio, guess_kind, survey
 from loratune.data.table import TokenTable
 from loratune.values import TaskKind
 from tiny import END, byte_tokenizer, write_jsonl

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from loratune.engine.guards import DivergenceGuard
+from loratune.engine.slot import DivergenceGuard
 
 
 def first_verdict(losses: list[float], batch_size: int, norm: float = 1.0) -> tuple[int, str]:

@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from engine_fixture import engine, labelled_table, tiny_llama, trial
-from loratune.costs.measured_steps import forward_rate, measure_step
+from loratune.costs.measuring import forward_rate, measure_step
 from loratune.data.batches import MicroBatch
 from loratune.data.table import TokenTable
-from loratune.engine.compiled import compiled
-from loratune.engine.cuts import Cuts
+from loratune.engine.body import compiled
 from loratune.engine.evaluate import Evaluation
 from loratune.engine.live import EarlyStopping
+from loratune.engine.loop import PackProgress
+from loratune.engine.machinery import REFERENCE, Paths
 from loratune.engine.pack import PackEngine
-from loratune.engine.paths import REFERENCE, Paths
-from loratune.engine.progress import PackProgress
+from loratune.engine.portions import Cuts
 from loratune.engine.selfcheck import random_table
 from loratune.engine.slot import Slot
 from loratune.errors import ResourceError

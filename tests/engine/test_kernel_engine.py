@@ -10,7 +10,7 @@ import torch
 from engine_fixture import engine, labelled_table, tiny_llama, trial
 from kernel_device import DEVICE
 from loratune.engine import body
-from loratune.engine.paths import REFERENCE, Paths
+from loratune.engine.machinery import REFERENCE, Paths
 from loratune.kernels.launch import KernelPath
 from loratune.lora.layout import Adapter
 from loratune.model.base import BaseModel

@@ -18,15 +18,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from engine_fixture import engine, labelled_table, tiny_llama, trial
 from failing import failing, out_of_memory
 from loratune.data.table import TokenTable
-from loratune.engine.cuts import Cuts
 from loratune.engine.evaluate import Evaluation
 from loratune.engine.live import EarlyStopping, LiveTrial
-from loratune.engine.machinery import Machinery
+from loratune.engine.loop import PackProgress
+from loratune.engine.machinery import Machinery, choose_paths
+from loratune.engine.memory import Place, Shortage
 from loratune.engine.pack import PackEngine
-from loratune.engine.paths import choose_paths
-from loratune.engine.portions import Portion, Portions
-from loratune.engine.progress import PackProgress
-from loratune.engine.shortage import Place, Shortage
+from loratune.engine.portions import Cuts, Portion, Portions
 from loratune.engine.slot import Slot
 from loratune.engine.step import TrainingStep
 from loratune.errors import ResourceError

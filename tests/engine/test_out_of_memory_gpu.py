@@ -12,10 +12,10 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from engine_fixture import trial
+from loratune.engine.loop import PackProgress
+from loratune.engine.memory import Place, Shortage
 from loratune.engine.pack import PackEngine
-from loratune.engine.progress import PackProgress
 from loratune.engine.selfcheck import random_table
-from loratune.engine.shortage import Place, Shortage
 from loratune.lora.layout import Adapter
 from loratune.model.base import BaseModel
 from loratune.model.profile import profile_of

@@ -5,8 +5,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from engine_fixture import trial
+from loratune.engine.machinery import REFERENCE, choose_paths
 from loratune.engine.pack import PackEngine
-from loratune.engine.paths import REFERENCE, choose_paths
 from loratune.engine.selfcheck import random_table, selfcheck
 from loratune.model.base import BaseModel
 from loratune.model.device import pick_device

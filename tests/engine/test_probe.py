@@ -12,8 +12,8 @@ from loratune.data.table import TokenTable
 from loratune.engine import probe as probing
 from loratune.engine.probe import base_loss, gradient_noise, guessing_loss, probe
 from loratune.engine.slot import Slot
-from loratune.maths.intervals import ratio_interval
 from loratune.maths.laws import useful_batches
+from loratune.maths.noise_scale import ratio_interval
 from loratune.values import HyperParameters, Trial
 
 LABELS = [[5, 6], [7, 8], [9, 10]]

@@ -5,8 +5,7 @@ import torch
 from peft import get_peft_model
 
 from engine_fixture import tiny_family
-from loratune.lora.init import initial_adapter, initial_adapters
-from loratune.lora.layout import find_targets
+from loratune.lora.layout import find_targets, initial_adapter, initial_adapters
 from loratune.lora.peft_io import lora_config
 from loratune.values import ALL_LINEAR, HyperParameters
 

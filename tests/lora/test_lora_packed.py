@@ -6,8 +6,7 @@ import torch
 from engine_fixture import tiny_llama, trial
 from loratune.engine.slot import optimiser
 from loratune.errors import ModelError
-from loratune.lora.init import initial_adapter
-from loratune.lora.layout import find_targets
+from loratune.lora.layout import find_targets, initial_adapter
 from loratune.lora.packed import PackedAdapters
 from loratune.lora.segments import PackMember, Segment
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from loratune.maths.elbow import elbow
+from loratune.maths.curves import elbow
 
 
 def test_planted_knee() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from loratune.maths.powerlaw import fit_power_law
+from loratune.maths.curves import fit_power_law
 
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128)
 

@@ -5,10 +5,9 @@ from math import inf, nan
 
 import pytest
 
-from loratune.maths.learned import Learned, law_rank, learn_rank
-from loratune.maths.measured import measured_tasks
-from loratune.maths.optimum import rank_curve
-from loratune.maths.safe_rank import USUAL_RANK, left_out, likely_rank, loss_at, safe_rank
+from loratune.maths.curves import rank_curve
+from loratune.maths.learned import Learned, law_rank, learn_rank, measured_tasks
+from loratune.maths.prior import USUAL_RANK, left_out, likely_rank, loss_at, safe_rank
 from loratune.maths.transfer import Belief
 from loratune.values import Optimum, StudiedTask
 

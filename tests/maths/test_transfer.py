@@ -9,16 +9,16 @@ from sys import executable
 import numpy as np
 import pytest
 
+from loratune.maths.curves import best_rate, needed_rank
 from loratune.maths.learned import (
     RANK_SPREAD,
     RATE_SPREAD,
     learn_rank,
     learn_rate,
+    measured_tasks,
     rank_residuals,
     rate_residuals,
 )
-from loratune.maths.measured import measured_tasks
-from loratune.maths.optimum import best_rate, needed_rank
 from loratune.maths.transfer import Belief, Residual, Spread, believe, calibrate, errors_of
 from loratune.values import Optimum, StudiedTask
 

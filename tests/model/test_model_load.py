@@ -19,8 +19,8 @@ from transformers import (
 
 from families import EXPERTS, FAMILIES, random_model, save_family
 from loratune.errors import InputError, ModelError, ResourceError
-from loratune.model.load import load_model
-from loratune.model.precision import cpu_dtype
+from loratune.model.base import load_model
+from loratune.model.device import cpu_dtype
 from loratune.model.profile import profile_from_config
 from loratune.model.quiet import first_sentence
 from loratune.model.source import locate

@@ -7,8 +7,7 @@ from peft.tuners.lora import LoraLayer
 from families import EXPERTS, FAMILIES, random_model
 from loratune.errors import HyperParameterError, ModelError
 from loratune.maths.targets import check_rank, select_targets, short_names
-from loratune.model.profile import profile_of
-from loratune.model.targets import adaptable_layers, expert_parameters
+from loratune.model.profile import adaptable_layers, expert_parameters, profile_of
 from loratune.values import ALL_LINEAR
 
 

@@ -6,7 +6,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from loratune.errors import ModelError
-from loratune.model.load import load_model
+from loratune.model.base import load_model
 from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
 from tiny import END, byte_tokenizer, save_tiny_model
 

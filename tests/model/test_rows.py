@@ -9,7 +9,7 @@ from engine_fixture import tiny_llama
 from families import FAMILIES, random_model
 from loratune.data.batches import collate, collate_flat, fill
 from loratune.engine.body import Line
-from loratune.engine.paths import REFERENCE, Paths
+from loratune.engine.machinery import REFERENCE, Paths
 from loratune.engine.selfcheck import random_table, selfcheck
 from loratune.errors import ModelError
 from loratune.kernels.launch import KernelPath

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 from engine_fixture import VOCABULARY, engine, tiny_llama, trial
 from loratune.data.table import TokenTable
-from loratune.engine.cuts import Cuts
-from loratune.engine.paths import REFERENCE
+from loratune.engine.machinery import REFERENCE
+from loratune.engine.portions import Cuts
 from loratune.objectives.causal import Causal
 from loratune.objectives.objective import Asked, Objective
 from loratune.testing.objectives import ObjectiveContract

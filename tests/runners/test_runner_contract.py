@@ -17,8 +17,7 @@ from loratune.costs.step_time import StepTime
 from loratune.engine.pack import PackEngine
 from loratune.engine.selfcheck import random_table
 from loratune.runners.clocked import ClockedRunner, InstantRunner
-from loratune.runners.kept import LargestAdapter
-from loratune.runners.local import LocalRunner
+from loratune.runners.local import LargestAdapter, LocalRunner
 from loratune.runners.runner import (
     AdapterFile,
     CalibrationJob,

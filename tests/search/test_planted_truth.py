@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from loratune.engine.distil import planted_teacher
+from distil import planted_teacher
 from loratune.lora.layout import find_targets
 from loratune.values import Evidence
 

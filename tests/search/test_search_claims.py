@@ -5,8 +5,8 @@ from math import inf
 
 import pytest
 
+from loratune.maths.curves import PowerLaw
 from loratune.maths.noninferiority import Comparison, SeedNoise
-from loratune.maths.powerlaw import PowerLaw
 from loratune.search.bracket import Bracket
 from loratune.search.challenge import ChallengeAnswer, Contender
 from loratune.search.claims import alpha_flatness, challenge_claims, rank_claims, slope_note, stability_claim

@@ -11,7 +11,7 @@ from families import random_model
 from loratune.lora.layout import AdapterLayout, find_targets
 from loratune.maths.laws import learning_rate_law
 from loratune.maths.targets import select_targets, target_groups
-from loratune.model.targets import adaptable_layers
+from loratune.model.profile import adaptable_layers
 from loratune.search.challenge import Contender
 from loratune.search.make import make_strategy
 from loratune.search.procedure import Ledger, Procedure, ask, decide

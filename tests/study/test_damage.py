@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from loratune.errors import OutputError
-from loratune.study.migrations import FORMAT
-from loratune.study.record import Study
+from loratune.study.record import FORMAT, Study
 from loratune.study.rows import arrays_of, read_arrays, write_arrays
 from study_fixture import make_result
 

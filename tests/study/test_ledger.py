@@ -14,7 +14,7 @@ import pytest
 import loratune
 from loratune.costs import measuring
 from loratune.errors import OutputError
-from loratune.maths.measured import measured_tasks
+from loratune.maths.learned import measured_tasks
 from loratune.study.ledger import LedgerError, ledger_path, read_entries, read_ledger, write_entry
 from loratune.study.record import Study
 from loratune.tuning.experience import Corrections, correct, dataset_name, gather, optima_of, task_of_study

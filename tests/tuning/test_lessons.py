@@ -21,8 +21,8 @@ from loratune.costs.correction import UNCORRECTED, Correction
 from loratune.costs.execution import ON_CUDA
 from loratune.costs.limits import Limits
 from loratune.costs.planner import Planner
+from loratune.engine.memory import Place, Shortage
 from loratune.engine.pack import PackEngine
-from loratune.engine.shortage import Place, Shortage
 from loratune.engine.slot import Slot
 from loratune.engine.step import TrainingStep
 from loratune.lora.layout import Adapter

@@ -17,8 +17,8 @@ from command_fixture import Place, Shell
 from loratune.costs import measuring
 from loratune.errors import InputError
 from loratune.metrics import find, registry
+from loratune.reporting.facts import from_stored
 from loratune.reporting.result import TuneResult
-from loratune.reporting.stored import from_stored
 from loratune.study.record import Study
 from loratune.tuning.options import TuneOptions, keyword_options
 from loratune.tuning.workbench import open_workbench

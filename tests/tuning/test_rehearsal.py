@@ -15,9 +15,9 @@ from loratune.metrics import BUILT_IN, find
 from loratune.search.expected import expected
 from loratune.search.make import make_strategy
 from loratune.search.strategy import Strategy
+from loratune.tuning.driver import Rehearsal, rehearse
 from loratune.tuning.options import SearchOptions
 from loratune.tuning.pricing import Pricing
-from loratune.tuning.rehearsal import Rehearsal, rehearse
 from loratune.values import HyperParameters, ModelProfile, SearchContext, Stage, TrialResult
 
 ROWS, TOKENS = 4000, 100_000

@@ -23,9 +23,8 @@ from loratune.errors import OutputError
 from loratune.reporting.result import TuneResult
 from loratune.runners.local import LocalRunner
 from loratune.study.record import Study
-from loratune.tuning.fingerprint import model_digest
 from loratune.tuning.options import TuneOptions, keyword_options, read_toml
-from loratune.tuning.resumption import resume_command
+from loratune.tuning.resumption import model_digest, resume_command
 from loratune.values import Stage
 from loratune.values.events import Event, Tell, TrialEnded, nobody
 from tiny import animal_rows, save_tiny_model, write_jsonl

@@ -7,7 +7,7 @@ import pytest
 from loratune.data.batches import total_steps
 from loratune.search.procedure import Ledger, Procedure, ask
 from loratune.values import Pace, SearchContext, Trial, TrialResult, default_recipe
-from loratune.values.pace import optimiser_steps
+from loratune.values.context import optimiser_steps
 
 PACE = Pace(steps=((0.0, 0.01), (400.0, 0.02), (800.0, 0.06)), forward=1000.0, slots=2)
 CONTEXT = SearchContext(

@@ -7,7 +7,7 @@ import numpy as np
 
 from loratune.analysis.signs import RATE_STEP, Floats
 from loratune.values import HyperParameters
-from loratune.values.diagnosis import Diagnosis, Sign
+from loratune.values.analysis import Diagnosis, Sign
 
 NEAR_START = 0.2
 """Strength of (alpha / r) B over that of A, in the median of the layers. On SmolLM2 good runs have 1.4 to 1.9, runs at

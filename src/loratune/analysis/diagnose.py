@@ -16,13 +16,13 @@ from loratune.analysis import audit
 from loratune.analysis import signs as rules
 from loratune.analysis.comparison import Final
 from loratune.data.batches import Rows
-from loratune.data.sanity import repeats_at_the_ends, shared_rows, whole_text, without_last
+from loratune.data.profile import repeats_at_the_ends, shared_rows, whole_text, without_last
 from loratune.data.table import TokenTable
 from loratune.engine.pack import PackEngine
-from loratune.lora.audit import strengths
 from loratune.lora.layout import Adapter
+from loratune.lora.spectrum import strengths
 from loratune.values import HyperParameters, Stage, TrialResult, TrialState
-from loratune.values.diagnosis import Diagnosis, Sign
+from loratune.values.analysis import Diagnosis, Sign
 
 Steps = npt.NDArray[np.bool_]
 

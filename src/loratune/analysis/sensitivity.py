@@ -22,7 +22,7 @@ from loratune.maths.noninferiority import (
     row_variance,
 )
 from loratune.values import HyperParameters, Stage, TrialResult
-from loratune.values.sensitivity import Impact, Sensitivity
+from loratune.values.analysis import Impact, Sensitivity
 
 FULL = 0.999
 _RATIO = "lora_alpha / r"

@@ -13,7 +13,7 @@ from scipy import stats
 
 from loratune.maths.noninferiority import pool_seed_noise
 from loratune.values import HyperParameters
-from loratune.values.diagnosis import Diagnosis, Sign
+from loratune.values.analysis import Diagnosis, Sign
 
 Floats = npt.NDArray[np.float64]
 

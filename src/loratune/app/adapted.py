@@ -11,13 +11,12 @@ import torch
 from peft import PeftModel
 
 from loratune.data.encode import Encoder
-from loratune.data.prompting import render_prompt
+from loratune.data.shapes import render_prompt
 from loratune.data.template import Template
 from loratune.errors import InputError, ModelError
 from loratune.files.paths import user_path
 from loratune.files.write import new_folder
-from loratune.model.base import BaseModel
-from loratune.model.load import load_model
+from loratune.model.base import BaseModel, load_model
 from loratune.model.quiet import first_sentence, quiet
 from loratune.tuning.record import TrainedRun, load_run
 from loratune.tuning.workbench import check_out, model_cache

@@ -13,8 +13,7 @@ from rich.table import Table
 
 import loratune
 from loratune.kernels.launch import kernel_path
-from loratune.model.device import device_memory, pick_device
-from loratune.model.precision import bfloat16_flags, processor_flags, resolve_dtype
+from loratune.model.device import bfloat16_flags, device_memory, pick_device, processor_flags, resolve_dtype
 from loratune.reporting.screen import Screen
 
 _PACKAGES = ("torch", "transformers", "peft", "datasets", "optuna", "safetensors", "plotly", "gguf")

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 
 from loratune.data.batches import total_steps
 from loratune.data.encode import Encoder
-from loratune.data.options import DataOptions
 from loratune.data.prepare import PreparedData, prepare
+from loratune.data.sources import DataOptions
 from loratune.data.table import TokenTable
 from loratune.engine.slot import warmup_steps
 from loratune.errors import DataError, InputError, ModelError, OutputError

@@ -6,15 +6,13 @@ from dataclasses import dataclass, replace
 from json import dumps
 from typing import Any, cast, get_args
 
-from loratune.costs.device_limits import device_bytes, execution_of
 from loratune.costs.execution import Device
-from loratune.costs.limits import Limits
+from loratune.costs.limits import Limits, device_bytes, execution_of
 from loratune.costs.memory import MemoryEstimate, Verdict
 from loratune.errors import InputError
 from loratune.maths.sizes import CAPACITY
 from loratune.maths.targets import check_rank, select_targets
-from loratune.model.device import parse_memory, pick_device
-from loratune.model.precision import DType
+from loratune.model.device import DType, parse_memory, pick_device
 from loratune.model.profile import profile_from_config
 from loratune.reporting.screen import Screen
 from loratune.reporting.terminal import print_memory

@@ -13,12 +13,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from loratune.data.vocabulary import check_embeddings
+from loratune.data.survey import check_embeddings
 from loratune.engine.probe import base_loss, guessing_loss
 from loratune.engine.probe import probe as measure
 from loratune.errors import LoratuneError, ModelError
 from loratune.files.paths import user_path
-from loratune.maths.guide import GUIDE, GuideRanges
+from loratune.maths.laws import GUIDE, GuideRanges
 from loratune.maths.prior import recommend as prior
 from loratune.model.device import device_memory, pick_device
 from loratune.model.profile import profile_from_config

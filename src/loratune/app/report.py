@@ -7,9 +7,8 @@ from pathlib import Path
 
 from loratune.errors import OutputError
 from loratune.files.paths import user_path
-from loratune.reporting.facts import RunFacts
+from loratune.reporting.facts import RunFacts, from_stored
 from loratune.reporting.screen import Screen
-from loratune.reporting.stored import from_stored
 from loratune.reporting.terminal import print_summary
 from loratune.study.record import Study
 from loratune.tuning.options import storage_of

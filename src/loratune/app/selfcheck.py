@@ -12,9 +12,8 @@ from rich.table import Table
 from loratune.engine.selfcheck import SelfCheck
 from loratune.engine.selfcheck import selfcheck as compare
 from loratune.errors import InputError, printable
-from loratune.model.base import BaseModel
-from loratune.model.load import load_model
-from loratune.model.precision import DType
+from loratune.model.base import BaseModel, load_model
+from loratune.model.device import DType
 from loratune.reporting.screen import Screen
 from loratune.tuning.workbench import model_cache
 

@@ -14,7 +14,7 @@ import loratune
 from loratune.analysis.diagnose import before_training, combined, of_trial
 from loratune.app.watching import watching
 from loratune.engine.live import EarlyStopping
-from loratune.engine.shortage import Shortage
+from loratune.engine.memory import Shortage
 from loratune.errors import ResourceError
 from loratune.files.paths import user_path
 from loratune.files.write import write_atomically
@@ -25,15 +25,14 @@ from loratune.model.source import portable_name
 from loratune.reporting.card import Card
 from loratune.reporting.facts import Gain
 from loratune.reporting.result import plain
-from loratune.runners.local import early_stopping
-from loratune.runners.telling import PackTeller
+from loratune.runners.local import PackTeller, early_stopping
 from loratune.tuning.lessons import survived
 from loratune.tuning.options import TrainOptions, keyword_options
 from loratune.tuning.outcome import named_targets, versions
 from loratune.tuning.record import training_record
 from loratune.tuning.workbench import Workbench, check_out, open_workbench
 from loratune.values import NLL_MARGIN, Evidence, HyperParameters, Stage, TrainingRecord, Trial, TrialResult
-from loratune.values.diagnosis import Diagnosis
+from loratune.values.analysis import Diagnosis
 from loratune.values.events import (
     Finished,
     Note,

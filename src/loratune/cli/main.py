@@ -9,8 +9,7 @@ import os
 import sys
 
 from loratune import __version__
-from loratune.cli.signals import Received, stoppable
-from loratune.cli.streams import lasting_streams
+from loratune.cli.endings import Received, lasting_streams, stoppable
 from loratune.errors import Interrupted, ResourceError, printable
 
 
@@ -45,7 +44,7 @@ def _run(received: Received) -> int:
     except BaseException as error:
         if os.environ.get("LORATUNE_DEBUG"):
             raise
-        from loratune.cli.failures import explain
+        from loratune.cli.endings import explain
 
         message, code = explain(error)
         _say(message)

@@ -19,9 +19,8 @@ from loratune.data.conversation import (
     Message,
     read_conversation,
 )
-from loratune.data.example import End, Example, Overflow, Segment
-from loratune.data.row import Row, first_line
-from loratune.data.shown import Part, hidden_parts
+from loratune.data.row import End, Example, Overflow, Row, Segment, first_line
+from loratune.data.template import Part, hidden_parts
 from loratune.errors import DataError
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from loratune.data.conversation import Conversation, Message
-from loratune.data.shown import Part
+from loratune.data.template import Part
 
 _MOST_SHOWN = 40
 """Characters of a template's own text in a sentence."""

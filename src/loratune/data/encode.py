@@ -11,7 +11,7 @@ from functools import cached_property
 from itertools import islice
 
 from loratune.data.chat import Tokenizer
-from loratune.data.example import End, Example, Overflow, Segment
+from loratune.data.row import End, Example, Overflow, Segment
 from loratune.errors import DataError
 
 Piece = tuple[list[int], list[bool]]

@@ -16,16 +16,13 @@ import numpy.typing as npt
 
 from loratune.data.chat import Tokenizer
 from loratune.data.encode import Encoder
-from loratune.data.example import Example
-from loratune.data.options import DataOptions
 from loratune.data.profile import Counts, profile_of
-from loratune.data.prompting import prompt_format
 from loratune.data.recognise import recognise, unread_notes
-from loratune.data.shapes import Classification, Shape, examples
-from loratune.data.sources import Source, find_sources
+from loratune.data.row import Example
+from loratune.data.shapes import Classification, Shape, examples, prompt_format
+from loratune.data.sources import DataOptions, Source, find_sources
 from loratune.data.split import FEWEST_ROWS, Rows, draw, split_off, without_duplicates
-from loratune.data.store import StoredRows, StoreWriter
-from loratune.data.table import TokenTable
+from loratune.data.table import StoredRows, StoreWriter, TokenTable
 from loratune.errors import DataError
 from loratune.values import DataProfile, PromptFormat, PromptKind
 

@@ -20,10 +20,9 @@ from typing import Any
 
 from loratune.data import conversation
 from loratune.data.chat import Messages, Tokenizer
-from loratune.data.options import DataOptions
 from loratune.data.row import Row
 from loratune.data.shapes import Classification, PromptCompletion, Shape, Text
-from loratune.data.sources import Source
+from loratune.data.sources import DataOptions, Source
 from loratune.data.template import Template
 from loratune.errors import DataError
 

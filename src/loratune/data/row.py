@@ -1,7 +1,8 @@
-"""One row as it was read, and values in words for messages."""
+"""A row as it was read, and as text: what is given, what is to be learnt. Knows neither columns nor tokens."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any
 
 
@@ -27,3 +28,47 @@ def kind_of(value: object) -> str:
     names = {"str": "text", "dict": "an object", "list": "a list", "int": "a number", "float": "a number"}
     name = names.get(type(value).__name__, type(value).__name__)
     return f"{name} ({value!r:.40})" if name in ("text", "a number", "bool") else name
+
+
+class End(Enum):
+    """What to do about the end-of-turn token of a piece of text."""
+
+    NONE = auto()
+    APPEND = auto()
+    """Append it, unless the text ends with it already."""
+    FIND = auto()
+    """The chat template writes it: learn up to the first one (without one: everything)."""
+    DEMAND = auto()
+    """As FIND, but a text without one is an error: the piece reaches beyond the turn."""
+
+
+class Overflow(Enum):
+    """What to do with a row that is longer than the limit."""
+
+    CUT_PROMPT = auto()
+    """Shorten what is given from its start; leave the row out where the completion alone does not fit."""
+    LEAVE_OUT = auto()
+    SPLIT = auto()
+    """Several rows, each token learnt once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A piece of a row, tokenised on its own."""
+
+    text: str
+    learned: bool = False
+    end: End = End.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A row as text."""
+
+    segments: tuple[Segment, ...]
+    identity: str
+    """What makes two rows exact duplicates."""
+    place: str
+    label: str | None = None
+    begins: bool = True
+    """Whether the tokenizer's beginning-of-text token is put in front (a chat template writes its own)."""

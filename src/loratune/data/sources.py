@@ -1,19 +1,113 @@
-"""Which splits a source has: a file, a folder of files, a saved `datasets` folder or a hub name.
+"""What the user names as data: options, the splits of a source, and the rows of each of its files.
 
-Knows names of files and splits; does not know what the columns mean.
+Knows names of files, splits and formats; does not know what columns mean.
 """
 
+import gzip
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
-from loratune.data.options import DataOptions
-from loratune.data.read import FORMATS, FORMATS_SHOWN, format_of, read_file
-from loratune.data.read_table import BATCH_ROWS, parquet_class_names, rows_of_batches
+from loratune.data.read_json import read_json, read_jsonl
+from loratune.data.read_table import BATCH_ROWS, parquet_class_names, read_csv, read_parquet, rows_of_batches
 from loratune.data.row import Row, first_line
 from loratune.errors import DataError
 from loratune.files.paths import user_path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataOptions:
+    """Where the rows are, how they are to be read, and how many of them. Raises `DataError`."""
+
+    data: str
+    """A .jsonl, .json, .csv, .tsv (each also with .gz) or .parquet file, a folder with train/validation/test files,
+    a saved `datasets` folder, or a hub name (`owner/name` or `owner/name:configuration`)."""
+    validation: str | None = None
+    """Validation rows; default: those that come with `data`, else split off the training rows."""
+    test: str | None = None
+    """Test rows; default: those that come with `data`, else split off the training rows."""
+    prompt_column: str | None = None
+    completion_column: str | None = None
+    template: str | None = None
+    """The prompt, with {column} fields ({column?} may be empty); the two characters \\n stand for a newline, \\t for
+    a tab."""
+    max_length: int | None = None
+    """Longest row in tokens; None: the longest row there is, within the model's limit and 2,048."""
+    train_rows: int | None = None
+    validation_rows: int | None = None
+    test_rows: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("max_length", "train_rows", "validation_rows", "test_rows"):
+            value = getattr(self, name)
+            if value is not None and value < 2:
+                raise DataError(f"{name} must be at least 2, got {value}; raise --{name.replace('_', '-')}.")
+        if self.seed < 0:
+            raise DataError(f"seed must be at least 0, got {self.seed}; change --seed.")
+
+
+TEXT_FORMATS: dict[str, Callable[[str, BinaryIO], Iterator[Row]]] = {
+    ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
+    ".json": read_json,
+    ".csv": read_csv,
+    ".tsv": read_csv,
+}
+"""Each of them may be compressed (.jsonl.gz)."""
+FORMATS = (*TEXT_FORMATS, ".parquet", *(f"{extension}.gz" for extension in TEXT_FORMATS))
+FORMATS_SHOWN = f"{', '.join((*TEXT_FORMATS, '.parquet'))} (or a text format with .gz)"
+
+
+def format_of(path: Path) -> str:
+    """The extension in small letters, `.jsonl.gz` in one piece; whether it is known is `FORMATS`' business."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    return "".join(suffixes[-2:] if suffixes[-1:] == [".gz"] else suffixes[-1:])
+
+
+def read_file(path: Path) -> Iterator[Row]:
+    """Rows of a file by its extension. Raises `DataError` where it is missing, unknown, broken or empty."""
+    extension = format_of(path)
+    if extension not in FORMATS:
+        raise DataError(
+            f"{path} must be one of {FORMATS_SHOWN}, got {extension or 'no extension'!r}; convert the file."
+        )
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; check the path given as data, validation or test.")
+    empty = True
+    try:
+        for row in read_parquet(path) if extension == ".parquet" else _read_text(path, extension):
+            empty = False
+            yield row
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{path} is not readable gzip: {first_line(error)}; compress the file again."
+        ) from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}; check the file.") from None
+    if empty:
+        raise DataError(f"{path} is empty, but must hold at least one row (a header is no row); add rows.")
+
+
+def _read_text(path: Path, extension: str) -> Iterator[Row]:
+    with _opened(path) as file:
+        yield from TEXT_FORMATS[extension.removesuffix(".gz")](path.name, file)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """The file's bytes, decompressed where it is gzip, whatever its name says."""
+    with path.open("rb") as file:
+        if file.peek(2)[:2] != b"\x1f\x8b":
+            yield file
+            return
+        with gzip.open(file) as inner:
+            yield cast(BinaryIO, BufferedReader(inner))
+
 
 SPLIT_NAMES = {
     "train": "train",

@@ -1,15 +1,63 @@
-"""How a model's layers run on a micro-batch: flat rows in one line, compiled or not. Knows nothing of losses."""
+"""How a model's layers run on a micro-batch: flat or padded rows, compiled or not. Knows nothing of losses.
 
-from collections.abc import Iterator
+All layers share one compiled function (their weights and tables are its inputs), with a free number of tokens. The
+adapters' operators stay in one piece inside the compiled layers.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import NamedTuple
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
+import torch._dynamo
+from torch import nn
 from transformers import PreTrainedModel
 
 from loratune.data.batches import MicroBatch, to_device
-from loratune.engine.compiled import CompiledLayers
 from loratune.model.rows import Bounds, bounds_of, flat
+
+_FORMS = 64
+"""Of one layer that may be compiled: with and without gradients, of its input too, for each model of a process."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def compiled(function: Callable[P, T]) -> Callable[P, T]:
+    """The function through `torch.compile`, for any number of tokens; it is compiled when it is first called."""
+    # some versions of torch tell everybody about a choice that only they could make otherwise
+    warnings.filterwarnings(
+        "ignore", r"\s*Online softmax is disabled on the fly", UserWarning, module=r"torch\._inductor"
+    )
+    return torch.compile(function, dynamic=True)
+
+
+def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The repeated blocks of the decoder: its longest list of modules of one class; empty where none is."""
+    lists = [list(module) for module in model.get_decoder().modules() if isinstance(module, nn.ModuleList)]
+    alike = [layers for layers in lists if len({type(layer) for layer in layers}) == 1]
+    return max(alike, key=len, default=[])
+
+
+class CompiledLayers:
+    """Compiled forms of a model's layers, used inside `active` only."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._layers = decoder_layers(model)
+        self._compiled = [compiled(layer._call_impl) for layer in self._layers]
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Layers called in this block run compiled."""
+        for layer, form in zip(self._layers, self._compiled, strict=True):
+            layer._compiled_call_impl = form
+        try:
+            with torch._dynamo.config.patch(recompile_limit=_FORMS):
+                yield
+        finally:
+            for layer in self._layers:
+                layer._compiled_call_impl = None
 
 
 class Line(NamedTuple):

@@ -14,8 +14,7 @@ import torch
 from loratune.data.batches import MicroBatch, Rows
 from loratune.data.table import TokenTable
 from loratune.engine.body import Body, Line
-from loratune.engine.cuts import Cuts
-from loratune.engine.portions import asked_of
+from loratune.engine.portions import Cuts, asked_of
 from loratune.lora.layout import Adapter
 from loratune.lora.packed import PackedAdapters
 from loratune.lora.segments import PackMember, Segment

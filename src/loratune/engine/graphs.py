@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from loratune.engine.resources import attempt
+from loratune.engine.memory import attempt
 from loratune.maths.sizes import recorded_tokens
 
 _LARGEST_COUNT = 32

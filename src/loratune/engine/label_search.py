@@ -16,8 +16,8 @@ import torch
 
 from loratune.data.table import TokenTable
 from loratune.engine.branches import Branches, Ints, arrange
-from loratune.engine.cuts import Cuts
 from loratune.engine.evaluate import Evaluator
+from loratune.engine.portions import Cuts
 from loratune.errors import ModelError
 from loratune.lora.layout import Adapter
 from loratune.lora.segments import PackMember

@@ -17,7 +17,7 @@ from loratune.data.table import TokenTable
 from loratune.engine.branches import Branches, Ints, arrange
 from loratune.engine.evaluate import Evaluator
 from loratune.engine.label_search import LabelSearch, LabelTrie, causal_of, searched_tokens
-from loratune.engine.resources import is_memory_error
+from loratune.engine.memory import is_memory_error
 from loratune.lora.layout import Adapter
 from loratune.lora.segments import PackMember
 from loratune.values import PASSES_PER_LABELLING

@@ -16,14 +16,35 @@ import numpy.typing as npt
 from loratune.data.table import TokenTable
 from loratune.engine.evaluate import Evaluation
 from loratune.engine.live import EarlyStopping, LiveTrial
-from loratune.engine.progress import PackProgress, SlotProgress
-from loratune.engine.resources import DoesNotFit, Failure
+from loratune.engine.memory import DoesNotFit, Failure, Place, Shortage
 from loratune.engine.scoring import Scoring
-from loratune.engine.shortage import Place, Shortage
 from loratune.engine.slot import Slot
 from loratune.engine.step import TrainingStep
 from loratune.lora.layout import Adapter
 from loratune.values import CurvePoint, Trial, TrialResult
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SlotProgress:
+    """One live trial."""
+
+    trial: Trial
+    step: int
+    total_steps: int
+    loss: float
+    """Of the last step, nats per supervised token."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackProgress:
+    """A pack after one step."""
+
+    slots: tuple[SlotProgress, ...]
+    tokens: int
+    """Real tokens trained in this step."""
+    seconds: float
+    """Of this step."""
+
 
 T = TypeVar("T")
 

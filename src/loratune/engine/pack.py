@@ -15,22 +15,18 @@ import numpy.typing as npt
 from loratune.data.batches import Rows, TrialBatches, subset, whole_groups
 from loratune.data.table import TokenTable
 from loratune.engine.body import Body
-from loratune.engine.cuts import Cuts
 from loratune.engine.evaluate import Evaluation, Evaluator
 from loratune.engine.graphs import Graphs
 from loratune.engine.labels import LabelScorer, LabelTokens
 from loratune.engine.live import EarlyStopping
-from loratune.engine.loop import Callers, PackLoop, Work
-from loratune.engine.machinery import Machinery, Machines
-from loratune.engine.paths import Paths
-from loratune.engine.progress import PackProgress
-from loratune.engine.resources import DoesNotFit, Failure, attempt, memory_errors
+from loratune.engine.loop import Callers, PackLoop, PackProgress, Work
+from loratune.engine.machinery import Machinery, Machines, Paths
+from loratune.engine.memory import DoesNotFit, Failure, Place, Shortage, attempt, ignore, memory_errors
+from loratune.engine.portions import Cuts
 from loratune.engine.scoring import Scoring
-from loratune.engine.shortage import Place, Shortage, ignore
 from loratune.engine.slot import Slot
 from loratune.engine.step import TrainingStep
-from loratune.lora.init import initial_adapters
-from loratune.lora.layout import Adapter, find_targets
+from loratune.lora.layout import Adapter, find_targets, initial_adapters
 from loratune.lora.packed import PackedAdapters
 from loratune.maths.sizes import CAPACITY
 from loratune.model.base import BaseModel

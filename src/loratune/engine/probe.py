@@ -16,10 +16,9 @@ from loratune.data.batches import TrialBatches
 from loratune.engine.pack import PackEngine
 from loratune.engine.slot import MAX_GRADIENT_NORM, Slot, optimiser
 from loratune.lora.layout import Adapter
-from loratune.maths.intervals import ratio_interval
+from loratune.maths.curves import best_rate
 from loratune.maths.laws import learning_rate_law
-from loratune.maths.noise_scale import noise_scale
-from loratune.maths.optimum import best_rate
+from loratune.maths.noise_scale import noise_scale, ratio_interval
 from loratune.values import (
     Absorbed,
     BaseLoss,

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from loratune.data.table import TokenTable
+from loratune.engine.machinery import Paths
 from loratune.engine.pack import PackEngine
-from loratune.engine.paths import Paths
 from loratune.engine.reference import Course, train_alone
 from loratune.engine.slot import Slot
 from loratune.model.base import BaseModel

@@ -15,11 +15,9 @@ from torch import nn
 from loratune.data.batches import Rows
 from loratune.data.table import TokenTable
 from loratune.engine.body import Body, Line
-from loratune.engine.cuts import Cuts
 from loratune.engine.graphs import Graphs
-from loratune.engine.portions import Gathered, Portion, Portions
-from loratune.engine.resources import DoesNotFit, Failure, attempt
-from loratune.engine.shortage import Place, Shortage, ignore
+from loratune.engine.memory import DoesNotFit, Failure, Place, Shortage, attempt, ignore
+from loratune.engine.portions import Cuts, Gathered, Portion, Portions
 from loratune.engine.slot import Slot, clip_factors
 from loratune.errors import ResourceError
 from loratune.lora.packed import PackedAdapters, Plan

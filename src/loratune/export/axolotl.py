@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from loratune.export.arguments import BETAS, CLIP, EPSILON
-from loratune.export.recipe import Recipe
+from loratune.export.recipe import BETAS, CLIP, EPSILON, Recipe
 from loratune.export.rows import Format, Segments, Tokens
 from loratune.export.target import DATA, Exported, demand_whole_alphas, to_yaml
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 from json import dumps
 from typing import Any, ClassVar
 
-from loratune.export.arguments import training_arguments
-from loratune.export.recipe import Recipe
+from loratune.export.recipe import Recipe, training_arguments
 from loratune.export.rows import Format, Pairs, Turns
 from loratune.export.target import DATA, Exported, demand_one_rank, demand_whole_alphas, to_yaml
 

@@ -6,8 +6,7 @@ from __future__ import annotations
 import re
 from typing import Any, ClassVar
 
-from loratune.export.arguments import BETAS, EPSILON
-from loratune.export.recipe import Recipe
+from loratune.export.recipe import BETAS, EPSILON, Recipe
 from loratune.export.rows import Format, PlainText, PromptCompletion
 from loratune.export.target import Exported, demand_one_rank, refuse, to_yaml
 

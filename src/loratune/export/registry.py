@@ -6,9 +6,8 @@ from loratune.errors import InputError
 from loratune.export.axolotl import Axolotl
 from loratune.export.llamafactory import LlamaFactory
 from loratune.export.mlx import Mlx
-from loratune.export.peft import Peft
 from loratune.export.target import Target
-from loratune.export.transformers import Transformers
+from loratune.export.transformers import Peft, Transformers
 from loratune.export.trl import Trl
 from loratune.export.unsloth import Unsloth
 

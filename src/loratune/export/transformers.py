@@ -1,13 +1,30 @@
-"""transformers: a script with PEFT and the plain Trainer, on the rows' own tokens."""
+"""PEFT's adapter configuration, and a script for the plain Trainer on the rows' own tokens."""
 
 from __future__ import annotations
 
+from json import dumps
 from typing import ClassVar
 
-from loratune.export.arguments import as_code, lora_arguments, training_arguments
-from loratune.export.recipe import Recipe
+from loratune.export.recipe import Recipe, as_code, lora_arguments, training_arguments
 from loratune.export.rows import Format, Segments, Tokens
 from loratune.export.target import DATA, Exported
+
+
+class Peft:
+    name: ClassVar[str] = "peft"
+    formats: ClassVar[tuple[Format, ...]] = ()
+
+    def export(self, recipe: Recipe, rows: str) -> Exported:
+        values = {"peft_type": "LORA", "base_model_name_or_path": recipe.model, **lora_arguments(recipe)}
+        return Exported(
+            files={"adapter_config.json": dumps(values, indent=2) + "\n"},
+            data={},
+            losses=(
+                "PEFT's configuration holds the adapter alone: learning rate, batch size, epochs and seed are "
+                "exported by --to transformers or --to trl.",
+            ),
+        )
+
 
 _SCRIPT = """{comment}
 from pathlib import Path

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from loratune.export.arguments import as_code, lora_arguments, training_arguments
-from loratune.export.recipe import Recipe
+from loratune.export.recipe import Recipe, as_code, lora_arguments, training_arguments
 from loratune.export.rows import Format, PlainText, PromptCompletion, Tokens
 from loratune.export.target import Exported, to_yaml
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from loratune.export.arguments import as_code, lora_arguments
-from loratune.export.recipe import Recipe
+from loratune.export.recipe import Recipe, as_code, lora_arguments
 from loratune.export.rows import Format, Tokens
 from loratune.export.target import Exported
 from loratune.export.trl import sft_arguments

@@ -1,10 +1,13 @@
-"""Where the matrices of an adapter lie in one flat vector. Knows shapes only, not how they are used.
+"""Where the matrices of an adapter lie in one flat vector, and their initial values: PEFT's, bit for bit.
 
 Each module may have a rank of its own: R below is the module's.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import sqrt
+from os import cpu_count
 from typing import NamedTuple, Self
 
 import torch
@@ -78,3 +81,71 @@ class Adapter:
     def views(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """(A, B) by module name."""
         return self.layout.views(self.weights)
+
+
+_GAIN = sqrt(2.0 / (1 + sqrt(5) ** 2))
+"""Of Kaiming's uniform distribution with a = √5."""
+
+
+def initial_adapter(
+    hyper_parameters: HyperParameters,
+    targets: Sequence[Target],
+    *,
+    seed: int,
+    base_dtype: torch.dtype,
+    device: torch.device,
+) -> Adapter:
+    """What `torch.manual_seed(seed); get_peft_model(model, config)` gives, as one flat vector on `device`.
+
+    PEFT moves the result to the base's type, hence A is rounded to bfloat16 under such a base, and then keeps
+    adapters of half-precision bases in float32.
+    """
+    wanted = [(hyper_parameters, targets, seed)]
+    return initial_adapters(wanted, base_dtype=base_dtype, device=device)[0]
+
+
+def initial_numbers(layout: AdapterLayout, seed: int) -> torch.Tensor:
+    """[layout.size] float32 on the CPU, as PEFT draws them there.
+
+    For each target in `named_modules` order: `nn.Linear(in, r)`'s own initialisation, `nn.Linear(r, out)`'s (both
+    thrown away, B is zero), then Kaiming uniform with a = √5 on A, r being the module's own where a rank pattern
+    names it.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    flat = torch.zeros(layout.size)
+    unused = torch.empty(max((a.numel() + b.numel() for a, b in layout.views(flat).values()), default=0))
+    for a, b in layout.views(flat).values():
+        unused[: a.numel() + b.numel()].uniform_(generator=generator)
+        bound = sqrt(3.0) * (_GAIN / sqrt(a.shape[1]))
+        a.uniform_(-bound, bound, generator=generator)
+    return flat
+
+
+def initial_adapters(
+    wanted: Sequence[tuple[HyperParameters, Sequence[Target], int]],
+    *,
+    base_dtype: torch.dtype,
+    device: torch.device,
+) -> list[Adapter]:
+    """`initial_adapter` for many (hyper-parameters, targets, seed), by as many threads as there are cores.
+
+    Those of one seed and shape, as in a ladder of learning rates, begin with the same numbers: these are drawn once.
+    """
+    keys = [(AdapterLayout.of(hyper_parameters, targets), seed) for hyper_parameters, targets, seed in wanted]
+    distinct = list(dict.fromkeys(keys))
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        placed = pool.map(lambda key: _placed(initial_numbers(*key), base_dtype, device), distinct)
+        drawn = dict(zip(distinct, placed, strict=True))
+    used: set[tuple[AdapterLayout, int]] = set()
+    found = []
+    for key, (hyper_parameters, _, _) in zip(keys, wanted, strict=True):
+        weights = drawn[key].clone() if key in used else drawn[key]
+        used.add(key)
+        found.append(Adapter(hyper_parameters=hyper_parameters, layout=key[0], weights=weights))
+    return found
+
+
+def _placed(numbers: torch.Tensor, base_dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """On the device in the adapter's type, rounded to the base's."""
+    rounded = numbers.to(base_dtype).to(device)  # half as many bytes travel
+    return rounded.to(torch.float64 if base_dtype == torch.float64 else torch.float32)

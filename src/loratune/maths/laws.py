@@ -8,7 +8,7 @@ its figures are repeated here. All exponents are of AdamW with linear decay and 
 from dataclasses import dataclass
 from math import exp, floor, log2
 
-from loratune.values import NoiseScale
+from loratune.values import NoiseScale, TaskKind
 
 LEVEL = 3.5e-4
 """Learning rate at r 16, alpha 32, batch 128, 100,000 examples and hidden size 3000 (§0: 95 curves of Tulu-3)."""
@@ -265,3 +265,25 @@ def epochs_law(rows: float) -> Prior:
         high=3.0,
         reason=f"{rows:.0f} rows; published recipes train 1 to 3 epochs and keep the best checkpoint",
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GuideRanges:
+    """What the guide says; both ends included."""
+
+    ranks: tuple[int, int]
+    open_above: bool = False
+    """Whether it says "and more"."""
+    learning_rates: tuple[float, float] = (1e-4, 5e-3)
+    """Its grid, the same for every kind."""
+    batch_sizes: tuple[int, int] = (4, 32)
+
+
+GUIDE: dict[TaskKind, GuideRanges] = {
+    TaskKind.CLASSIFICATION: GuideRanges(ranks=(4, 8)),
+    TaskKind.EXTRACTION: GuideRanges(ranks=(4, 8)),
+    TaskKind.INSTRUCTION: GuideRanges(ranks=(8, 16)),
+    TaskKind.DOMAIN_TEXT: GuideRanges(ranks=(16, 32)),
+    TaskKind.REASONING: GuideRanges(ranks=(32, 64), open_above=True),
+    TaskKind.TRANSLATION: GuideRanges(ranks=(32, 64), open_above=True),
+}

@@ -1,19 +1,66 @@
-"""The laws corrected by measured tasks: by how much the learning rate and the rank of a new task deviate.
+"""Measured tasks, and the laws corrected by them: how far learning rate and rank of a new task deviate.
 
-Knows laws, tasks and the Gaussian model that joins them; where tasks come from (package, ledger, an old study) is
-not its concern.
+The package's tasks stand in `tables/tasks.csv`, their optima in `tables/optima.csv` (`bench/measured_tables.py`
+reads them off a table of runs); append lines to both, and every prior and its interval follow by code.
 """
 
+import csv
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from math import exp, log
 
 import numpy as np
 
+from loratune.maths.curves import needed_rank
 from loratune.maths.laws import learning_rate_law, rank_law
-from loratune.maths.optimum import needed_rank
 from loratune.maths.transfer import Belief, Calibration, Residual, Spread, believe, calibrate
-from loratune.values import StudiedTask
+from loratune.values import Optimum, StudiedTask
+
+OPTIMUM_COLUMNS = ("dataset", "model", "rank", "lora_alpha", "batch_size", "learning_rate", "nll", "inside")
+
+
+def _rows(name: str) -> list[dict[str, str]]:
+    text = (files("loratune.maths") / "tables" / name).read_text(encoding="utf-8")
+    return list(csv.DictReader(text.splitlines()))
+
+
+@cache
+def measured_tasks() -> tuple[StudiedTask, ...]:
+    """All of them, those without optima (published without curves) included."""
+    optima: dict[tuple[str, str], list[Optimum]] = defaultdict(list)
+    for row in _rows("optima.csv"):
+        optima[row["dataset"], row["model"]].append(
+            Optimum(
+                r=int(row["rank"]),
+                lora_alpha=float(row["lora_alpha"]),
+                batch_size=int(row["batch_size"]),
+                learning_rate=float(row["learning_rate"]),
+                nll=float(row["nll"] or "nan"),
+                inside=row["inside"] == "1",
+            )
+        )
+    return tuple(
+        StudiedTask(
+            dataset=row["dataset"],
+            model=row["model"],
+            family=row["family"],
+            kind=row["kind"],
+            hidden_size=int(row["hidden_size"]),
+            parameters_per_rank=int(row["parameters_per_rank"]),
+            rows=float(row["rows"]),
+            epochs=float(row["epochs"]),
+            supervised_tokens=int(row["supervised_tokens"]),
+            labels=int(row["labels"]),
+            needed_rank=float(row["needed_rank"]),
+            source=row["source"],
+            optima=tuple(optima[row["dataset"], row["model"]]),
+        )
+        for row in _rows("tasks.csv")
+    )
+
 
 RATE_SPREAD = Spread(level=0.2, dataset=0.5, family=0.4, own=0.15)
 """Of ln(measured / law); dataset and family as in §8 of the survey."""

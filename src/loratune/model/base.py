@@ -1,10 +1,25 @@
-"""A loaded base model: frozen, in eval mode, with its tokenizer and its shapes."""
+"""A frozen base model with its tokenizer and shapes, loaded from a folder, a hub name or a .gguf file."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    GgufConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
+from loratune.errors import ModelError, ResourceError
+from loratune.model.architecture import read_config
+from loratune.model.device import DType, pick_device, resolve_dtype
+from loratune.model.profile import profile_of
+from loratune.model.quiet import first_sentence, quiet
+from loratune.model.source import Source, drop_copy, find_copy, keep_copy, locate
+from loratune.model.tokenizer import open_tokenizer
 from loratune.values import ModelProfile
 
 
@@ -25,3 +40,115 @@ class BaseModel:
     def dtype(self) -> torch.dtype:
         dtype: torch.dtype = next(self.model.parameters()).dtype
         return dtype
+
+
+def load_model(
+    name: str, *, dtype: DType = "auto", device: str = "auto", cache: Path | None = None
+) -> BaseModel:
+    """The frozen base model in eval mode, with its tokenizer (None where the folder holds none).
+
+    `cache` is a folder that keeps .gguf weights unpacked as safetensors, so that later loads are fast.
+    Raises `ModelError` for what cannot be used, `ResourceError` for a device that is absent or too small.
+    """
+    place = pick_device(device)
+    kind = resolve_dtype(dtype, place)
+    original = locate(name)
+    source = find_copy(original, cache, _label(kind))
+    try:
+        model, tokenizer = _read(source, original, kind, cache)
+    except ModelError:
+        if source is original or cache is None:
+            raise
+        drop_copy(original, cache, _label(kind))
+        source = original
+        model, tokenizer = _read(source, original, kind, cache)
+    if source.gguf is not None and cache is not None:
+        with quiet():
+            keep_copy(source, cache, _label(kind), model)
+    if tokenizer is not None:
+        _check_vocabulary(model, tokenizer, name)
+    _freeze(model)
+    profile = profile_of(model, name)
+    try:
+        model.to(place)
+    except torch.OutOfMemoryError:
+        needed = profile.parameters * profile.bytes_per_parameter / 2**30
+        raise ResourceError(
+            f"the weights of {name} need {needed:.1f} GiB, more than {place} has free; "
+            f"use a larger device or --dtype bfloat16."
+        ) from None
+    _check_numbers(model, name)
+    return BaseModel(model=model, tokenizer=tokenizer, profile=profile)
+
+
+def _read(
+    source: Source, original: Source, dtype: torch.dtype, cache: Path | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    """Configuration, tokenizer, weights: what is quickly read is checked first."""
+    config = read_config(source)
+    tokenizer = open_tokenizer(original, cache) if original.has_tokenizer else None
+    return _load_weights(source, config, dtype), tokenizer
+
+
+def _label(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _load_weights(source: Source, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """Every tensor from the checkpoint: transformers would fill missing ones with random numbers."""
+    options: dict[str, Any] = {**source.arguments, "config": config, "dtype": dtype}
+    if source.gguf is None:
+        options["use_safetensors"] = True
+    else:
+        options["quantization_config"] = GgufConfig(dequantize=True)
+    try:
+        with quiet():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                source.folder, output_loading_info=True, **options
+            )
+    except MemoryError:
+        raise ResourceError(
+            f"the weights of {source.name} do not fit in memory; use a larger machine."
+        ) from None
+    except Exception as error:
+        raise ModelError(
+            f"the weights of {source.name} cannot be loaded: {first_sentence(error)}; "
+            f"download the model again."
+        ) from None
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"the weights of {source.name} lack {len(missing)} tensors that its configuration asks for, "
+            f"{missing[0]} first; download the model again."
+        )
+    return model
+
+
+def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Tokenizers may know a few more tokens than the model (Gemma 3 does), but not these."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    largest = max(tokenizer.vocab_size - 1, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    if largest >= rows:
+        raise ModelError(
+            f"the tokenizer of {name} uses token {largest}, but the model has {rows} embeddings; "
+            f"give the tokenizer that belongs to it."
+        )
+
+
+def _check_numbers(model: PreTrainedModel, name: str) -> None:
+    """One weight that is no number makes every loss one that is none."""
+    for tensor, weight in model.named_parameters():
+        if not weight.is_floating_point() or weight.sum(dtype=torch.float32).isfinite():
+            continue
+        if not weight.isfinite().all():
+            raise ModelError(
+                f"the weights of {name} must be finite numbers, {tensor} holds NaN or infinity; "
+                "download the model again."
+            )
+
+
+def _freeze(model: PreTrainedModel) -> None:
+    model.requires_grad_(False)
+    model.eval()
+    for config in (model.config, model.config.get_text_config()):
+        config.use_cache = False

@@ -7,8 +7,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from loratune.errors import ModelError, panics_as
 from loratune.model.architecture import read_config
 from loratune.model.quiet import first_sentence, quiet, silent_libraries
-from loratune.model.source import Source, locate
-from loratune.model.unpacked import drop_copy, find_copy, keep_copy
+from loratune.model.source import Source, drop_copy, find_copy, keep_copy, locate
 
 _REPLY = "loratune"
 _SAMPLE = "A text: 1 + 1 = 2, größer 猫🐈\n"

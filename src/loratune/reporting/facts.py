@@ -1,12 +1,13 @@
-"""Everything that a renderer may tell about a run, as plain values: no live study, no model, no files."""
+"""Everything that a renderer may tell about a run, as plain values and as JSON: no live study, model or files."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from math import inf
-from typing import Self
+from typing import Any, Self, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter
 
 from loratune.maths.noninferiority import SeedNoise
 from loratune.metrics import NLL, Metric, MetricInfo, Rows, info_of, metrics
@@ -19,8 +20,7 @@ from loratune.values import (
     TrialResult,
     Truncation,
 )
-from loratune.values.diagnosis import Diagnosis
-from loratune.values.sensitivity import Sensitivity
+from loratune.values.analysis import Diagnosis, Sensitivity
 
 Floats = npt.NDArray[np.float64]
 
@@ -171,3 +171,33 @@ class RunFacts:
     def margin_in_nats(self) -> float:
         """The run's margin where it is in nats, else the NLL's."""
         return self.margin if self.info(self.metric).by_nll else NLL.info.margin
+
+
+_ARRAYS = ("results", "validation_weights")
+"""Fields that are kept elsewhere (the trials) or as plain lists."""
+
+
+def to_stored(facts: RunFacts) -> dict[str, Any]:
+    """Everything but the trials, which the study keeps."""
+    adapters = _adapters()
+    values = {name: each.dump_python(getattr(facts, name), mode="json") for name, each in adapters.items()}
+    weights = facts.validation_weights
+    return {**values, "validation_weights": None if weights is None else weights.tolist()}
+
+
+def from_stored(values: Mapping[str, Any], results: Sequence[TrialResult]) -> RunFacts:
+    """Inverse of `to_stored`; `results` are the study's."""
+    decoded = {
+        name: each.validate_python(values[name]) for name, each in _adapters().items() if name in values
+    }
+    weights = values["validation_weights"]
+    return RunFacts(
+        **decoded,
+        results=tuple(results),
+        validation_weights=None if weights is None else np.asarray(weights, np.float64),
+    )
+
+
+def _adapters() -> dict[str, TypeAdapter[Any]]:
+    hints = get_type_hints(RunFacts)
+    return {each.name: TypeAdapter(hints[each.name]) for each in fields(RunFacts) if each.name not in _ARRAYS}

@@ -14,16 +14,22 @@ from markupsafe import Markup
 from loratune.files.write import write_atomically
 from loratune.reporting import answer, figures, takeaways, wording
 from loratune.reporting.facts import RunFacts
-from loratune.reporting.health import divergence_sentence, health_lines
 from loratune.reporting.impacts import HEADS, impact_table
 from loratune.reporting.later_stages import alpha_points, batch_cells, stage_costs
 from loratune.reporting.opponent import fair_opponent
-from loratune.reporting.profile_facts import length_bars, survey_lines
 from loratune.reporting.rank_curves import gaps, learning_curves, own_rate_curve, single_rate_curve
-from loratune.reporting.states import MARKS, states, sureness
-from loratune.reporting.tables import evidence_number, score_table, value_tiles
+from loratune.reporting.tables import (
+    divergence_sentence,
+    evidence_number,
+    health_lines,
+    length_bars,
+    score_table,
+    survey_lines,
+    value_tiles,
+)
 from loratune.reporting.timeline import timeline_parts
 from loratune.reporting.truncation import truncation_figure, truncation_sentence
+from loratune.reporting.wording import MARKS, states, sureness
 from loratune.values import Evidence, Stage
 
 if TYPE_CHECKING:

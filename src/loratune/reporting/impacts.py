@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from loratune.reporting.facts import RunFacts
 from loratune.reporting.wording import rate, size
-from loratune.values.sensitivity import Impact, Sensitivity
+from loratune.values.analysis import Impact, Sensitivity
 
 HEADS = ("hyper-parameter", "tried", "effect on NLL", "share of variance", "memory", "time")
 _FLAT = 0.01

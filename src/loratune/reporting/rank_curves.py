@@ -11,7 +11,7 @@ from math import sqrt
 import numpy as np
 from scipy import stats
 
-from loratune.maths.elbow import elbow
+from loratune.maths.curves import elbow
 from loratune.maths.noninferiority import SeedNoise, compare_nll, pool_seed_noise
 from loratune.metrics import NLL, MetricInfo
 from loratune.reporting.facts import RunFacts

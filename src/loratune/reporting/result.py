@@ -16,7 +16,7 @@ from loratune.errors import HyperParameterError, InputError, OutputError
 from loratune.files.write import write_atomically
 from loratune.reporting.facts import ModelScores, RunFacts
 from loratune.reporting.opponent import fair_gains, fair_opponent
-from loratune.reporting.states import states
+from loratune.reporting.wording import states
 from loratune.values import Evidence, HyperParameters, StageSummary
 
 SCHEMA = 1

@@ -10,16 +10,34 @@ from rich.table import Table
 from rich.text import Text
 
 from loratune.costs.memory import MemoryEstimate, Verdict
-from loratune.maths.guide import GuideRanges
+from loratune.maths.laws import GuideRanges
 from loratune.reporting.answer import exit_sentence, next_command, verdict
 from loratune.reporting.facts import RunFacts
-from loratune.reporting.health import health_lines
 from loratune.reporting.impacts import impact_table
-from loratune.reporting.profile_facts import guide_line, probe_lines, survey_lines
-from loratune.reporting.states import CANNOT_TELL, NO, NOTE, YES, by_weight, states, sureness
-from loratune.reporting.tables import evidence_number, score_table, value_tiles
+from loratune.reporting.tables import (
+    evidence_number,
+    guide_line,
+    health_lines,
+    probe_lines,
+    score_table,
+    survey_lines,
+    value_tiles,
+)
 from loratune.reporting.takeaways import cost_sentence, gain_sentence, headline_gains
-from loratune.reporting.wording import count, duration, number, rate, size
+from loratune.reporting.wording import (
+    CANNOT_TELL,
+    NO,
+    NOTE,
+    YES,
+    by_weight,
+    count,
+    duration,
+    number,
+    rate,
+    size,
+    states,
+    sureness,
+)
 from loratune.values import (
     DataProfile,
     Evidence,

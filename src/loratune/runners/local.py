@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import shutil
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,15 @@ from loratune.costs.measuring import calibrate
 from loratune.costs.readings import plan_looks
 from loratune.data.table import TokenTable
 from loratune.engine.live import EarlyStopping
+from loratune.engine.loop import PackProgress
 from loratune.engine.pack import PackEngine
 from loratune.engine.probe import gradient_noise
-from loratune.lora.peft_io import save_adapter
-from loratune.runners.kept import LargestAdapter, read_adapter
+from loratune.lora.layout import Adapter, find_targets
+from loratune.lora.peft_io import load_adapter, save_adapter
+from loratune.model.base import BaseModel
 from loratune.runners.queue import Plans, TrialQueue
 from loratune.runners.runner import (
+    AdapterFile,
     Calibrated,
     CalibrationJob,
     Done,
@@ -32,9 +36,101 @@ from loratune.runners.runner import (
     TrialDone,
     TrialJob,
 )
-from loratune.runners.telling import PackTeller
-from loratune.values import CurvePoint, Trial, TrialState
-from loratune.values.events import Tell, nobody
+from loratune.search.compare import FULL
+from loratune.values import CurvePoint, Stage, Trial, TrialResult, TrialState
+from loratune.values.events import LiveTrial, Progress, Tell, nobody
+
+
+class LargestAdapter:
+    """Offered every adapter of the search, it keeps the one that the truncation curve is measured on."""
+
+    def __init__(self, directory: Path, base: BaseModel, results: Iterable[TrialResult]) -> None:
+        """`results`: those of the search so far."""
+        self._folder = directory / "largest"
+        self._base = base
+        self._result = max((each for each in results if self._path(each).is_dir()), key=_merit, default=None)
+
+    def _path(self, result: TrialResult) -> Path:
+        return self._folder / result.asked.key
+
+    def offer(self, result: TrialResult, adapter: Adapter) -> Path | None:
+        """Keep the adapter if it is of a larger rank than the kept one, or as large and better; returns where.
+
+        To be called before the result is recorded: a folder without a result means nothing.
+        """
+        eligible = result.finished and result.asked.stage is Stage.RANK and result.asked.fraction >= FULL
+        if not eligible or (self._result is not None and _merit(result) <= _merit(self._result)):
+            return None
+        save_adapter(adapter, self._path(result), self._base.model)
+        for other in self._folder.iterdir():
+            if other != self._path(result):
+                shutil.rmtree(other)
+        self._result = result
+        return self._path(result)
+
+    def load(self) -> tuple[TrialResult, Adapter] | None:
+        """The trial and its adapter; None where no trial of the rank stage has finished on all rows."""
+        if self._result is None:
+            return None
+        setting = self._result.asked.hyper_parameters
+        file = AdapterFile(folder=self._path(self._result), hyper_parameters=setting)
+        return self._result, read_adapter(file, self._base)
+
+
+def read_adapter(file: AdapterFile, base: BaseModel) -> Adapter:
+    """An adapter from its folder. Raises `ModelError` where it is missing or broken."""
+    targets = find_targets(base.profile.targets, file.hyper_parameters.target_modules)
+    return load_adapter(file.folder, file.hyper_parameters, targets, device=base.device)
+
+
+def _merit(result: TrialResult) -> tuple[int, float]:
+    return result.asked.hyper_parameters.r, -result.nll
+
+
+SECONDS = 0.25
+"""Between two events, at least."""
+
+
+class PackTeller:
+    """For the engine's `on_progress`; `flush` when the pack has ended."""
+
+    def __init__(self, tell: Tell, *, clock: Callable[[], float] = monotonic) -> None:
+        self._tell = tell
+        self._clock = clock
+        self._last = -SECONDS
+        self._latest: PackProgress | None = None
+        self._steps = self._tokens = 0
+        self._seconds = self._occupied = 0.0
+
+    def __call__(self, pack: PackProgress) -> None:
+        """A step has been taken."""
+        self._latest = pack
+        self._steps += 1
+        self._tokens += pack.tokens
+        self._seconds += pack.seconds
+        self._occupied += pack.seconds * len(pack.slots)
+        if self._clock() - self._last >= SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Tell of the steps that nobody was told of."""
+        if self._latest is None:
+            return
+        trials = tuple(
+            LiveTrial(trial=slot.trial, step=slot.step, total_steps=slot.total_steps, loss=slot.loss)
+            for slot in self._latest.slots
+        )
+        occupancy = self._occupied / self._seconds if self._seconds else float(len(trials))
+        event = Progress(
+            trials=trials,
+            steps=self._steps,
+            tokens=self._tokens,
+            seconds=self._seconds,
+            occupancy=occupancy,
+        )
+        self._last = self._clock()
+        self._latest, self._steps, self._tokens, self._seconds, self._occupied = None, 0, 0, 0.0, 0.0
+        self._tell(event)
 
 
 def early_stopping(engine: PackEngine, epochs: float, patience: int) -> EarlyStopping:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf, log
 
-from loratune.maths.elbow import elbow
+from loratune.maths.curves import elbow
 from loratune.search.claims import note, refusals
 from loratune.search.compare import loss, unit
 from loratune.search.procedure import Ledger, Procedure

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import log2
 
+from loratune.maths.curves import PowerLaw, fit_power_law
 from loratune.maths.noninferiority import Comparison, SeedNoise, Verdict, family_intervals
-from loratune.maths.powerlaw import PowerLaw, fit_power_law
 from loratune.search.bracket import Bracket
 from loratune.search.compare import compare, finished, mean_loss, seed_noise
 from loratune.search.effort import Effort

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from loratune.maths.elbow import elbow
+from loratune.maths.curves import elbow
 from loratune.search.challenge import ChallengeAnswer
 from loratune.search.compare import mean_loss, unit
 from loratune.search.effort import Effort

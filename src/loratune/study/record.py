@@ -27,9 +27,37 @@ from loratune.study.database import (
     study_name,
     uninterrupted,
 )
-from loratune.study.migrations import FORMAT, migrated
 from loratune.study.rows import DamagedRow, arrays_of, read_arrays, result_of, row_of, write_arrays
 from loratune.values import TrialResult
+
+Fingerprint = dict[str, Any]
+
+
+def _to_2(found: Fingerprint, wanted: Mapping[str, Any]) -> Fingerprint:
+    """Version 2 has digests of the tokenizer and of all weights; an older study takes those of what is there now."""
+    return found | {name: wanted[name] for name in ("tokenizer_digest", "weights_digest") if name in wanted}
+
+
+_STEPS: tuple[Callable[[Fingerprint, Mapping[str, Any]], Fingerprint], ...] = (_to_2,)
+"""From version 1 to 2, and so on; a step that has been released is never changed."""
+
+FORMAT = 1 + len(_STEPS)
+"""Of studies written by this version."""
+
+
+def migrated(found: Fingerprint, version: Any, wanted: Mapping[str, Any]) -> Fingerprint:
+    """The fingerprint of an older study as this version would have kept it.
+
+    `wanted`: the fingerprint of now. Raises `OutputError` for a study of a newer version.
+    """
+    if not isinstance(version, int) or not 1 <= version <= FORMAT:
+        raise OutputError(
+            f"A study must be of format 1 to {FORMAT}, got {version!r}; go on with it in the loratune that wrote it."
+        )
+    for step in _STEPS[version - 1 :]:
+        found = step(found, wanted)
+    return found
+
 
 _FINGERPRINT, _FORMAT, _METRIC = "fingerprint", "format", "metric"
 

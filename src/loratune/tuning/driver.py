@@ -1,18 +1,24 @@
-"""The loop of every search: ask, run, record, decide.
+"""The loop of every search: ask, run, record, decide; and its rehearsal on a clock, for a plan.
 
-A real search, one against a table of measured results and one on a clock differ in their runner alone.
+A real search, one against a table of measured results and one on a clock differ in their runner alone. What a
+search asks for depends on results, so its trials do not share one pack; the rehearsal, which trains nothing, finds
+out which ones do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
+from loratune.costs.planner import Planner
+from loratune.runners.clocked import ClockedRunner, ClockedStage
 from loratune.runners.runner import Runner, TrialDone, TrialJob
+from loratune.search.expected import expected
 from loratune.search.strategy import Strategy
-from loratune.values import Decision, Trial, TrialResult
+from loratune.values import Decision, Stage, Trial, TrialResult
 from loratune.values.events import StageBegan, Tell, TrialEnded, nobody
 
 Ask = Callable[[Sequence[TrialResult], Sequence[Trial]], Sequence[Trial]]
@@ -81,3 +87,14 @@ def decide(strategy: Strategy, runner: Runner) -> tuple[Decision, list[TrialResu
     """What the strategy decides in the end, and on which results."""
     history = play(strategy, runner)
     return strategy.decide(history), history
+
+
+Rehearsal = Mapping[Stage, ClockedStage]
+"""The stages that came."""
+
+
+def rehearse(strategy: Strategy, planner: Planner) -> Rehearsal:
+    """The whole search, with `expected` results, as `LocalRunner` would pack its trials."""
+    runner = ClockedRunner(measure=partial(expected, context=strategy.context), planner=planner)
+    play(strategy, runner)
+    return runner.stages

@@ -17,9 +17,8 @@ from typing import Any, Self
 from loratune.errors import OutputError
 from loratune.files.paths import user_path
 from loratune.lora.layout import find_targets
-from loratune.maths.learned import learn_rank, learn_rate
-from loratune.maths.measured import measured_tasks
-from loratune.maths.optimum import best_rate
+from loratune.maths.curves import best_rate
+from loratune.maths.learned import learn_rank, learn_rate, measured_tasks
 from loratune.maths.prior import task_of
 from loratune.study.ledger import LedgerError, ledger_path, read_ledger, write_entry
 from loratune.study.record import Study

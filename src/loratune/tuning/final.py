@@ -15,8 +15,7 @@ from loratune.data.table import TokenTable
 from loratune.engine.evaluate import Evaluation
 from loratune.engine.pack import PackEngine
 from loratune.errors import ResourceError
-from loratune.runners.kept import read_adapter
-from loratune.runners.local import early_stopping
+from loratune.runners.local import early_stopping, read_adapter
 from loratune.runners.runner import (
     AdapterFile,
     Evaluated,

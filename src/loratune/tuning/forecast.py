@@ -14,11 +14,10 @@ from loratune.costs.readings import Looks, final_looks
 from loratune.reporting.wording import duration
 from loratune.search.layer_ranks import QUESTION
 from loratune.search.strategy import Strategy
-from loratune.tuning.context import search_context
 from loratune.tuning.experience import Corrections
 from loratune.tuning.options import SearchOptions
 from loratune.tuning.pricing import Pricing
-from loratune.tuning.workbench import Workbench
+from loratune.tuning.workbench import Workbench, search_context
 from loratune.values import PlannedStage, SearchContext, SearchPlan, Stage
 from loratune.values.events import Planned
 

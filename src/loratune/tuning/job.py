@@ -9,31 +9,28 @@ from time import monotonic
 from loratune.analysis.comparison import Final
 from loratune.analysis.diagnose import before_training
 from loratune.costs.budget import Budget
-from loratune.costs.device_limits import measured_peak
+from loratune.costs.limits import measured_peak
 from loratune.lora.peft_io import save_adapter
 from loratune.model.device import forget_peak
 from loratune.model.source import portable_name
 from loratune.reporting.card import card_of
-from loratune.reporting.facts import RunCost
+from loratune.reporting.facts import RunCost, to_stored
 from loratune.reporting.result import TuneResult, load_result, write_result
-from loratune.reporting.stored import to_stored
-from loratune.runners.kept import LargestAdapter
-from loratune.runners.local import LocalRunner
+from loratune.runners.local import LargestAdapter, LocalRunner
 from loratune.study.record import Study
 from loratune.tuning.after_search import AfterSearch
 from loratune.tuning.driver import Driver
 from loratune.tuning.experience import TASK, remember, studied, study_key, task_at_hand
 from loratune.tuning.final import FOLDER, FinalRunner, best_seed
-from loratune.tuning.fingerprint import fingerprint
 from loratune.tuning.forecast import Forecast
 from loratune.tuning.lessons import LearningPlanner
 from loratune.tuning.options import TuneOptions
 from loratune.tuning.outcome import run_facts, write_report
-from loratune.tuning.resumption import CLOCK_START, CUT, PEAK, SECONDS, predicted_seconds
+from loratune.tuning.resumption import CLOCK_START, CUT, PEAK, SECONDS, fingerprint, predicted_seconds
 from loratune.tuning.timeline import TIMELINE, Timeline
 from loratune.tuning.workbench import Workbench
 from loratune.values import Decision, Stage, StudiedTask, TrialResult, Truncation
-from loratune.values.diagnosis import Diagnosis
+from loratune.values.analysis import Diagnosis
 from loratune.values.events import (
     Chosen,
     Finished,

@@ -15,7 +15,7 @@ from loratune.costs.limits import Limits
 from loratune.costs.memory import MemoryEstimate
 from loratune.costs.packing import PackPlan, TrialLoad
 from loratune.costs.planner import Planner
-from loratune.engine.shortage import Place, Shortage
+from loratune.engine.memory import Place, Shortage
 from loratune.values import Evidence, HyperParameters, Trial
 from loratune.values.events import Note, Tell
 

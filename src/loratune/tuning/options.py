@@ -14,7 +14,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from loratune.costs.budget import Budget
-from loratune.data.options import DataOptions
+from loratune.data.sources import DataOptions
 from loratune.errors import HyperParameterError, InputError, printable
 from loratune.files.paths import user_path
 from loratune.maths.sizes import CAPACITY

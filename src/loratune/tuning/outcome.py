@@ -23,7 +23,7 @@ from loratune.tuning.options import TuneOptions
 from loratune.tuning.record import training_record
 from loratune.tuning.workbench import Workbench
 from loratune.values import Decision, Evidence, HyperParameters, TrialResult, Truncation
-from loratune.values.diagnosis import Diagnosis
+from loratune.values.analysis import Diagnosis
 from loratune.values.events import Note, Tell
 
 _PACKAGES = ("torch", "transformers", "peft", "optuna", "numpy")

@@ -14,8 +14,8 @@ from loratune.errors import BudgetError, ResourceError
 from loratune.search.make import make_strategy
 from loratune.search.space import candidate_ranks
 from loratune.search.strategy import Strategy
+from loratune.tuning.driver import Rehearsal, rehearse
 from loratune.tuning.options import SearchOptions
-from loratune.tuning.rehearsal import Rehearsal, rehearse
 from loratune.tuning.workbench import Workbench
 from loratune.values import HyperParameters, PlannedStage, SearchContext, SearchPlan, Stage
 

@@ -12,36 +12,66 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from loratune.costs.calibration import Calibration
-from loratune.costs.device_limits import limits_here
-from loratune.costs.limits import Limits
+from loratune.costs.limits import Limits, limits_here
 from loratune.costs.readings import plan_readings
 from loratune.data.prepare import PreparedData, prepare
-from loratune.data.survey import Decoder, survey
-from loratune.data.vocabulary import check_embeddings
+from loratune.data.survey import Decoder, check_embeddings, survey
+from loratune.data.table import TokenTable
 from loratune.engine.labels import labelling_passes
+from loratune.engine.machinery import choose_paths
+from loratune.engine.memory import Shortage
 from loratune.engine.pack import PackEngine
-from loratune.engine.paths import choose_paths
 from loratune.engine.scoring import Scoring
-from loratune.engine.shortage import Shortage
-from loratune.errors import OutputError, panics_as
+from loratune.errors import InputError, OutputError, panics_as
 from loratune.files.lock import is_empty
 from loratune.lora.layout import find_targets
 from loratune.maths.targets import check_rank
-from loratune.metrics import find
+from loratune.metrics import BUILT_IN, Metric, Needs, Outputs, default_margin, find, metrics
 from loratune.model.architecture import longest_row, read_config
-from loratune.model.base import BaseModel
-from loratune.model.load import load_model
+from loratune.model.base import BaseModel, load_model
 from loratune.model.source import locate
 from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
 from loratune.runners.local import LocalRunner
 from loratune.runners.runner import Calibrated, CalibrationJob, only
 from loratune.tuning.options import CommonOptions, SearchOptions, data_options
-from loratune.tuning.own_metric import try_metric
 from loratune.tuning.remembered import remember, remembered
-from loratune.values import SearchContext
+from loratune.values import SearchContext, default_recipe
+
+ROWS = 32
+
+
+def try_metric(engine: PackEngine) -> tuple[str, ...]:
+    """Score the base model on a few validation rows, and the references against themselves; notes on what is odd.
+
+    Raises `InputError` where the metric fails or gives anything but a finite score for each row.
+    """
+    metric = engine.scoring.metric
+    if metric.name in BUILT_IN:
+        return ()
+    table = engine.sample(ROWS)
+    (base,) = engine.evaluate([None], table, labels=engine.scoring.asks_labels)
+    outputs = engine.scoring.outputs(base, table)
+    return _oddities(metric, outputs, table)
+
+
+def _oddities(metric: Metric, outputs: Outputs, table: TokenTable) -> tuple[str, ...]:
+    scores = metric.scores(outputs)
+    perfect = metric.scores(replace(outputs, texts=outputs.references))
+    if scores is None or perfect is None:
+        return ()
+    info = metric.info
+    base, best = metric.value(scores, outputs.rows), metric.value(perfect, outputs.rows)
+    if info.loss(best) <= info.loss(base):
+        return ()
+    return (
+        f"On {len(table)} rows the {info.title} of the references against themselves is {info.text(best)}, worse than "
+        f"the base model's {info.text(base)}, while a {'larger' if info.larger_is_better else 'smaller'} one counts as "
+        "better: see larger_is_better of loratune.metrics.base.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -199,3 +229,53 @@ def open_workbench(
         )
         data = replace(data, notes=(*data.notes, *try_metric(engine)))
         yield Workbench(options=options, data=data, base=base, engine=engine, limits=limits)
+
+
+_LARGEST_BATCH = 1024
+
+
+def search_context(bench: Workbench, options: SearchOptions) -> SearchContext:
+    """Everything but the budget. Raises `InputError` for a metric that the data cannot have."""
+    data, profile = bench.data, bench.base.profile
+    metric = find(options.metric)
+    if metric.needs is Needs.LABELS and not data.labels:
+        others = ", ".join(each.name for each in metrics() if each.needs is not Needs.LABELS)
+        raise InputError(
+            f"--metric {options.metric} needs labelled data (text and label columns), and these rows are "
+            f"{data.profile.shape}; choose one of {others}."
+        )
+    targets = find_targets(profile.targets, options.target_modules)
+    labels = data.validation.row_labels if data.labels else None
+    return SearchContext(
+        rows=len(data.train),
+        tokens=int(data.train.lengths.sum()),
+        supervised_tokens=int(data.train.supervised_counts.sum()),
+        validation_tokens=int(data.validation.lengths.sum()),
+        validation_weights=data.validation.supervised_counts.astype(np.float64),
+        validation_labels=None if labels is None else labels.astype(np.int64),
+        labels=len(data.labels),
+        evaluation_passes=metric.passes(bool(data.labels), bench.labelling_passes),
+        labelling_passes=bench.labelling_passes,
+        hidden_size=profile.hidden_size,
+        family=profile.family,
+        parameters_per_rank=sum(target.in_features + target.out_features for target in targets),
+        largest_rank=min(min(target.in_features, target.out_features) for target in targets),
+        largest_batch=_largest_batch(bench),
+        targets=profile.targets,
+        epochs=options.epochs,
+        warmup_ratio=options.warmup_ratio,
+        target_modules=options.target_modules,
+        ranks=tuple(sorted(set(options.ranks))),
+        learning_rates=tuple(sorted(set(options.learning_rates))),
+        batch_sizes=tuple(sorted(set(options.batch_sizes))),
+        metric=options.metric,
+        margin=options.margin or default_margin(options.metric, len(data.labels)),
+        seed=options.seed,
+        regularise=options.regularise,
+        tune_targets=options.tune_targets,
+    )
+
+
+def _largest_batch(bench: Workbench) -> int:
+    """Rows per step that fit: any number where one micro-batch does, since batches are cut into those."""
+    return _LARGEST_BATCH if bench.limits.fits([default_recipe()]) else 1

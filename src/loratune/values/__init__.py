@@ -1,25 +1,25 @@
 """Frozen dataclasses that the layers exchange. They know nothing of torch, files or the command line."""
 
-from loratune.values.context import NLL_MARGIN, PASSES_PER_LABELLING, SearchContext
-from loratune.values.evidence import Decision, Evidence, StageSummary
+from loratune.values.analysis import Cut, CutPoint, LayerSpectrum, Truncation
+from loratune.values.context import NLL_MARGIN, PASSES_PER_LABELLING, Pace, SearchContext
+from loratune.values.decision import Decision, Evidence, PlannedStage, SearchPlan, StageSummary
 from loratune.values.hyperparameters import ALL_LINEAR, HyperParameters, default_recipe
-from loratune.values.pace import Pace
-from loratune.values.plan import PlannedStage, SearchPlan
-from loratune.values.probe import Absorbed, NoiseScale, Probe, RateTest
 from loratune.values.profile import (
+    Absorbed,
     BaseLoss,
     DataProfile,
     ModelProfile,
     NearDuplicates,
+    NoiseScale,
+    Probe,
+    RateTest,
     Recommendation,
     Suggested,
     Survey,
     TaskKind,
 )
-from loratune.values.studied import Optimum, StudiedTask
-from loratune.values.training import PromptFormat, PromptKind, TrainingRecord
+from loratune.values.records import Optimum, PromptFormat, PromptKind, StudiedTask, TrainingRecord
 from loratune.values.trial import CurvePoint, Stage, Trial, TrialResult, TrialState
-from loratune.values.truncation import Cut, CutPoint, LayerSpectrum, Truncation
 
 __all__ = [
     "ALL_LINEAR",

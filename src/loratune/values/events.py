@@ -15,8 +15,8 @@ from math import inf, isfinite
 from time import time
 from typing import Any, Self, cast
 
+from loratune.values.decision import SearchPlan
 from loratune.values.hyperparameters import HyperParameters
-from loratune.values.plan import SearchPlan
 from loratune.values.profile import DataProfile, ModelProfile
 from loratune.values.trial import CurvePoint, Stage, Trial, TrialResult, TrialState
 

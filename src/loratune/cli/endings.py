@@ -1,15 +1,99 @@
-"""Standard streams that outlive who reads them: a closed pipe or a lost terminal never ends a run."""
+"""How a command ends: errors as one sentence and an exit code, signals, streams that nobody reads any more."""
 
 from __future__ import annotations
 
 import errno
 import os
 import select
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedWriter, FileIO, TextIOWrapper
+from pathlib import Path
+from types import FrameType
 from typing import Any, cast
+
+from loratune.errors import InputError, LoratuneError, ResourceError, Stop
+from loratune.files.paths import disk_is_full, fullest_disk
+
+_PANIC = "PanicException"
+"""How an assertion in a library written in Rust (tokenizers, safetensors) arrives; no subclass of `Exception`."""
+
+
+def explain(error: BaseException) -> tuple[str, int]:
+    """(sentence, exit code) of an error that reached the command line."""
+    if isinstance(error, LoratuneError):
+        return str(error), error.exit_code
+    if disk_is_full(error):
+        place = fullest_disk(Path.cwd())
+        return (
+            f"The disk {place} is full; free some space there and run the command again.",
+            ResourceError.exit_code,
+        )
+    if isinstance(error, MemoryError):
+        return "Memory is used up; use smaller data or a larger machine.", ResourceError.exit_code
+    if isinstance(error, OSError) and error.filename is not None:
+        reason = f"{error.strerror or type(error).__name__}: {error.filename!r}"
+        return (
+            f"A file or folder must be usable, but: {reason}; check the path and its permissions.",
+            InputError.exit_code,
+        )
+    if type(error).__name__ == _PANIC:
+        return (
+            f"A file of the model or the data broke a rule of the library that reads it ({error}); "
+            "check the tokenizer's files, or download the model again.",
+            InputError.exit_code,
+        )
+    return (
+        f"Unexpected {type(error).__name__}: {error}; set LORATUNE_DEBUG=1 to see where, and report it.",
+        1,
+    )
+
+
+STOPPING = (signal.SIGTERM, signal.SIGHUP)
+
+
+class Received:
+    """Which signal came first."""
+
+    number: int = signal.SIGINT
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell expects of a command that a signal has ended."""
+        return 128 + self.number
+
+
+@contextmanager
+def stoppable() -> Iterator[Received]:
+    """Raise `Stop` in the main thread at the first of these signals; later ones do not disturb its cleaning up.
+
+    A signal that whoever started the command has told it to ignore (`nohup`) stays ignored.
+    """
+    received = Received()
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.number = number
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise Stop(number)
+
+    before: dict[signal.Signals, Any] = {
+        each: signal.getsignal(each) for each in STOPPING if signal.getsignal(each) is not signal.SIG_IGN
+    }
+    for each in before:
+        signal.signal(each, stop)
+    try:
+        yield received
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
 
 _NOBODY_READS = (errno.EPIPE, errno.EIO, errno.EBADF)
 """A pipe without a reader, a terminal that is gone, a descriptor that was closed."""

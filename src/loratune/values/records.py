@@ -1,0 +1,152 @@
+"""What outlives a run: the tuned task, for the next prior, and what repeating its training needs."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from typing import Any, Self
+
+_SIGNED = frozenset({"nll"})
+"""Fields that may be below 0."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Optimum:
+    """The best learning rate at one rank, alpha and batch size."""
+
+    r: int
+    lora_alpha: float
+    batch_size: int
+    learning_rate: float
+    nll: float
+    """At that learning rate, nats per supervised token; not comparable between tasks."""
+    inside: bool
+    """Whether a worse learning rate was tried on either side."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudiedTask:
+    """One base model tuned on one dataset. 0 and an empty text: not known."""
+
+    dataset: str
+    """A name, or a digest of the rows: equal where the data are."""
+    model: str
+    family: str = ""
+    """transformers' `model_type`."""
+    kind: str = ""
+    """`TaskKind`."""
+    hidden_size: int = 0
+    parameters_per_rank: int = 0
+    """Of a dense model; no rank law holds for mixtures of experts."""
+    rows: float = 0.0
+    epochs: float = 1.0
+    supervised_tokens: int = 0
+    labels: int = 0
+    needed_rank: float = 0.0
+    """Smallest rank that was found adequate, where it was not read off `optima`."""
+    source: str = ""
+    optima: tuple[Optimum, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**asdict(self), "optima": [asdict(each) for each in self.optima]}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Inverse of `to_dict`. Raises `TypeError`, `ValueError` or `KeyError` for anything else."""
+        optima = tuple(Optimum(**each) for each in values["optima"])
+        for each in optima:
+            _check(each)
+            if not all(
+                number > 0 for number in (each.r, each.lora_alpha, each.batch_size, each.learning_rate)
+            ):
+                raise ValueError(f"rank, alpha, batch size and learning rate must be above 0, got {each}")
+        task = cls(**{**values, "optima": optima})
+        _check(task)
+        return task
+
+
+def _check(values: Any) -> None:
+    """Types as declared, numbers finite and none but an NLL below 0: the laws take logarithms of them."""
+    for each in fields(values):
+        value = getattr(values, each.name)
+        if each.type in (int, float):
+            kinds = int if each.type is int else (int, float)
+            if isinstance(value, bool) or not isinstance(value, kinds):
+                raise TypeError(f"{each.name} must be a number, got {value!r}")
+            if not -(2**63) < value < 2**63 or (value < 0 and each.name not in _SIGNED):
+                raise ValueError(f"{each.name} must be a number of a study, got {value!r}")
+        elif each.type in (str, bool) and not isinstance(value, each.type):
+            raise TypeError(f"{each.name} must be of type {each.type.__name__}, got {value!r}")
+
+
+class PromptKind(StrEnum):
+    """How a row's prompt became text."""
+
+    VERBATIM = "verbatim"
+    """The prompt column as it stands."""
+    TEMPLATE = "template"
+    """A template with {column} fields."""
+    LABEL = "label"
+    """As TEMPLATE, without spaces at its end, since a label's completion begins with one."""
+    CHAT = "chat"
+    """The tokenizer's chat template, with the generation prompt."""
+    TURNS = "turns"
+    """Lines of `User: …` and `Assistant: …`, where the tokenizer has no chat template."""
+    TEXT = "text"
+    """Plain text that goes on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptFormat:
+    """What a model trained on such rows expects before its completion."""
+
+    kind: PromptKind
+    template: str = ""
+    """With {column} fields, braces doubled; empty unless the kind has one."""
+
+    def to_dict(self) -> dict[str, str]:
+        """Plain values for JSON."""
+        return {"kind": str(self.kind), "template": self.template}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, str]) -> Self:
+        """Inverse of `to_dict`."""
+        return cls(kind=PromptKind(values["kind"]), template=values["template"])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingRecord:
+    """How a final adapter was trained."""
+
+    model: str
+    """The base model as the user gave it."""
+    data: str
+    """The training data as the user gave it."""
+    data_fingerprint: str
+    """Changes when the rows of a split, the seed or the length limit change."""
+    data_options: Mapping[str, Any] = field(default_factory=dict)
+    """How the rows were read and split: the fields of `DataOptions`."""
+    prompt: PromptFormat
+    dtype: str
+    """Of the base weights: `bfloat16`, `float32` or `float64`."""
+    seed: int
+    """Of the adapter's first weights and the order of its rows; the split's is in `data_options`."""
+    rows: int
+    """Training rows of one epoch, after long texts were split."""
+    max_length: int
+    """Tokens of the longest row."""
+    evaluations: int
+    """Times that early stopping planned to look at validation rows; the best weights were kept."""
+    patience: int
+    """Looks without improvement before it stopped."""
+    end_of_turn: str
+    """The token that ends a completion, as text."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**asdict(self), "prompt": self.prompt.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`. Raises `KeyError`, `TypeError` or `ValueError` for anything else."""
+        return cls(**{**values, "prompt": PromptFormat.from_dict(values["prompt"])})
