@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test check check-exports clean
+.PHONY: demo test check docs check-exports clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -29,6 +29,14 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site, in .site: strict, so that a broken link or an undocumented page is an error.
+.venv/docs: .venv/installed
+	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
+	touch $@
+
+docs: .venv/docs
+	$(BIN)/mkdocs build --strict --quiet
+
 # Trainers pin each other's versions: each has an environment of its own, with no more than its parser and rows need.
 PARSERS := trl axolotl llamafactory mlx
 WITH_trl := torch transformers peft datasets accelerate packaging
@@ -53,4 +61,4 @@ check-exports: .venv/installed $(PARSERS:%=.exports/%/installed)
 	.exports/trl/bin/python bench/check_exports.py read unsloth .exports/runs
 
 clean:
-	rm -rf .venv .exports runs .cache
+	rm -rf .venv .exports .site runs .cache
