@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from loratune.cli.main import app
+from loratune.cli.commands import app
 
 _PLACE = re.compile(r"<!-- options of (\w+) -->")
 
@@ -19,7 +19,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def table_of(command: str) -> str:
     """What it does, and a line for each argument and option."""
-    found = vars(typer.main.get_command(app))["commands"][command]
+    found = typer.main.get_group(app).commands[command]  # type: ignore[attr-defined]
     lines = [f"| `{_names(each)}` | {_text(each)} |" for each in found.params if each.name != "help"]
     summary = (found.help or "").strip().split("\n\n")[0].replace("\n", " ")
     return "\n".join([summary, "", "| | |", "|---|---|", *lines])
