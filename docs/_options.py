@@ -1,4 +1,4 @@
-"""Hook of the site: `<!-- options of COMMAND -->` in a page becomes the table of its options, read off the command line."""
+"""Hook of the site: `<!-- options of COMMAND -->` in a page becomes a table, read off the command line itself."""
 
 from __future__ import annotations
 
