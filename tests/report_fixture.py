@@ -4,7 +4,7 @@ from math import inf, log10
 
 import numpy as np
 
-from loratune.reporting.facts import Gain, ModelScores, RunCost, RunFacts
+from loratune.reporting.facts import Gain, ModelScores, PackSpan, RunCost, RunFacts
 from loratune.values import (
     CurvePoint,
     DataProfile,
@@ -21,6 +21,7 @@ from loratune.values import (
     default_recipe,
 )
 from loratune.values.analysis import Diagnosis, Impact, Sensitivity, Sign
+from loratune.values.held_out import Change, Confusion, ExampleRow, HeldOut, Reading
 
 ROWS = 120
 RATES = (3e-4, 1e-3, 3e-3)
@@ -73,6 +74,44 @@ SENSITIVITY = Sensitivity(
     wanted_trials=60,
     interactions=0.24,
     noise=0.004,
+)
+
+
+LABELS = ("activate_my_card", "age_limit", "card_arrival")
+
+
+def _example(change: Change, prompt: str, right: int, ours: int, base: int) -> ExampleRow:
+    return ExampleRow(
+        change=change,
+        prompt=prompt,
+        expected=LABELS[right],
+        recommended=Reading(nll=0.02 if ours == right else 1.9, right=ours == right, answer=LABELS[ours]),
+        base=Reading(nll=0.4 if base == right else 3.1, right=base == right, answer=LABELS[base]),
+    )
+
+
+HELD_OUT = HeldOut(
+    examples=(
+        *(_example(Change.BETTER, f"How old must I be, asks customer {i}?", 1, 1, 0) for i in range(4)),
+        *(_example(Change.WORSE, f"Where is my card, the {i}th time?", 2, 0, 2) for i in range(3)),
+        *(_example(Change.STILL_WRONG, f"It does not work, card {i}.", 0, 2, 1) for i in range(3)),
+    ),
+    counts=(
+        (Change.BETTER, 325),
+        (Change.WORSE, 4),
+        (Change.STILL_WRONG, 73),
+        (Change.STILL_RIGHT, 98),
+    ),
+    recommended=tuple(
+        Confusion(true=true, predicted=taken, rows=rows)
+        for true, taken, rows in ((0, 0, 140), (0, 2, 30), (1, 1, 150), (2, 2, 133), (2, 0, 47))
+    ),
+    base=tuple(Confusion(true=true, predicted=0, rows=rows) for true, rows in ((0, 170), (1, 150), (2, 180))),
+)
+PACKS = (
+    PackSpan(21.0, 250.0, 8.0, str(Stage.RANK)),
+    PackSpan(262.0, 400.0, 5.0, str(Stage.ALPHA)),
+    PackSpan(410.0, 430.0, 2.0, str(Stage.FINAL)),
 )
 
 
@@ -180,7 +219,7 @@ def make_facts(**changes: object) -> RunFacts:
             length_p95=58,
             length_max=64,
             max_length=64,
-            labels=("activate_my_card", "age_limit", "card_arrival"),
+            labels=LABELS,
             label_counts=(700, 640, 660),
             duplicates_removed=3,
         ),
@@ -255,11 +294,13 @@ def make_facts(**changes: object) -> RunFacts:
             predicted_bytes=1_900_000_000,
             measured_bytes=1_720_000_000,
             sequential_seconds=2410.0,
+            packs=PACKS,
         ),
         "validation_weights": WEIGHTS,
         "diagnoses": DIAGNOSES,
         "sensitivity": SENSITIVITY,
         "versions": {"loratune": "0.1.0", "torch": "2.13", "transformers": "5.23", "peft": "0.21.2"},
         "notes": (),
+        "held_out": HELD_OUT,
     }
     return RunFacts(**(facts | changes))  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from loratune.kernels.launch import kernel_path
 from loratune.model.device import bfloat16_flags, device_memory, pick_device, processor_flags, resolve_dtype
 from loratune.reporting.screen import Screen
 
-_PACKAGES = ("torch", "transformers", "peft", "datasets", "optuna", "safetensors", "plotly", "gguf")
+_PACKAGES = ("torch", "transformers", "peft", "datasets", "optuna", "safetensors", "matplotlib", "gguf")
 
 
 def doctor() -> dict[str, Any]:

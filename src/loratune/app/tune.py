@@ -14,6 +14,7 @@ from loratune.reporting.result import TuneResult, load_result
 from loratune.study.events import EventLog
 from loratune.tuning.job import CLOCK_CUT, Job
 from loratune.tuning.lessons import LearningPlanner
+from loratune.tuning.occupancy import Occupancy
 from loratune.tuning.options import TuneOptions, keyword_options
 from loratune.tuning.resumption import begin, find_study, is_finished, open_study, price, resumable
 from loratune.tuning.timeline import Timeline
@@ -49,7 +50,8 @@ def run_tune(
         check_free(options.directory)
     with EventLog() as log, FolderLock(options.directory) as lock:
         timeline = Timeline(started=started)
-        tell = Bus(log, timeline, tell)
+        occupancy = Occupancy(started=started)
+        tell = Bus(log, timeline, occupancy, tell)
         tell(_started(options, resumed=existing is not None))
         tell(PhaseBegan(phase=Phase.LOADING))
         with open_workbench(
@@ -78,6 +80,7 @@ def run_tune(
                 tell=tell,
                 started=started,
                 timeline=timeline,
+                occupancy=occupancy,
             )
             with closing(study), resumable(options, job.keep_costs):
                 return job.run()

@@ -21,6 +21,7 @@ from loratune.values import (
     Truncation,
 )
 from loratune.values.analysis import Diagnosis, Sensitivity
+from loratune.values.held_out import HeldOut
 
 Floats = npt.NDArray[np.float64]
 
@@ -74,6 +75,17 @@ class Gain:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class PackSpan:
+    """A stretch of the run in which about so many trials trained beside each other."""
+
+    began: float
+    """Seconds since the start."""
+    ended: float
+    trials: float
+    stage: str
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunCost:
     """What the run took, beside what was predicted."""
@@ -90,6 +102,8 @@ class RunCost:
     """(part of the run, seconds), which sum to the wall clock; empty where an earlier version ran."""
     mean_trials_in_pack: float = 0.0
     """Of the search, weighted by the seconds of its steps."""
+    packs: tuple[PackSpan, ...] = ()
+    """In the order in which they came; empty where an earlier version ran."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -135,6 +149,8 @@ class RunFacts:
     """Of the metric, where it is not built in; None in runs of earlier versions."""
     training: TrainingRecord | None = None
     """What repeating the final run needs; None in studies of earlier versions."""
+    held_out: HeldOut | None = None
+    """Rows of the test split; None in studies of earlier versions."""
 
     def is_recommended(self, values: HyperParameters) -> bool:
         """Whether a trial had the recommended values; the modules may be named differently there."""

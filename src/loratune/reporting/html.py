@@ -6,34 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from loratune.files.write import write_atomically
-from loratune.reporting import answer, figures, takeaways, wording
+from loratune.reporting import figures, takeaways, wording
+from loratune.reporting.contents import contents
 from loratune.reporting.facts import RunFacts
-from loratune.reporting.impacts import HEADS, impact_table
 from loratune.reporting.later_stages import alpha_points, batch_cells, stage_costs
-from loratune.reporting.opponent import fair_opponent
 from loratune.reporting.rank_curves import gaps, learning_curves, own_rate_curve, single_rate_curve
-from loratune.reporting.tables import (
-    divergence_sentence,
-    evidence_number,
-    health_lines,
-    length_bars,
-    score_table,
-    survey_lines,
-    value_tiles,
-)
-from loratune.reporting.timeline import timeline_parts
-from loratune.reporting.truncation import truncation_figure, truncation_sentence
-from loratune.reporting.wording import MARKS, states, sureness
-from loratune.values import Evidence, Stage
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+from loratune.reporting.svg import Drawing
+from loratune.reporting.truncation import truncation_sentence
+from loratune.values import Stage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,19 +30,25 @@ class Drawn:
 
 
 def write_html(facts: RunFacts, directory: Path) -> Path:
-    """Write `report.html`. Raises `ImportError` with a sentence to pass on where plotly is not installed."""
-    if find_spec("plotly") is None:
-        raise ImportError("report.html needs plotly, which is not installed; pip install 'loratune[report]'.")
+    """Write `report.html`. Raises `ImportError` with a sentence to pass on where matplotlib is not installed."""
+    if find_spec("matplotlib") is None:
+        raise ImportError(
+            "report.html needs matplotlib, which is not installed; pip install 'loratune[report]'."
+        )
     return write_atomically(directory / "report.html", render(facts))
 
 
 def render(facts: RunFacts) -> str:
     """The whole page."""
-    from plotly.offline import get_plotlyjs
+    template = templates(autoescape=True).get_template("report.html.j2")
+    return template.render(**contents(facts), figures=_figures(facts))
 
+
+def templates(*, autoescape: bool) -> Environment:
+    """Where the templates are, with the words of numbers as filters."""
     environment = Environment(
         loader=PackageLoader("loratune.reporting"),
-        autoescape=True,
+        autoescape=autoescape,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -67,40 +58,14 @@ def render(facts: RunFacts) -> str:
         "count": wording.count,
         "duration": wording.duration,
         "size": wording.size,
+        "breakable": _breakable,
     }
-    own, single = own_rate_curve(facts), single_rate_curve(facts)
-    heads, rows = score_table(facts)
-    return environment.get_template("report.html.j2").render(
-        facts=facts,
-        title=f"{facts.model} on {facts.data}",
-        values=facts.decision.hyper_parameters,
-        tiles=value_tiles(facts),
-        gains=[_sentence(takeaways.gain_sentence(gain)) for gain in takeaways.all_gains(facts)],
-        table_caption="The test split was read once, after all choices." if facts.recommended.test else "",
-        table_heads=heads,
-        table_rows=rows,
-        verdict=answer.verdict(facts),
-        sureness=_sentence(sureness(facts)),
-        cost_sentence=takeaways.cost_sentence(facts),
-        recipe_sentence=answer.recipe_sentence(facts),
-        opponent_sentence=fair_opponent(facts).sentence,
-        timeline=timeline_parts(facts.cost),
-        timeline_sentence=takeaways.timeline_sentence(facts),
-        evidence=[_evidence(state, each) for state, each in states(facts)],
-        rank_sentence=takeaways.rank_sentence(own, single, facts),
-        interval_sentence=takeaways.interval_sentence(own),
-        figures=_figures(facts),
-        health=health_lines(facts),
-        divergences=divergence_sentence(facts),
-        impact_heads=HEADS,
-        impacts=impact_table(facts),
-        costs=stage_costs(facts),
-        survey=[*survey_lines(facts.profile), *facts.profile.warnings],
-        leaks=facts.profile.leak_examples,
-        lengths=length_bars(facts.profile),
-        snippet=_snippet(facts),
-        plotly_js=Markup(get_plotlyjs().replace("</script", "<\\/script")),
-    )
+    return environment
+
+
+def _breakable(text: str) -> Markup:
+    """A name that may go on in the next line after each underscore."""
+    return Markup("_<wbr>").join(text.split("_"))
 
 
 def _figures(facts: RunFacts) -> dict[str, Drawn]:
@@ -108,90 +73,78 @@ def _figures(facts: RunFacts) -> dict[str, Drawn]:
     shown = facts.shown_metric
     metric = own_rate_curve(facts, facts.info(shown)) if shown else None
     cells, alphas, curves, gap = batch_cells(facts), alpha_points(facts), learning_curves(facts), gaps(facts)
-    costs, cut = stage_costs(facts), facts.truncation
+    costs, cut, packs = stage_costs(facts), facts.truncation, facts.cost.packs
     no_rank = takeaways.missing(facts, Stage.RANK)
     return {
-        "own": _drawn(len(own.points) > 1, lambda: figures.rank_figure(own, facts), "", no_rank),
+        "own": _drawn(
+            len(own.points) > 1,
+            lambda: figures.rank_figure("own", own, facts),
+            "Validation loss of each rank at its own learning rate",
+            "",
+            no_rank,
+        ),
         "single": _drawn(
             bool(single.points),
-            lambda: figures.rank_figure(single, facts, own),
+            lambda: figures.rank_figure("single", single, facts, own),
+            "Validation loss of all ranks at one learning rate",
             "",
             "No learning rate was tried at three ranks or more.",
         ),
         "metric": _drawn(
             metric is not None and len(metric.points) > 1,
-            lambda: figures.rank_figure(metric, facts),  # type: ignore[arg-type]
+            lambda: figures.rank_figure("metric", metric, facts),  # type: ignore[arg-type]
+            "Task metric against rank",
             takeaways.metric_sentence(metric) if metric else "",
             no_rank if metric else "No task metric was measured beside the NLL.",
         ),
         "truncation": _drawn(
             cut is not None,
-            lambda: truncation_figure(cut, own),  # type: ignore[arg-type]
+            lambda: figures.truncation_figure(cut, own),  # type: ignore[arg-type]
+            "Validation loss of the largest adapter, cut to lower ranks",
             truncation_sentence(cut) if cut else "",
             "The search kept no adapter to cut: no rank was trained on all rows.",
         ),
         "batch": _drawn(
             bool(cells),
             lambda: figures.batch_figure(cells, facts),
+            "Validation loss by learning rate and batch size",
             takeaways.batch_sentence(cells),
             takeaways.missing(facts, Stage.BATCH),
         ),
         "alpha": _drawn(
             bool(alphas),
             lambda: figures.alpha_figure(alphas, facts),
+            "Validation loss against alpha",
             takeaways.alpha_sentence(alphas, facts),
             takeaways.missing(facts, Stage.ALPHA),
         ),
         "curves": _drawn(
             bool(curves),
             lambda: figures.curves_figure(curves),
+            "Validation loss during training",
             takeaways.curves_sentence(facts),
             "No trial has a learning curve.",
         ),
-        "gap": _drawn(bool(gap), lambda: figures.gap_figure(gap), takeaways.gap_sentence(gap), no_rank),
+        "gap": _drawn(
+            bool(gap),
+            lambda: figures.gap_figure(gap),
+            "Training and validation loss by rank",
+            takeaways.gap_sentence(gap),
+            no_rank,
+        ),
         "cost": _drawn(
-            bool(costs),
-            lambda: figures.cost_figure(costs),
-            takeaways.cost_sentence(facts),
-            "No trial was run.",
+            bool(costs), lambda: figures.cost_figure(costs), "Time by stage", "", "No trial was run."
+        ),
+        "packs": _drawn(
+            bool(packs),
+            lambda: figures.packs_figure(packs),
+            "Trials that trained beside each other",
+            takeaways.packs_sentence(packs),
+            "How full the packs were was not kept.",
         ),
     }
 
 
-def _drawn(there: bool, make: Callable[[], Figure], sentence: str, reason: str) -> Drawn:
-    if not there:
-        return Drawn(sentence=reason)
-    html = make().to_html(
-        full_html=False,
-        include_plotlyjs=False,
-        config={"displaylogo": False, "displayModeBar": False, "responsive": True},
-    )
-    return Drawn(sentence=sentence, html=Markup(html))
-
-
-def _evidence(state: str, each: Evidence) -> dict[str, Any]:
-    return {
-        "mark": MARKS[state],
-        "state": state,
-        "kind": state.replace(" ", "-"),
-        "claim": _sentence(each.claim),
-        "number": evidence_number(each),
-    }
-
-
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
-
-
-def _snippet(facts: RunFacts) -> str:
-    """How to load the adapter; a GGUF file is loaded through its folder."""
-    path = Path(facts.model)
-    base = f"{facts.model!r}" if path.suffix != ".gguf" else f"{str(path.parent)!r}, gguf_file={path.name!r}"
-    return f"""\
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-base = AutoModelForCausalLM.from_pretrained({base})
-tokenizer = AutoTokenizer.from_pretrained({base})
-model = PeftModel.from_pretrained(base, {facts.directory + "/adapter"!r})
-model = model.merge_and_unload()  # optional: no LoRA cost at inference"""
+def _drawn(there: bool, make: Callable[[], Drawing], title: str, sentence: str, reason: str) -> Drawn:
+    """The sentence is the figure's description, too."""
+    return Drawn(sentence=sentence, html=make().svg(title, sentence)) if there else Drawn(sentence=reason)

@@ -7,7 +7,7 @@ from loratune.maths.laws import GuideRanges
 from loratune.reporting.facts import RunFacts
 from loratune.reporting.opponent import OPPONENT, fair_opponent
 from loratune.reporting.wording import count, interval, number, rate
-from loratune.values import ALL_LINEAR, DataProfile, Evidence, Probe, TrialState
+from loratune.values import ALL_LINEAR, DataProfile, Evidence, HyperParameters, Probe, Stage, TrialState
 
 
 def value_tiles(facts: RunFacts) -> list[tuple[str, str, bool]]:
@@ -29,6 +29,37 @@ def value_tiles(facts: RunFacts) -> list[tuple[str, str, bool]]:
         ("trainable parameters", count(facts.adapter_parameters), False),
         ("target_modules", "all linear layers" if targets == ALL_LINEAR else ", ".join(targets), True),
     ]
+
+
+def recipe_table(facts: RunFacts) -> list[tuple[str, str, str]]:
+    """(name, recommended, default recipe) as the final run had them, steps included; empty where one was not run."""
+    final = [each for each in facts.results if each.asked.stage is Stage.FINAL]
+    ours = next((each for each in final if facts.is_recommended(each.trial.hyper_parameters)), None)
+    other = next((each for each in final if not facts.is_recommended(each.trial.hyper_parameters)), None)
+    if ours is None or other is None:
+        return []
+    mine, theirs = ours.trial.hyper_parameters, other.trial.hyper_parameters
+    names = (
+        "r",
+        "lora_alpha",
+        "learning_rate",
+        "batch_size",
+        "epochs",
+        "lora_dropout",
+        "weight_decay",
+        "warmup_ratio",
+    )
+    rows = [(name, _value(mine, name), _value(theirs, name)) for name in names]
+    return [
+        *rows,
+        ("steps", str(ours.steps), str(other.steps)),
+        ("tokens", count(ours.trained_tokens), count(other.trained_tokens)),
+    ]
+
+
+def _value(values: HyperParameters, name: str) -> str:
+    value = getattr(values, name)
+    return rate(value) if name == "learning_rate" else f"{value:g}"
 
 
 def score_table(facts: RunFacts) -> tuple[list[str], list[tuple[str, list[str], bool]]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from loratune.reporting.facts import Gain, RunFacts
+from loratune.reporting.facts import Gain, PackSpan, RunFacts
 from loratune.reporting.later_stages import AlphaPoint, BatchCell
 from loratune.reporting.opponent import fair_gains
 from loratune.reporting.rank_curves import GapPoint, RankCurve
@@ -163,6 +163,18 @@ def timeline_sentence(facts: RunFacts) -> str:
         return ""
     text = ", ".join(parts)
     return f"{text[0].upper()}{text[1:]}; {facts.cost.mean_trials_in_pack:.1f} trials in the pack on average."
+
+
+def packs_sentence(packs: Sequence[PackSpan]) -> str:
+    """How many at most, and for how long anything trained."""
+    if not packs:
+        return ""
+    busy = sum(each.ended - each.began for each in packs)
+    most = max(each.trials for each in packs)
+    return (
+        f"Up to {most:.0f} trials trained beside each other; something trained in {duration(busy)} of "
+        f"{duration(packs[-1].ended)} up to the last step."
+    )
 
 
 def missing(facts: RunFacts, stage: Stage) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from loratune.reporting.facts import RunCost
-from loratune.reporting.wording import duration
+from loratune.reporting.wording import duration, size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,4 +25,32 @@ def timeline_parts(cost: RunCost) -> list[TimelinePart]:
         TimelinePart(name=name, percent=100 * seconds / whole, time=duration(seconds))
         for name, seconds in cost.timeline
         if seconds > 0
+    ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """A quantity as it was predicted and as it came."""
+
+    name: str
+    predicted: str
+    taken: str
+    ratio: str
+    """Taken over predicted; a dash where one is not known."""
+
+
+def predictions(cost: RunCost) -> list[Prediction]:
+    """Time and memory."""
+    told = (
+        ("time", duration, cost.predicted_seconds, cost.seconds),
+        ("peak memory", lambda value: size(int(value)), cost.predicted_bytes, cost.measured_bytes),
+    )
+    return [
+        Prediction(
+            name=name,
+            predicted=words(predicted) if predicted else "–",
+            taken=words(taken) if taken else "not measured",
+            ratio=f"{taken / predicted:.2f}" if predicted and taken else "–",
+        )
+        for name, words, predicted, taken in told
     ]

@@ -24,6 +24,7 @@ from loratune.tuning.experience import TASK, remember, studied, study_key, task_
 from loratune.tuning.final import FOLDER, FinalRunner, best_seed
 from loratune.tuning.forecast import Forecast
 from loratune.tuning.lessons import LearningPlanner
+from loratune.tuning.occupancy import PACKS, Occupancy
 from loratune.tuning.options import TuneOptions
 from loratune.tuning.outcome import run_facts, write_report
 from loratune.tuning.resumption import CLOCK_START, CUT, PEAK, SECONDS, fingerprint, predicted_seconds
@@ -60,11 +61,13 @@ class Job:
     tell: Tell
     started: float
     timeline: Timeline
-    """Subscribed to what is told."""
+    occupancy: Occupancy
+    """Both are subscribed to what is told."""
 
     def __post_init__(self) -> None:
         self.timeline.begin_with(self.study.get_fact(TIMELINE, {}))
         self.earlier = self.study.decode_fact(SECONDS, float) or 0.0
+        self.occupancy.begin_with(self.study.get_fact(PACKS, ()), self.earlier)
         self.earlier_peak = self.study.decode_fact(PEAK, int) or 0
         self.clock_start = self.study.decode_fact(CLOCK_START, float) or 0.0
 
@@ -83,6 +86,7 @@ class Job:
         self.study.put_fact(SECONDS, self.seconds)
         self.study.put_fact(PEAK, self.peak_bytes)
         self.study.put_fact(TIMELINE, self.timeline.kept())
+        self.study.put_fact(PACKS, self.occupancy.kept())
 
     def run(self) -> tuple[TuneResult, int]:
         forget_peak(
@@ -223,6 +227,7 @@ class Job:
             sequential_seconds=self._sequential_seconds(),
             timeline=tuple(timeline.items()),
             mean_trials_in_pack=self.timeline.mean_trials_in_pack,
+            packs=self.occupancy.spans(),
         )
 
     def _studied(self, decision: Decision) -> StudiedTask:

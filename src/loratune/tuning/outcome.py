@@ -9,6 +9,7 @@ from pathlib import Path
 import loratune
 from loratune.analysis.comparison import Final, FinalModel
 from loratune.analysis.diagnose import combined, of_run
+from loratune.analysis.held_out import held_out
 from loratune.analysis.sensitivity import sensitivity
 from loratune.data.table import TokenTable
 from loratune.engine.scoring import table_rows
@@ -64,6 +65,7 @@ def run_facts(
         *_final_claims(final, gains),
     )
     margin = margin_in_nats(context.metric, context.margin)
+    tokenizer = bench.base.tokenizer
     diagnoses = combined(before, of_run(bench.engine, final, results, margin=margin))
     evidence += tuple(each.to_evidence() for each in diagnoses)
     chosen = named_targets(decision.hyper_parameters, final.adapter, bench)
@@ -104,6 +106,9 @@ def run_facts(
             epochs=chosen.epochs,
             patience=options.patience,
         ),
+        held_out=None
+        if tokenizer is None
+        else held_out(final, bench.data.test, tokenizer, bench.data.labels),
     )
 
 
@@ -181,7 +186,7 @@ def _clock_note(cut: bool) -> list[Evidence]:
 
 
 def write_report(facts: RunFacts, directory: Path, tell: Tell) -> None:
-    """`report.html`, or a note where plotly is not installed."""
+    """`report.html`, or a note where matplotlib is not installed."""
     from loratune.reporting.html import write_html
 
     try:

@@ -1,0 +1,142 @@
+"""The test rows behind the final figures: a few as text, and which class was taken for which."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from loratune.analysis.comparison import Final, Scored
+from loratune.data.table import TokenTable
+from loratune.values.held_out import Change, Confusion, ExampleRow, HeldOut, Reading
+
+EXAMPLES = 10
+_SHARES = ((Change.BETTER, 4), (Change.WORSE, 3), (Change.STILL_WRONG, 3), (Change.STILL_RIGHT, 0))
+_LETTERS = 320
+"""Of a text that is shown."""
+_PREDICTION, _EXACT = "prediction", "exact_match"
+Ints = npt.NDArray[np.int64]
+
+
+class Decoder(Protocol):
+    """A tokenizer, as far as it is needed here."""
+
+    def decode(self, tokens: list[int], *, skip_special_tokens: bool) -> Any:
+        """The text of the tokens."""
+
+
+def held_out(final: Final, table: TokenTable, tokenizer: Decoder, labels: Sequence[str]) -> HeldOut:
+    """Ten rows of the test split `table` whose likelihood changed most, and all its classes.
+
+    Where a kind of change has too few rows, others take its places; the order is that of `Change`.
+    """
+    ours, base = final.recommended.test, final.base_model.test
+    if not len(table):
+        return HeldOut()
+    answers = [_Answers(each, table, labels) for each in (ours, base)]
+    return HeldOut(
+        examples=tuple(
+            _example(row, change, table, tokenizer, labels, answers) for row, change in _chosen(*answers)
+        ),
+        counts=_counts(_changes(*answers)),
+        recommended=_confusions(answers[0].predicted, table),
+        base=_confusions(answers[1].predicted, table),
+    )
+
+
+class _Answers:
+    """One model's scores on all rows."""
+
+    def __init__(self, scored: Scored, table: TokenTable, labels: Sequence[str]) -> None:
+        self.nll = scored.example_nll / np.maximum(1, table.supervised_counts)
+        found = scored.example_scores.get(_PREDICTION)
+        labelled = found is not None and table.row_labels is not None and bool(labels)
+        self.predicted = found.astype(np.int64) if labelled and found is not None else None
+        if self.predicted is not None:
+            self.right = self.predicted == table.row_labels
+        else:
+            self.right = np.asarray(scored.example_scores.get(_EXACT, np.zeros(len(table))), bool)
+
+    def reading(self, row: int, labels: Sequence[str]) -> Reading:
+        answer = "" if self.predicted is None else labels[int(self.predicted[row])]
+        return Reading(nll=float(self.nll[row]), right=bool(self.right[row]), answer=answer)
+
+
+def _changes(ours: _Answers, base: _Answers) -> list[Change]:
+    """Of all rows: by right and wrong where the answer changed, else by the likelihood of what is still wrong."""
+    found = []
+    for mine, theirs, gained in zip(ours.right, base.right, base.nll > ours.nll, strict=True):
+        if mine != theirs:
+            found.append(Change.BETTER if mine else Change.WORSE)
+        elif mine:
+            found.append(Change.STILL_RIGHT)
+        elif ours.predicted is not None:
+            found.append(Change.STILL_WRONG)
+        else:  # a long completion is hardly ever right to the last token
+            found.append(Change.BETTER if gained else Change.WORSE)
+    return found
+
+
+def _chosen(ours: _Answers, base: _Answers) -> list[tuple[int, Change]]:
+    """(row, change), those first that changed most; of what is still wrong, the least likely."""
+    changes = _changes(ours, base)
+    moved = np.abs(base.nll - ours.nll)
+    merit = {
+        Change.BETTER: moved,
+        Change.WORSE: moved,
+        Change.STILL_WRONG: ours.nll,
+        Change.STILL_RIGHT: moved,
+    }
+    waiting = {
+        change: sorted((i for i, each in enumerate(changes) if each is change), key=lambda i: -of[i])
+        for change, of in merit.items()
+    }
+    taken = {change: min(share, len(waiting[change])) for change, share in _SHARES}
+    for change, _ in _SHARES:
+        taken[change] += min(EXAMPLES - sum(taken.values()), len(waiting[change]) - taken[change])
+    return [(row, change) for change, _ in _SHARES for row in waiting[change][: taken[change]]]
+
+
+def _example(
+    row: int,
+    change: Change,
+    table: TokenTable,
+    tokenizer: Decoder,
+    labels: Sequence[str],
+    answers: Sequence[_Answers],
+) -> ExampleRow:
+    tokens, supervised = table.row(row)
+    first = int(np.argmax(supervised))
+    label = None if answers[0].predicted is None or table.row_labels is None else table.row_labels[row]
+    expected = _text(tokenizer, tokens[supervised]) if label is None else labels[int(label)]
+    ours, base = (each.reading(row, labels) for each in answers)
+    return ExampleRow(
+        change=change,
+        prompt=_text(tokenizer, tokens[:first]),
+        expected=expected,
+        recommended=ours,
+        base=base,
+    )
+
+
+def _text(tokenizer: Decoder, tokens: npt.NDArray[np.int32]) -> str:
+    """Without special tokens; of a long text the beginning and the end."""
+    text = str(tokenizer.decode(tokens.tolist(), skip_special_tokens=True)).strip()
+    half = _LETTERS // 2
+    return text if len(text) <= _LETTERS else f"{text[:half].rstrip()} … {text[-half:].lstrip()}"
+
+
+def _counts(changes: Sequence[Change]) -> tuple[tuple[Change, int], ...]:
+    return tuple((change, changes.count(change)) for change in Change)
+
+
+def _confusions(predicted: Ints | None, table: TokenTable) -> tuple[Confusion, ...]:
+    if predicted is None or table.row_labels is None:
+        return ()
+    pairs, rows = np.unique(np.stack([table.row_labels, predicted]), axis=1, return_counts=True)
+    return tuple(
+        Confusion(true=int(true), predicted=int(taken), rows=int(count))
+        for (true, taken), count in zip(pairs.T, rows, strict=True)
+    )

@@ -1,0 +1,103 @@
+"""Scores of every class, and which is taken for which, from pairs of true and predicted labels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from loratune.values.held_out import Confusion
+
+SHOWN = 12
+"""Classes of a matrix, at most."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassScore:
+    """One class on the test rows; shares are None where nothing is there to be shared."""
+
+    label: str
+    rows: int
+    precision: float | None
+    """Of the rows that were taken for it, those that are."""
+    recall: float | None
+    """Of its rows, those that were found."""
+    base_recall: float | None
+    """The untrained model's."""
+
+    @property
+    def f1(self) -> float:
+        """0 where nothing was found."""
+        if not self.precision or not self.recall:
+            return 0.0
+        return 2 * self.precision * self.recall / (self.precision + self.recall)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Matrix:
+    """Rows are true classes, columns predicted ones."""
+
+    labels: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+    """[true, predicted]; the last column is everything else, where not all classes are shown."""
+    complete: bool
+
+
+def class_scores(
+    labels: Sequence[str], found: Sequence[Confusion], base: Sequence[Confusion]
+) -> list[ClassScore]:
+    """One a class that came, the worst F1 first."""
+    true, taken, hits, _ = _sums(found)
+    base_true, _, base_hits, _ = _sums(base)
+    scores = [
+        ClassScore(
+            label=labels[i],
+            rows=true[i],
+            precision=_share(hits[i], taken[i]),
+            recall=_share(hits[i], true[i]),
+            base_recall=_share(base_hits[i], base_true[i]),
+        )
+        for i in sorted(set(true) | set(taken))
+    ]
+    return sorted(scores, key=lambda each: (each.f1, each.label))
+
+
+def matrix(labels: Sequence[str], found: Sequence[Confusion], shown: int = SHOWN) -> Matrix:
+    """Of all classes, or of those with most mistakes where they are more than `shown`."""
+    true, taken, _, mistakes = _sums(found)
+    classes = sorted(set(true) | set(taken))
+    chosen = sorted(sorted(classes, key=lambda i: -mistakes[i])[:shown])
+    counts = {(each.true, each.predicted): each.rows for each in found}
+    complete = len(chosen) == len(classes)
+    lines = []
+    for i in chosen:
+        line = [counts.get((i, j), 0) for j in chosen]
+        lines.append(tuple(line if complete else [*line, true[i] - sum(line)]))
+    return Matrix(labels=tuple(labels[i] for i in chosen), counts=tuple(lines), complete=complete)
+
+
+def mistakes(labels: Sequence[str], found: Sequence[Confusion], most: int = 5) -> list[tuple[str, str, int]]:
+    """(true, predicted, rows), the most frequent first."""
+    wrong = sorted((each for each in found if each.true != each.predicted), key=lambda each: -each.rows)
+    return [(labels[each.true], labels[each.predicted], each.rows) for each in wrong[:most]]
+
+
+def _sums(found: Sequence[Confusion]) -> tuple[Counter[int], Counter[int], Counter[int], Counter[int]]:
+    """By class: rows that are it, are taken for it, both, and mistakes that it has a part in."""
+    true: Counter[int] = Counter()
+    taken: Counter[int] = Counter()
+    hits: Counter[int] = Counter()
+    wrong: Counter[int] = Counter()
+    for each in found:
+        true[each.true] += each.rows
+        taken[each.predicted] += each.rows
+        if each.true == each.predicted:
+            hits[each.true] += each.rows
+        else:
+            wrong[each.true] += each.rows
+            wrong[each.predicted] += each.rows
+    return true, taken, hits, wrong
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None

@@ -1,0 +1,99 @@
+"""Which test rows are shown and what is said of them, from scores that are known."""
+
+import numpy as np
+
+from loratune.analysis.comparison import Final, FinalModel, Scored
+from loratune.analysis.held_out import EXAMPLES, held_out
+from loratune.data.table import TokenTable
+from loratune.values.held_out import Change, Confusion
+
+
+class Letters:
+    """Token i is the letter i; 0 is special."""
+
+    def decode(self, tokens: list[int], *, skip_special_tokens: bool) -> str:
+        return "".join(chr(token) for token in tokens if token or not skip_special_tokens)
+
+
+def row(prompt: str, completion: str) -> tuple[list[int], list[bool]]:
+    tokens = [ord(letter) for letter in prompt + completion] + [0]
+    return tokens, [False] * len(prompt) + [True] * (len(completion) + 1)
+
+
+def final(ours: Scored, base: Scored) -> Final:
+    return Final(
+        recommended=FinalModel(validation=None, test=ours),
+        default_recipe=None,
+        base_model=FinalModel(validation=None, test=base),
+        before=1.0,
+    )
+
+
+def scored(nll: list[float], **scores: list[float]) -> Scored:
+    return Scored(
+        metrics={}, example_nll=np.array(nll), example_scores={k: np.array(v) for k, v in scores.items()}
+    )
+
+
+def test_labelled_rows_are_told_by_their_labels() -> None:
+    table = TokenTable.from_rows([row(f"row {i}:", "xy"[i % 2]) for i in range(4)], labels=[0, 1, 0, 1])
+    ours = scored([0.2, 4.0, 6.0, 0.2], prediction=[0, 0, 1, 1])  # right, wrong, wrong, right
+    base = scored([2.2, 2.0, 8.0, 0.4], prediction=[1, 1, 1, 1])  # wrong, right, wrong, right
+    found = held_out(final(ours, base), table, Letters(), ("ex", "why"))
+    assert [each.change for each in found.examples] == [
+        Change.BETTER,
+        Change.WORSE,
+        Change.STILL_WRONG,
+        Change.STILL_RIGHT,
+    ]
+    better = found.examples[0]
+    assert (better.prompt, better.expected) == ("row 0:", "ex")
+    assert (better.recommended.answer, better.recommended.right, better.recommended.nll) == ("ex", True, 0.1)
+    assert (better.base.answer, better.base.right, better.base.nll) == ("why", False, 1.1)
+    assert dict(found.counts) == dict.fromkeys(Change, 1)
+    assert found.recommended == (
+        Confusion(true=0, predicted=0, rows=1),
+        Confusion(true=0, predicted=1, rows=1),
+        Confusion(true=1, predicted=0, rows=1),
+        Confusion(true=1, predicted=1, rows=1),
+    )
+    assert found.base == (Confusion(true=0, predicted=1, rows=2), Confusion(true=1, predicted=1, rows=2))
+
+
+def test_ten_rows_those_first_that_changed_most() -> None:
+    rows = 30
+    table = TokenTable.from_rows([row(f"{i}:", "a") for i in range(rows)], labels=[0, 1] * 15)
+    labels = [i % 2 for i in range(rows)]
+    wrong = [1 - each for each in labels]
+    ours = scored([float(i) for i in range(rows)], prediction=[*labels[:29], wrong[29]])
+    base = scored([40.0] * rows, prediction=wrong)
+    found = held_out(final(ours, base), table, Letters(), ("a", "b"))
+    assert len(found.examples) == EXAMPLES
+    assert [each.change for each in found.examples] == [Change.BETTER] * 9 + [Change.STILL_WRONG]
+    assert [each.prompt for each in found.examples[:9]] == [f"{i}:" for i in range(9)]
+    assert found.examples[9].prompt == "29:"
+
+
+def test_rows_without_labels_are_told_by_their_likelihood() -> None:
+    table = TokenTable.from_rows([row("a", "b" * 1000), row("c", "d"), row("e", "f")])
+    ours = scored([100.1, 3.0, 0.2], exact_match=[0, 0, 1])
+    base = scored([2002.0, 2.0, 9.0], exact_match=[0, 0, 0])
+    found = held_out(final(ours, base), table, Letters(), ())
+    assert [(each.prompt, each.change) for each in found.examples] == [
+        ("e", Change.BETTER),
+        ("a", Change.BETTER),
+        ("c", Change.WORSE),
+    ]
+    assert found.recommended == found.base == ()
+    long = found.examples[1]
+    assert long.recommended.nll == 100.1 / 1001
+    assert long.recommended.answer == ""
+    assert len(long.expected) < 400
+    assert " … " in long.expected
+
+
+def test_without_test_rows_there_is_nothing_to_show() -> None:
+    table = TokenTable.from_rows([row("a", "b")]).take([])
+    nothing = held_out(final(scored([]), scored([])), table, Letters(), ())
+    assert nothing.examples == ()
+    assert nothing.counts == ()
