@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import cycle
+from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -112,8 +113,7 @@ def curves_figure(curves: Sequence[LearningCurve]) -> Drawing:
         if curve.final:
             training = [point.train_nll for point in curve.points]
             drawing.axes.plot(x, training, ":", color=colour, linewidth=1.6, label=f"{curve.label}, training")
-        for place, value in zip(x, values, strict=True):
-            drawing.tip(place, value, f"{label}, {place:.0f} %: {value:.4f}")
+        drawing.tip(x[-1], values[-1], f"{label}: {values[-1]:.4f}")
     drawing.axes.set_xlabel("share of its own steps, %")
     drawing.axes.set_ylim(*_without_the_start(curves))
     drawing.legend()
@@ -128,7 +128,7 @@ def gap_figure(points: Sequence[GapPoint]) -> Drawing:
     axes.bar(places - 0.2, [point.train for point in points], width=0.36, color=SOFT, label="training")
     axes.bar(places + 0.2, [p.validation for p in points], width=0.36, color=ACCENT, label="validation")
     top = max(max(point.train, point.validation) for point in points)
-    for place, point in zip(places, points, strict=True):
+    for place, point in enumerate(points):
         text = f"{point.gap:+.3f}" if len(points) < 8 else f"{point.gap:+.2f}"
         drawing.write(place, max(point.train, point.validation) + 0.02 * top, text, ha="center", va="bottom")
         drawing.tip(place, point.validation, f"rank {point.rank}: {point.train:.4f} / {point.validation:.4f}")
@@ -175,7 +175,7 @@ def packs_figure(packs: Sequence[PackSpan]) -> Drawing:
         drawing.axes.bar(starts, [e.trials for e in own], width=wide, align="edge", color=colour, label=stage)
     drawing.axes.set_xlim(0, packs[-1].ended / scale)
     drawing.axes.set_xlabel(f"{unit} since the start")
-    drawing.axes.yaxis.get_major_locator().set_params(integer=True)
+    drawing.axes.yaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
     drawing.legend()
     return drawing
 
@@ -230,7 +230,7 @@ def _bare(drawing: Drawing) -> None:
 def _shade(value: float, best: float, worst: float) -> float:
     """From .08 for the worst to .9 for the best."""
     share = (worst - min(value, worst)) / max(worst - best, 1e-12)
-    return 0.08 + 0.82 * share**1.5
+    return 0.08 + 0.82 * share * sqrt(share)
 
 
 def _without_the_start(curves: Sequence[LearningCurve]) -> tuple[float, float]:
