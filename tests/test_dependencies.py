@@ -32,7 +32,7 @@ def imported() -> set[str]:
 
 
 def test_what_is_imported_is_declared() -> None:
-    optional = {name for group in ("report", "gguf") for name in declared(group)}
+    optional = {name for group in ("report", "gguf", "nf4") for name in declared(group)}
     assert imported() - optional - WITH_TORCH - declared() == set()
     assert declared() - imported() == BY_OTHERS
 

@@ -176,9 +176,9 @@ def test_a_layer_more_adds_exactly_what_autograd_saves_for_it(dtype: torch.dtype
     assert measured[1] - measured[0] == predicted[1] - predicted[0]
 
 
-def on_cuda(pack: list[HyperParameters], **changes: Any) -> MemoryEstimate:
+def on_cuda(pack: list[HyperParameters], model: ModelProfile | None = None, **changes: Any) -> MemoryEstimate:
     facts: dict[str, Any] = {"max_length": 128, "micro_batch_tokens": 4096, "execution": ON_CUDA}
-    return estimate_pack(llama_8b(), pack, **facts | changes)
+    return estimate_pack(model or llama_8b(), pack, **facts | changes)
 
 
 def test_parts_add_up_and_grow_with_what_they_depend_on() -> None:
@@ -221,10 +221,14 @@ def test_four_bit_bases_hold_their_linear_layers_in_nf4() -> None:
     linear = sum(inputs * outputs for _, inputs, outputs in model.targets)
     rest = 2 * 128256 * 4096 + 65 * 4096
     assert linear + rest == model.parameters
-    assert weight_bytes(model, nf4=True) == round(linear * NF4_BYTES + 2 * rest)
-    packed, whole = on_cuda([trial(8, 4)], nf4=True), on_cuda([trial(8, 4)])
+    largest = 4096 * 14336
+    four_bit = replace(model, packed_parameters=linear, largest_packed=largest)
+    assert weight_bytes(four_bit) == round(linear * NF4_BYTES + 2 * rest)
+    assert weight_bytes(replace(four_bit, doubly_packed=False)) == round(linear * 4.5 / 8 + 2 * rest)
+    packed, whole = on_cuda([trial(8, 4)], four_bit), on_cuda([trial(8, 4)])
     assert packed.activations == whole.activations
-    assert packed.workspace - whole.workspace == 2 * 4096 * 14336  # a layer is unpacked to be used
+    # a layer is unpacked to be used, its scales before it
+    assert packed.workspace - whole.workspace == 2 * largest + 4 * largest / 64
 
 
 def test_micro_batches_bound_what_is_in_flight() -> None:

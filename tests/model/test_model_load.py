@@ -178,9 +178,12 @@ def no_model_type(folder: Path) -> None:
     (folder / "model.safetensors").touch()
 
 
-def quantised(folder: Path) -> None:
-    save_tiny_model(folder)
-    change_config(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+def quantised(**values: object) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        save_tiny_model(folder)
+        change_config(folder, quantization_config=values)
+
+    return make
 
 
 def adapter(folder: Path) -> None:
@@ -226,7 +229,11 @@ REFUSALS: list[tuple[Callable[[Path], None], str]] = [
     (unknown_architecture, "architecture llama99, unknown to transformers"),
     (remote_code, "needs code of its own .* never runs"),
     (no_model_type, "must name a model_type"),
-    (quantised, r"quantised \(bitsandbytes\), which is not supported yet"),
+    (quantised(quant_method="gptq", bits=4), r"in bitsandbytes' NF4, .* \(gptq\); give the unquantised"),
+    (quantised(quant_method="awq", bits=4), r"quantised otherwise \(awq\)"),
+    (quantised(quant_method="fp8"), r"quantised otherwise \(fp8\)"),
+    (quantised(quant_method="bitsandbytes", load_in_8bit=True), r"\(bitsandbytes, 8 bits\)"),
+    (quantised(quant_method="bitsandbytes", load_in_4bit=True), r"\(bitsandbytes, fp4\)"),
     (adapter, r"holds an adapter .* give its base model \(the/base\)"),
     (two_gguf_files, "must hold one .gguf file, found 2"),
     (broken_gguf, "cannot be read"),

@@ -13,14 +13,13 @@ from loratune.errors import InputError
 from loratune.maths.sizes import CAPACITY
 from loratune.maths.targets import check_rank, select_targets
 from loratune.model.device import DType, parse_memory, pick_device
+from loratune.model.nf4 import NF4
 from loratune.model.profile import profile_from_config
 from loratune.reporting.screen import Screen
 from loratune.reporting.terminal import print_memory
 from loratune.reporting.wording import count
 from loratune.values import ALL_LINEAR, HyperParameters
 
-NF4 = "nf4"
-"""A base in 4 bits: arithmetic only."""
 _SHARE_TOKENS: dict[Device, int] = {"cpu": 2048, "cuda": 16384}
 """Of a micro-batch where nothing is measured and memory allows."""
 
@@ -91,15 +90,17 @@ def estimate_memory(
         raise InputError(
             f"--trials must be 1 to {CAPACITY}, which is what one pack holds, got {trials}; change it."
         )
-    kinds = (*get_args(DType), NF4)
+    kinds = get_args(DType)
     if dtype not in kinds:
         raise InputError(f"--dtype must be one of {', '.join(kinds)}, got {dtype!r}; change --dtype.")
     trial = HyperParameters(
         r=rank, lora_alpha=2 * rank, learning_rate=1e-3, batch_size=batch_size, target_modules=target_modules
     )
     kind, available = _device(device, device_memory)
-    loaded = cast(DType, "bfloat16" if dtype == NF4 else dtype)
-    profile = profile_from_config(model, dtype=loaded)
+    packs = dtype == NF4
+    computing = ("bfloat16" if kind == "cuda" else "auto") if packs else dtype
+    where = "cpu" if kind == "cpu" else "auto"
+    profile = profile_from_config(model, dtype=cast(DType, computing), device=where, packs=packs)
     check_rank(select_targets(profile.targets, target_modules), rank)
     limits = Limits(
         model=profile,
@@ -107,7 +108,6 @@ def estimate_memory(
         micro_batch_tokens=max_length,
         device_bytes=available,
         execution=execution_of(kind),
-        nf4=dtype == NF4,
     )
     room = limits.largest_micro_batch([trial] * trials)
     limits = replace(limits, micro_batch_tokens=max(max_length, min(room, _SHARE_TOKENS[kind])))

@@ -14,9 +14,12 @@ MIB = 2**20
 FLOAT32 = 4
 OPTIMISER_VECTORS = 2
 """AdamW's moments, float32, beside weights and gradients."""
-NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+NF4_BLOCK = 64
+NF4_BYTES = 0.5 + 1 / NF4_BLOCK + FLOAT32 / (NF4_BLOCK * 256)
 """bitsandbytes' NF4 with double quantisation, per parameter: 4 bits; for every 64 parameters a scale of
 8 bits; for every 256 scales a float32 (QLoRA, Dettmers et al. 2023, section 3). 0.5159 in all."""
+NF4_PLAIN_SCALES_BYTES = 0.5 + FLOAT32 / NF4_BLOCK
+"""The same where scales are not quantised."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

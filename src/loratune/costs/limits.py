@@ -46,7 +46,6 @@ class Limits:
     correction: Correction = UNCORRECTED
     supervised: float = 1.0
     """Share of the tokens that are supervised."""
-    nf4: bool = False
 
     def estimate(self, pack: Sequence[HyperParameters], *, step_tokens: int | None = None) -> MemoryEstimate:
         """Predicted peak of a pack."""
@@ -59,7 +58,6 @@ class Limits:
             correction=self.correction,
             supervised=self.supervised,
             step_tokens=step_tokens,
-            nf4=self.nf4,
         )
 
     @property

@@ -15,7 +15,14 @@ from typing import Any, Literal
 
 from loratune.costs.activations import base_bytes_per_token
 from loratune.costs.correction import UNCORRECTED, Correction, Peak
-from loratune.costs.execution import FLOAT32, NF4_BYTES, OPTIMISER_VECTORS, Execution
+from loratune.costs.execution import (
+    FLOAT32,
+    NF4_BLOCK,
+    NF4_BYTES,
+    NF4_PLAIN_SCALES_BYTES,
+    OPTIMISER_VECTORS,
+    Execution,
+)
 from loratune.maths.sizes import line_tokens, recorded_tokens
 from loratune.maths.targets import select_targets
 from loratune.values import HyperParameters, ModelProfile
@@ -107,7 +114,6 @@ def estimate_pack(
     correction: Correction = UNCORRECTED,
     supervised: float = 1.0,
     step_tokens: int | None = None,
-    nf4: bool = False,
 ) -> MemoryEstimate:
     """Predicted peak of training `pack` together.
 
@@ -117,7 +123,6 @@ def estimate_pack(
             row always goes in). A larger batch means more micro-batches, not more memory.
         supervised: share of the tokens that are supervised; only their logits are computed.
         step_tokens: tokens of the largest step, where rows are known; else every row is as long as the longest.
-        nf4: whether the base's linear layers are held in 4 bits (arithmetic only: such bases do not load yet).
     """
     recorded = recorded_tokens(model.parameters) if execution.records else 0
     tokens = tokens_in_flight(pack, max_length, micro_batch_tokens, execution, step_tokens, recorded)
@@ -128,28 +133,30 @@ def estimate_pack(
     beyond = max(0.0, backward_bytes(model, pack, tokens, max_length, execution) - logits)
     slack = execution.allocator * (activations + logits + beyond)
     return MemoryEstimate(
-        weights=weight_bytes(model, nf4=nf4),
+        weights=weight_bytes(model),
         adapters=round(execution.adapter_bytes(model.bytes_per_parameter) * parameters),
         gradients=FLOAT32 * parameters,
         optimiser=OPTIMISER_VECTORS * FLOAT32 * parameters,
         activations=round(correction.scale * activations),
         logits=round(correction.scale * logits),
         backward=round(correction.scale * beyond),
-        workspace=execution.workspace + (_unpacked_layer(model) if nf4 else 0),
+        workspace=execution.workspace + unpacked_bytes(model),
         allocator=round(correction.scale * slack),
         runtime=execution.runtime + correction.fixed,
     )
 
 
-def weight_bytes(model: ModelProfile, *, nf4: bool = False) -> int:
-    """The base in its own type; with `nf4` its adaptable linear layers in 4 bits, all else in its own type."""
-    packed = sum(inputs * outputs for _, inputs, outputs in model.targets) if nf4 else 0
-    return round((model.parameters - packed) * model.bytes_per_parameter + packed * NF4_BYTES)
+def weight_bytes(model: ModelProfile) -> int:
+    """The base: layers in 4 bits with their scales, all else in its own type."""
+    packed = NF4_BYTES if model.doubly_packed else NF4_PLAIN_SCALES_BYTES
+    plain = model.parameters - model.packed_parameters
+    return round(plain * model.bytes_per_parameter + packed * model.packed_parameters)
 
 
-def _unpacked_layer(model: ModelProfile) -> int:
-    """A 4-bit layer is unpacked for each of its products."""
-    return round(max(inputs * outputs for _, inputs, outputs in model.targets) * model.bytes_per_parameter)
+def unpacked_bytes(model: ModelProfile) -> int:
+    """A layer in 4 bits is unpacked for each of its products, its scales before it; one lives at a time."""
+    scales = FLOAT32 / NF4_BLOCK if model.doubly_packed else 0
+    return round(model.largest_packed * (model.bytes_per_parameter + scales))
 
 
 def tokens_in_flight(

@@ -43,7 +43,8 @@ def choose_paths(base: BaseModel, *, longest: int, compiled: bool = True) -> Pat
     """
     low_rank = kernel_path(base.device, base.dtype)
     layers = (base.model.get_submodule(name) for name, _, _ in base.profile.targets)
-    if len({parameter.dtype for layer in layers for parameter in layer.parameters()}) > 1:
+    numbers = (parameter for layer in layers for parameter in layer.parameters())
+    if len({each.dtype for each in numbers if each.is_floating_point()}) > 1:  # those in 4 bits are packed
         low_rank = KernelPath(False, "layers of several types of numbers")
     rows = flat_path(base.model, longest=longest)
     works = compiled and low_rank.triton and rows.flat

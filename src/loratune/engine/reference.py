@@ -20,6 +20,7 @@ from loratune.engine.slot import MAX_GRADIENT_NORM, warmup_steps
 from loratune.lora.dropout import keep_mask, row_keys
 from loratune.lora.layout import Target
 from loratune.lora.peft_io import lora_config
+from loratune.model.nf4 import as_bitsandbytes_runs
 from loratune.model.quiet import quiet
 from loratune.values import Trial
 
@@ -114,7 +115,7 @@ def train_alone(
     """
     hyper_parameters = trial.hyper_parameters
     device = next(model.parameters()).device
-    with _peft(model, trial, targets) as wrapped:
+    with as_bitsandbytes_runs(model), _peft(model, trial, targets) as wrapped:
         wrapped.eval()
         masks = (
             _replace_dropout(wrapped, targets, hyper_parameters.lora_dropout)

@@ -75,7 +75,8 @@ class PackedAdapters:
 
     @property
     def _parameter(self) -> torch.Tensor:
-        return next(self.model.parameters())
+        """One that is not packed: where the model is, and what it computes in."""
+        return next(each for each in self.model.parameters() if each.is_floating_point())
 
     @contextmanager
     def attached(self) -> Iterator["PackedAdapters"]:

@@ -12,6 +12,7 @@ from transformers import (
 )
 
 from loratune.errors import ModelError
+from loratune.model.nf4 import check_quantisation
 from loratune.model.quiet import first_sentence, quiet
 from loratune.model.source import Source, read_json
 
@@ -31,8 +32,8 @@ _DEEPEST = 8
 def read_config(source: Source) -> PreTrainedConfig:
     """The configuration of a causal language model that LoRA can be trained on.
 
-    Raises `ModelError` for code of the model's own, unknown architectures, quantised checkpoints,
-    encoders and sequence-to-sequence models, and models with a recurrent state.
+    Raises `ModelError` for code of the model's own, unknown architectures, checkpoints
+    quantised otherwise than in NF4, encoders and sequence-to-sequence models, and models with a recurrent state.
     """
     if source.gguf is None:
         _check_raw(read_json(source.folder / "config.json"), source.name)
@@ -85,13 +86,7 @@ def _check_raw(values: dict[str, Any], name: str) -> None:
             f"{name} is of architecture {family}, unknown to transformers {transformers.__version__}; "
             f"upgrade transformers or choose another model."
         )
-    quantisation = values.get("quantization_config")
-    if quantisation:
-        method = quantisation.get("quant_method", "unknown") if isinstance(quantisation, dict) else "unknown"
-        raise ModelError(
-            f"the weights of {name} are quantised ({method}), which is not supported yet; "
-            f"give the unquantised checkpoint or a .gguf file."
-        )
+    check_quantisation(values, name)
 
 
 def _check_values(values: dict[str, Any], name: str, depth: int = 0) -> None:

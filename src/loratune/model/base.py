@@ -16,6 +16,7 @@ from transformers import (
 from loratune.errors import ModelError, ResourceError
 from loratune.model.architecture import read_config
 from loratune.model.device import DType, pick_device, resolve_dtype
+from loratune.model.nf4 import adopt_layers, check_packing, check_source, quantisation
 from loratune.model.profile import profile_of
 from loratune.model.quiet import first_sentence, quiet
 from loratune.model.source import Source, drop_copy, find_copy, keep_copy, locate
@@ -38,8 +39,14 @@ class BaseModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        dtype: torch.dtype = next(self.model.parameters()).dtype
+        """What is computed in."""
+        dtype: torch.dtype = next(p.dtype for p in self.model.parameters() if p.is_floating_point())
         return dtype
+
+    @property
+    def weight_format(self) -> str:
+        """How its linear layers are held: `plain`, or `nf4`."""
+        return self.profile.weight_format
 
 
 def load_model(
@@ -47,56 +54,62 @@ def load_model(
 ) -> BaseModel:
     """The frozen base model in eval mode, with its tokenizer (None where the folder holds none).
 
+    `dtype` `nf4` packs linear layers into 4 bits while they are read; a checkpoint in NF4 is so with `auto` too.
     `cache` is a folder that keeps .gguf weights unpacked as safetensors, so that later loads are fast.
     Raises `ModelError` for what cannot be used, `ResourceError` for a device that is absent or too small.
     """
     place = pick_device(device)
     kind = resolve_dtype(dtype, place)
     original = locate(name)
+    check_source(original, dtype)
     source = find_copy(original, cache, _label(kind))
     try:
-        model, tokenizer = _read(source, original, kind, cache)
+        model, tokenizer = _read(source, original, dtype, place, cache)
     except ModelError:
         if source is original or cache is None:
             raise
         drop_copy(original, cache, _label(kind))
         source = original
-        model, tokenizer = _read(source, original, kind, cache)
+        model, tokenizer = _read(source, original, dtype, place, cache)
     if source.gguf is not None and cache is not None:
         with quiet():
             keep_copy(source, cache, _label(kind), model)
     if tokenizer is not None:
         _check_vocabulary(model, tokenizer, name)
     _freeze(model)
-    profile = profile_of(model, name)
     try:
         model.to(place)
     except torch.OutOfMemoryError:
-        needed = profile.parameters * profile.bytes_per_parameter / 2**30
-        raise ResourceError(
-            f"the weights of {name} need {needed:.1f} GiB, more than {place} has free; "
-            f"use a larger device or --dtype bfloat16."
-        ) from None
+        raise _too_large(name, place, sum(each.nbytes for each in model.parameters())) from None
+    adopt_layers(model, kind, name)
     _check_numbers(model, name)
-    return BaseModel(model=model, tokenizer=tokenizer, profile=profile)
+    return BaseModel(model=model, tokenizer=tokenizer, profile=profile_of(model, name))
 
 
 def _read(
-    source: Source, original: Source, dtype: torch.dtype, cache: Path | None
+    source: Source, original: Source, dtype: DType, place: torch.device, cache: Path | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Configuration, tokenizer, weights: what is quickly read is checked first."""
     config = read_config(source)
+    packs = check_packing(original, config, dtype)
     tokenizer = open_tokenizer(original, cache) if original.has_tokenizer else None
-    return _load_weights(source, config, dtype), tokenizer
+    return _load_weights(source, config, resolve_dtype(dtype, place), place if packs else None), tokenizer
 
 
 def _label(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _load_weights(source: Source, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """Every tensor from the checkpoint: transformers would fill missing ones with random numbers."""
+def _load_weights(
+    source: Source, config: PreTrainedConfig, dtype: torch.dtype, packing: torch.device | None
+) -> PreTrainedModel:
+    """Every tensor from the checkpoint: transformers would fill missing ones with random numbers.
+
+    `packing`: where layers are packed into 4 bits one by one, so that the plain ones are never all in memory.
+    """
     options: dict[str, Any] = {**source.arguments, "config": config, "dtype": dtype}
+    if packing is not None:
+        options |= {"quantization_config": quantisation(config, dtype), "device_map": {"": packing}}
     if source.gguf is None:
         options["use_safetensors"] = True
     else:
@@ -106,6 +119,8 @@ def _load_weights(source: Source, config: PreTrainedConfig, dtype: torch.dtype) 
             model, report = AutoModelForCausalLM.from_pretrained(
                 source.folder, output_loading_info=True, **options
             )
+    except torch.OutOfMemoryError:
+        raise _too_large(source.name, packing) from None
     except MemoryError:
         raise ResourceError(
             f"the weights of {source.name} do not fit in memory; use a larger machine."
@@ -122,6 +137,14 @@ def _load_weights(source: Source, config: PreTrainedConfig, dtype: torch.dtype) 
             f"{missing[0]} first; download the model again."
         )
     return model
+
+
+def _too_large(name: str, place: torch.device | None, size: int | None = None) -> ResourceError:
+    needed = "" if size is None else f" {size / 2**30:.1f} GiB,"
+    return ResourceError(
+        f"the weights of {name} need{needed} more than {place} has free; use a larger device, or --dtype nf4, which "
+        "takes about a third of bfloat16's memory."
+    )
 
 
 def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:

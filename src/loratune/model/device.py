@@ -157,14 +157,17 @@ def parse_memory(text: str) -> int:
     return size
 
 
-DType = Literal["auto", "float32", "bfloat16", "float64"]
+DType = Literal["auto", "float32", "bfloat16", "float64", "nf4"]
 
 _NATIVE_BFLOAT16 = ("amx_bf16", "avx512_bf16")
 
 
 def resolve_dtype(dtype: DType, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 where the device multiplies it natively, float32 elsewhere."""
-    if dtype != "auto":
+    """What is computed in: `auto` is bfloat16 where the device multiplies it natively, float32 elsewhere.
+
+    Layers in 4 bits (`nf4`) are unpacked into what `auto` is.
+    """
+    if dtype not in ("auto", "nf4"):
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}[dtype]
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)

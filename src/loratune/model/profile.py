@@ -1,5 +1,7 @@
 """The shapes of a base model and the linear layers that LoRA can adapt, from it or from its configuration."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -9,6 +11,15 @@ from loratune.errors import ModelError
 from loratune.maths.targets import Shape
 from loratune.model.architecture import read_config
 from loratune.model.device import DType, pick_device, resolve_dtype
+from loratune.model.nf4 import (
+    NF4,
+    check_source,
+    is_doubly_packed,
+    is_packed,
+    layers_to_pack,
+    packed_layers,
+    weight_parameters,
+)
 from loratune.model.quiet import first_sentence, quiet
 from loratune.model.source import locate
 from loratune.values import ModelProfile
@@ -51,8 +62,8 @@ def expert_parameters(model: PreTrainedModel) -> int:
     if not is_mixture_of_experts(model):
         return 0
     return sum(
-        parameter.numel()
-        for name, parameter in model.named_parameters()
+        count
+        for name, count in weight_parameters(model).items()
         if any("expert" in part and "gate" not in part for part in name.lower().split(".")[:-1])
     )
 
@@ -65,14 +76,20 @@ def _shape(module: nn.Module) -> tuple[int, int]:
     return int(weight.shape[0]), int(weight.shape[1])
 
 
-def profile_of(model: PreTrainedModel, name: str) -> ModelProfile:
-    """Shapes of a model (its weights may be on the meta device) under the name that the user gave."""
+def profile_of(model: PreTrainedModel, name: str, packed: Sequence[str] | None = None) -> ModelProfile:
+    """Shapes of a model (its weights may be on the meta device) under the name that the user gave.
+
+    `packed`: layers that will be in 4 bits; None: those that are.
+    """
     text = model.config.get_text_config()
     head = model.get_output_embeddings()
     tables = [module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)]
     if head is not None:
         tables.append(head.weight)
     unique = {id(table): table for table in tables}
+    counts = weight_parameters(model)
+    in_four_bits = [counts[f"{path}.weight"] for path in (packed_layers(model) if packed is None else packed)]
+    plain = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
     return ModelProfile(
         name=name,
         family=text.model_type,
@@ -80,23 +97,31 @@ def profile_of(model: PreTrainedModel, name: str) -> ModelProfile:
         layers=text.num_hidden_layers,
         attention_heads=text.num_attention_heads,
         vocabulary=model.get_input_embeddings().weight.shape[0],
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=sum(counts.values()),
         embedding_parameters=sum(table.numel() for table in unique.values()),
         targets=adaptable_layers(model),
         intermediate_size=intermediate_size(text),
         experts_per_token=experts_per_token(text),
         expert_parameters=expert_parameters(model),
         norm_features=norm_features(model),
-        bytes_per_parameter=float(next(model.parameters()).element_size()),
+        bytes_per_parameter=float(plain.element_size()),
+        packed_parameters=sum(in_four_bits),
+        largest_packed=max(in_four_bits, default=0),
+        doubly_packed=is_doubly_packed(model.config),
     )
 
 
-def profile_from_config(name: str, *, dtype: DType = "auto", device: str = "auto") -> ModelProfile:
+def profile_from_config(
+    name: str, *, dtype: DType = "auto", device: str = "auto", packs: bool = False
+) -> ModelProfile:
     """The same from `config.json` (or a .gguf header) alone, in seconds and without memory for weights.
 
-    `dtype` and `device` say how the weights would be loaded. Raises `ModelError`.
+    `dtype` and `device` say how the weights would be loaded; `packs`: with linear layers in 4 bits, as `nf4` does,
+    and `dtype` what is computed in. Raises `ModelError`.
     """
-    config = read_config(locate(name, weights=False))
+    source = locate(name, weights=False)
+    check_source(source, NF4 if packs else dtype)
+    config = read_config(source)
     kind = resolve_dtype(dtype, pick_device(device))
     try:
         with quiet(), torch.device("meta"):
@@ -105,7 +130,8 @@ def profile_from_config(name: str, *, dtype: DType = "auto", device: str = "auto
         raise ModelError(
             f"{name} cannot be built from its configuration: {first_sentence(error)}; check config.json."
         ) from None
-    return profile_of(model, name)
+    packs = packs or dtype == NF4 or is_packed(config)
+    return profile_of(model, name, layers_to_pack(model) if packs else ())
 
 
 def intermediate_size(config: PreTrainedConfig) -> int:

@@ -184,7 +184,7 @@ def flat_path(model: PreTrainedModel, *, longest: int) -> FlatPath:
 
     One of them reaches past the model's attention window where rows of `longest` tokens do.
     """
-    parameter = next(model.parameters())
+    parameter = next(each for each in model.parameters() if each.is_floating_point())
     if parameter.device.type == "cuda" and parameter.dtype not in (torch.bfloat16, torch.float16):
         return FlatPath(False, f"no kernel for {str(parameter.dtype).removeprefix('torch.')}")
     if (

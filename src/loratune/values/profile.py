@@ -209,6 +209,18 @@ class ModelProfile:
     norm_features: int = 0
     """Features per token that normalisation layers see, all of them together."""
     bytes_per_parameter: float = 2.0
+    """Of those that are not packed, and of what is computed in."""
+    packed_parameters: int = 0
+    """Of all, those of layers that are held in 4 bits (NF4)."""
+    largest_packed: int = 0
+    """Parameters of the largest such layer."""
+    doubly_packed: bool = True
+    """Whether the scales of 4-bit layers are quantised too."""
+
+    @property
+    def weight_format(self) -> str:
+        """`nf4` where linear layers are held in 4 bits, else `plain`."""
+        return "nf4" if self.packed_parameters else "plain"
 
     @property
     def parameters_per_rank(self) -> int:
