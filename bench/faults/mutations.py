@@ -25,8 +25,9 @@ from loratune.model.tokenizer import load_tokenizer
 from loratune.reporting.result import load_result
 from loratune.study.ledger import LedgerError, read_ledger, write_entry
 from loratune.study.record import Study
+from loratune.tuning.configuration import read_options
 from loratune.tuning.experience import gather, task_of_study
-from loratune.tuning.options import PriorOptions, TuneOptions, read_toml
+from loratune.tuning.options import PriorOptions, TuneOptions
 
 _TEXTS = (
     b"0",
@@ -82,7 +83,7 @@ def readers(folder: Path) -> dict[Path, Callable[[], object]]:
 
     def toml() -> None:
         TuneOptions(
-            **{"model": "m", "data": "d"} | read_toml(run / "loratune.toml")
+            **{"model": "m", "data": "d"} | read_options(run / "loratune.toml")
         )  # the command line asks for them
 
     weights = partial(load_model, model, dtype="float32", device="cpu")

@@ -17,7 +17,8 @@ from typing import Any
 from place import Hang, keep, limited
 
 from loratune.errors import LoratuneError
-from loratune.tuning.options import TrainOptions, TuneOptions, keyword_options, read_toml, to_toml
+from loratune.tuning.configuration import read_options, to_toml
+from loratune.tuning.options import TrainOptions, TuneOptions, keyword_options
 
 _VALUES: tuple[Any, ...] = (
     *(
@@ -95,7 +96,7 @@ def main() -> None:
                     options = kind(**keyword_options(values))
                     if isinstance(options, TuneOptions):
                         file.write_text(to_toml(options), encoding="utf-8")
-                        again = TuneOptions(**read_toml(file))
+                        again = TuneOptions(**read_options(file))
                         found["accepted" if again == options or options.storage else "not repeated"] += 1
                     else:
                         found["accepted"] += 1

@@ -9,13 +9,12 @@ import pytest
 
 from loratune.cli.main import main
 from loratune.errors import DataError, InputError
+from loratune.tuning.configuration import read_options, to_toml
 from loratune.tuning.options import (
     SearchOptions,
     TrainOptions,
     TuneOptions,
     keyword_options,
-    read_toml,
-    to_toml,
 )
 from loratune.values import default_recipe
 
@@ -83,7 +82,7 @@ def test_secrets_are_not_written_down(tmp_path: Path, url: str) -> None:
     assert "s3cret" not in text
     file = tmp_path / "loratune.toml"
     file.write_text(text)
-    assert "storage" not in read_toml(file)
+    assert "storage" not in read_options(file)
 
 
 @pytest.mark.parametrize("odd", ["{a}\n'\"ü", "🐈 \x7f\x1b\x85\u2028", "a\\b\tc"])
@@ -99,7 +98,7 @@ def test_the_file_repeats_the_options(tmp_path: Path, odd: str) -> None:
     )
     file = tmp_path / "loratune.toml"
     file.write_text(to_toml(options))
-    assert TuneOptions(**read_toml(file)) == options
+    assert TuneOptions(**read_options(file)) == options
 
 
 NOT_TO_BE_READ = {
@@ -119,7 +118,7 @@ def test_a_file_that_is_no_toml_is_one_sentence(tmp_path: Path, case: str) -> No
     else:
         file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError, match="--config must be a readable TOML file"):
-        read_toml(file)
+        read_options(file)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ from loratune.errors import OutputError
 from loratune.reporting.result import TuneResult
 from loratune.runners.local import LocalRunner
 from loratune.study.record import Study
-from loratune.tuning.options import TuneOptions, keyword_options, read_toml
+from loratune.tuning.configuration import read_options
+from loratune.tuning.options import TuneOptions, keyword_options
 from loratune.tuning.resumption import model_digest, resume_command
 from loratune.values import Stage
 from loratune.values.events import Event, Tell, TrialEnded, nobody
@@ -101,7 +102,7 @@ def test_a_study_elsewhere(done: TuneResult, place: Place, elsewhere: str) -> No
     names = {path.name for path in done.directory.iterdir()}
     assert names >= {"adapter", "result.json", "loratune.toml", "trials"}
     assert "study.db" not in names
-    assert read_toml(done.directory / "loratune.toml")["storage"] == elsewhere
+    assert read_options(done.directory / "loratune.toml")["storage"] == elsewhere
     (done.directory / "report.html").unlink()
     assert loratune.report(done.directory).exists()
     assert place.tune(done.directory, resume=True, storage=elsewhere).recommended == done.recommended
@@ -196,7 +197,7 @@ def test_a_complete_run_goes_on_with_another_budget(copy: Path, place: Place) ->
     study = Study.load(copy)
     assert study.get_fact("calibration") == calibration
     assert study.get_fact("budget")["runs"] == 14.0
-    assert read_toml(copy / "loratune.toml")["budget"] == "14x"
+    assert read_options(copy / "loratune.toml")["budget"] == "14x"
     complete = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
     place.tune(copy, resume=True, budget="14x")
     assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")} == complete
@@ -289,7 +290,7 @@ def test_interrupted_by_the_user(place: Place, here: TuneResult, tmp_path: Path)
     assert "Traceback" not in said
     kept = searched(out)
     assert kept
-    again = loratune.tune(**{**read_toml(out / "loratune.toml"), "resume": True})
+    again = loratune.tune(**{**read_options(out / "loratune.toml"), "resume": True})
     assert kept.items() <= searched(out).items()
     assert again.recommended == here.recommended
 

@@ -28,7 +28,8 @@ from loratune.reporting.result import TuneResult
 from loratune.runners.local import LocalRunner
 from loratune.study.events import read_events
 from loratune.study.record import Study
-from loratune.tuning.options import TuneOptions, read_toml
+from loratune.tuning.configuration import read_options
+from loratune.tuning.options import TuneOptions
 from loratune.tuning.timeline import PARTS
 from loratune.tuning.workbench import open_workbench
 from loratune.values import Stage
@@ -222,7 +223,7 @@ def test_same_seed_same_decisions(done: TuneResult, place: Place, tmp_path: Path
 
 
 def test_toml_repeats_the_run(done: TuneResult, place: Place) -> None:
-    options = TuneOptions(**read_toml(done.directory / "loratune.toml"))
+    options = TuneOptions(**read_options(done.directory / "loratune.toml"))
     assert options.model == str(place.model)
     assert options.ranks == (2, 8)
     assert not options.resume

@@ -11,7 +11,7 @@ from loratune.reporting.facts import RunFacts, from_stored
 from loratune.reporting.screen import Screen
 from loratune.reporting.terminal import print_summary
 from loratune.study.record import Study
-from loratune.tuning.options import storage_of
+from loratune.tuning.configuration import storage_of
 from loratune.tuning.outcome import write_report
 from loratune.values.events import Event, Note, nobody
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Annotated, Any
@@ -10,16 +10,14 @@ from typing import Annotated, Any
 import typer
 
 from loratune import __version__
-from loratune.cli.generate import options_of
-from loratune.errors import InputError, printable
+from loratune.cli.generate import Command, options_of
+from loratune.cli.given import merged
 from loratune.files.paths import user_path
-from loratune.metrics.names import is_address
-from loratune.tuning.options import RecommendOptions, SearchOptions, TrainOptions, TuneOptions, read_toml
+from loratune.tuning.options import RecommendOptions, SearchOptions, TrainOptions, TuneOptions
 
 app = typer.Typer(
     name="loratune",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="Finds the LoRA hyper-parameters for your base model and your data, proves the choice, and hands over "
@@ -48,7 +46,10 @@ JsonLines = Annotated[
 ]
 Config = Annotated[
     Path | None,
-    typer.Option("--config", help="A loratune.toml with options; those of the command line go before it."),
+    typer.Option(
+        "--config",
+        help="A loratune.toml (or .yaml) with options; those of the command line go before it.",
+    ),
 ]
 
 FromConfig = Annotated[
@@ -84,49 +85,19 @@ def start(
 
 
 _FROM_FILE = frozenset({"model", "data"})
+"""Options that a file may give."""
+command = partial(app.command, cls=Command)
 
 
-def _merged(
-    cls: type[Any], values: dict[str, Any], config: Path | None, from_config: Path | None = None
-) -> Any:
-    """Options of another trainer's file, of ours over them, of the command line over both.
-
-    `model` and `data` must come from one of them.
-    """
-    kept = read_toml(user_path(config)) if config else {}
-    if (
-        is_address(str(kept.get("metric", "")))
-        and "metric" not in values
-        and "metric" in cls.__dataclass_fields__
-    ):
-        raise InputError(
-            f"{printable(str(config))} names code, the metric {kept['metric']}, which is only run where you name it "
-            f"too; add --metric {kept['metric']}."
-        )
-    merged = _incoming(from_config) | kept | values
-    names = set(cls.__dataclass_fields__)
-    for name in _FROM_FILE:
-        if name not in merged:
-            raise typer.BadParameter(f"--{name} is required; give it, or a --config that has it.")
-    return cls(**{name: value for name, value in merged.items() if name in names})
-
-
-def _incoming(path: Path | None) -> dict[str, Any]:
-    """Options of another trainer's file; what they are is told on stderr."""
-    if path is None:
-        return {}
-    from loratune.export.incoming import options_from
-
-    found = options_from(user_path(path))
-    print(printable(found.sentence), file=sys.stderr)
-    return dict(found.options)
-
-
-@app.command()
+@command()
 @options_of(TuneOptions, optional=_FROM_FILE)
 def tune(
     *,
     values: dict[str, Any],
+    directory: Annotated[
+        Path | None,
+        typer.Argument(help="Run directory that --resume goes on with: all options are taken from it."),
+    ] = None,
     config: Config = None,
     from_config: FromConfig = None,
     json: Json = False,
@@ -136,18 +107,18 @@ def tune(
 
     Prints the plan first, then progress, then the recommendation. The run directory receives `adapter/`
     (PEFT's format), `result.json`, `report.html`, `study.db` (Optuna) and `loratune.toml`. Interrupt it at
-    any time and go on with `--resume`.
+    any time and go on with `--resume`, which needs nothing but the directory.
 
     Example: `loratune tune --model HuggingFaceTB/SmolLM2-135M-Instruct --data train.jsonl --budget 30m`
     """
     started = monotonic()  # loading torch takes seconds of a budget in time, too
     from loratune.app.tune import tune_command
 
-    options = _merged(TuneOptions, values, config, from_config)
+    options = merged(TuneOptions, values, config=config, from_config=from_config, directory=directory)
     raise typer.Exit(tune_command(options, as_json=json, json_lines=json_lines, started=started))
 
 
-@app.command()
+@command()
 @options_of(SearchOptions, optional=_FROM_FILE)
 def plan(
     *,
@@ -161,20 +132,20 @@ def plan(
     started = monotonic()
     from loratune.app.plan import plan_command
 
-    options = _merged(SearchOptions, values, config, from_config)
+    options = merged(SearchOptions, values, config=config, from_config=from_config)
     plan_command(options, as_json=json, json_lines=json_lines, started=started)
 
 
-@app.command()
-@options_of(RecommendOptions)
-def recommend(*, values: dict[str, Any], json: Json = False) -> None:
+@command()
+@options_of(RecommendOptions, optional=_FROM_FILE)
+def recommend(*, values: dict[str, Any], config: Config = None, json: Json = False) -> None:
     """The prior in seconds: what data and model suggest before anything is trained, with its uncertainty."""
     from loratune.app.recommend import recommend_command
 
-    recommend_command(RecommendOptions(**values), as_json=json)
+    recommend_command(merged(RecommendOptions, values, config=config), as_json=json)
 
 
-@app.command()
+@command()
 def ledger(json: Json = False) -> None:
     """Your finished studies, from which `tune` and `recommend` learn; $LORATUNE_LEDGER moves the file."""
     from loratune.app.ledger import ledger_command
@@ -182,16 +153,18 @@ def ledger(json: Json = False) -> None:
     ledger_command(as_json=json)
 
 
-@app.command()
-@options_of(TrainOptions)
-def train(*, values: dict[str, Any], json: Json = False, json_lines: JsonLines = False) -> None:
+@command()
+@options_of(TrainOptions, optional=_FROM_FILE)
+def train(
+    *, values: dict[str, Any], config: Config = None, json: Json = False, json_lines: JsonLines = False
+) -> None:
     """One adapter with given hyper-parameters and early stopping on the validation NLL."""
     from loratune.app.train import train_command
 
-    train_command(TrainOptions(**values), as_json=json, json_lines=json_lines)
+    train_command(merged(TrainOptions, values, config=config), as_json=json, json_lines=json_lines)
 
 
-@app.command()
+@command()
 def memory(
     model: Annotated[str, typer.Option(help="Model folder, config.json, .gguf file or hub name.")],
     rank: Annotated[int, typer.Option(help="LoRA rank of every trial.")] = 16,
@@ -227,7 +200,7 @@ def memory(
     )
 
 
-@app.command()
+@command()
 def report(
     directory: Annotated[Path, typer.Argument(help="A run directory of tune.")],
     storage: Annotated[
@@ -244,7 +217,7 @@ RunDirectory = Annotated[Path, typer.Argument(help="A run directory of tune or t
 Base = Annotated[str | None, typer.Option("--model", help="The base model, where it has moved since.")]
 
 
-@app.command()
+@command()
 def generate(
     directory: RunDirectory,
     text: Annotated[
@@ -261,7 +234,7 @@ def generate(
     generate_command(directory, text, max_new_tokens=max_new_tokens, model=model, device=device, as_json=json)
 
 
-@app.command()
+@command()
 def merge(
     directory: RunDirectory,
     out: Annotated[Path, typer.Option(help="Folder for the merged model; new or empty.")],
@@ -274,7 +247,7 @@ def merge(
     merge_command(directory, out, model=model, device=device)
 
 
-@app.command()
+@command()
 def export(
     directory: RunDirectory,
     to: Annotated[str, typer.Option(help="peft, transformers, trl, axolotl, llamafactory, unsloth or mlx.")],
@@ -293,7 +266,7 @@ def export(
     export_command(directory, to=to, out=out, model=model, as_json=json)
 
 
-@app.command()
+@command()
 def selfcheck(
     model: Annotated[str, typer.Option(help="Base model: a folder, a .gguf file, or a hub name.")],
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float64.")] = "float32",
@@ -307,7 +280,7 @@ def selfcheck(
     raise typer.Exit(selfcheck_command(model=model, dtype=dtype, device=device, steps=steps, as_json=json))
 
 
-@app.command()
+@command()
 def doctor(json: Json = False) -> None:
     """Versions, device, memory and processor features that matter here."""
     from loratune.app.doctor import doctor_command
@@ -315,7 +288,7 @@ def doctor(json: Json = False) -> None:
     doctor_command(as_json=json)
 
 
-@app.command()
+@command()
 def demo(
     out: Annotated[str, typer.Option(help="Run directory.")] = "runs/demo",
     fresh: Annotated[bool, typer.Option(help="Delete an earlier demo first.", metavar="")] = True,

@@ -8,6 +8,7 @@ from dataclasses import MISSING, fields
 from typing import Annotated, Any, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
 from loratune.errors import InputError
 
@@ -20,6 +21,25 @@ _LISTS: dict[Any, tuple[Callable[[str], Any], str, str]] = {
 
 _PANELS = ("Data", "Model and device", "Hyper-parameters", "Search", "Output")
 """Their order in `--help`."""
+
+
+class Command(TyperCommand):
+    """A command that names all that is missing at once."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As click's. Raises `InputError` where several options or arguments are missing."""
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            if type(error).__name__ != "MissingParameter":
+                raise
+            found, *_ = self.make_parser(ctx).parse_args(args=given)
+            missing = [each for each in self.get_params(ctx) if each.required and not found.get(each.name)]
+            if len(missing) < 2:
+                raise
+        names = [each.opts[0] if each.opts[0].startswith("-") else str(each.name).upper() for each in missing]
+        raise InputError(f"{' and '.join(names)} are required; see {ctx.command_path} --help.")
 
 
 def _flag(name: str) -> str:

@@ -257,14 +257,17 @@ def _occupied(directory: Path) -> OutputError:
 def _changed(directory: Path, found: Any, wanted: Any) -> OutputError:
     return OutputError(
         f"--resume needs the options, data and model that {directory} was started with, but "
-        f"{_difference(found, wanted)}; restore them, or choose another --out."
+        f"{', '.join(_differences(found, wanted))}; restore them, or choose another --out."
     )
 
 
-def _difference(found: Any, wanted: Any, path: str = "") -> str:
-    """The first key at which two JSON values differ, with both values."""
+def _differences(found: Any, wanted: Any, path: str = "") -> list[str]:
+    """Every key at which two JSON values differ, with both values."""
     if isinstance(found, dict) and isinstance(wanted, dict):
-        for name in sorted(found.keys() | wanted.keys()):
-            if found.get(name) != wanted.get(name):
-                return _difference(found.get(name), wanted.get(name), f"{path}.{name}" if path else name)
-    return f"{path} was {found!r} and is now {wanted!r}"
+        return [
+            told
+            for name in sorted(found.keys() | wanted.keys())
+            if found.get(name) != wanted.get(name)
+            for told in _differences(found.get(name), wanted.get(name), f"{path}.{name}" if path else name)
+        ]
+    return [f"{path} was {found!r} and is now {wanted!r}"]

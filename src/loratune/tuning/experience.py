@@ -22,7 +22,8 @@ from loratune.maths.learned import learn_rank, learn_rate, measured_tasks
 from loratune.maths.prior import task_of
 from loratune.study.ledger import LedgerError, ledger_path, read_ledger, write_entry
 from loratune.study.record import Study
-from loratune.tuning.options import CommonOptions, PriorOptions, SearchOptions, storage_of
+from loratune.tuning.configuration import storage_of
+from loratune.tuning.options import CommonOptions, PriorOptions, SearchOptions
 from loratune.tuning.workbench import Workbench
 from loratune.values import Decision, Optimum, StudiedTask, TrialResult
 

@@ -6,10 +6,9 @@ build the same frozen dataclass, and `loratune.toml` repeats it.
 
 from __future__ import annotations
 
-import tomllib
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
-from json import dumps
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
+from reprlib import Repr
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -255,73 +254,11 @@ def _check_metric(name: str) -> None:
         named(name)
 
 
-def hides_storage(options: TuneOptions) -> bool:
-    """Whether the storage URL must be given again, as it has a password or a query and is not written down."""
-    from loratune.study.secrets import has_secrets  # imports SQLAlchemy, which --help need not wait for
-
-    return options.storage is not None and has_secrets(options.storage)
-
-
-def to_toml(options: TuneOptions) -> str:
-    """`loratune.toml`: the options as top-level keys.
-
-    Unset options are left out, and so is a storage URL with secrets in it.
-    """
-    secret = hides_storage(options)
-    lines = [
-        f"{name} = {_toml(value)}"
-        for name, value in asdict(options).items()
-        if value is not None and not (secret and name == "storage")
-    ]
-    return (
-        "\n".join(["# Repeats this run: loratune tune --config loratune.toml --out elsewhere", *lines]) + "\n"
-    )
-
-
-def _toml(value: Any) -> str:
-    """As JSON, but for what TOML writes otherwise: infinity, NaN, the delete character, characters beyond 16 bits."""
-    if isinstance(value, tuple | list):
-        return f"[{', '.join(map(_toml, value))}]"
-    if isinstance(value, float):
-        return repr(value)
-    return dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Options from a file that `to_toml` wrote; unknown keys are errors."""
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(
-            f"--config must be a readable TOML file, but {str(path)!r} is not ({reason}); "
-            "give the loratune.toml of a run directory."
-        ) from None
-    known = {each.name for each in fields(TuneOptions)}
-    if unknown := sorted(set(values) - known):
-        raise InputError(
-            f"{str(path)!r} has options that tune does not know: {', '.join(map(repr, unknown))}; "
-            f"known are {', '.join(sorted(known))}."
-        )
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-
-
-def storage_of(directory: Path) -> str | None:
-    """The storage that a run directory's `loratune.toml` names; None where its study is in the directory itself.
-
-    Raises `InputError` where only the file could say, and cannot be read.
-    """
-    file = directory / "loratune.toml"
-    if (directory / "study.db").is_file() or not file.exists():
-        return None
-    storage = read_toml(file).get("storage")
-    if not isinstance(storage, str | None):
-        raise InputError(f"storage in {str(file)!r} must be text, got {storage!r}; name it by --storage URL.")
-    return storage
-
-
 _TYPES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "unset"}
 _LISTS = {str: "a list of names", int: "a list of whole numbers", float: "a list of numbers"}
+_SHOWN = Repr()
+_SHOWN.maxlevel, _SHOWN.maxstring, _SHOWN.maxother = 2, 80, 80
+"""Of a value in a message: a file may hold lists of lists of lists."""
 
 
 def _check_types(options: CommonOptions) -> None:
@@ -333,7 +270,7 @@ def _check_types(options: CommonOptions) -> None:
             _check_size(flag, each)
         if not _is_of(value, hint):
             plain = list(value) if isinstance(value, tuple) else value
-            raise InputError(f"{flag} must be {_in_words(hint)}, got {plain!r}; change {name}.")
+            raise InputError(f"{flag} must be {_in_words(hint)}, got {_SHOWN.repr(plain)}; change {name}.")
 
 
 def _check_size(flag: str, value: Any) -> None:

@@ -22,10 +22,12 @@ from loratune.model.source import locate
 from loratune.study.database import FILE
 from loratune.study.record import Study
 from loratune.study.secrets import masked
+from loratune.tuning.configuration import FILE as TOML
+from loratune.tuning.configuration import hides_storage, to_toml
 from loratune.tuning.experience import Corrections, correct, gather, study_key, task_at_hand
 from loratune.tuning.forecast import Forecast, budget_values, forecast
 from loratune.tuning.noise import first_forecast
-from loratune.tuning.options import TuneOptions, hides_storage, to_toml
+from loratune.tuning.options import TuneOptions
 from loratune.tuning.workbench import Workbench, check_out, search_context
 from loratune.values import Pace
 from loratune.values.events import Note, Phase, PhaseBegan, Tell
@@ -102,7 +104,7 @@ def _ends(path: Path) -> bytes:
         return start + file.read(_SAMPLE)
 
 
-_TOML, _RESULT = "loratune.toml", "result.json"
+_RESULT = "result.json"
 CUT, SECONDS, PEAK, CLOCK_START = "cut", "seconds", "peak_bytes", "clock_start"
 _BUDGET, _CORRECTIONS = "budget", "corrections"
 
@@ -204,7 +206,7 @@ def begin(study: Study, options: TuneOptions, priced: Forecast) -> None:
         study.put_fact(_CORRECTIONS, priced.corrections.to_dict())
     if _planned(study, options) is None:
         study.put_fact(_BUDGET, budget_values(options.budget, priced))
-    write_atomically(options.directory / _TOML, to_toml(replace(options, resume=False)))
+    write_atomically(options.directory / TOML, to_toml(replace(options, resume=False)))
 
 
 def predicted_seconds(study: Study, options: TuneOptions, priced: Forecast) -> float:
@@ -239,7 +241,7 @@ def resume_command(options: TuneOptions) -> str:
     """What the user types to go on; a metric of their own, as code is only run where they name it; a storage URL that
     the file does not hold, its secrets masked.
     """
-    command = f"loratune tune --config {quote(str(options.directory / _TOML))} --resume"
+    command = f"loratune tune --config {quote(str(options.directory / TOML))} --resume"
     if is_address(options.metric):
         command += f" --metric {options.metric}"
     if options.storage is None or not hides_storage(options):

@@ -1,0 +1,105 @@
+"""What a command was given: options of the command line over those of files."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from loratune.errors import InputError, printable
+from loratune.files.paths import user_path
+from loratune.metrics.names import is_address
+from loratune.tuning.configuration import FILE, kept_options, read_options
+from loratune.tuning.options import CommonOptions, TrainOptions, TuneOptions
+
+Options = TypeVar("Options", bound=CommonOptions)
+
+
+def merged(
+    cls: type[Options],
+    values: Mapping[str, Any],
+    *,
+    config: Path | None = None,
+    from_config: Path | None = None,
+    directory: Path | None = None,
+) -> Options:
+    """Another trainer's file, ours over it, the command line over both; on `--resume` below all what the run kept.
+
+    Args:
+        directory: a run directory named beside the options, which only `--resume` takes.
+
+    Raises `InputError` where options are missing, all of them named, or where a file cannot be taken.
+    """
+    file = _checked(config, values, cls)
+    given = _incoming(from_config) | file | dict(values)
+    if directory is not None or given.get("resume"):
+        given = _resumed(given, directory)
+    known = {each.name for each in fields(cls)}
+    missing = [each.name for each in fields(cls) if each.default is MISSING and each.name not in given]
+    if missing:
+        raise _missing(missing, given)
+    return cls(**{name: value for name, value in given.items() if name in known})
+
+
+def _checked(path: Path | None, values: Mapping[str, Any], cls: type[CommonOptions]) -> dict[str, Any]:
+    """Options of `--config`; a metric in it that is code must be named by the user too."""
+    if path is None:
+        return {}
+    found = read_options(user_path(path), cls if cls is TrainOptions else TuneOptions)
+    if "metric" in {each.name for each in fields(cls)}:
+        _check_metric(found, values, path)
+    return found
+
+
+def _check_metric(found: Mapping[str, Any], values: Mapping[str, Any], path: Path) -> None:
+    if is_address(str(found.get("metric", ""))) and "metric" not in values:
+        raise InputError(
+            f"{printable(str(path))} names code, the metric {found['metric']}, which is only run where you name it "
+            f"too; add --metric {found['metric']}."
+        )
+
+
+def _resumed(given: dict[str, Any], directory: Path | None) -> dict[str, Any]:
+    """With everything that the run directory has of the run; where options contradict it, its study refuses them."""
+    out = given.get("out")
+    if directory is not None:
+        if not given.get("resume"):
+            raise InputError(
+                f"A run directory beside the options is what --resume goes on with, got {str(directory)!r} without "
+                "it; add --resume, or name a new directory by --out."
+            )
+        if out is not None and user_path(out).resolve() != user_path(directory).resolve():
+            raise InputError(
+                f"--resume must go on with one directory, got {str(directory)!r} and --out {out!r}; give one of them."
+            )
+        out = str(directory)
+    out = TuneOptions.__dataclass_fields__["out"].default if out is None else out
+    kept = kept_options(user_path(out))
+    _check_metric(kept, given, user_path(out) / FILE)
+    return {**kept, **given, "out": out}
+
+
+def _missing(names: list[str], given: Mapping[str, Any]) -> InputError:
+    flags = " and ".join(f"--{name.replace('_', '-')}" for name in names)
+    verb = "is" if len(names) == 1 else "are"
+    if given.get("resume"):
+        return InputError(
+            f"{flags} {verb} required, as {given['out']!r} holds no {FILE} to take {'it' if verb == 'is' else 'them'} "
+            "from; give the directory of a run, or the options that it was started with."
+        )
+    return InputError(
+        f"{flags} {verb} required; give {'it' if verb == 'is' else 'them'}, or a --config that does."
+    )
+
+
+def _incoming(path: Path | None) -> dict[str, Any]:
+    """Options of another trainer's file; what they are is told on stderr."""
+    if path is None:
+        return {}
+    from loratune.export.incoming import options_from
+
+    found = options_from(user_path(path))
+    print(printable(found.sentence), file=sys.stderr)
+    return dict(found.options)

@@ -1,0 +1,131 @@
+"""Options in files: the `loratune.toml` that repeats a run, and TOML or YAML that the user wrote.
+
+A file holds options of one command as top-level keys, under the names that they have in Python.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable
+from dataclasses import asdict, fields
+from difflib import get_close_matches
+from json import dumps
+from pathlib import Path
+from typing import Any
+
+from loratune.errors import InputError
+from loratune.tuning.options import CommonOptions, TuneOptions
+
+FILE = "loratune.toml"
+"""In a run directory."""
+_YAML = (".yaml", ".yml")
+
+
+def hides_storage(options: TuneOptions) -> bool:
+    """Whether the storage URL must be given again, as it has a password or a query and is not written down."""
+    from loratune.study.secrets import has_secrets  # imports SQLAlchemy, which --help need not wait for
+
+    return options.storage is not None and has_secrets(options.storage)
+
+
+def to_toml(options: TuneOptions) -> str:
+    """`loratune.toml`: the options as top-level keys.
+
+    Unset options are left out, and so is a storage URL with secrets in it.
+    """
+    secret = hides_storage(options)
+    lines = [
+        f"{name} = {toml_value(value)}"
+        for name, value in asdict(options).items()
+        if value is not None and not (secret and name == "storage")
+    ]
+    return (
+        "\n".join(["# Repeats this run: loratune tune --config loratune.toml --out elsewhere", *lines]) + "\n"
+    )
+
+
+def toml_value(value: Any) -> str:
+    """As JSON, but for what TOML writes otherwise: infinity, NaN, the delete character, characters beyond 16 bits."""
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(toml_value, value))}]"
+    if isinstance(value, float):
+        return repr(value)
+    return dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def read_options(path: Path, kind: type[CommonOptions] = TuneOptions) -> dict[str, Any]:
+    """Options of one command from a TOML or (by its name) YAML file; lists as tuples, keys without a value left out.
+
+    Raises `InputError` for a file that cannot be read, and for unknown keys with the option that they resemble.
+    """
+    values = _read(path)
+    known = {each.name for each in fields(kind)}
+    if unknown := sorted(set(values) - known):
+        raise InputError(
+            f"{str(path)!r} must hold options of {_command(kind)}, got {nearest(unknown, known)}; "
+            f"known are {', '.join(sorted(known))}."
+        )
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def nearest(unknown: Iterable[str], known: Iterable[str]) -> str:
+    """`'rank' (did you mean ranks?)`: each unknown name with the one that it resembles, if any."""
+    known = list(known)
+    told = []
+    for name in unknown:
+        alike = get_close_matches(name.lower().replace("-", "_"), known, n=1)
+        told.append(repr(name) + (f" (did you mean {alike[0]}?)" if alike else ""))
+    return ", ".join(told)
+
+
+def _command(kind: type[CommonOptions]) -> str:
+    return kind.__name__.removesuffix("Options").lower()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    yaml = path.suffix.lower() in _YAML
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = _yaml(text) if yaml else tomllib.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise InputError(
+            f"--config must be a readable {'YAML' if yaml else 'TOML'} file, but {str(path)!r} is not ({reason}); "
+            "give the loratune.toml of a run directory, or what `loratune init` writes."
+        ) from None
+    return values
+
+
+def _yaml(text: str) -> dict[str, Any]:
+    from loratune.files.read_yaml import parse_yaml  # PyYAML, which few commands need
+
+    values = parse_yaml(text)
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError("its top level is no mapping of options to values")
+    return {str(name): value for name, value in values.items()}
+
+
+def kept_options(directory: Path) -> dict[str, Any]:
+    """What a run directory has of the options of its run; nothing where it has no file of them."""
+    file = directory / FILE
+    return read_options(file) if file.exists() else {}
+
+
+def storage_of(directory: Path) -> str | None:
+    """The storage that a run directory's `loratune.toml` names; None where its study is in the directory itself.
+
+    Raises `InputError` where only the file could say, and cannot be read.
+    """
+    file = directory / FILE
+    if (directory / "study.db").is_file() or not file.exists():
+        return None
+    storage = kept_options(directory).get("storage")
+    if not isinstance(storage, str | None):
+        raise InputError(f"storage in {str(file)!r} must be text, got {storage!r}; name it by --storage URL.")
+    return storage
