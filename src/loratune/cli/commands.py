@@ -1,4 +1,4 @@
-"""The commands: each parses its options and calls one function of `loratune.app`."""
+"""The commands: each parses its options and calls one function of `loratune.app`, which is loaded when all is given."""
 
 from __future__ import annotations
 
@@ -112,9 +112,9 @@ def tune(
     Example: `loratune tune --model HuggingFaceTB/SmolLM2-135M-Instruct --data train.jsonl --budget 30m`
     """
     started = monotonic()  # loading torch takes seconds of a budget in time, too
+    options = merged(TuneOptions, values, config=config, from_config=from_config, directory=directory)
     from loratune.app.tune import tune_command
 
-    options = merged(TuneOptions, values, config=config, from_config=from_config, directory=directory)
     raise typer.Exit(tune_command(options, as_json=json, json_lines=json_lines, started=started))
 
 
@@ -130,9 +130,9 @@ def plan(
 ) -> None:
     """What tune would run: stages, trials, packs, time and memory, after a short calibration."""
     started = monotonic()
+    options = merged(SearchOptions, values, config=config, from_config=from_config)
     from loratune.app.plan import plan_command
 
-    options = merged(SearchOptions, values, config=config, from_config=from_config)
     plan_command(options, as_json=json, json_lines=json_lines, started=started)
 
 
@@ -140,9 +140,10 @@ def plan(
 @options_of(RecommendOptions, optional=_FROM_FILE)
 def recommend(*, values: dict[str, Any], config: Config = None, json: Json = False) -> None:
     """The prior in seconds: what data and model suggest before anything is trained, with its uncertainty."""
+    options = merged(RecommendOptions, values, config=config)
     from loratune.app.recommend import recommend_command
 
-    recommend_command(merged(RecommendOptions, values, config=config), as_json=json)
+    recommend_command(options, as_json=json)
 
 
 @command()
@@ -159,9 +160,10 @@ def train(
     *, values: dict[str, Any], config: Config = None, json: Json = False, json_lines: JsonLines = False
 ) -> None:
     """One adapter with given hyper-parameters and early stopping on the validation NLL."""
+    options = merged(TrainOptions, values, config=config)
     from loratune.app.train import train_command
 
-    train_command(merged(TrainOptions, values, config=config), as_json=json, json_lines=json_lines)
+    train_command(options, as_json=json, json_lines=json_lines)
 
 
 @command()
