@@ -12,7 +12,7 @@ from loratune.errors import InputError, printable
 from loratune.files.paths import user_path
 from loratune.metrics.names import is_address
 from loratune.tuning.configuration import FILE, kept_options, read_options
-from loratune.tuning.options import CommonOptions, TrainOptions, TuneOptions
+from loratune.tuning.options import RUNS, CommonOptions, TrainOptions, TuneOptions
 
 Options = TypeVar("Options", bound=CommonOptions)
 
@@ -75,7 +75,7 @@ def _resumed(given: dict[str, Any], directory: Path | None) -> dict[str, Any]:
                 f"--resume must go on with one directory, got {str(directory)!r} and --out {out!r}; give one of them."
             )
         out = str(directory)
-    out = TuneOptions.__dataclass_fields__["out"].default if out is None else out
+    out = RUNS if out is None else str(out)
     kept = kept_options(user_path(out))
     _check_metric(kept, given, user_path(out) / FILE)
     return {**kept, **given, "out": out}

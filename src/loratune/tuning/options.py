@@ -29,6 +29,8 @@ def option(default: Any, text: str, panel: str = "Search") -> Any:
     return field(default=default, metadata={"help": text, "panel": panel})
 
 
+RUNS = "runs/loratune"
+"""Where `tune` writes if nobody says where."""
 DATA, MODEL, TRAINING = "Data", "Model and device", "Hyper-parameters"
 
 
@@ -185,7 +187,7 @@ class TuneOptions(SearchOptions):
     """`SearchOptions` and where the study lives."""
 
     out: str = option(
-        "runs/loratune", "Run directory; it receives adapter/, result.json, report.html, study.db.", "Output"
+        RUNS, "Run directory; it receives adapter/, result.json, report.html, study.db.", "Output"
     )
     storage: str | None = option(
         None, "Optuna storage URL; default: study.db in the run directory.", "Output"
