@@ -15,6 +15,7 @@ from report_fixture import OURS, make_facts
 
 KEYS = {
     "schema": None,
+    "verdict": None,
     "recommended": dict.fromkeys(
         [
             "r",

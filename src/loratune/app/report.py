@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 from loratune.errors import OutputError
 from loratune.files.paths import user_path
+from loratune.reporting.documents import to_json, to_markdown
 from loratune.reporting.facts import RunFacts, from_stored
 from loratune.reporting.screen import Screen
 from loratune.reporting.terminal import print_summary
@@ -48,10 +50,15 @@ def _facts(directory: Path, storage: str | None) -> RunFacts:
     return facts
 
 
-def report_command(directory: Path, storage: str | None = None) -> None:
-    """Write the page and print the summary."""
+def report_command(
+    directory: Path, storage: str | None = None, form: Literal["html", "markdown", "json"] = "html"
+) -> None:
+    """Write the page and print the summary; Markdown and JSON are printed instead."""
     folder = user_path(directory)
     facts = _facts(folder, storage)
+    if form != "html":
+        print(to_json(facts) if form == "json" else to_markdown(facts), end="")
+        return
     write_report(facts, folder, _warn)
     _print(facts)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -208,11 +208,15 @@ def report(
     storage: Annotated[
         str | None, typer.Option(help="Storage URL of the run; default: study.db or that of loratune.toml.")
     ] = None,
+    form: Annotated[
+        Literal["html", "markdown", "json"],
+        typer.Option("--format", help="html writes report.html; markdown and json go to standard output."),
+    ] = "html",
 ) -> None:
-    """Write report.html again and print the summary of a finished run."""
+    """Write report.html again and print the summary of a finished run; or print it as Markdown or JSON."""
     from loratune.app.report import report_command
 
-    report_command(directory, storage)
+    report_command(directory, storage, form)
 
 
 RunDirectory = Annotated[Path, typer.Argument(help="A run directory of tune or train.")]

@@ -14,9 +14,11 @@ import numpy as np
 
 from loratune.errors import HyperParameterError, InputError, OutputError
 from loratune.files.write import write_atomically
+from loratune.reporting.answer import verdict
 from loratune.reporting.facts import ModelScores, RunFacts
+from loratune.reporting.notebook import picture
 from loratune.reporting.opponent import fair_gains, fair_opponent
-from loratune.reporting.wording import states
+from loratune.reporting.wording import rate, states
 from loratune.values import Evidence, HyperParameters, StageSummary
 
 SCHEMA = 1
@@ -106,6 +108,22 @@ class TuneResult:
     stages: tuple[StageSummary, ...]
     directory: Path
     """Where `adapter/`, `report.html` and `study.db` are."""
+    verdict: tuple[str, ...] = ()
+    """In words, the most telling sentence first; empty where an earlier version ran."""
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        values = self.recommended
+        return str(
+            picture(
+                heading=f"Rank {values.r}, learning rate {rate(values.learning_rate)}, batch size {values.batch_size}",
+                verdict=self.verdict,
+                values=values.to_dict(),
+                metrics=self.metrics,
+                evidence=self.evidence,
+                directory=str(self.directory),
+            )
+        )
 
 
 def result_values(facts: RunFacts) -> dict[str, Any]:
@@ -114,6 +132,7 @@ def result_values(facts: RunFacts) -> dict[str, Any]:
     document: dict[str, Any] = plain(
         {
             "schema": SCHEMA,
+            "verdict": verdict(facts),
             "recommended": {
                 **values,
                 "lora_alpha": _whole(values["lora_alpha"]),
@@ -199,6 +218,7 @@ def _decode(values: dict[str, Any], directory: Path) -> TuneResult:
         cost=values["cost"],
         stages=tuple(StageSummary(**each) for each in values["stages"]),
         directory=directory,
+        verdict=tuple(values.get("verdict", ())),
     )
 
 
