@@ -1,5 +1,6 @@
 """Damaged studies: a trial that cannot be read is left out, a study one sentence; readers write nothing."""
 
+import json
 import os
 import sqlite3
 import threading
@@ -17,10 +18,21 @@ from loratune.study.rows import arrays_of, read_arrays, write_arrays
 from study_fixture import make_result
 
 
-def attribute(directory: Path, name: str, value: str, table: str = "trial") -> None:
-    """Put other JSON in the place of what the study keeps under a name."""
+def study_attribute(directory: Path, name: str, value: str) -> None:
+    """Put other JSON in the place of what the study keeps of itself under a name."""
     with closing(sqlite3.connect(directory / "study.db")) as database, database:
-        database.execute(f"UPDATE {table}_user_attributes SET value_json = ? WHERE key = ?", (value, name))
+        database.execute("UPDATE study_user_attributes SET value_json = ? WHERE key = ?", (value, name))
+
+
+def attribute(directory: Path, name: str, value: str) -> None:
+    """Put other JSON in the place of what the study keeps of a trial under a name."""
+    with closing(sqlite3.connect(directory / "study.db")) as database, database:
+        table = "trial_user_attributes"
+        database.execute(f"UPDATE {table} SET value_json = ? WHERE key = ?", (value, name))
+        (ours,) = database.execute(f"SELECT value_json FROM {table} WHERE key = 'loratune'").fetchone()
+        if name in json.loads(ours):
+            ours = json.dumps(json.loads(ours) | {name: json.loads(value)})
+            database.execute(f"UPDATE {table} SET value_json = ? WHERE key = 'loratune'", (ours,))
 
 
 @pytest.fixture
@@ -181,7 +193,7 @@ def test_threads_may_record(directory: Path) -> None:
 
 def test_an_older_study_goes_on(directory: Path) -> None:
     """Version 1 had no digests of the tokenizer and no number; an option that it did not know has its default."""
-    attribute(directory, "format", "1", table="study")
+    study_attribute(directory, "format", "1")
     now = {"seed": 0, "heal": False, "tokenizer_digest": "a", "weights_digest": "b"}
     study = Study.open(directory, fingerprint=now, resume=True, absent={"heal": False, "seed": 1})
     assert len(study.results()) == 1
@@ -194,6 +206,6 @@ def test_an_older_study_goes_on(directory: Path) -> None:
 
 @pytest.mark.parametrize("version", [str(FORMAT + 1), '"2"', "0"])
 def test_a_newer_study_is_one_sentence(directory: Path, version: str) -> None:
-    attribute(directory, "format", version, table="study")
+    study_attribute(directory, "format", version)
     with pytest.raises(OutputError, match=f"format 1 to {FORMAT}"):
         Study.open(directory, fingerprint={"seed": 0}, resume=True)

@@ -91,7 +91,7 @@ def test_the_adapter_is_better_by_it_and_the_json_says_so(done: TuneResult) -> N
 
 
 def test_the_search_prefers_fewer_wrong_characters(done: TuneResult) -> None:
-    study = optuna.load_study(study_name="loratune", storage=f"sqlite:///{done.directory / 'study.db'}")
+    study = optuna.load_study(study_name=None, storage=f"sqlite:///{done.directory / 'study.db'}")
     assert study.direction is optuna.study.StudyDirection.MINIMIZE
     metric = find(NAME)
     results = [r for r in Study.load(done.directory).results() if r.asked.stage != "final" and r.finished]

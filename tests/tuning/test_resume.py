@@ -159,10 +159,9 @@ def test_model_digest(place: Place, tmp_path: Path) -> None:
 def _forget_facts(out: Path) -> None:
     """As after a kill between the creation of the study and its first facts."""
     with closing(sqlite3.connect(out / "study.db")) as database, database:
-        found = database.execute(
-            "DELETE FROM study_user_attributes WHERE key IN ('calibration', 'budget', 'fingerprint', 'metric')"
-        )
-        assert found.rowcount == 4
+        shown = "DELETE FROM study_user_attributes WHERE key IN ('fingerprint', 'metric')"
+        ours = "DELETE FROM study_system_attributes WHERE key IN ('loratune:calibration', 'loratune:budget')"
+        assert [database.execute(each).rowcount for each in (shown, ours)] == [2, 2]
 
 
 def _forget_toml(out: Path) -> None:

@@ -6,6 +6,7 @@ Knows how a result is made up; nothing of the base model or of who trains beside
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
+from time import time
 
 import numpy as np
 import torch
@@ -53,6 +54,7 @@ class LiveTrial:
         self.stopping = stopping
         self.curve: list[CurvePoint] = []
         self.seconds = 0.0
+        self.began = _now()
         self.stopped = ""
         """Why it ended before its last step, other than by diverging; empty otherwise."""
         count = max(1, stopping.evaluations if stopping else readings)
@@ -204,6 +206,8 @@ class LiveTrial:
             steps=slot.step,
             cost=full_cost * (slot.step / slot.total_steps),
             seconds=self.seconds,
+            began=self.began,
+            ended=_now(),
             message=self._message(),
             failure=slot.failure,
         )
@@ -213,6 +217,11 @@ class LiveTrial:
         if words and self._best is not None:
             words += f"; the weights of step {self._best.step} are kept"
         return words
+
+
+def _now() -> float:
+    """Seconds since 1970, to the millisecond."""
+    return round(time(), 3)
 
 
 def _mean(losses: Sequence[float]) -> float:

@@ -12,6 +12,7 @@ import signal
 import sqlite3
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -20,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 import optuna
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
@@ -29,19 +30,34 @@ from sqlalchemy.pool import NullPool, StaticPool
 from loratune.errors import OutputError, ResourceError
 from loratune.files.paths import disk_is_full, fullest_disk
 from loratune.files.write import sync_folder
+from loratune.metrics import find
 from loratune.study.secrets import without_secrets
 
 FILE = "study.db"
 _PATIENCE = 30.0
 """Seconds to wait for another process's transaction."""
+_FACT = "loratune:"
+"""Before the names of facts that only we read: Optuna's tools do not show a study's system attributes."""
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _COPIES = 50
 """Attempts at copying a file that another process writes meanwhile."""
 
 
-def study_name(directory: Path, storage: str | None) -> str:
-    """One study in our own file; in a shared database, one per name of a run directory."""
-    return "loratune" if storage is None else f"loratune {directory.resolve().name}"
+def study_name(directory: Path) -> str:
+    """Of a new study: one in our own file; in a shared database, one per name of a run directory."""
+    return f"loratune {directory.resolve().name}"
+
+
+def load_study(place: BaseStorage, directory: Path, storage: str | None) -> optuna.Study:
+    """The study of a run directory; in our own file whatever name it has, as folders are moved.
+
+    Raises `KeyError` where there is none.
+    """
+    name = study_name(directory)
+    if storage is None:
+        names = [each.study_name for each in place.get_all_studies()]
+        name = name if name in names or not names else names[0]
+    return optuna.load_study(storage=place, study_name=name)
 
 
 def open_storage(directory: Path, storage: str | None) -> BaseStorage:
@@ -54,14 +70,14 @@ def open_storage(directory: Path, storage: str | None) -> BaseStorage:
     return optuna.storages.get_storage(storage)
 
 
-def create_file(directory: Path, direction: str, facts: Mapping[str, Any]) -> None:
+def create_file(directory: Path, direction: str, metric: str, facts: Mapping[str, Any]) -> None:
     """`study.db` with its study and these facts: written beside it, and given its name when all is in it."""
     descriptor, name = mkstemp(dir=directory, prefix=f".{FILE}.", suffix=".tmp")
     os.close(descriptor)
     temporary = Path(name)
     try:
         storage = _own(temporary)
-        study = create_study(storage, study_name(directory, None), direction)
+        study = create_study(storage, study_name(directory), direction, metric)
         for fact, value in facts.items():
             study.set_user_attr(fact, value)
         temporary.replace(directory / FILE)
@@ -92,14 +108,38 @@ def settle(directory: Path) -> None:
         connection.execute("PRAGMA journal_mode=DELETE")
 
 
-def create_study(place: BaseStorage, name: str, direction: str) -> optuna.Study:
-    """Create or load, without Optuna's message about it and without changing its verbosity for the caller."""
+def create_study(place: BaseStorage, name: str, direction: str, metric: str) -> optuna.Study:
+    """Create or load, its objective named; without Optuna's messages, its verbosity for the caller as it was."""
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        return optuna.create_study(storage=place, study_name=name, direction=direction, load_if_exists=True)
+        study = optuna.create_study(storage=place, study_name=name, direction=direction, load_if_exists=True)
+        name_objective(study, metric)
+        return study
     finally:
         optuna.logging.set_verbosity(verbosity)
+
+
+def put_fact(study: optuna.Study, name: str, value: Any) -> None:
+    """Keep a JSON value with the study, out of sight of Optuna's tools."""
+    place = study._storage
+    place.set_study_system_attr(place.get_study_id_from_name(study.study_name), _FACT + name, value)
+
+
+def get_fact(study: optuna.Study, name: str, default: Any = None) -> Any:
+    """What `put_fact` kept, or the default; up to format 2 facts were user attributes."""
+    place = study._storage
+    kept = place.get_study_system_attrs(place.get_study_id_from_name(study.study_name))
+    return kept[_FACT + name] if _FACT + name in kept else study.user_attrs.get(name, default)
+
+
+def name_objective(study: optuna.Study, metric: str) -> None:
+    """What Optuna's tools call the value of a trial."""
+    name = f"validation {find(metric).info.title}"
+    if study.metric_names != [name]:
+        with warnings.catch_warnings():  # Optuna calls it experimental
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            study.set_metric_names([name])
 
 
 def _own(file: Path, *, write_ahead: bool = False) -> RDBStorage:

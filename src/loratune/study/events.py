@@ -15,7 +15,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
-from loratune.values.events import Event, Progress, json_line
+from loratune.values.events import Event, Progress, event_from, json_line
 
 FILE = "events.jsonl"
 PROGRESS_SECONDS = 2.0
@@ -92,6 +92,38 @@ def _torn(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(-1, 2)
         return file.read(1) != b"\n"
+
+
+class EventTail:
+    """The events of a run directory as they come, each with its time; reads only, and only what is new."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / FILE
+        self._file = 0
+        self._place = 0
+
+    def new(self) -> tuple[bool, list[tuple[float, Event]]]:
+        """Whether it is another file than before, to be read from its start, and what came since.
+
+        Half a line waits for its end; a line that is no event is passed over. Raises `OSError` as files do.
+        """
+        with self._path.open("rb") as file:
+            facts = os.fstat(file.fileno())
+            other = facts.st_ino != self._file or facts.st_size < self._place
+            self._file, self._place = facts.st_ino, 0 if other else self._place
+            file.seek(self._place)
+            whole, end, _ = file.read().rpartition(b"\n")
+        self._place += len(whole) + len(end)
+        return other, [found for line in whole.splitlines() if (found := _event(line)) is not None]
+
+
+def _event(line: bytes) -> tuple[float, Event] | None:
+    try:
+        values = loads(line)
+        event = event_from(values)
+        return None if event is None else (float(values["time"]), event)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
 
 
 def read_events(directory: Path) -> Iterator[dict[str, Any]]:

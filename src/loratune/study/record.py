@@ -20,14 +20,18 @@ from loratune.study.database import (
     FILE,
     create_file,
     create_study,
+    get_fact,
+    load_study,
+    name_objective,
     open_storage,
+    put_fact,
     read_storage,
     settle,
     storage_errors,
     study_name,
     uninterrupted,
 )
-from loratune.study.rows import DamagedRow, arrays_of, read_arrays, result_of, row_of, write_arrays
+from loratune.study.rows import DamagedRow, arrays_of, is_ours, read_arrays, result_of, row_of, write_arrays
 from loratune.values import TrialResult
 
 Fingerprint = dict[str, Any]
@@ -38,7 +42,12 @@ def _to_2(found: Fingerprint, wanted: Mapping[str, Any]) -> Fingerprint:
     return found | {name: wanted[name] for name in ("tokenizer_digest", "weights_digest") if name in wanted}
 
 
-_STEPS: tuple[Callable[[Fingerprint, Mapping[str, Any]], Fingerprint], ...] = (_to_2,)
+def _to_3(found: Fingerprint, wanted: Mapping[str, Any]) -> Fingerprint:
+    """Version 3 keeps what only we read of a trial under one attribute; `study/rows.py` reads both."""
+    return found
+
+
+_STEPS: tuple[Callable[[Fingerprint, Mapping[str, Any]], Fingerprint], ...] = (_to_2, _to_3)
 """From version 1 to 2, and so on; a step that has been released is never changed."""
 
 FORMAT = 1 + len(_STEPS)
@@ -99,16 +108,21 @@ class Study:
             raise _occupied(directory)
         direction = "maximize" if find(metric).info.larger_is_better else "minimize"
         wanted = _as_json(fingerprint)
-        facts = {_METRIC: metric, _FORMAT: FORMAT, _FINGERPRINT: wanted}
+        shown = {name: wanted[name] for name in ("model", "data") if name in wanted}
+        facts = {**shown, _METRIC: metric, _FORMAT: FORMAT, _FINGERPRINT: wanted}
         with storage_errors(directory, storage), uninterrupted():
             if storage is None:
                 directory.mkdir(parents=True, exist_ok=True)
                 if not (directory / FILE).exists():
-                    create_file(directory, direction, facts)
+                    create_file(directory, direction, metric, facts)
                     return cls._opened(directory, None, metric)
             place = open_storage(directory, storage)
             directory.mkdir(parents=True, exist_ok=True)
-            study = create_study(place, study_name(directory, storage), direction)
+            try:
+                study = load_study(place, directory, storage)
+                name_objective(study, metric)
+            except KeyError:
+                study = create_study(place, study_name(directory), direction, metric)
             found = study.user_attrs.get(_FINGERPRINT)
             if found is not None and not resume:
                 raise _occupied(directory)
@@ -123,9 +137,7 @@ class Study:
 
     @classmethod
     def _opened(cls, directory: Path, storage: str | None, metric: str) -> Self:
-        study = optuna.load_study(
-            storage=open_storage(directory, storage), study_name=study_name(directory, storage)
-        )
+        study = load_study(open_storage(directory, storage), directory, storage)
         return cls(directory, study, metric, storage=storage)
 
     @classmethod
@@ -145,7 +157,7 @@ class Study:
             if place is None:
                 return None
             try:
-                study = optuna.load_study(storage=place, study_name=study_name(directory, storage))
+                study = load_study(place, directory, storage)
             except KeyError:
                 return None
             return cls(directory, study, study.user_attrs.get(_METRIC, "nll"), storage=storage)
@@ -199,8 +211,8 @@ class Study:
             rows = self._study.get_trials(deepcopy=False)
         damaged = set()
         for row in rows:
-            if "asked" not in row.user_attrs:
-                continue  # put there by somebody else, through Optuna
+            if not is_ours(row):
+                continue
             try:
                 result = result_of(row, lambda key, names: read_arrays(self._array_file(key), names))
                 found[result.asked.key] = result
@@ -212,12 +224,17 @@ class Study:
     def put_fact(self, name: str, value: Any) -> None:
         """Keep a JSON value under a name, such as the calibration or the plan."""
         with storage_errors(self.directory, self._storage), uninterrupted():
-            self._study.set_user_attr(name, value)
+            put_fact(self._study, name, value)
+
+    def show(self, name: str, text: str) -> None:
+        """Keep a sentence for people, whom Optuna's tools show it."""
+        with storage_errors(self.directory, self._storage), uninterrupted():
+            self._study.set_user_attr(name, text)
 
     def get_fact(self, name: str, default: Any = None) -> Any:
         """What `put_fact` kept, or the default."""
         with storage_errors(self.directory, self._storage):
-            return self._study.user_attrs.get(name, default)
+            return get_fact(self._study, name, default)
 
     def decode_fact(self, name: str, decode: Callable[[Any], Fact]) -> Fact | None:
         """What `put_fact` kept as a value of ours; None where nothing was. Raises `OutputError` where it is damaged."""

@@ -1,8 +1,12 @@
-"""A trial's result as a row of Optuna's storage and as arrays, and back."""
+"""A trial's result as a row of Optuna's storage and as arrays, and back.
+
+What Optuna's tools show is made for people: real times, an attribute for each fact; what only we read has one name.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from numbers import Real
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +26,8 @@ _STATES = {
     TrialState.DIVERGED: optuna.trial.TrialState.FAIL,
     TrialState.STOPPED: optuna.trial.TrialState.PRUNED,
 }
+_OURS = "loratune"
+"""The attribute of what only we read."""
 _SCORE, _STEP_NLL, _GRADIENT_NORMS = "score.", "step_nll", "gradient_norms"
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -35,41 +41,71 @@ def row_of(result: TrialResult, arrays: tuple[str, ...], metric: str) -> FrozenT
     """What Optuna keeps of a result; `arrays`: names of those beside it, `metric`: the value of a finished trial."""
     value = find(metric).of(result) if result.finished else None
     parameters, distributions = _parameters(result.trial.hyper_parameters)
-    return optuna.trial.create_trial(
-        state=_STATES[result.state],
+    row = optuna.trial.create_trial(
+        state=_state(result),
         value=value,
         params=parameters,
         distributions=distributions,
         user_attrs=_attributes(result, arrays),
         intermediate_values={point.step: point.validation_nll for point in result.curve},
     )
+    if result.ended:
+        row.datetime_start = datetime.fromtimestamp(result.began)  # local and naive, as Optuna's own
+        row.datetime_complete = datetime.fromtimestamp(result.ended)
+    return row
+
+
+def _state(result: TrialResult) -> optuna.trial.TrialState:
+    """A trial on part of the rows does not compare with those on all: pruned ones are left out of Optuna's importances
+    and never its best.
+    """
+    partial = result.finished and result.trial.fraction < 1
+    return optuna.trial.TrialState.PRUNED if partial else _STATES[result.state]
 
 
 def _attributes(result: TrialResult, arrays: tuple[str, ...]) -> dict[str, Any]:
     """What Optuna has no column for; `optuna-dashboard` shows it beside the parameters."""
     asked, ran = result.asked, result.trial
+    texts = {"message": result.message, "failure": result.failure}
+    metrics = {name: float(value) for name, value in result.metrics.items()}
     return {
-        "key": asked.key,
+        **metrics,
         "stage": str(asked.stage),
         "seed": ran.seed,
+        "rows": "all" if ran.fraction == 1 else f"{100 * ran.fraction:.3g} %",
         "fraction": ran.fraction,
         "epochs": ran.hyper_parameters.epochs,
         "target_modules": " ".join(ran.hyper_parameters.target_modules),
         "state": str(result.state),
-        "message": result.message,
-        "failure": result.failure,
+        **{name: text for name, text in texts.items() if text},
         "nll": float(result.nll),
         "train_nll": float(result.train_nll),
-        "metrics": {name: float(value) for name, value in result.metrics.items()},
-        "curve": [[p.step, p.fraction, float(p.train_nll), float(p.validation_nll)] for p in result.curve],
         "trained_tokens": int(result.trained_tokens),
         "steps": int(result.steps),
         "cost": float(result.cost),
         "seconds": float(result.seconds),
-        "arrays": list(arrays),
-        "asked": asked.to_dict(),
-        "ran": None if ran == asked else ran.to_dict(),
+        _OURS: {
+            "key": asked.key,
+            "asked": asked.to_dict(),
+            "ran": None if ran == asked else ran.to_dict(),
+            "metrics": metrics,
+            "curve": [
+                [p.step, p.fraction, float(p.train_nll), float(p.validation_nll)] for p in result.curve
+            ],
+            "arrays": list(arrays),
+        },
     }
+
+
+def is_ours(row: FrozenTrial) -> bool:
+    """Whether we have put it there, and not somebody else through Optuna."""
+    return _OURS in row.user_attrs or "asked" in row.user_attrs
+
+
+def _facts(row: FrozenTrial) -> dict[str, Any]:
+    """All attributes beside each other, as up to format 2 they were; damaged ones as they are."""
+    ours = row.user_attrs.get(_OURS)
+    return {**row.user_attrs, **(ours if isinstance(ours, dict) else {})}
 
 
 def result_of(row: FrozenTrial, arrays: Callable[[str, Sequence[str]], Arrays]) -> TrialResult:
@@ -77,15 +113,25 @@ def result_of(row: FrozenTrial, arrays: Callable[[str, Sequence[str]], Arrays]) 
 
     Raises `DamagedRow` with the key where anything is not what was written.
     """
-    facts = row.user_attrs
+    facts = _facts(row)
     try:
         asked = Trial.from_dict(facts["asked"])
-        return _result(asked, facts, arrays(asked.key, facts["arrays"]))
+        return _result(asked, facts, _times(row), arrays(asked.key, facts["arrays"]))
     except Exception:  # whatever reading makes of what is no longer what was written
         raise DamagedRow(str(facts.get("key"))) from None
 
 
-def _result(asked: Trial, facts: Mapping[str, Any], arrays: Arrays) -> TrialResult:
+def _times(row: FrozenTrial) -> tuple[float, float]:
+    """Begin and end; of a trial without them Optuna has noted the moment of its recording for both."""
+    began, ended = row.datetime_start, row.datetime_complete
+    if began is None or ended is None or began == ended:
+        return 0.0, 0.0
+    return began.timestamp(), ended.timestamp()
+
+
+def _result(
+    asked: Trial, facts: Mapping[str, Any], times: tuple[float, float], arrays: Arrays
+) -> TrialResult:
     return TrialResult(
         asked=asked,
         trial=asked if facts["ran"] is None else Trial.from_dict(facts["ran"]),
@@ -107,7 +153,9 @@ def _result(asked: Trial, facts: Mapping[str, Any], arrays: Arrays) -> TrialResu
         steps=_number(facts["steps"]),
         cost=_number(facts["cost"]),
         seconds=_number(facts["seconds"]),
-        message=str(facts["message"]),
+        began=times[0],
+        ended=times[1],
+        message=str(facts.get("message", "")),
         failure=str(facts.get("failure", "")),
     )
 

@@ -142,6 +142,10 @@ class TrialResult:
     """Training and evaluation, in full-run equivalents (`SearchContext.cost`)."""
     seconds: float = 0.0
     """Its share of its packs' wall-clock time."""
+    began: float = 0.0
+    """When it took its slot, seconds since 1970; 0 where no clock ran."""
+    ended: float = 0.0
+    """When its result was there, as `began`."""
     message: str = ""
     """Why it diverged or was stopped; empty otherwise."""
     failure: str = ""
