@@ -10,6 +10,7 @@ import loratune
 from loratune.app.report import print_answer
 from loratune.app.watching import watching
 from loratune.files.lock import FolderLock, check_free
+from loratune.files.stop import forget_stop
 from loratune.reporting.result import TuneResult, load_result
 from loratune.study.events import EventLog
 from loratune.tuning.job import CLOCK_CUT, Job
@@ -48,6 +49,7 @@ def run_tune(
         return load_result(options.directory), 0
     if existing is not None:
         check_free(options.directory)
+        forget_stop(options.directory)
     with EventLog() as log, FolderLock(options.directory) as lock:
         timeline = Timeline(started=started)
         occupancy = Occupancy(started=started)

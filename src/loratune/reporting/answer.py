@@ -99,6 +99,8 @@ def recipe_sentence(facts: RunFacts) -> str:
 
 def exit_sentence(facts: RunFacts) -> str:
     """Why the search ended with its exit code."""
+    if facts.stopped:
+        return "3: the search was stopped by request; the answer is the best so far."
     if facts.cut_by_clock:
         return "3: the budget's clock cut the search; the answer is the best so far."
     return "0: the search came to its end within the budget."

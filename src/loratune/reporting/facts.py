@@ -100,6 +100,8 @@ class RunCost:
     """Estimate for the same trials one after another; None where it is not known."""
     timeline: tuple[tuple[str, float], ...] = ()
     """(part of the run, seconds), which sum to the wall clock; empty where an earlier version ran."""
+    price_per_hour: float = 0.0
+    """Of the machine, in the user's currency; 0 where it is not known."""
     mean_trials_in_pack: float = 0.0
     """Of the search, weighted by the seconds of its steps."""
     packs: tuple[PackSpan, ...] = ()
@@ -145,6 +147,9 @@ class RunFacts:
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     cut_by_clock: bool = False
+    """Whether the search ended before it was settled, by the clock or by the user."""
+    stopped: bool = False
+    """Whether it was the user."""
     optimised: MetricInfo | None = None
     """Of the metric, where it is not built in; None in runs of earlier versions."""
     training: TrainingRecord | None = None

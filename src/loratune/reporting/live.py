@@ -6,7 +6,7 @@ A subscriber of events; asks nobody and decides nothing.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
 from types import TracebackType
@@ -18,19 +18,15 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from loratune.reporting.leaderboard import Leaderboard
-from loratune.reporting.pace import Pace, Part
+from loratune.reporting.progress import RunProgress
 from loratune.reporting.screen import Screen
-from loratune.reporting.wording import count, duration, rate
-from loratune.values import Stage, Trial, TrialState
+from loratune.reporting.wording import count, duration, money, rate
+from loratune.values import Trial, TrialState
 from loratune.values.events import (
     Event,
-    Finished,
-    LiveTrial,
     Note,
     Phase,
     PhaseBegan,
-    Planned,
     Progress,
     Resumed,
     StageBegan,
@@ -42,8 +38,6 @@ _PLAIN_SECONDS = 30.0
 _SHOWN_SLOTS = 12
 _OTHER_LINES = 7
 """Head (two lines where it is long), bar, two tables' heads, how many slots are not shown, the cursor's line."""
-_TRAINING = (Phase.SEARCHING, Phase.FINAL_RUN)
-"""Phases of which the stages are told, not the phase."""
 
 
 class LiveView:
@@ -55,13 +49,7 @@ class LiveView:
         self.console = console or Screen(file=sys.stderr)
         self._live: Live | None = None
         self._plain = plain or not self.console.is_terminal
-        self._pack: Progress | None = None
-        self._stage = ""
-        self._leaders = Leaderboard()
-        self._done = self._trials = self._diverged = 0
-        self._pace = Pace()
-        self._tokens = 0
-        self._busy = 0.0
+        self._run = RunProgress(lambda: monotonic() - self._started)
         self._started = self._last_line = monotonic()
 
     def __enter__(self) -> Self:
@@ -110,23 +98,23 @@ class LiveView:
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
+        before = self._run.stage
+        self._run(event)
         match event:
             case Note(text=text):
                 self._say(text)
-            case PhaseBegan(phase=phase):
-                self._phase(phase)
-            case Planned():
-                self._expect(event)
-            case Resumed(trials=trials):
-                self._resumed(trials)
-            case StageBegan(name=name, trials=trials):
-                self._begin_stage(name, trials)
-            case Progress():
-                self._progress(event)
-            case TrialEnded():
-                self._ended(event)
-            case Finished():
-                self._stage = ""
+            case PhaseBegan(phase=phase) if phase not in (Phase.SEARCHING, Phase.FINAL_RUN):
+                left = self._left if phase is Phase.TESTING else ""  # nobody tells of steps there
+                self._say(f"{duration(self._run.elapsed)}  {phase}{left}")
+            case Resumed(trials=trials) if trials:
+                self._say(f"Resumed with {len(trials)} finished trials.")
+            case StageBegan(name=name) if name != before:
+                self._say(f"{duration(self._run.elapsed)}  stage: {name}")
+            case Progress() if self._live is None and monotonic() - self._last_line > _PLAIN_SECONDS:
+                self._plain_line()
+            case TrialEnded(state=TrialState.DIVERGED):
+                told = f"{setting(event.trial)} ({event.message})"
+                self._say(f"{duration(self._run.elapsed)}  diverged: {told}")
             case _:
                 pass
 
@@ -134,115 +122,45 @@ class LiveView:
         """One sentence, kept on the screen."""
         self.console.print(text, markup=False, highlight=False)
 
-    def _phase(self, phase: Phase) -> None:
-        self._pack = None
-        if phase is Phase.TESTING:
-            self._trials = self._done
-            self._pace.begin_test(self._elapsed)
-        if phase in _TRAINING:
-            return
-        self._stage = str(phase)
-        left = self._left if phase is Phase.TESTING else ""  # nobody tells of steps there
-        self._say(f"{duration(self._elapsed)}  {phase}{left}")
-
-    def _expect(self, planned: Planned) -> None:
-        """From now on so many trials, full-run equivalents and seconds, those of the final run included."""
-        final = planned.final_trials
-        self._trials = planned.plan.trials + final
-        each = (planned.final_run_seconds - planned.test_seconds) / final if final else 0.0
-        seconds = planned.search_seconds + planned.final_seconds - planned.final_run_seconds
-        self._pace = Pace(
-            part=Part(seconds=seconds, cost=planned.plan.cost, began=self._elapsed),
-            final_trial=each,
-            final_trials=final,
-            test_seconds=planned.test_seconds,
-        )
-
-    def _resumed(self, trials: Sequence[TrialEnded]) -> None:
-        """They count as done, not as work of this run."""
-        for trial in trials:
-            self._count(trial)
-        self._pace.already(sum(trial.cost for trial in trials))
-        if trials:
-            self._say(f"Resumed with {len(trials)} finished trials.")
-
-    def _begin_stage(self, name: str, trials: int) -> None:
-        """Nothing else is left to be trained once it is the final run."""
-        if name == str(Stage.FINAL):
-            self._pack = None
-            self._trials = self._done + trials
-            self._pace.begin_final(self._elapsed, trials)
-        else:
-            self._trials = max(self._trials, self._done + trials)
-        if name != self._stage:
-            self._stage = name
-            self._say(f"{duration(self._elapsed)}  stage: {name}")
-
-    def _progress(self, pack: Progress) -> None:
-        self._pack = pack
-        self._tokens += pack.tokens
-        self._busy += pack.seconds
-        if self._live is None and monotonic() - self._last_line > _PLAIN_SECONDS:
-            self._plain_line()
-
-    def _ended(self, trial: TrialEnded) -> None:
-        self._count(trial)
-        self._pace.ended(trial.cost)
-        if trial.state is TrialState.DIVERGED:
-            self._say(f"{duration(self._elapsed)}  diverged: {setting(trial.trial)} ({trial.message})")
-
     @property
     def seconds_left(self) -> float | None:
         """Until all is done; None where nothing is known."""
-        under_way = sum(slot.trial.fraction * slot.share for slot in self._slots)
-        return self._pace.left(self._elapsed, under_way)
+        return self._run.seconds_left
 
     def picture(self) -> Group:
         """What a terminal shows now."""
         head = Text.assemble(
-            (self._stage or "starting", "bold"),
+            (self._run.stage or "starting", "bold"),
             f"   {self._counts()}   {self._times()}{self._speed}",
         )
-        if not self._trials:
+        if not self._run.trials:
             return Group(head)
         bar = Table.grid(expand=True)
-        bar.add_row(ProgressBar(total=max(1, self._trials), completed=self._done))
-        leaders = self._leaders.table() if len(self._leaders) else Text("no full trial yet")
-        free = self.console.height - len(self._leaders) - _OTHER_LINES
+        bar.add_row(ProgressBar(total=max(1, self._run.trials), completed=self._run.done))
+        leaders = self._run.leaders.table() if len(self._run.leaders) else Text("no full trial yet")
+        free = self.console.height - len(self._run.leaders) - _OTHER_LINES
         return Group(head, bar, leaders, self._slot_table(max(1, min(_SHOWN_SLOTS, free))))
 
-    @property
-    def _elapsed(self) -> float:
-        return monotonic() - self._started
-
-    @property
-    def _slots(self) -> Sequence[LiveTrial]:
-        return self._pack.trials if self._pack else ()
-
-    def _count(self, ended: TrialEnded) -> None:
-        self._done += 1
-        self._diverged += ended.state is TrialState.DIVERGED
-        self._leaders.add(ended)
-
     def _counts(self) -> str:
-        if not self._trials:
+        if not self._run.trials:
             return ""
-        diverged = f" ({self._diverged} diverged)" if self._diverged else ""
-        return f"{self._done}/{max(self._trials, self._done)} trials{diverged}"
+        diverged = f" ({self._run.diverged} diverged)" if self._run.diverged else ""
+        return f"{self._run.done}/{max(self._run.trials, self._run.done)} trials{diverged}"
 
     def _best_text(self) -> str:
-        best = self._leaders.best
+        best = self._run.leaders.best
         return f"best NLL so far {best.nll:.4f}: {setting(best.trial)}" if best else "no full trial yet"
 
     @property
     def _speed(self) -> str:
-        return f"   {count(self._tokens / self._busy)} tokens/s" if self._busy else ""
+        speed = self._run.tokens_per_second
+        return f"   {count(speed)} tokens/s" if speed else ""
 
     def _slot_table(self, most: int) -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
         for heading in ("r", "learning rate", "batch", "alpha", "seed", "step", "train NLL"):
             table.add_column(heading, justify="right")
-        for slot in self._slots[:most]:
+        for slot in self._run.slots[:most]:
             values = slot.trial.hyper_parameters
             table.add_row(
                 str(values.r),
@@ -253,24 +171,28 @@ class LiveView:
                 f"{slot.step}/{slot.total_steps}",
                 f"{slot.loss:.3f}",
             )
-        if len(self._slots) > most:
-            table.add_row(f"+{len(self._slots) - most}", style="dim")
+        if len(self._run.slots) > most:
+            table.add_row(f"+{len(self._run.slots) - most}", style="dim")
         return table
 
     def _plain_line(self) -> None:
         self._last_line = monotonic()
         self._say(
-            f"{duration(self._elapsed)}  {self._stage}: {self._counts()}, {len(self._slots)} in the pack, "
+            f"{duration(self._run.elapsed)}  {self._run.stage}: {self._counts()}, {len(self._run.slots)} in the pack, "
             f"{self._best_text()}{self._speed}{self._left}"
         )
 
     def _times(self) -> str:
-        return f"{duration(self._elapsed)} so far{self._left}"
+        spent = money(self._run.elapsed, self._run.price_per_hour)
+        return f"{duration(self._run.elapsed)} so far{f' ({spent})' if spent else ''}{self._left}"
 
     @property
     def _left(self) -> str:
         left = self.seconds_left
-        return "" if left is None else f", about {duration(left)} left"
+        if left is None:
+            return ""
+        price = money(left, self._run.price_per_hour)
+        return f", about {duration(left)} left{f' ({price})' if price else ''}"
 
 
 def setting(trial: Trial) -> str:

@@ -15,10 +15,10 @@ import numpy as np
 from loratune.errors import HyperParameterError, InputError, OutputError
 from loratune.files.write import write_atomically
 from loratune.reporting.answer import verdict
-from loratune.reporting.facts import ModelScores, RunFacts
+from loratune.reporting.facts import ModelScores, RunCost, RunFacts
 from loratune.reporting.notebook import picture
 from loratune.reporting.opponent import fair_gains, fair_opponent
-from loratune.reporting.wording import rate, states
+from loratune.reporting.wording import price, rate, states
 from loratune.values import Evidence, HyperParameters, StageSummary
 
 SCHEMA = 1
@@ -153,6 +153,7 @@ def result_values(facts: RunFacts) -> dict[str, Any]:
                 "trials": len(facts.results),
                 "predicted_seconds": cost.predicted_seconds,
                 "peak_memory_bytes": {"predicted": cost.predicted_bytes, "measured": cost.measured_bytes},
+                **_price(cost),
             },
             "timeline": [{"name": name, "seconds": seconds} for name, seconds in cost.timeline],
             "mean_trials_in_pack": cost.mean_trials_in_pack,
@@ -162,6 +163,17 @@ def result_values(facts: RunFacts) -> dict[str, Any]:
         }
     )
     return document
+
+
+def _price(cost: RunCost) -> dict[str, float]:
+    """In the user's currency; nothing where they named no price."""
+    if not cost.price_per_hour:
+        return {}
+    return {
+        "price_per_hour": cost.price_per_hour,
+        "price": price(cost.seconds, cost.price_per_hour),
+        "predicted_price": price(cost.predicted_seconds, cost.price_per_hour),
+    }
 
 
 def _opponent(facts: RunFacts) -> dict[str, Any]:

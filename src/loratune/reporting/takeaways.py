@@ -6,7 +6,7 @@ from loratune.reporting.facts import Gain, PackSpan, RunFacts
 from loratune.reporting.later_stages import AlphaPoint, BatchCell
 from loratune.reporting.opponent import fair_gains
 from loratune.reporting.rank_curves import GapPoint, RankCurve
-from loratune.reporting.wording import count, duration, interval, rate
+from loratune.reporting.wording import count, duration, interval, money, rate
 from loratune.values import Stage, StageSummary
 
 _WORDS = {
@@ -153,6 +153,10 @@ def cost_sentence(facts: RunFacts) -> str:
         text += f" ({share:.2f} x the predicted {duration(cost.predicted_seconds)})"
     if cost.sequential_seconds is not None and cost.seconds > 0:
         text += f"; one after another they would take about {duration(cost.sequential_seconds)}"
+    if cost.price_per_hour:
+        text += f"; price {money(cost.seconds, cost.price_per_hour)} at {cost.price_per_hour:g} an hour"
+        if cost.predicted_seconds > 0:
+            text += f", predicted {money(cost.predicted_seconds, cost.price_per_hour)}"
     return text + "."
 
 

@@ -32,6 +32,7 @@ from loratune.reporting.wording import (
     by_weight,
     count,
     duration,
+    money,
     number,
     rate,
     size,
@@ -94,22 +95,23 @@ def print_plan(
     slots: int,
     peak_bytes: int,
     memory_bytes: int | None = None,
+    price_per_hour: float = 0.0,
 ) -> None:
     """The priced plan. `slots`: trials per pack; `memory_bytes`: what the device offers."""
-    table = _table("stage", "trials", "packs", "full runs", "time", right=range(1, 5))
+    priced = (f"price at {price_per_hour:g}/h",) if price_per_hour else ()
+    table = _table("stage", "trials", "packs", "full runs", "time", *priced, right=range(1, 6))
+
+    def times(seconds: float) -> list[str]:
+        return [duration(seconds), *([money(seconds, price_per_hour)] if priced else [])]
+
     for stage in plan.stages:
-        table.add_row(
-            escape(stage.name),
-            str(stage.trials),
-            str(stage.packs),
-            f"{stage.cost:.2f}",
-            duration(stage.seconds),
-        )
+        counts = str(stage.trials), str(stage.packs), f"{stage.cost:.2f}"
+        table.add_row(escape(stage.name), *counts, *times(stage.seconds))
     search = sum(stage.seconds for stage in plan.stages)
-    table.add_row("final, beside the default recipe", "2", "1", "", duration(final_seconds))
+    table.add_row("final, beside the default recipe", "2", "1", "", *times(final_seconds))
     table.add_section()
-    trials, seconds = str(plan.trials + 2), duration(search + final_seconds)
-    table.add_row("total", trials, "", f"{plan.cost:.2f}", seconds, style="bold")
+    trials = str(plan.trials + 2)
+    table.add_row("total", trials, "", f"{plan.cost:.2f}", *times(search + final_seconds), style="bold")
     console.print(table)
     room = f" of {size(memory_bytes)}" if memory_bytes else ""
     _line(console, f"Packs of up to {slots} trials; predicted peak memory {size(peak_bytes)}{room}.")

@@ -16,6 +16,19 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
+def money(seconds: float, per_hour: float) -> str:
+    """What so many seconds cost, in the user's own currency: `0.0042`, `0.31`, `12.40`; empty without a price."""
+    if per_hour <= 0:
+        return ""
+    amount = price(seconds, per_hour)
+    return f"{amount:.2f}" if amount >= 0.1 or not amount else f"{amount:.2g}"
+
+
+def price(seconds: float, per_hour: float) -> float:
+    """In the currency of the price of an hour."""
+    return seconds * per_hour / 3600
+
+
 def size(count: int) -> str:
     """Bytes in binary units."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
@@ -92,6 +105,8 @@ def sureness(facts: RunFacts) -> str:
     claims = "claim" if total == 1 else "claims"
     parts = [f"{counted[state]} {state}" for state in (YES, NO, CANNOT_TELL) if counted[state]]
     told = f"{total} {claims} tested: {', '.join(parts)}" if total else "no claim was tested"
+    if facts.stopped:
+        return f"{told}; the search was stopped by request, so more of it could change the answer."
     if facts.cut_by_clock:
         return f"{told}; the clock cut the search, so more time could change the answer."
     if not facts.decision.settled:

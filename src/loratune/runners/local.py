@@ -159,10 +159,12 @@ class LocalRunner:
     """Told how far a pack is."""
     deadline: float | None = None
     """`time.monotonic()` after which no trial is begun and running ones stop at their next reading."""
+    stopped: Callable[[], bool] = lambda: False
+    """Whether somebody has asked for the same before."""
 
     @property
     def late(self) -> bool:
-        return self.deadline is not None and monotonic() >= self.deadline
+        return (self.deadline is not None and monotonic() >= self.deadline) or self.stopped()
 
     def run(self, jobs: Sequence[Job], more: More | None = None) -> Generator[Done, None, None]:
         """The trials of the search first, as the plan packs them; then the final ones, in one pack; then the rest."""

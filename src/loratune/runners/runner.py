@@ -125,7 +125,9 @@ class Runner(Protocol):
 
     @property
     def late(self) -> bool:
-        """Whether a clock has run out: no trial is begun any more, and those that run end without a result."""
+        """Whether a clock has run out, or the user asked to stop: no trial is begun any more, and those that run end
+        without a result.
+        """
 
     def run(self, jobs: Sequence[Job], more: More | None = None) -> Iterator[Done]:
         """Do all jobs, and yield each one's result as soon as it is there.

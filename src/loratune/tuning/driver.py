@@ -44,7 +44,7 @@ class Driver:
     """All results, those of earlier runs first."""
 
     def search(self) -> bool:
-        """Ask and run until nothing is left to ask; returns whether the runner's clock cut it."""
+        """Ask and run until nothing is left to ask; returns whether the runner's clock or the user cut it."""
         while trials := self.ask(self.history, ()):
             if self.runner.late:
                 return True

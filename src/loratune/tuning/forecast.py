@@ -11,7 +11,7 @@ from loratune.costs.budget import Budget
 from loratune.costs.calibration import Calibration
 from loratune.costs.planner import Planner
 from loratune.costs.readings import Looks, final_looks
-from loratune.reporting.wording import duration
+from loratune.reporting.wording import duration, price
 from loratune.search.layer_ranks import QUESTION
 from loratune.search.strategy import Strategy
 from loratune.tuning.experience import Corrections
@@ -51,6 +51,8 @@ class Forecast:
     looks: Looks
     """Of early stopping, in the final run."""
     peak_bytes: int
+    price_per_hour: float = 0.0
+    """Of the machine, in the user's currency; 0 where it is not known."""
     corrections: Corrections
     """What earlier studies say of learning rate and rank, and a measured noise scale of batch sizes."""
 
@@ -94,6 +96,7 @@ class Forecast:
             test_seconds=self.test_seconds,
             data_notes=bench.notes,
             notes=self.notes,
+            price_per_hour=self.price_per_hour,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,8 +120,18 @@ class Forecast:
                 "final": self.final_seconds,
                 "total": self.seconds,
             },
+            **self._price(),
             "predicted_peak_memory_bytes": self.peak_bytes,
             "prior": self.corrections.to_dict(),
+        }
+
+    def _price(self) -> dict[str, Any]:
+        """As it stands in `plan --json`; nothing without a price."""
+        if not self.price_per_hour:
+            return {}
+        return {
+            "price_per_hour": self.price_per_hour,
+            "predicted_price": price(self.seconds, self.price_per_hour),
         }
 
 
@@ -180,6 +193,7 @@ def forecast(
         limit=None if seconds is None else budget.seconds,
         looks=final_looks(context, validation_rows),
         peak_bytes=pricing.peak_bytes,
+        price_per_hour=options.price_per_hour or 0.0,
         corrections=corrections,
     )
 

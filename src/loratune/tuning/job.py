@@ -10,6 +10,7 @@ from loratune.analysis.comparison import Final
 from loratune.analysis.diagnose import before_training
 from loratune.costs.budget import Budget
 from loratune.costs.limits import measured_peak
+from loratune.files.stop import forget_stop, is_asked_to_stop
 from loratune.lora.peft_io import save_adapter
 from loratune.model.device import forget_peak
 from loratune.model.source import portable_name
@@ -22,6 +23,7 @@ from loratune.tuning.after_search import AfterSearch
 from loratune.tuning.driver import Driver
 from loratune.tuning.experience import TASK, remember, studied, study_key, task_at_hand
 from loratune.tuning.final import FOLDER, FinalRunner, best_seed
+from loratune.tuning.findings import FindingsTeller, findings_of
 from loratune.tuning.forecast import Forecast
 from loratune.tuning.lessons import LearningPlanner
 from loratune.tuning.occupancy import PACKS, Occupancy
@@ -33,6 +35,7 @@ from loratune.tuning.workbench import Workbench
 from loratune.values import Decision, Stage, StudiedTask, TrialResult, Truncation
 from loratune.values.analysis import Diagnosis
 from loratune.values.events import (
+    Bus,
     Chosen,
     Finished,
     Note,
@@ -44,7 +47,7 @@ from loratune.values.events import (
 )
 
 CLOCK_CUT = 3
-"""Exit code where the clock cut the search."""
+"""Exit code where the clock, or the user, cut the search."""
 _FINAL_RESERVE = 1.15
 """Share of the predicted final run that the clock keeps free."""
 
@@ -94,17 +97,19 @@ class Job:
         )  # calibration tries steps as large as fit, whatever the search needs
         before = self._look()
         runner = self._runner()
+        strategy, history = self.priced.strategy, self._history()
         driver = Driver(
-            ask=self.priced.strategy.ask,
+            ask=strategy.ask,
             runner=runner,
             record=self.study.record,
-            tell=self.tell,
+            tell=Bus(self.tell, FindingsTeller(lambda: strategy.decide(history), self.tell)),
             after_each=self.keep_costs,
-            history=self._history(),
+            history=history,
         )
         self.tell(PhaseBegan(phase=Phase.SEARCHING))
         self.tell(Resumed(trials=tuple(map(TrialEnded.of, driver.history))))
         cut = driver.search()
+        stopped = cut and self._stopped()
         self.tell(PhaseBegan(phase=Phase.ANALYSING))
         after = AfterSearch(
             options=self.options,
@@ -115,12 +120,13 @@ class Job:
             runner=runner,
             driver=driver,
         )
-        decision = after.examine(self.priced.strategy.decide(driver.history), driver.history)
+        decision = after.examine(strategy.decide(history), history)
+        self.tell(findings_of(decision))
         self.tell(Chosen(hyper_parameters=decision.hyper_parameters, settled=decision.settled))
         self.tell(PhaseBegan(phase=Phase.FINAL_RUN))
         final = self._final(decision, runner)
         self.tell(PhaseBegan(phase=Phase.WRITING))
-        result = self._write(decision, after.truncation, final, cut, before)
+        result = self._write(decision, after.truncation, final, before, cut=cut, stopped=stopped)
         return result, CLOCK_CUT if cut else 0
 
     def _look(self) -> tuple[Diagnosis, ...]:
@@ -143,7 +149,12 @@ class Job:
             tell=self.tell,
             largest=LargestAdapter(self.options.directory, self.bench.base, self.study.results()),
             deadline=self._deadline(),
+            stopped=self._stopped,
         )
+
+    def _stopped(self) -> bool:
+        """Whether the user has asked for an end of the search."""
+        return is_asked_to_stop(self.options.directory)
 
     def _deadline(self) -> float | None:
         """When the search must end for the final run to fit; only a budget in time has one."""
@@ -172,8 +183,10 @@ class Job:
         decision: Decision,
         truncation: Truncation | None,
         final: Final,
-        cut: bool,
         before: tuple[Diagnosis, ...],
+        *,
+        cut: bool,
+        stopped: bool,
     ) -> TuneResult:
         """Adapter, report, and `result.json` last."""
         directory, base = self.options.directory, self.bench.base
@@ -186,6 +199,7 @@ class Job:
             truncation=truncation,
             final=final,
             cut=cut,
+            stopped=stopped,
             before=before,
             shortages=self.planner.sentences,
             cost=self._cost(),
@@ -210,7 +224,8 @@ class Job:
             key = study_key(fingerprint(self.options, self.bench))
             if trouble := remember(key, directory, task):
                 self.tell(Note(text=trouble))
-        self.tell(Finished(directory=str(directory), seconds=self.seconds, cut=cut))
+        forget_stop(directory)
+        self.tell(Finished(directory=str(directory), seconds=self.seconds, cut=cut, stopped=stopped))
         return load_result(directory)
 
     def _cost(self) -> RunCost:
@@ -226,6 +241,7 @@ class Job:
             measured_bytes=self.peak_bytes,
             sequential_seconds=self._sequential_seconds(),
             timeline=tuple(timeline.items()),
+            price_per_hour=self.priced.price_per_hour,
             mean_trials_in_pack=self.timeline.mean_trials_in_pack,
             packs=self.occupancy.spans(),
         )

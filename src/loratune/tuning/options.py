@@ -7,6 +7,7 @@ build the same frozen dataclass, and `loratune.toml` repeats it.
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, field, fields, replace
+from math import inf
 from pathlib import Path
 from reprlib import Repr
 from types import UnionType
@@ -134,6 +135,9 @@ class SearchOptions(PriorOptions):
         False, "Truncation curve: also train the cuts near the chosen rank on for 5 % of the steps."
     )
     patience: int = option(3, "Final run: evaluations without improvement before it stops.")
+    price_per_hour: float | None = option(
+        None, "What an hour of this machine costs, e.g. 2.10: money is told beside time.", "Output"
+    )
     pack_size: int | None = option(
         None, "Trials trained at once; default: what memory and device suit.", MODEL
     )
@@ -159,6 +163,10 @@ class SearchOptions(PriorOptions):
             raise InputError(f"--margin must be above 0, got {self.margin}; change --margin.")
         if self.patience < 1:
             raise InputError(f"--patience must be at least 1, got {self.patience}; change --patience.")
+        if self.price_per_hour is not None and not 0 < self.price_per_hour < inf:
+            raise InputError(
+                f"--price-per-hour must be above 0, got {self.price_per_hour}; give e.g. 2.10, or leave it out."
+            )
         if self.pack_size is not None and not 1 <= self.pack_size <= CAPACITY:
             raise InputError(
                 f"--pack-size must be 1 to {CAPACITY}, got {self.pack_size}; change --pack-size."

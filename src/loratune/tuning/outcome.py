@@ -49,6 +49,7 @@ def run_facts(
     truncation: Truncation | None,
     final: Final,
     cut: bool,
+    stopped: bool,
     cost: RunCost,
     before: tuple[Diagnosis, ...],
     shortages: tuple[str, ...],
@@ -60,7 +61,7 @@ def run_facts(
     evidence = (
         *decision.evidence,
         *earlier,
-        *_clock_note(cut),
+        *_cut_note(cut, stopped),
         *survived(shortages),
         *_final_claims(final, gains),
     )
@@ -99,6 +100,7 @@ def run_facts(
         versions=versions(),
         notes=(*bench.notes, *final.notes),
         cut_by_clock=cut,
+        stopped=stopped,
         training=training_record(
             options,
             bench,
@@ -180,8 +182,10 @@ def _final_claims(final: Final, gains: tuple[Gain, ...]) -> list[Evidence]:
     return claims
 
 
-def _clock_note(cut: bool) -> list[Evidence]:
+def _cut_note(cut: bool, stopped: bool) -> list[Evidence]:
     text = "the clock cut the search before it was settled; --resume goes on with it, on a new clock"
+    if stopped:
+        text = "the search was stopped by request before it was settled; --resume goes on with it"
     return [Evidence(claim=text)] if cut else []
 
 

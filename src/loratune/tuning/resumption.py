@@ -43,6 +43,7 @@ _FREE = (
     "device_memory",
     "no_ledger",
     "from_study",
+    "price_per_hour",
 )
 """Options that may change between a run and its resumption: they change no trial beyond rounding
 (what earlier studies say is kept in the study)."""

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
 from json import dumps
-from math import inf, isfinite
+from math import inf, isfinite, nan
 from time import time
 from typing import Any, Self, cast
 
-from loratune.values.decision import SearchPlan
+from loratune.values.decision import Evidence, SearchPlan
 from loratune.values.hyperparameters import HyperParameters
 from loratune.values.profile import DataProfile, ModelProfile
 from loratune.values.trial import CurvePoint, Stage, Trial, TrialResult, TrialState
@@ -87,6 +87,8 @@ class Planned(Event):
     """Of that, what comes after the last step."""
     final_trials: int = 2
     """The recommended one and the default recipe."""
+    price_per_hour: float = 0.0
+    """Of the machine, in the user's currency; 0 where it is not known."""
     data_notes: tuple[str, ...] = ()
     """What became of the rows, a sentence each."""
     notes: tuple[str, ...] = ()
@@ -149,6 +151,9 @@ class TrialEnded(Event):
     trained_tokens: int = 0
     cost: float = 0.0
     seconds: float = 0.0
+    began: float = 0.0
+    """Seconds since 1970, as `ended`; 0 where they are not known."""
+    ended: float = 0.0
     message: str = ""
 
     @classmethod
@@ -166,6 +171,8 @@ class TrialEnded(Event):
             trained_tokens=result.trained_tokens,
             cost=result.cost,
             seconds=result.seconds,
+            began=result.began,
+            ended=result.ended,
             message=result.message,
         )
 
@@ -188,6 +195,15 @@ class Resumed(Event):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Findings(Event):
+    """What the results so far show; each takes the place of the one before."""
+
+    hyper_parameters: HyperParameters
+    """The answer if the search ended now."""
+    evidence: tuple[Evidence, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Chosen(Event):
     """The search has come to an answer."""
 
@@ -203,7 +219,9 @@ class Finished(Event):
     directory: str
     seconds: float
     cut: bool = False
-    """Whether the budget's clock cut the search."""
+    """Whether the budget's clock cut the search, or the user."""
+    stopped: bool = False
+    """Whether it was the user."""
 
 
 Tell = Callable[[Event], None]
@@ -231,7 +249,11 @@ class Bus:
 
 def event_name(event: Event) -> str:
     """`trial ended` for `TrialEnded`."""
-    words = "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in type(event).__name__)
+    return _words(type(event))
+
+
+def _words(kind: type[Event]) -> str:
+    words = "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in kind.__name__)
     return words.strip()
 
 
@@ -244,6 +266,44 @@ def event_values(event: Event) -> dict[str, Any]:
 def json_line(event: Event) -> str:
     """The event as one line of JSON, its end included; `time` is in seconds since 1970."""
     return dumps({"time": round(time(), 3), **event_values(event)}, allow_nan=False) + "\n"
+
+
+_INFINITE = frozenset({"nll", "train_nll", "validation_nll", "loss"})
+"""Numbers that JSON has as None where they are not finite: what diverged has no loss."""
+
+
+def event_from(values: Mapping[str, Any]) -> Event | None:
+    """Inverse of `event_values`; None for what is no event of this version."""
+    kind = _kinds().get(str(values.get("event")))
+    if kind is None:
+        return None
+    try:
+        plain = {name: value for name, value in values.items() if name not in ("event", "time")}
+        event: Event = _adapter(cast(Hashable, kind)).validate_python(_infinite(plain))
+    except Exception:  # whatever decoding makes of what another version, or nobody, has written
+        return None
+    return event
+
+
+@cache
+def _kinds() -> dict[str, type[Event]]:
+    return {_words(kind): kind for kind in Event.__subclasses__()}
+
+
+def _infinite(value: Any, name: str = "") -> Any:
+    """Inverse of `_finite` where None is no value; ends of intervals are infinite too, values of metrics unknown."""
+    if isinstance(value, dict):
+        inner = {key: _infinite(each, str(key)) for key, each in value.items()}
+        return (
+            {key: nan if each is None else each for key, each in inner.items()}
+            if name == "metrics"
+            else inner
+        )
+    if isinstance(value, list):
+        if name == "interval" and len(value) == 2:
+            return [-inf if value[0] is None else value[0], inf if value[1] is None else value[1]]
+        return [_infinite(each) for each in value]
+    return inf if value is None and name in _INFINITE else value
 
 
 @cache
