@@ -108,8 +108,8 @@ class Study:
             raise _occupied(directory)
         direction = "maximize" if find(metric).info.larger_is_better else "minimize"
         wanted = _as_json(fingerprint)
-        shown = {name: wanted[name] for name in ("model", "data") if name in wanted}
-        facts = {**shown, _METRIC: metric, _FORMAT: FORMAT, _FINGERPRINT: wanted}
+        shown: dict[str, Any] = {name: wanted[name] for name in ("model", "data") if name in wanted}
+        facts: dict[str, Any] = {**shown, _METRIC: metric, _FORMAT: FORMAT, _FINGERPRINT: wanted}
         with storage_errors(directory, storage), uninterrupted():
             if storage is None:
                 directory.mkdir(parents=True, exist_ok=True)
