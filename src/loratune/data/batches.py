@@ -6,6 +6,7 @@ Knows numpy and torch tensors; nothing of models, adapters or optimisers.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -123,9 +124,9 @@ class MicroBatch:
     tokens: torch.Tensor
     """[rows, T] int64, right-padded with a token that no supervised position sees; flat [1, N]."""
     positions: torch.Tensor
-    """[supervised] flat index of the state that predicts; ascending, so grouped by row."""
+    """[supervised] flat index of the state that is asked; ascending, so grouped by row."""
     targets: torch.Tensor
-    """[supervised] the token to be predicted there."""
+    """[supervised, …] the token to be predicted there, or the row's answer."""
     counts: Rows
     """[rows] supervised tokens of each row."""
     starts: Rows
@@ -170,8 +171,24 @@ def _tokens_of(
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     at = np.arange(starts[-1]) + np.repeat(begins - starts[:-1], lengths)
     flags = table.supervised[at]
-    flags[starts[:-1]] = False  # nothing predicts a row's first token
+    if table.answers is None:
+        flags[starts[:-1]] = False  # nothing predicts a row's first token
     return table.tokens[at], flags, starts
+
+
+def _before(table: TokenTable) -> int:
+    """How far before a supervised token the state lies that is asked."""
+    return 1 if table.answers is None else 0
+
+
+def _targets(
+    table: TokenTable, rows: Sequence[int] | Rows, tokens: npt.NDArray[np.integer[Any]], counts: Rows
+) -> npt.NDArray[Any]:
+    """[supervised, …] the supervised `tokens`, or the answers of their rows."""
+    if table.answers is None:
+        return tokens.astype(np.int64)
+    stored = np.asarray(rows, np.int64)
+    return np.repeat(table.answers[stored if table.index is None else table.index[stored]], counts, axis=0)
 
 
 def collate(table: TokenTable, rows: Sequence[int] | Rows, *, device: torch.device) -> MicroBatch:
@@ -186,12 +203,12 @@ def collate(table: TokenTable, rows: Sequence[int] | Rows, *, device: torch.devi
     at = np.arange(len(tokens)) + np.repeat(corners[:-1] - starts[:-1], lengths)
     padded = np.zeros((count, width), np.int64)
     padded.reshape(-1)[at] = tokens
-    where = np.flatnonzero(flags)
+    where, counts = np.flatnonzero(flags), np.add.reduceat(flags, starts[:-1], dtype=np.int64)
     return MicroBatch(
         tokens=to_device(padded, device),
-        positions=to_device(at[where] - 1, device),
-        targets=to_device(tokens[where].astype(np.int64), device),
-        counts=np.add.reduceat(flags, starts[:-1], dtype=np.int64),
+        positions=to_device(at[where] - _before(table), device),
+        targets=to_device(_targets(table, rows, tokens[where], counts), device),
+        counts=counts,
         starts=corners,
         longest=width,
         flat=False,
@@ -205,12 +222,12 @@ def collate_flat(
     own, flags, starts = _tokens_of(table, rows)
     line = np.zeros(tokens, np.int64)
     line[: len(own)] = own
-    where = np.flatnonzero(flags)
+    where, counts = np.flatnonzero(flags), np.add.reduceat(flags, starts[:-1], dtype=np.int64)
     return MicroBatch(
         tokens=to_device(line[None], device),
-        positions=to_device(where - 1, device),
-        targets=to_device(line[where], device),
-        counts=np.add.reduceat(flags, starts[:-1], dtype=np.int64),
+        positions=to_device(where - _before(table), device),
+        targets=to_device(_targets(table, rows, line[where], counts), device),
+        counts=counts,
         starts=starts,
         longest=int(np.diff(starts).max()),
         flat=True,

@@ -27,11 +27,14 @@ class TokenTable:
     tokens: npt.NDArray[np.int32]
     """[all tokens]"""
     supervised: npt.NDArray[np.bool_]
-    """[all tokens] True where the token is to be predicted (never a row's first token)."""
+    """[all tokens] True where something is asked: the token itself (never a row's first), or the row's answer."""
     offsets: npt.NDArray[np.int64]
     """[stored rows + 1]"""
     labels: npt.NDArray[np.int32] | None = None
     """[stored rows] index of the row's class, for labelled data."""
+    answers: npt.NDArray[Any] | None = None
+    """[stored rows, …] what is asked of each row at its supervised tokens, of their own states; None: these tokens
+    themselves, of the states before them."""
     index: npt.NDArray[np.int64] | None = None
     """[rows] stored rows that this table shows, in this order; None shows all."""
 

@@ -81,7 +81,8 @@ class Body:
 
     def __init__(self, model: PreTrainedModel, layers: CompiledLayers | None = None) -> None:
         self.model = model
-        self.device = next(model.parameters()).device
+        parameter = next(model.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
         self._layers = layers
 
     @contextmanager

@@ -14,12 +14,13 @@ import torch
 from loratune.data.batches import MicroBatch, Rows
 from loratune.data.table import TokenTable
 from loratune.engine.body import Body, Line
-from loratune.engine.portions import Cuts, asked_of
-from loratune.lora.layout import Adapter
+from loratune.engine.portions import Cuts, asked_of, heads_of
+from loratune.lora.layout import Adapter, AdapterLayout
 from loratune.lora.packed import PackedAdapters
 from loratune.lora.segments import PackMember, Segment
 from loratune.maths.sizes import CAPACITY
 from loratune.objectives.objective import Objective
+from loratune.values import default_recipe
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -65,6 +66,15 @@ class Evaluator:
         self.cuts = cuts
         self.keeps_tokens = keeps_tokens
         self.device = body.device
+        self._bare = self._untrained()
+
+    def _untrained(self) -> PackMember:
+        """Of the bare base: no adapter, and the head with which a trial of seed 0 begins."""
+        recipe, head = default_recipe(), self.objective.head
+        layout = AdapterLayout.of(recipe, (), head)
+        dtype = torch.float64 if self.body.dtype == torch.float64 else torch.float32
+        weights = self.objective.initial_head(0).to(self.device, dtype)
+        return PackMember(Adapter(hyper_parameters=recipe, layout=layout, weights=weights), trainable=False)
 
     @torch.no_grad()
     def evaluate(self, models: Sequence[Adapter | None], table: TokenTable) -> list[Evaluation]:
@@ -106,7 +116,12 @@ class Evaluator:
         """Supervised tokens of each row, and loss, hit and most likely token at each model's supervised positions."""
         batch = self.cuts.collate(table, np.tile(rows, len(members)), self.device)
         states, output = self.states(batch, members)
-        losses, found = self.objective.score(states, asked_of(self.objective, batch), output)
+        heads = heads_of(
+            self.objective,
+            [self._bare if member is None else member for member in members],
+            batch.counts.reshape(len(members), -1).sum(1),
+        )
+        losses, found = self.objective.score(states, asked_of(self.objective, batch, heads=heads), output)
         tokens = found if self.keeps_tokens else None
         return batch.counts[: len(rows)], losses, found == batch.targets, tokens
 

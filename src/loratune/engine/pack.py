@@ -26,7 +26,7 @@ from loratune.engine.portions import Cuts
 from loratune.engine.scoring import Scoring
 from loratune.engine.slot import Slot
 from loratune.engine.step import TrainingStep
-from loratune.lora.layout import Adapter, find_targets, initial_adapters
+from loratune.lora.layout import Adapter, InitialHead, find_targets, initial_adapters
 from loratune.lora.packed import PackedAdapters
 from loratune.maths.sizes import CAPACITY
 from loratune.model.base import BaseModel
@@ -179,7 +179,7 @@ class PackEngine:
         )
 
     def initial(self, trial: Trial) -> Adapter:
-        """The adapter with which a trial starts: PEFT's for its seed."""
+        """The adapter with which a trial starts: PEFT's for its seed, the objective's head beside it."""
         return self.initials([trial])[0]
 
     def initials(self, trials: Sequence[Trial]) -> list[Adapter]:
@@ -187,7 +187,8 @@ class PackEngine:
         recipes = [trial.hyper_parameters for trial in trials]
         targets = [find_targets(self.base.profile.targets, recipe.target_modules) for recipe in recipes]
         wanted = zip(recipes, targets, (trial.seed for trial in trials), strict=True)
-        return initial_adapters(list(wanted), base_dtype=self.base.dtype, device=self.base.device)
+        head = InitialHead(self._objective.head, self._objective.initial_head)
+        return initial_adapters(list(wanted), base_dtype=self.base.dtype, device=self.base.device, head=head)
 
     def slot(self, trial: Trial, initial: Adapter | None = None) -> Slot:
         """A trial before its first step, with all the memory that it will need between steps.

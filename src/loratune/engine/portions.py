@@ -18,9 +18,9 @@ from loratune.data.table import TokenTable
 from loratune.engine.body import Body, Line
 from loratune.engine.slot import Slot
 from loratune.lora.packed import PackedAdapters, Plan
-from loratune.lora.segments import Places, Segment
+from loratune.lora.segments import PackMember, Places, Segment
 from loratune.maths.sizes import line_tokens
-from loratune.objectives.objective import Asked, Objective
+from loratune.objectives.objective import Asked, Head, Objective
 
 _MULTIPLE = {"cpu": 32, "cuda": 128}
 """Tokens of a flat line are a multiple of this: what matrix products like, and shapes that repeat."""
@@ -154,7 +154,7 @@ class Portions:
         members = [slot.member for slot in gathered.slots]
         return Portion(
             batch=batch,
-            asked=asked_of(self._objective, batch, weights),
+            asked=asked_of(self._objective, batch, weights, heads_of(self._objective, members, shares)),
             shares=to_device(shares, self._device),
             plan=self._packed.plan(segments, batch.tokens.numel(), places, members=members),
             line=Line.of(batch),
@@ -179,7 +179,10 @@ class Portions:
 
 
 def asked_of(
-    objective: Objective, batch: MicroBatch, weights: npt.NDArray[np.float64] | None = None
+    objective: Objective,
+    batch: MicroBatch,
+    weights: npt.NDArray[np.float64] | None = None,
+    heads: Sequence[Head] = (),
 ) -> Asked:
     """The supervised positions of a micro-batch, with their weights [S], 1 where they are not given."""
     device = batch.targets.device
@@ -189,6 +192,19 @@ def asked_of(
         targets=batch.targets,
         weights=to_device(given, device),
         rows=None if rows is None else to_device(rows, device),
+        heads=heads,
+    )
+
+
+def heads_of(objective: Objective, members: Sequence[PackMember], shares: Rows) -> tuple[Head, ...]:
+    """The members' heads, each for so many positions [members], one member's behind the other's."""
+    if not objective.head:
+        return ()
+    ends = np.cumsum(shares)
+    return tuple(
+        Head(int(end - share), int(end), member.head, member.head_gradients)
+        for member, share, end in zip(members, shares, ends, strict=True)
+        if share
     )
 
 

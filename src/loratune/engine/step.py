@@ -205,8 +205,9 @@ class TrainingStep:
         """Losses [S] at the supervised positions; the gradients of Σ weights · losses are added to the slots'."""
         batch, asked, _, plan, line = portion
         tokens, positions = batch.tokens, batch.positions
-        # rows that belong together are given by their numbers, of which a recording would have to know how many come
-        record = self._graphs is not None and self._graphs.takes(tokens.numel()) and asked.rows is None
+        # a recording would have to know how many rows belong together, or how many positions each head has
+        plain = asked.rows is None and not asked.heads
+        record = self._graphs is not None and self._graphs.takes(tokens.numel()) and plain
         if not record or line is None or plan.route is None or self._graphs is None:
             return self._pass(tokens, positions, asked, line, plan)
         assert isinstance(line.bounds, torch.Tensor), "graphs are recorded on GPUs only"

@@ -3,16 +3,16 @@
 Each module may have a rank of its own: R below is the module's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from math import sqrt
+from math import prod, sqrt
 from os import cpu_count
 from typing import NamedTuple, Self
 
 import torch
 
-from loratune.maths.targets import Shape, select_targets
+from loratune.maths.targets import Part, Shape, select_targets
 from loratune.values import HyperParameters
 
 
@@ -31,17 +31,21 @@ def find_targets(available: Sequence[Shape], target_modules: Sequence[str]) -> t
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdapterLayout:
-    """Shapes and offsets of every A [R, in] and B [out, R], in the order of the modules, A before B."""
+    """Shapes and offsets of every A [R, in] and B [out, R], in the order of the modules, A before B; then the head."""
 
     targets: tuple[Target, ...]
     ranks: tuple[int, ...]
     """Of each target."""
+    head: tuple[Part, ...] = ()
+    """What is trained beside the matrices, under its names in the model (PEFT's `modules_to_save`)."""
 
     @classmethod
-    def of(cls, hyper_parameters: HyperParameters, targets: Sequence[Target]) -> Self:
-        """The layout of an adapter on `targets`."""
+    def of(
+        cls, hyper_parameters: HyperParameters, targets: Sequence[Target], head: Sequence[Part] = ()
+    ) -> Self:
+        """The layout of an adapter on `targets`, with that head."""
         ranks = hyper_parameters.ranks_of(target.name for target in targets)
-        return cls(targets=tuple(targets), ranks=ranks)
+        return cls(targets=tuple(targets), ranks=ranks, head=tuple(head))
 
     @property
     def r(self) -> int:
@@ -51,6 +55,11 @@ class AdapterLayout:
     @property
     def size(self) -> int:
         """Numbers in the flat vector."""
+        return self.matrices_size + sum(prod(shape) for _, shape in self.head)
+
+    @property
+    def matrices_size(self) -> int:
+        """Of these the matrices', which come first; the rest is the head's."""
         sides = (target.in_features + target.out_features for target in self.targets)
         return sum(rank * side for rank, side in zip(self.ranks, sides, strict=True))
 
@@ -68,6 +77,12 @@ class AdapterLayout:
             offset = end
         return found
 
+    def head_views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The head's parameters by name, as views of a flat vector [size]."""
+        sizes = [prod(shape) for _, shape in self.head]
+        pieces = torch.split(flat[self.matrices_size :], sizes) if sizes else ()
+        return {name: piece.view(shape) for (name, shape), piece in zip(self.head, pieces, strict=True)}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Adapter:
@@ -82,9 +97,23 @@ class Adapter:
         """(A, B) by module name."""
         return self.layout.views(self.weights)
 
+    def head(self) -> dict[str, torch.Tensor]:
+        """What was trained beside the matrices, by parameter name."""
+        return self.layout.head_views(self.weights)
 
 _GAIN = sqrt(2.0 / (1 + sqrt(5) ** 2))
 """Of Kaiming's uniform distribution with a = √5."""
+
+
+class InitialHead(NamedTuple):
+    """What is trained beside the matrices, and how it begins."""
+
+    parts: tuple[Part, ...] = ()
+    numbers: Callable[[int], torch.Tensor] = lambda seed: torch.empty(0)
+    """[their numbers] float32 on the CPU, by a trial's seed."""
+
+
+NO_HEAD = InitialHead()
 
 
 def initial_adapter(
@@ -105,7 +134,7 @@ def initial_adapter(
 
 
 def initial_numbers(layout: AdapterLayout, seed: int) -> torch.Tensor:
-    """[layout.size] float32 on the CPU, as PEFT draws them there.
+    """[layout.size] float32 on the CPU, as PEFT draws them there; a head is left zero.
 
     For each target in `named_modules` order: `nn.Linear(in, r)`'s own initialisation, `nn.Linear(r, out)`'s (both
     thrown away, B is zero), then Kaiming uniform with a = √5 on A, r being the module's own where a rank pattern
@@ -126,15 +155,19 @@ def initial_adapters(
     *,
     base_dtype: torch.dtype,
     device: torch.device,
+    head: InitialHead = NO_HEAD,
 ) -> list[Adapter]:
     """`initial_adapter` for many (hyper-parameters, targets, seed), by as many threads as there are cores.
 
     Those of one seed and shape, as in a ladder of learning rates, begin with the same numbers: these are drawn once.
     """
-    keys = [(AdapterLayout.of(hyper_parameters, targets), seed) for hyper_parameters, targets, seed in wanted]
+    keys = [
+        (AdapterLayout.of(hyper_parameters, targets, head.parts), seed)
+        for hyper_parameters, targets, seed in wanted
+    ]
     distinct = list(dict.fromkeys(keys))
     with ThreadPoolExecutor(cpu_count()) as pool:
-        placed = pool.map(lambda key: _placed(initial_numbers(*key), base_dtype, device), distinct)
+        placed = pool.map(lambda key: _placed(_with_head(key[0], key[1], head), base_dtype, device), distinct)
         drawn = dict(zip(distinct, placed, strict=True))
     used: set[tuple[AdapterLayout, int]] = set()
     found = []
@@ -143,6 +176,12 @@ def initial_adapters(
         used.add(key)
         found.append(Adapter(hyper_parameters=hyper_parameters, layout=key[0], weights=weights))
     return found
+
+
+def _with_head(layout: AdapterLayout, seed: int, head: InitialHead) -> torch.Tensor:
+    numbers = initial_numbers(layout, seed)
+    numbers[layout.matrices_size :] = head.numbers(seed)
+    return numbers
 
 
 def _placed(numbers: torch.Tensor, base_dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -3,8 +3,9 @@
 The config goes through `peft.LoraConfig`, so that the folder is what the installed PEFT itself writes.
 """
 
+import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -37,12 +38,24 @@ def _target_names(model: nn.Module, targets: Sequence[Target]) -> list[str]:
     return sorted(suffixes if selected == wanted else wanted)
 
 
+def modules_to_save(head: Iterable[str]) -> list[str]:
+    """PEFT's name for the modules that hold a head's parameters: the outermost ones."""
+    return sorted({name.partition(".")[0] for name in head})
+
+
 def lora_config(
-    hyper_parameters: HyperParameters, model: nn.Module, targets: Sequence[Target], *, base_name: str = ""
+    hyper_parameters: HyperParameters,
+    model: nn.Module,
+    targets: Sequence[Target],
+    *,
+    base_name: str = "",
+    head: Iterable[str] = (),
 ) -> LoraConfig:
-    """The `peft.LoraConfig` under which PEFT builds the same adapter on `model`."""
+    """The `peft.LoraConfig` under which PEFT builds the same adapter on `model`; `head`: its parameters' names."""
+    classifies = type(model).__name__.endswith("ForSequenceClassification")
     return LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if classifies else "CAUSAL_LM",
+        modules_to_save=modules_to_save(head) or None,
         r=hyper_parameters.r,
         lora_alpha=_whole(hyper_parameters.lora_alpha),
         rank_pattern=dict(hyper_parameters.rank_pattern),
@@ -76,7 +89,11 @@ def save_adapter(
     for name, (a, b) in adapter.views().items():
         tensors[f"{_PREFIX}{name}.lora_A.weight"] = a.detach().cpu().contiguous().clone()
         tensors[f"{_PREFIX}{name}.lora_B.weight"] = b.detach().cpu().contiguous().clone()
-    config = lora_config(adapter.hyper_parameters, model, adapter.layout.targets, base_name=base_name)
+    head = adapter.head()
+    tensors |= {f"{_PREFIX}{name}": value.detach().cpu().contiguous().clone() for name, value in head.items()}
+    config = lora_config(
+        adapter.hyper_parameters, model, adapter.layout.targets, base_name=base_name, head=head
+    )
     config.inference_mode = True
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh, old = (folder.with_name(f".{folder.name}.{end}") for end in ("new", "old"))
@@ -98,7 +115,7 @@ def save_adapter(
 def load_adapter(
     folder: Path, hyper_parameters: HyperParameters, targets: Sequence[Target], *, device: torch.device
 ) -> Adapter:
-    """Read what `save_adapter` wrote; `targets` are the modules that the hyper-parameters select.
+    """Read what `save_adapter` wrote, a head included; `targets` are the modules that the hyper-parameters select.
 
     Raises `ModelError` where the file is missing, broken, or holds other modules or shapes.
     """
@@ -107,7 +124,8 @@ def load_adapter(
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"an adapter folder must hold a readable {path.name}, {folder} has none.") from error
-    layout = AdapterLayout.of(hyper_parameters, targets)
+    head = _head_of(folder, tensors)
+    layout = AdapterLayout.of(hyper_parameters, targets, [(name, tuple(t.shape)) for name, t in head.items()])
     dtype = next(iter(tensors.values())).dtype if tensors else torch.float32
     weights = torch.zeros(layout.size, dtype=dtype)
     for name, pair in layout.views(weights).items():
@@ -119,6 +137,23 @@ def load_adapter(
                     f"{path} must hold lora_{letter} of {name} with shape {tuple(view.shape)}, found {found}."
                 )
             view.copy_(stored)
+    for name, view in layout.head_views(weights).items():
+        view.copy_(tensors.pop(_PREFIX + name))
     if tensors:
         raise ModelError(f"{path} must hold the targeted modules only, found also {min(tensors)}.")
     return Adapter(hyper_parameters=hyper_parameters, layout=layout, weights=weights.to(device))
+
+
+def _head_of(folder: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of the modules that the folder's configuration names as saved whole, by parameter name."""
+    if all(".lora_" in name for name in tensors):
+        return {}
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        modules = {str(name) for name in config.get("modules_to_save") or ()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise ModelError(
+            f"an adapter folder must hold a readable adapter_config.json, {folder} has none."
+        ) from error
+    names = {name: name.removeprefix(_PREFIX) for name in tensors}
+    return {names[name]: value for name, value in tensors.items() if names[name].partition(".")[0] in modules}

@@ -43,6 +43,16 @@ class PackMember:
         self.gradient = torch.zeros_like(adapter.weights) if trainable else None
 
     @cached_property
+    def head(self) -> Mapping[str, torch.Tensor]:
+        """What the trial trains beside the matrices, by parameter name."""
+        return self.adapter.head()
+
+    @cached_property
+    def head_gradients(self) -> Mapping[str, torch.Tensor] | None:
+        """Views of the flat buffer, by the same names; None where nothing is trained."""
+        return None if self.gradient is None else self.adapter.layout.head_views(self.gradient)
+
+    @cached_property
     def matrices(self) -> Mapping[str, Matrices]:
         """By module."""
         gradients = self.adapter.layout.views(self.gradient) if self.gradient is not None else {}

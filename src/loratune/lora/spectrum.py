@@ -54,7 +54,7 @@ class Decomposition:
         return tuple(min(rank, own) for own in self.adapter.layout.ranks)
 
     def cut(self, ranks: Sequence[int]) -> Adapter:
-        """The adapter with the first `ranks` singular values of each layer; a layer with 0 is left out.
+        """The adapter with the first `ranks` singular values of each layer; one with 0 is left out, the head stays.
 
         The scaling stays the adapter's own, hence alpha in proportion to the rank. At least one rank must be
         above 0.
@@ -73,13 +73,16 @@ class Decomposition:
             else whole.target_modules,
             rank_pattern=tuple((t.name, k) for t, k, _ in kept if k != largest),
         )
-        layout = AdapterLayout.of(hyper_parameters, [target for target, _, _ in kept])
+        layout = AdapterLayout.of(
+            hyper_parameters, [target for target, _, _ in kept], self.adapter.layout.head
+        )
         weights = torch.empty(
             layout.size, dtype=self.adapter.weights.dtype, device=self.adapter.weights.device
         )
         for (a, b), (_, k, (left, singular, right)) in zip(layout.views(weights).values(), kept, strict=True):
             a.copy_(right[:k] * _ROW_NORM)
             b.copy_(left[:, :k] * (singular[:k] / (_ROW_NORM * whole.scaling)))
+        weights[layout.matrices_size :] = self.adapter.weights[self.adapter.layout.matrices_size :]
         return Adapter(hyper_parameters=hyper_parameters, layout=layout, weights=weights)
 
 

@@ -7,6 +7,8 @@ from loratune.values import ALL_LINEAR
 
 Shape = tuple[str, int, int]
 """(full module name, in features, out features)"""
+Part = tuple[str, tuple[int, ...]]
+"""(full name, shape) of a parameter of the model that each trial trains as its own, beside its adapter."""
 _ATTENTION = ("attn", "attention")
 _QUERY_VALUE = (("q_proj", "v_proj"), ("query", "value"), ("q_lin", "v_lin"))
 

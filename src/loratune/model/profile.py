@@ -30,17 +30,20 @@ _ATTENTION = ("attn", "attention")
 def adaptable_layers(model: PreTrainedModel) -> tuple[Shape, ...]:
     """Every nn.Linear and Conv1D of the text decoder but the head, in `named_modules` order.
 
-    The same as PEFT's `all-linear` on dense text models. Of a mixture of experts only the attention
+    Without output embeddings (a classifier) all that stands outside of the body is head, and its pooler sees one token
+    alone. The same as PEFT's `all-linear` on dense text models. Of a mixture of experts only the attention
     projections: a token passes few of the experts, whose weights are often no linear modules at all.
     Raises `ModelError` where nothing is left.
     """
     head = model.get_output_embeddings()
     composite = model.config.get_text_config() is not model.config
-    inside = {id(module) for module in (model.get_decoder() if composite else model).modules()}
+    whole = model.base_model if head is None else model
+    inside = {id(module) for module in (model.get_decoder() if composite else whole).modules()}
     linears = [
         (name, *_shape(module))
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and module is not head and id(module) in inside
+        and "pooler" not in name.split(".")
     ]
     if is_mixture_of_experts(model):
         linears = [shape for shape in linears if any(word in shape[0].lower() for word in _ATTENTION)]

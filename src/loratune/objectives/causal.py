@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from loratune.errors import ModelError
+from loratune.maths.targets import Part
 from loratune.objectives.objective import Asked, Compile
 
 _CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}
@@ -28,6 +29,7 @@ class Causal:
     """
 
     group = 1
+    head: tuple[Part, ...] = ()
 
     def __init__(self, model: PreTrainedModel, compiled: Compile = lambda function: function) -> None:
         self.model = model
@@ -39,6 +41,10 @@ class Causal:
                 "use a causal language model."
             )
         self.vocabulary = int(model.config.get_text_config().vocab_size)
+
+    def initial_head(self, seed: int) -> torch.Tensor:
+        """Nothing: the model's own head is frozen."""
+        return torch.empty(0)
 
     def counts(self, supervised: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Every supervised token counts."""

@@ -4,22 +4,39 @@ The engine knows this protocol and no objective. Shapes: S supervised positions 
 rows; D hidden size. Knows nothing of trials, adapters or optimisers.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from loratune.maths.targets import Part
+
+
+class Head(NamedTuple):
+    """What one trial trains beside its adapter, and which positions are the trial's."""
+
+    start: int
+    stop: int
+    values: Mapping[str, torch.Tensor]
+    """By parameter name, of the adapter's type."""
+    gradients: Mapping[str, torch.Tensor] | None
+    """What gradients are added to, by the same names; None where nothing is trained."""
+
 
 class Asked(NamedTuple):
     """The supervised positions of a micro-batch."""
 
     targets: torch.Tensor
-    """[S] the token that follows."""
+    """[S] the token that follows, or [S, …] what the table's rows are to be answered with."""
     weights: torch.Tensor
     """[S] of each position's loss in the sum that is minimised; equal within a row, and within a group."""
     rows: torch.Tensor | None = None
     """[S] number of the position's row in the micro-batch, ascending; given where the objective groups rows."""
+    heads: Sequence[Head] = ()
+    """Of every trial with positions here, in their order, all positions covered; empty where nothing but adapters
+    is trained."""
 
 
 class Objective(Protocol):
@@ -38,6 +55,18 @@ class Objective(Protocol):
         """Choices at a position: a loss above twice the logarithm is worse than guessing."""
         ...
 
+    @property
+    def head(self) -> tuple[Part, ...]:
+        """Parameters of the model of which each trial trains its own, by their names; empty: adapters only.
+
+        Of the modules that PEFT saves whole (`modules_to_save`) these are all the parameters.
+        """
+        ...
+
+    def initial_head(self, seed: int) -> torch.Tensor:
+        """[numbers of the head] float32 on the CPU: what a trial with that seed begins with."""
+        ...
+
     def counts(self, supervised: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """[rows] how much each row counts in its trial's mean loss, of the rows' supervised positions [rows]."""
         ...
@@ -51,8 +80,9 @@ class Objective(Protocol):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses [S], and the gradient [S, D] of Σ weights · losses with respect to `states` [S, D].
 
-        What is not finite stays in its row or group: the gradient of others does not change. A row's losses add up to
-        what it contributes; divided by what counts (`counts`) they are the mean that is reported.
+        With respect to the heads it is added to their `gradients`. What is not finite stays in its row or group, and in
+        its trial's head: the gradient of others does not change. A row's losses add up to what it contributes; divided
+        by what counts (`counts`) they are the mean that is reported.
         """
         ...
 
