@@ -22,7 +22,7 @@ from loratune.app.demo import smollm2, write_reuters
 from loratune.app.export import export
 from loratune.app.train import train
 from loratune.model.base import load_model
-from loratune.tuning.workbench import model_cache
+from loratune.runners.spec import model_cache
 from record import append, circumstances
 
 RESULTS = Path(__file__).parent / "results" / "exported_trl.csv"

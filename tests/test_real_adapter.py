@@ -11,7 +11,7 @@ from loratune.app.adapted import generate, merge
 from loratune.app.demo import smollm2
 from loratune.app.train import train
 from loratune.model.base import load_model
-from loratune.tuning.workbench import model_cache
+from loratune.runners.spec import model_cache
 from tiny import animal_rows, write_jsonl
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]

@@ -12,7 +12,7 @@ from loratune.app.demo import smollm2, write_reuters
 from loratune.cli.main import main
 from loratune.costs import measuring
 from loratune.model.base import load_model
-from loratune.tuning.workbench import model_cache
+from loratune.runners.spec import model_cache
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]
 

@@ -11,10 +11,10 @@ from loratune.costs.budget import Budget
 from loratune.data.prepare import prepare
 from loratune.errors import OutputError
 from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
+from loratune.runners.spec import model_cache
 from loratune.search.effort import fit_effort
 from loratune.study.record import Study
 from loratune.tuning.options import TuneOptions, data_options
-from loratune.tuning.workbench import model_cache
 from loratune.values import SearchContext
 
 real = pytest.mark.skipif(

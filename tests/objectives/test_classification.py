@@ -19,8 +19,8 @@ from transformers import (
 
 from engine_fixture import VOCABULARY, engine, frozen, tiny_llama, trial
 from loratune.data.table import TokenTable
+from loratune.engine.machinery import REFERENCE
 from loratune.engine.pack import PackEngine
-from loratune.engine.paths import REFERENCE
 from loratune.engine.reference import _replace_dropout
 from loratune.engine.slot import MAX_GRADIENT_NORM, Slot, warmup_steps
 from loratune.errors import ModelError

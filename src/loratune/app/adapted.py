@@ -18,8 +18,9 @@ from loratune.files.paths import user_path
 from loratune.files.write import new_folder
 from loratune.model.base import BaseModel, load_model
 from loratune.model.quiet import first_sentence, quiet
+from loratune.runners.spec import model_cache
 from loratune.tuning.record import TrainedRun, load_run
-from loratune.tuning.workbench import check_out, model_cache
+from loratune.tuning.workbench import check_out
 from loratune.values import PromptFormat, PromptKind
 
 _WEIGHTS = "adapter_model.safetensors"

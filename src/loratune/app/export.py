@@ -26,8 +26,8 @@ from loratune.files.paths import user_path
 from loratune.files.write import new_folder
 from loratune.model.source import portable_name, read_json
 from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
+from loratune.runners.spec import context_length, model_cache
 from loratune.tuning.record import TrainedRun, load_run
-from loratune.tuning.workbench import context_length, model_cache
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _LETTER = ".lora_A.weight"

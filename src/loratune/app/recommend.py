@@ -27,15 +27,10 @@ from loratune.model.tokenizer import load_tokenizer
 from loratune.reporting.result import plain
 from loratune.reporting.screen import Screen
 from loratune.reporting.terminal import print_probe, print_profile, print_recommendation, print_survey
+from loratune.runners.spec import model_cache, read_rows
 from loratune.tuning.experience import Experience, gather
-from loratune.tuning.options import RecommendOptions, keyword_options
-from loratune.tuning.workbench import (
-    Workbench,
-    model_cache,
-    open_workbench,
-    read_rows,
-    with_survey,
-)
+from loratune.tuning.options import RecommendOptions, data_options, keyword_options
+from loratune.tuning.workbench import Workbench, open_workbench, with_survey
 from loratune.values import ALL_LINEAR, BaseLoss, DataProfile, ModelProfile, Probe, Recommendation
 
 PROBE_SECONDS = 90.0
@@ -155,7 +150,7 @@ def _subject(options: RecommendOptions) -> Iterator[_Subject]:
         return
     tokenizer = load_tokenizer(options.model, cache=model_cache())
     with TemporaryDirectory(prefix="loratune-") as folder:
-        data = read_rows(options, tokenizer, Path(folder))
+        data = read_rows(options.model, data_options(options), tokenizer, Path(folder))
         model = _profile(options)
         check_embeddings(data, model.vocabulary, tokenizer)
         profile = with_survey(data, tokenizer, options.seed).profile

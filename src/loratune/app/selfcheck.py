@@ -15,7 +15,7 @@ from loratune.errors import InputError, printable
 from loratune.model.base import BaseModel, load_model
 from loratune.model.device import DType
 from loratune.reporting.screen import Screen
-from loratune.tuning.workbench import model_cache
+from loratune.runners.spec import model_cache
 
 DEVIATES = 1
 """Exit code where the pack deviates from PEFT by more than PEFT from itself."""

@@ -75,37 +75,44 @@ class PackPlan:
 
 
 class Admission:
-    """Trials that wait, in order, and the room that is left: says who begins next.
+    """Trials that wait, in order, and the room that is left on each of some equal devices: says who begins next.
 
     A trial that asks for more than all the room fills it: it runs alone.
     """
 
-    def __init__(self, memory: Sequence[float], order: Sequence[int], *, slots: int, room: float) -> None:
+    def __init__(
+        self, memory: Sequence[float], order: Sequence[int], *, slots: int, room: float, devices: int = 1
+    ) -> None:
+        """`slots` and `room`: of each device."""
         self._order = order
         self._whole = room
         self._memory = np.minimum([float(memory[i]) for i in order], room)
         self._place = {trial: place for place, trial in enumerate(order)}
         self._waiting = self._memory.copy()
-        self._slots = slots
-        self._room = room
+        self._slots = [slots] * devices
+        self._room = [room] * devices
+        self._device: dict[int, int] = {}
 
-    def next(self) -> int | None:
-        """The first waiting trial that fits beside the live ones, now live itself; None where none does."""
-        if self._slots < 1 or not len(self._order):
+    def next(self, device: int = 0) -> int | None:
+        """The first waiting trial that fits beside the live ones there, now live itself; None where none does."""
+        room = self._room[device]
+        if self._slots[device] < 1 or not len(self._order):
             return None
-        place = int(np.argmax(self._waiting <= self._room))
-        if not self._waiting[place] <= self._room:
+        place = int(np.argmax(self._waiting <= room))
+        if not self._waiting[place] <= room:
             return None
         self._waiting[place] = np.inf
-        self._slots -= 1
-        self._room -= self._memory[place]
-        return self._order[place]
+        self._slots[device] -= 1
+        self._room[device] -= self._memory[place]
+        trial = self._order[place]
+        self._device[trial] = device
+        return trial
 
     def add(self, memory: Sequence[float], *, room: float = inf) -> None:
         """More trials, numbered on from those before, wait at the end; `room` where there is less with them."""
         lost = max(0.0, self._whole - room)
         self._whole -= lost
-        self._room -= lost
+        self._room = [room - lost for room in self._room]
         first = len(self._order)
         self._order = [*self._order, *range(first, first + len(memory))]
         self._place |= {trial: trial for trial in range(first, first + len(memory))}
@@ -114,14 +121,20 @@ class Admission:
         self._waiting = np.append(self._waiting, asked)
 
     @property
+    def waiting(self) -> int:
+        """Trials that have not begun."""
+        return int(np.isfinite(self._waiting).sum())
+
+    @property
     def empty(self) -> bool:
         """Whether no trial waits."""
-        return not bool(np.isfinite(self._waiting).any())
+        return not self.waiting
 
     def ended(self, trial: int) -> None:
         """A live trial makes room."""
-        self._slots += 1
-        self._room += self._memory[self._place[trial]]
+        device = self._device.pop(trial)
+        self._slots[device] += 1
+        self._room[device] += self._memory[self._place[trial]]
 
 
 def plan_packs(loads: Sequence[TrialLoad], *, slots: int, memory: float, times: StepTime) -> PackPlan:

@@ -101,6 +101,7 @@ class Adapter:
         """What was trained beside the matrices, by parameter name."""
         return self.layout.head_views(self.weights)
 
+
 _GAIN = sqrt(2.0 / (1 + sqrt(5) ** 2))
 """Of Kaiming's uniform distribution with a = √5."""
 

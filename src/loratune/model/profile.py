@@ -42,7 +42,9 @@ def adaptable_layers(model: PreTrainedModel) -> tuple[Shape, ...]:
     linears = [
         (name, *_shape(module))
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head and id(module) in inside
+        if isinstance(module, nn.Linear | Conv1D)
+        and module is not head
+        and id(module) in inside
         and "pooler" not in name.split(".")
     ]
     if is_mixture_of_experts(model):

@@ -20,7 +20,7 @@ from loratune.engine.probe import gradient_noise
 from loratune.lora.layout import Adapter, find_targets
 from loratune.lora.peft_io import load_adapter, save_adapter
 from loratune.model.base import BaseModel
-from loratune.runners.queue import Plans, TrialQueue
+from loratune.runners.queue import Plans, Queue, TrialQueue
 from loratune.runners.runner import (
     AdapterFile,
     Calibrated,
@@ -44,10 +44,12 @@ from loratune.values.events import LiveTrial, Progress, Tell, nobody
 class LargestAdapter:
     """Offered every adapter of the search, it keeps the one that the truncation curve is measured on."""
 
-    def __init__(self, directory: Path, base: BaseModel, results: Iterable[TrialResult]) -> None:
-        """`results`: those of the search so far."""
+    def __init__(
+        self, directory: Path, base: BaseModel, results: Iterable[TrialResult], *, alone: bool = True
+    ) -> None:
+        """`results`: those of the search so far; `alone`: whether the folders of earlier ones are removed."""
         self._folder = directory / "largest"
-        self._base = base
+        self._base, self._alone = base, alone
         self._result = max((each for each in results if self._path(each).is_dir()), key=_merit, default=None)
 
     def _path(self, result: TrialResult) -> Path:
@@ -58,11 +60,26 @@ class LargestAdapter:
 
         To be called before the result is recorded: a folder without a result means nothing.
         """
-        eligible = result.finished and result.asked.stage is Stage.RANK and result.asked.fraction >= FULL
-        if not eligible or (self._result is not None and _merit(result) <= _merit(self._result)):
+        if not self._wanted(result):
             return None
         save_adapter(adapter, self._path(result), self._base.model)
-        for other in self._folder.iterdir():
+        return self._kept(result)
+
+    def take(self, result: TrialResult, folder: Path) -> Path | None:
+        """As `offer`, of an adapter in a folder of the same file system, which is moved or removed."""
+        if not self._wanted(result):
+            shutil.rmtree(folder)
+            return None
+        self._folder.mkdir(parents=True, exist_ok=True)
+        folder.rename(self._path(result))
+        return self._kept(result)
+
+    def _wanted(self, result: TrialResult) -> bool:
+        eligible = result.finished and result.asked.stage is Stage.RANK and result.asked.fraction >= FULL
+        return eligible and (self._result is None or _merit(result) > _merit(self._result))
+
+    def _kept(self, result: TrialResult) -> Path:
+        for other in self._folder.iterdir() if self._alone else ():
             if other != self._path(result):
                 shutil.rmtree(other)
         self._result = result
@@ -170,7 +187,8 @@ class LocalRunner:
         """The trials of the search first, as the plan packs them; then the final ones, in one pack; then the rest."""
         trials = [job for job in jobs if isinstance(job, TrialJob)]
         if trials:
-            yield from self._search([job.trial for job in trials], more)
+            assert self.planner is not None, "trials of a search need a planner"
+            yield from self.search(TrialQueue(self.planner, [job.trial for job in trials], more))
         final = [job for job in jobs if isinstance(job, FinalJob)]
         if final:
             yield from self._final(final)
@@ -185,9 +203,9 @@ class LocalRunner:
                 case _:
                     pass
 
-    def _search(self, trials: Sequence[Trial], more: More | None) -> Generator[Done, None, None]:
-        assert self.planner is not None, "trials of a search need a planner"
-        queue, teller = TrialQueue(self.planner, trials, more), PackTeller(self.tell)
+    def search(self, queue: Queue) -> Generator[TrialDone, None, None]:
+        """Train what a queue brings, in one pack, until it brings nothing more."""
+        teller = PackTeller(self.tell)
 
         def next_trial() -> Trial | None:
             return None if self.late else queue.next()

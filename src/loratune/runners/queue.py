@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 from typing import Protocol
 
 from loratune.costs.packing import Admission, PackPlan, TrialLoad
@@ -20,38 +21,68 @@ class Plans(Protocol):
     def room(self, trials: Sequence[HyperParameters]) -> int: ...
 
 
-class TrialQueue:
-    """Says which trial takes a free slot."""
+class Queue(Protocol):
+    """Who brings the trials of one pack."""
 
-    def __init__(self, planner: Plans, trials: Sequence[Trial], more: More | None = None) -> None:
+    @property
+    def slots(self) -> int:
+        """Trials beside each other, at most."""
+
+    def next(self) -> Trial | None:
+        """The trial that begins now; None where none does before another has ended."""
+
+    def ended(self, trial: Trial, result: TrialResult | None) -> None:
+        """A running trial makes room; None: it has no result."""
+
+
+class TrialQueue:
+    """Says which trial takes a free slot, on one device or on several of a kind."""
+
+    def __init__(
+        self, planner: Plans, trials: Sequence[Trial], more: More | None = None, *, devices: int = 1
+    ) -> None:
         plan = planner.plan(trials)
         memory = [planner.load(trial).memory for trial in trials]
         self.slots = plan.slots
-        """Trials beside each other, at most."""
+        """Trials beside each other on a device, at most."""
         self.results: list[TrialResult] = []
         """Of those that have ended, in that order."""
         self.running: dict[str, Trial] = {}
         """By key."""
-        self._planner, self._more = planner, more
+        self._planner, self._more, self._devices = planner, more, devices
+        self._device: dict[str, int] = {}
+        """Of the running ones, by key."""
         self._asked = list(trials)
         self._number = {trial.key: i for i, trial in enumerate(trials)}
-        self._admission = Admission(memory, plan.order, slots=plan.slots, room=plan.memory)
+        self._admission = Admission(memory, plan.order, slots=plan.slots, room=plan.memory, devices=devices)
 
-    def next(self) -> Trial | None:
-        """The trial that begins now; None where none fits. With none waiting and others running, more are asked for."""
+    @property
+    def waiting(self) -> int:
+        """Trials that have not begun."""
+        return self._admission.waiting
+
+    def next(self, device: int = 0) -> Trial | None:
+        """The trial that begins now; None where none fits, or the device has its share of all that wait and run.
+
+        With none waiting and others running, more are asked for.
+        """
         if self._more is not None and self._admission.empty and self.running:
             self._add(self._more(self.results, tuple(self.running.values())))
-        chosen = self._admission.next()
+        share = ceil((self.waiting + len(self.running)) / self._devices)
+        if list(self._device.values()).count(device) >= share:
+            return None
+        chosen = self._admission.next(device)
         if chosen is None:
             return None
         trial = self._asked[chosen]
         self.running[trial.key] = trial
+        self._device[trial.key] = device
         return trial
 
     def ended(self, trial: Trial, result: TrialResult | None) -> None:
         """A running trial makes room; its result counts from now on, None where it has none."""
         self._admission.ended(self._number[trial.key])
-        del self.running[trial.key]
+        del self.running[trial.key], self._device[trial.key]
         if result is not None:
             self.results.append(result)
 

@@ -13,30 +13,24 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from loratune.costs.calibration import Calibration
-from loratune.costs.limits import Limits, limits_here
-from loratune.costs.readings import plan_readings
-from loratune.data.prepare import PreparedData, prepare
-from loratune.data.survey import Decoder, check_embeddings, survey
+from loratune.costs.limits import Limits
+from loratune.data.prepare import PreparedData
+from loratune.data.survey import Decoder, survey
 from loratune.data.table import TokenTable
 from loratune.engine.labels import labelling_passes
-from loratune.engine.machinery import choose_paths
 from loratune.engine.memory import Shortage
 from loratune.engine.pack import PackEngine
-from loratune.engine.scoring import Scoring
-from loratune.errors import InputError, OutputError, panics_as
+from loratune.errors import InputError, OutputError
 from loratune.files.lock import is_empty
 from loratune.lora.layout import find_targets
-from loratune.maths.targets import check_rank
 from loratune.metrics import BUILT_IN, Metric, Needs, Outputs, default_margin, find, metrics
-from loratune.model.architecture import longest_row, read_config
-from loratune.model.base import BaseModel, load_model
-from loratune.model.source import locate
-from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
+from loratune.model.base import BaseModel
+from loratune.model.tokenizer import load_tokenizer
 from loratune.runners.local import LocalRunner
 from loratune.runners.runner import Calibrated, CalibrationJob, only
+from loratune.runners.spec import EngineSpec, build, model_cache
 from loratune.tuning.options import CommonOptions, SearchOptions, data_options
 from loratune.tuning.remembered import remember, remembered
 from loratune.values import SearchContext, default_recipe
@@ -70,7 +64,7 @@ def _oddities(metric: Metric, outputs: Outputs, table: TokenTable) -> tuple[str,
     return (
         f"On {len(table)} rows the {info.title} of the references against themselves is {info.text(best)}, worse than "
         f"the base model's {info.text(base)}, while a {'larger' if info.larger_is_better else 'smaller'} one counts as "
-        "better: see larger_is_better of loratune.metrics.base.",
+        "better: see larger_is_better of loratune.metrics.metric.",
     )
 
 
@@ -79,6 +73,8 @@ class Workbench:
     """Ready to train."""
 
     options: CommonOptions
+    spec: EngineSpec
+    """What `engine` was built from, as it is trained now."""
     data: PreparedData
     base: BaseModel
     engine: PackEngine
@@ -117,6 +113,11 @@ class Workbench:
         tokens = max(tokens, self.limits.max_length)
         return replace(
             self,
+            spec=replace(
+                self.spec,
+                micro_batch_tokens=tokens,
+                evaluation_tokens=calibration.evaluation_tokens or None,
+            ),
             engine=self.engine.with_micro_batches(
                 tokens, in_evaluation=calibration.evaluation_tokens or None
             ),
@@ -133,38 +134,10 @@ def check_out(directory: Path) -> None:
         )
 
 
-def model_cache() -> Path:
-    """Where unpacked .gguf weights are kept: $LORATUNE_CACHE, else the user's cache folder."""
-    return Path(os.environ.get("LORATUNE_CACHE") or Path.home() / ".cache" / "loratune")
-
-
 def calibrations() -> Path:
     """Where calibrations are kept: $LORATUNE_CALIBRATIONS, else beside the unpacked weights."""
     chosen = os.environ.get("LORATUNE_CALIBRATIONS")
     return Path(chosen) if chosen else model_cache() / "calibrations"
-
-
-def context_length(model: str) -> int | None:
-    """The longest row in tokens that the model's configuration allows; None where it sets no limit.
-
-    A .gguf file's configuration takes as long to read as its weights, so its limit is left to the user.
-    """
-    source = locate(model, weights=False)
-    return None if source.gguf is not None else longest_row(read_config(source))
-
-
-def read_rows(options: CommonOptions, tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreparedData:
-    """The rows as tokens; large ones are kept in files in `folder`. Raises `DataError`, `ModelError` (tokenizer)."""
-    with panics_as(
-        f"the tokenizer of {options.model} must take every row, but broke off", "download the model again"
-    ):
-        return prepare(
-            data_options(options),
-            tokenizer,
-            end_of_turn=end_of_turn_id(tokenizer),
-            model_limit=context_length(options.model),
-            cache=folder,
-        )
 
 
 def with_survey(data: PreparedData, tokenizer: Decoder, seed: int) -> PreparedData:
@@ -187,48 +160,25 @@ def open_workbench(
     With `surveyed` the data's profile has its survey, which takes seconds.
     Raises `InputError` of all kinds for wrong input, `ResourceError` for a device that is absent or too small.
     """
-    cache = model_cache()
-    tokenizer = load_tokenizer(options.model, cache=cache)
+    spec = EngineSpec(
+        model=options.model,
+        data=data_options(options),
+        dtype=options.dtype,  # type: ignore[arg-type]
+        device=options.device,
+        device_memory=options.device_memory,
+        metric=metric,
+        epochs=epochs,
+        target_modules=targets,
+        ranks=ranks,
+    )
+    tokenizer = load_tokenizer(options.model, cache=model_cache())
     with TemporaryDirectory(prefix="loratune-") as folder:
-        data = read_rows(options, tokenizer, Path(folder))
-        if surveyed:
-            data = with_survey(data, tokenizer, options.seed)
-        base = load_model(options.model, dtype=options.dtype, device=options.device, cache=cache)  # type: ignore[arg-type]
-        check_embeddings(data, base.profile.vocabulary, tokenizer)
-        for rank in ranks:
-            check_rank(find_targets(base.profile.targets, targets), rank)
-        finding = labelling_passes(data.label_tokens, data.validation)
-        facts = SearchContext(
-            rows=len(data.train),
-            tokens=int(data.train.lengths.sum()),
-            supervised_tokens=int(data.train.supervised_counts.sum()),
-            validation_tokens=int(data.validation.lengths.sum()),
-            epochs=epochs,
-            metric=metric,
-            evaluation_passes=find(metric).passes(bool(data.labels), finding),
-            labelling_passes=finding,
+        built = build(spec, Path(folder), tokenizer=tokenizer)
+        data = with_survey(built.data, tokenizer, options.seed) if surveyed else built.data
+        data = replace(data, notes=(*data.notes, *try_metric(built.engine)))
+        yield Workbench(
+            options=options, spec=spec, data=data, base=built.base, engine=built.engine, limits=built.limits
         )
-        readings = plan_readings(facts, len(data.validation))
-        tables = data.train, data.validation, data.test
-        paths = choose_paths(base, longest=max(int(table.lengths.max(initial=0)) for table in tables))
-        limits = limits_here(base, paths, data.train, data.validation, options.device_memory)
-        scoring = Scoring(metric=find(metric), tokenizer=tokenizer, labels=data.labels)
-        engine = PackEngine(
-            base=base,
-            train=data.train,
-            validation=data.validation,
-            study_seed=options.seed,
-            cost=facts.cost,
-            label_tokens=data.label_tokens or None,
-            labels_at_end=scoring.asks_labels,
-            scoring=scoring,
-            validation_subset_size=readings.rows,
-            evaluations_per_trial=readings.count,
-            max_tokens_per_micro_batch=limits.micro_batch_tokens,
-            paths=paths,
-        )
-        data = replace(data, notes=(*data.notes, *try_metric(engine)))
-        yield Workbench(options=options, data=data, base=base, engine=engine, limits=limits)
 
 
 _LARGEST_BATCH = 1024

@@ -1,0 +1,198 @@
+"""An engine as a value that travels: what a process needs to know, and the one way from it to an engine.
+
+A spec can be pickled and holds no arrays: a worker reads rows and weights itself, and refuses others than were meant.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+from transformers import PreTrainedTokenizerBase
+
+from loratune.costs.limits import Limits, limits_here
+from loratune.costs.readings import plan_readings
+from loratune.data.prepare import PreparedData, prepare
+from loratune.data.sources import DataOptions
+from loratune.data.survey import check_embeddings
+from loratune.engine.labels import labelling_passes
+from loratune.engine.machinery import Paths, choose_paths
+from loratune.engine.pack import PackEngine
+from loratune.engine.scoring import Scoring
+from loratune.errors import DataError, ModelError, panics_as
+from loratune.lora.layout import find_targets
+from loratune.maths.targets import check_rank
+from loratune.metrics import named
+from loratune.model.architecture import longest_row, read_config
+from loratune.model.base import BaseModel, load_model
+from loratune.model.device import DType
+from loratune.model.digest import weights_digest
+from loratune.model.source import locate
+from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
+from loratune.objectives.causal import Causal
+from loratune.objectives.objective import Factory
+from loratune.values import ALL_LINEAR, SearchContext
+
+OBJECTIVES: Mapping[str, Factory] = {"causal": Causal}
+"""What `EngineSpec.objective` may name."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineSpec:
+    """A base model, rows, and how packs are trained and read."""
+
+    model: str
+    """A folder, a .gguf file or a hub name."""
+    data: DataOptions
+    dtype: DType = "auto"
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    device_memory: str | None = None
+    """What may be taken, such as 24GiB; None: what the device has."""
+    objective: str = "causal"
+    metric: str = "nll"
+    """Its name, or `package.module:function`, which `build` imports: never build a spec from somebody else's folder."""
+    epochs: float = 1.0
+    """Of the runs that readings and costs are planned for."""
+    target_modules: tuple[str, ...] = ALL_LINEAR
+    """Which must be there, and allow `ranks`."""
+    ranks: tuple[int, ...] = ()
+    paths: Paths | None = None
+    """Which paths the engine takes; None: the fastest that are right on the device."""
+    micro_batch_tokens: int | None = None
+    """In training, as measured; None: what memory is predicted to allow."""
+    evaluation_tokens: int | None = None
+    """In evaluation; None: twice as many."""
+    rows_digest: str = ""
+    """What `PreparedData.fingerprint` must be; empty: whatever it is."""
+    weights_digest: str = ""
+    """What `model.digest.weights_digest` must be; empty: whatever it is."""
+
+    def sealed(self, data: PreparedData) -> Self:
+        """The same for another process, which is to find just these rows and weights. Reads parts of the weights."""
+        digest = weights_digest(locate(self.model))
+        return replace(self, rows_digest=data.fingerprint, weights_digest=digest)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Built:
+    """What a spec stands for, in this process."""
+
+    spec: EngineSpec
+    data: PreparedData
+    base: BaseModel
+    engine: PackEngine
+    limits: Limits
+    """What fits in memory."""
+
+
+def build(spec: EngineSpec, folder: Path, *, tokenizer: PreTrainedTokenizerBase | None = None) -> Built:
+    """Read rows, load the model, make the engine. Large rows are kept in files in `folder`.
+
+    Raises `InputError` of all kinds for wrong input, other rows or weights than `spec` names included;
+    `ResourceError` for a device that is absent or too small.
+    """
+    cache = model_cache()
+    tokenizer = load_tokenizer(spec.model, cache=cache) if tokenizer is None else tokenizer
+    data = read_rows(spec.model, spec.data, tokenizer, folder)
+    _check_same(spec, data)
+    base = load_model(spec.model, dtype=spec.dtype, device=spec.device, cache=cache)
+    check_embeddings(data, base.profile.vocabulary, tokenizer)
+    for rank in spec.ranks:
+        check_rank(find_targets(base.profile.targets, spec.target_modules), rank)
+    longest = max(int(table.lengths.max(initial=0)) for table in (data.train, data.validation, data.test))
+    paths = choose_paths(base, longest=longest) if spec.paths is None else spec.paths
+    limits = limits_here(base, paths, data.train, data.validation, spec.device_memory)
+    if spec.micro_batch_tokens is not None:
+        limits = replace(limits, micro_batch_tokens=spec.micro_batch_tokens)
+    engine = _engine(spec, data, base, paths, limits, tokenizer)
+    return Built(spec=spec, data=data, base=base, engine=engine, limits=limits)
+
+
+def _engine(
+    spec: EngineSpec,
+    data: PreparedData,
+    base: BaseModel,
+    paths: Paths,
+    limits: Limits,
+    tokenizer: PreTrainedTokenizerBase,
+) -> PackEngine:
+    metric, finding = named(spec.metric), labelling_passes(data.label_tokens, data.validation)
+    facts = SearchContext(
+        rows=len(data.train),
+        tokens=int(data.train.lengths.sum()),
+        supervised_tokens=int(data.train.supervised_counts.sum()),
+        validation_tokens=int(data.validation.lengths.sum()),
+        epochs=spec.epochs,
+        metric=spec.metric,
+        evaluation_passes=metric.passes(bool(data.labels), finding),
+        labelling_passes=finding,
+    )
+    readings = plan_readings(facts, len(data.validation))
+    scoring = Scoring(metric=metric, tokenizer=tokenizer, labels=data.labels)
+    return PackEngine(
+        base=base,
+        train=data.train,
+        validation=data.validation,
+        study_seed=spec.data.seed,
+        cost=facts.cost,
+        label_tokens=data.label_tokens or None,
+        labels_at_end=scoring.asks_labels,
+        scoring=scoring,
+        validation_subset_size=readings.rows,
+        evaluations_per_trial=readings.count,
+        max_tokens_per_micro_batch=limits.micro_batch_tokens,
+        max_tokens_per_evaluation=spec.evaluation_tokens,
+        objective=OBJECTIVES[spec.objective],
+        paths=paths,
+    )
+
+
+def _check_same(spec: EngineSpec, data: PreparedData) -> None:
+    """Raise `DataError` or `ModelError` where rows or weights are not those that are meant."""
+    if spec.rows_digest and data.fingerprint != spec.rows_digest:
+        raise DataError(
+            f"the rows of {spec.data.data} must be those that the study began with ({spec.rows_digest}), found "
+            f"{data.fingerprint}; put the files back as they were, or begin a new study."
+        )
+    if not spec.weights_digest:
+        return
+    found = weights_digest(locate(spec.model))
+    if found != spec.weights_digest:
+        raise ModelError(
+            f"the weights of {spec.model} must be those that the study began with ({spec.weights_digest}), found "
+            f"{found}; give the same model, or begin a new study."
+        )
+
+
+def model_cache() -> Path:
+    """Where unpacked .gguf weights are kept: $LORATUNE_CACHE, else the user's cache folder."""
+    return Path(os.environ.get("LORATUNE_CACHE") or Path.home() / ".cache" / "loratune")
+
+
+def context_length(model: str) -> int | None:
+    """The longest row in tokens that the model's configuration allows; None where it sets no limit.
+
+    A .gguf file's configuration takes as long to read as its weights, so its limit is left to the user.
+    """
+    source = locate(model, weights=False)
+    return None if source.gguf is not None else longest_row(read_config(source))
+
+
+def read_rows(
+    model: str, options: DataOptions, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> PreparedData:
+    """The rows as tokens; large ones are kept in files in `folder`. Raises `DataError`, `ModelError` (tokenizer)."""
+    with panics_as(
+        f"the tokenizer of {model} must take every row, but broke off", "download the model again"
+    ):
+        return prepare(
+            options,
+            tokenizer,
+            end_of_turn=end_of_turn_id(tokenizer),
+            model_limit=context_length(model),
+            cache=folder,
+        )
