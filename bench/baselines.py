@@ -4,7 +4,7 @@ None of them tests anything; each takes its best run.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from loratune.search.bracket import bracket
 from loratune.search.grid import LEARNING_RATES, grid_design
@@ -37,7 +37,7 @@ class LargestBracketed(StagedStrategy):
 
     def plan(self) -> SearchPlan:
         """The first bracket."""
-        first = next(self.search(Ledger(budget=self.context.budget)))
+        first = next(self.search(Ledger(budget=self.context.wishes.budget)))
         return SearchPlan(stages=self.planned({Stage.RANK: (len(first), float(len(first)))}, first))
 
     def search(self, ledger: Ledger) -> Procedure[Conclusion]:
@@ -45,7 +45,7 @@ class LargestBracketed(StagedStrategy):
         context = self.context
         r, batch = max(candidate_ranks(context)), base_batch(context)
         found = yield from bracket(
-            lambda rate: trial(hyper_parameters(context, r=r, rate=rate, batch=batch), context.seed),
+            lambda rate: trial(hyper_parameters(context, r=r, rate=rate, batch=batch), context.wishes.seed),
             scale=RateScale.of(context),
             centre=usual_rate(context, r, batch),
             count=3,
@@ -58,20 +58,18 @@ class LargestBracketed(StagedStrategy):
 def four_rates(context: SearchContext) -> Design:
     """Rank 16, or the candidate next to it, at four learning rates."""
     rank = nearest(candidate_ranks(context), 16)
-    return grid_design(replace(context, ranks=(rank,), learning_rates=FOUR_RATES, batch_sizes=()))
+    return grid_design(context.changed(ranks=(rank,), learning_rates=FOUR_RATES, batch_sizes=()))
 
 
 def four_wide_rates(context: SearchContext) -> Design:
     """The same at the package's own grid, half-decades from 1e-4 to 3e-3."""
     rank = nearest(candidate_ranks(context), 16)
-    return grid_design(replace(context, ranks=(rank,), learning_rates=LEARNING_RATES, batch_sizes=()))
+    return grid_design(context.changed(ranks=(rank,), learning_rates=LEARNING_RATES, batch_sizes=()))
 
 
 def wide_grid(context: SearchContext) -> Design:
     """Every rank at every rate of the ladder, thinned evenly to the budget."""
-    return grid_design(
-        replace(context, ranks=candidate_ranks(context), learning_rates=LADDER, batch_sizes=())
-    )
+    return grid_design(context.changed(ranks=candidate_ranks(context), learning_rates=LADDER, batch_sizes=()))
 
 
 BASELINES: dict[str, Callable[[SearchContext], Strategy]] = {

@@ -1,6 +1,6 @@
 """Simulated devices and their clock: what a search takes in seconds when its trials share a pack."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf
 
 from loratune.search.strategy import Strategy
@@ -22,9 +22,9 @@ class Device:
 
     def told(self, context: SearchContext) -> SearchContext:
         """The context with this device's pace, for rows as long as the context's."""
-        length = context.tokens / context.rows
+        length = context.data.tokens / context.data.rows
         steps = tuple((rows * length, seconds) for rows, seconds in self.points)
-        return replace(context, pace=Pace(steps=steps, forward=inf, slots=SLOTS))
+        return context.changed(pace=Pace(steps=steps, forward=inf, slots=SLOTS))
 
 
 _STEPS = tuple(
@@ -40,7 +40,7 @@ DEVICES = {device.name: device for device in (LAUNCH_BOUND, COMPUTE_BOUND)}
 
 def alone(context: SearchContext) -> float:
     """Seconds of the default recipe alone: 1 in a budget."""
-    recipe = default_recipe(context.epochs, context.warmup_ratio)
+    recipe = default_recipe(context.wishes.epochs, context.wishes.warmup_ratio)
     return context.seconds([Trial(hyper_parameters=recipe)])
 
 
@@ -51,7 +51,7 @@ def play_on(strategy: Strategy, runner: Runner, limit: float = inf) -> tuple[tup
     result that the table gave before costs nothing. What is unfinished at `limit` seconds is lost.
     """
     context = strategy.context
-    assert context.pace is not None
+    assert context.costs.pace is not None
     history: list[TrialResult] = []
     live: list[tuple[TrialResult, float, float]] = []  # with the steps that it has left, and tokens of each
     now = 0.0
@@ -63,7 +63,7 @@ def play_on(strategy: Strategy, runner: Runner, limit: float = inf) -> tuple[tup
         if not live:
             return tuple(history), now
         ahead = min(left for _, left, _ in live)
-        now += ahead * context.pace.step(sum(tokens for _, _, tokens in live))
+        now += ahead * context.costs.pace.step(sum(tokens for _, _, tokens in live))
         if now > limit * (1 + 1e-9):
             return tuple(history), limit
         live = [(result, left - ahead, tokens) for result, left, tokens in live]

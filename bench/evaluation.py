@@ -24,7 +24,7 @@ from loratune.costs.readings import plan_readings
 from loratune.engine.live import EarlyStopping
 from loratune.model.base import BaseModel
 from loratune.runners.local import early_stopping
-from loratune.values import HyperParameters, SearchContext, Trial
+from loratune.values import DataFacts, HyperParameters, SearchContext, Trial, Wishes
 from peft_side import loop_rate
 from record import append, circumstances
 from rows import drawn_rows
@@ -47,11 +47,13 @@ class Bench:
         held_out = max(8, round(VALIDATION_SHARE * options.rows))
         self.validation = drawn_rows("banking77", base.profile.vocabulary, held_out, seed=1)
         self.facts = SearchContext(
-            rows=len(self.train),
-            tokens=int(self.train.lengths.sum()),
-            supervised_tokens=int(self.train.supervised_counts.sum()),
-            validation_tokens=int(self.validation.lengths.sum()),
-            epochs=options.epochs,
+            data=DataFacts(
+                rows=len(self.train),
+                tokens=int(self.train.lengths.sum()),
+                supervised_tokens=int(self.train.supervised_counts.sum()),
+                validation_tokens=int(self.validation.lengths.sum()),
+            ),
+            wishes=Wishes(epochs=options.epochs),
         )
 
     def recipe(self, epochs: float) -> HyperParameters:
@@ -80,10 +82,12 @@ class Bench:
     def final(self) -> dict[str, Any]:
         """The final run, which never stops early here."""
         engine = self.engine()
-        return self._run(engine, 1, early_stopping(engine, self.facts.epochs, patience=ALONE))
+        return self._run(engine, 1, early_stopping(engine, self.facts.wishes.epochs, patience=ALONE))
 
     def _run(self, engine: TimedEngine, count: int, stopping: EarlyStopping | None) -> dict[str, Any]:
-        waiting = [Trial(hyper_parameters=self.recipe(self.facts.epochs), seed=seed) for seed in range(count)]
+        waiting = [
+            Trial(hyper_parameters=self.recipe(self.facts.wishes.epochs), seed=seed) for seed in range(count)
+        ]
         with engine.attached() as step:  # compiles, where anything is compiled
             step(engine.slots(waiting))
         started = perf_counter()

@@ -28,7 +28,16 @@ from loratune.lora.layout import find_targets
 from loratune.model.base import BaseModel
 from loratune.model.profile import profile_of
 from loratune.search.evidence import EvidenceStrategy
-from loratune.values import Decision, HyperParameters, SearchContext, Trial, TrialResult
+from loratune.values import (
+    DataFacts,
+    Decision,
+    HyperParameters,
+    ModelFacts,
+    SearchContext,
+    Trial,
+    TrialResult,
+    Wishes,
+)
 
 RESULTS = Path(__file__).parent / "results"
 VOCABULARY = 97
@@ -84,29 +93,35 @@ def planted_search(
     teacher = planted_teacher(base.model, targets, r=r, strength=strength, seed=seed)
     train_rows, validation = random_rows(rows, 16, seed), random_rows(64, 16, 1000 + seed)
     context = SearchContext(
-        rows=rows,
-        tokens=int(train_rows.lengths.sum()),
-        supervised_tokens=int(train_rows.supervised_counts.sum()),
-        validation_tokens=int(validation.lengths.sum()),
-        validation_weights=validation.supervised_counts.astype(np.float64),
-        hidden_size=base.profile.hidden_size,
-        family="llama",
-        parameters_per_rank=base.profile.parameters_per_rank,
-        largest_rank=base.profile.largest_rank,
-        epochs=epochs,
-        ranks=ranks,
-        learning_rates=rates,
-        batch_sizes=(16,),
-        alpha_ratios=(2.0,),
-        seed=seed,
-        budget=60.0,
+        data=DataFacts(
+            rows=rows,
+            tokens=int(train_rows.lengths.sum()),
+            supervised_tokens=int(train_rows.supervised_counts.sum()),
+            validation_tokens=int(validation.lengths.sum()),
+            validation_weights=validation.supervised_counts.astype(np.float64),
+        ),
+        model=ModelFacts(
+            hidden_size=base.profile.hidden_size,
+            family="llama",
+            parameters_per_rank=base.profile.parameters_per_rank,
+            largest_rank=base.profile.largest_rank,
+        ),
+        wishes=Wishes(
+            epochs=epochs,
+            ranks=ranks,
+            learning_rates=rates,
+            batch_sizes=(16,),
+            alpha_ratios=(2.0,),
+            seed=seed,
+            budget=60.0,
+        ),
     )
     engine = DistillingEngine(
         base=base, teacher=teacher, train=train_rows, validation=validation, study_seed=seed,
         cost=context.cost, max_tokens_per_micro_batch=4096,
     )  # fmt: skip
     before = engine.evaluate([None], validation)[0].nll
-    strategy = EvidenceStrategy(replace(context, margin=share * before))
+    strategy = EvidenceStrategy(context.changed(margin=share * before))
     history: list[TrialResult] = []
     while trials := strategy.ask(history):
         history += train(engine, trials)

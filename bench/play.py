@@ -143,19 +143,19 @@ def play_and_score(strategy: Strategy, runner: TableRunner) -> Score:
     decision = strategy.decide(history)
     cost = sum(result.cost for result in history)
     evidence = [claim.to_dict() for claim in decision.evidence]
-    return score(runner, decision.hyper_parameters, cost, strategy.context.margin, evidence)
+    return score(runner, decision.hyper_parameters, cost, strategy.context.wishes.margin, evidence)
 
 
 def always(runner: TableRunner, context: SearchContext, rank: int | None) -> Score | None:
     """A fixed rank (None: the largest) at the best learning rate of its bracket, one seed."""
-    r = max(context.ranks) if rank is None else rank
-    if r not in context.ranks:
+    r = max(context.wishes.ranks) if rank is None else rank
+    if r not in context.wishes.ranks:
         return None
     batch = base_batch(context)
 
     def procedure(ledger: Ledger) -> Procedure[Bracket]:
         return bracket(
-            lambda rate: trial(hyper_parameters(context, r=r, rate=rate, batch=batch), context.seed),
+            lambda rate: trial(hyper_parameters(context, r=r, rate=rate, batch=batch), context.wishes.seed),
             scale=RateScale.of(context),
             centre=usual_rate(context, r, batch),
             count=3,
@@ -168,7 +168,7 @@ def always(runner: TableRunner, context: SearchContext, rank: int | None) -> Sco
         history.extend(runner.run(trials, context))
     rate = decide(procedure, context, history).best
     setting = hyper_parameters(context, r=r, rate=rate, batch=batch)
-    return score(runner, setting, sum(result.cost for result in history), context.margin)
+    return score(runner, setting, sum(result.cost for result in history), context.wishes.margin)
 
 
 def _key(cell: Cell) -> Key:

@@ -78,12 +78,12 @@ def _answers(
         for seed in range(1 if same else options.seeds):
             runner = TableRunner(task)
             context = runner.context(margin=options.margin, budget=budget, seed=seed)
-            context = replace(context, **wishes)  # type: ignore[arg-type]
+            context = context.changed(**wishes)
             if name in FIXED_RANKS:
                 found = always(runner, context, FIXED_RANKS[name])
             else:
-                if name == "grid" and 16 in context.ranks:
-                    context = replace(context, ranks=(16,))
+                if name == "grid" and 16 in context.wishes.ranks:
+                    context = context.changed(ranks=(16,))
                 found = play_and_score(make_strategy(name, context), runner)
             if found is not None:
                 yield found

@@ -35,7 +35,15 @@ from loratune.model.base import BaseModel
 from loratune.runners.local import LocalRunner
 from loratune.runners.runner import TrialDone, TrialJob
 from loratune.tuning.final import FOLDER, FinalRunner
-from loratune.values import HyperParameters, SearchContext, Trial, TrialResult, default_recipe
+from loratune.values import (
+    DataFacts,
+    HyperParameters,
+    SearchContext,
+    Trial,
+    TrialResult,
+    Wishes,
+    default_recipe,
+)
 from loratune.values.events import Event, Progress, TrialEnded
 from peft_side import loop_rate
 from record import append, circumstances
@@ -202,11 +210,13 @@ class Workflow:
         tables = [drawn_rows("banking77", base.profile.vocabulary, n, seed=i) for i, n in enumerate(rows)]
         self.train, self.validation, self.test = tables
         facts = SearchContext(
-            rows=len(self.train),
-            tokens=int(self.train.lengths.sum()),
-            supervised_tokens=int(self.train.supervised_counts.sum()),
-            validation_tokens=int(self.validation.lengths.sum()),
-            epochs=recorded.epochs,
+            data=DataFacts(
+                rows=len(self.train),
+                tokens=int(self.train.lengths.sum()),
+                supervised_tokens=int(self.train.supervised_counts.sum()),
+                validation_tokens=int(self.validation.lengths.sum()),
+            ),
+            wishes=Wishes(epochs=recorded.epochs),
         )
         readings = plan_readings(facts, len(self.validation))
         self.engine = TimedEngine(

@@ -22,7 +22,16 @@ import torch
 from loratune.runners.simulated import TableRunner, read_tasks
 from loratune.search.make import make_strategy
 from loratune.search.strategy import Strategy
-from loratune.values import HyperParameters, SearchContext, Trial, TrialResult
+from loratune.values import (
+    DataFacts,
+    HyperParameters,
+    ModelFacts,
+    RunLimits,
+    SearchContext,
+    Trial,
+    TrialResult,
+    Wishes,
+)
 from play import cell_means, score
 from rows import drawn_rows
 from shapes import random_base
@@ -42,21 +51,24 @@ def context_of(runner: TableRunner, **wishes: Any) -> SearchContext:
     profile = random_base("smollm2-135m", torch.float32, "meta").profile
     table = runner.context()
     facts = SearchContext(
-        rows=ROWS,
-        tokens=int(train.lengths.sum()),
-        supervised_tokens=int(train.supervised_counts.sum()),
-        validation_tokens=int(validation.lengths.sum()),
-        validation_weights=table.validation_weights,
-        labels=77,
-        hidden_size=profile.hidden_size,
-        family=profile.family,
-        parameters_per_rank=sum(i + o for _, i, o in profile.targets),
-        largest_rank=table.largest_rank,
-        smallest_fraction=table.smallest_fraction,
-        seeds=table.seeds,
-        epochs=EPOCHS,
+        data=DataFacts(
+            rows=ROWS,
+            tokens=int(train.lengths.sum()),
+            supervised_tokens=int(train.supervised_counts.sum()),
+            validation_tokens=int(validation.lengths.sum()),
+            validation_weights=table.data.validation_weights,
+            labels=77,
+        ),
+        model=ModelFacts(
+            hidden_size=profile.hidden_size,
+            family=profile.family,
+            parameters_per_rank=sum(i + o for _, i, o in profile.targets),
+            largest_rank=table.model.largest_rank,
+        ),
+        limits=RunLimits(smallest_fraction=table.limits.smallest_fraction, seeds=table.limits.seeds),
+        wishes=Wishes(epochs=EPOCHS),
     )
-    return replace(facts, **wishes)
+    return facts.changed(**wishes)
 
 
 def batch_effect(runner: TableRunner, setting: HyperParameters) -> float:
@@ -122,7 +134,7 @@ def quality(recorder: Recorder) -> dict[str, Any]:
     """What was measured for the answer, and what was paid for it."""
     runner, chosen = recorder.runner, recorder.chosen
     cost = sum(result.cost for result in recorder.results.values())
-    found = score(runner, chosen, cost, recorder.strategy.context.margin)
+    found = score(runner, chosen, cost, recorder.strategy.context.wishes.margin)
     rank, rate, batch, alpha = found.chosen
     return {
         "cell": {"r": rank, "learning_rate": rate, "batch_size": batch, "lora_alpha": alpha},

@@ -8,7 +8,17 @@ import numpy as np
 import numpy.typing as npt
 
 from loratune.search.space import usual_rate
-from loratune.values import HyperParameters, SearchContext, Trial, TrialResult, TrialState
+from loratune.values import (
+    DataFacts,
+    HyperParameters,
+    ModelFacts,
+    RunLimits,
+    SearchContext,
+    Trial,
+    TrialResult,
+    TrialState,
+    Wishes,
+)
 
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128)
 BATCH = 16
@@ -93,25 +103,31 @@ class WorldRunner:
     def context(self, *, margin: float, budget: float, seed: int = 0) -> SearchContext:
         """What a strategy may know and try."""
         return SearchContext(
-            rows=ROWS,
-            tokens=TOKENS * ROWS,
-            supervised_tokens=0,
-            validation_weights=np.ones(self.world.validation_rows),
-            largest_rank=max(self.world.ranks),
-            largest_batch=BATCH,
-            smallest_fraction=SMALLEST_FRACTION,
-            seeds=self.world.seeds,
-            ranks=self.world.ranks,
-            batch_sizes=(BATCH,),
-            alpha_ratios=(2.0,),
-            margin=margin,
-            seed=seed,
-            budget=budget,
+            data=DataFacts(
+                rows=ROWS,
+                tokens=TOKENS * ROWS,
+                supervised_tokens=0,
+                validation_weights=np.ones(self.world.validation_rows),
+            ),
+            model=ModelFacts(largest_rank=max(self.world.ranks)),
+            limits=RunLimits(
+                largest_batch=BATCH,
+                smallest_fraction=SMALLEST_FRACTION,
+                seeds=self.world.seeds,
+            ),
+            wishes=Wishes(
+                ranks=self.world.ranks,
+                batch_sizes=(BATCH,),
+                alpha_ratios=(2.0,),
+                margin=margin,
+                seed=seed,
+                budget=budget,
+            ),
         )
 
     def ratio(self, context: SearchContext, setting: HyperParameters, fraction: float = 1.0) -> float:
         """The setting's learning rate over the best one at its rank."""
-        law = usual_rate(replace(context, rate_factor=1.0, flat_rate=None), 16, BATCH)
+        law = usual_rate(context.changed(rate_factor=1.0, flat_rate=None), 16, BATCH)
         best = self.level * law * (setting.r / 16) ** self.world.slope
         return float(setting.learning_rate / (best if fraction == 1 else best * self.world.screen(fraction)))
 

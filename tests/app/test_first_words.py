@@ -93,7 +93,9 @@ def test_thousands_of_classes_are_planned_at_their_price(tmp_path: Path, shell: 
         validation = bench.data.validation
         prompts = int(validation.lengths.sum() - validation.supervised_counts.sum())
         searched = searched_tokens(len(validation), prompts) / float(validation.lengths.sum())
-        assert search_context(bench, options).evaluation_passes == 1 + searched > 1 + PASSES_PER_LABELLING
+        assert (
+            search_context(bench, options).costs.evaluation_passes == 1 + searched > 1 + PASSES_PER_LABELLING
+        )
     ran = shell("plan", "--model", model, "--data", data, "--device", "cpu", "--metric", "accuracy")
     assert ran.code == 0
     assert "Labels: 1200." in ran.out

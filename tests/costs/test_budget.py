@@ -10,10 +10,18 @@ from loratune.costs.calibration import Calibration
 from loratune.costs.readings import Looks, Readings, plan_looks, plan_readings
 from loratune.errors import BudgetError
 from loratune.metrics import find
-from loratune.values import HyperParameters, SearchContext, Trial
+from loratune.values import DataFacts, HyperParameters, SearchContext, Trial, Wishes
 
 SPEED = Calibration(pack=400.0, alone=200.0, forward=1000.0, slots=8)
-FACTS = SearchContext(rows=1000, tokens=30_000, supervised_tokens=2000, validation_tokens=6000, labels=4)
+FACTS = SearchContext(
+    data=DataFacts(
+        rows=1000,
+        tokens=30_000,
+        supervised_tokens=2000,
+        validation_tokens=6000,
+        labels=4,
+    ),
+)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +61,7 @@ def test_coarse_steps() -> None:
 def test_a_time_budget_is_kept(metric: str, forward: float) -> None:
     """Whatever is spent on full trials or on cheap ones, the predicted time stays within the budget."""
     context, speed = (
-        replace(FACTS, evaluation_passes=find(metric).passes(True)),
+        FACTS.changed(evaluation_passes=find(metric).passes(True)),
         replace(SPEED, forward=forward),
     )
     left = 3600 - 60 - speed.final_seconds(context, 6000, 200)
@@ -76,7 +84,7 @@ def test_what_comes_between_search_and_final_run_fits_too(rank: int) -> None:
     )
     trial = Trial(hyper_parameters=HyperParameters(r=8, lora_alpha=16, learning_rate=1e-3, batch_size=8))
     trials = int(further / FACTS.cost(trial))
-    curve = SPEED.truncation_seconds(replace(FACTS, budget=further), rank, 200)
+    curve = SPEED.truncation_seconds(FACTS.changed(budget=further), rank, 200)
     seconds = SPEED.search_seconds(FACTS, further, trials) + SPEED.search_seconds(FACTS, 3, 3) + curve
     assert seconds + SPEED.final_seconds(FACTS, 6000, 200) + 60 <= 3600
     assert further < plain
@@ -87,11 +95,11 @@ def test_one_slot_trains_the_final_run_no_faster_than_a_pack() -> None:
     """Both of its trials, one after the other."""
     one, many = (replace(SPEED, pack=200.0, slots=n).final_seconds(FACTS, 6000, 200) for n in (1, 8))
     assert one == many
-    assert one > 2 * FACTS.epochs * FACTS.tokens / 200
+    assert one > 2 * FACTS.wishes.epochs * FACTS.data.tokens / 200
 
 
 def test_a_small_budget_evaluates_fewer_rows() -> None:
-    large, small = (SPEED.truncation_seconds(replace(FACTS, budget=b), 64, 200) for b in (1000.0, 0.1))
+    large, small = (SPEED.truncation_seconds(FACTS.changed(budget=b), 64, 200) for b in (1000.0, 0.1))
     assert large == pytest.approx(12 * 6000 / 1000)
     assert small == pytest.approx(large * 64 / 200)
 
@@ -103,11 +111,11 @@ def test_no_time_to_search() -> None:
 
 def test_scoring_labels_is_paid_for() -> None:
     trial = Trial(hyper_parameters=HyperParameters(r=8, lora_alpha=16, learning_rate=1e-3, batch_size=8))
-    labelled = replace(FACTS, evaluation_passes=find("accuracy").passes(True))
+    labelled = FACTS.changed(evaluation_passes=find("accuracy").passes(True))
     assert labelled.cost(trial) == FACTS.cost(trial) == 1
     quarter = replace(trial, fraction=0.25)
     assert labelled.cost(quarter) > FACTS.cost(quarter)
-    assert labelled.full_run - FACTS.full_run == 2 * 0.5 * FACTS.validation_tokens
+    assert labelled.full_run - FACTS.full_run == 2 * 0.5 * FACTS.data.validation_tokens
 
 
 @pytest.mark.parametrize(
@@ -165,7 +173,13 @@ def test_readings_are_fewer_where_rows_are_few(
 ) -> None:
     """One epoch of rows of 30 tokens: a tenth of training is a fifth as many rows read."""
     facts = SearchContext(
-        rows=rows, tokens=30 * rows, supervised_tokens=rows, validation_tokens=30 * validation_rows, epochs=1
+        data=DataFacts(
+            rows=rows,
+            tokens=30 * rows,
+            supervised_tokens=rows,
+            validation_tokens=30 * validation_rows,
+        ),
+        wishes=Wishes(epochs=1),
     )
     found = plan_readings(facts, validation_rows, most)
     assert found == expected

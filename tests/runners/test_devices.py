@@ -21,11 +21,11 @@ def runner(tmp_path: Path) -> TableRunner:
 
 def test_a_device_is_told_in_tokens_of_the_tasks_own_rows(runner: TableRunner) -> None:
     context = runner.context()
-    length = context.tokens / context.rows
+    length = context.data.tokens / context.data.rows
     for rows, seconds in ((4, 1.0), (40, 1.75), (128, 5.0)):
-        assert TWO_POINTS.told(context).pace.step(rows * length) == pytest.approx(seconds)
-    assert COMPUTE_BOUND.told(context).pace.step(4 * length) == pytest.approx(0.25)
-    wide = LAUNCH_BOUND.told(context).pace.step(64 * 16 * length)
+        assert TWO_POINTS.told(context).costs.pace.step(rows * length) == pytest.approx(seconds)
+    assert COMPUTE_BOUND.told(context).costs.pace.step(4 * length) == pytest.approx(0.25)
+    wide = LAUNCH_BOUND.told(context).costs.pace.step(64 * 16 * length)
     assert 64 * 16 * 25.4 / wide == pytest.approx(283_268)  # flat beyond 32 trials
 
 

@@ -31,7 +31,14 @@ from loratune.runners.runner import (
 from loratune.runners.simulated import TableRunner
 from loratune.search.expected import expected
 from loratune.testing.runners import RunnerContract
-from loratune.values import SearchContext, Stage, Trial, TrialResult, default_recipe
+from loratune.values import (
+    DataFacts,
+    SearchContext,
+    Stage,
+    Trial,
+    TrialResult,
+    default_recipe,
+)
 from planted import Planted
 
 
@@ -87,7 +94,7 @@ class TestTable(RunnerContract):
 
 class TestClock(RunnerContract):
     def make_runner(self, folder: Path) -> Runner:
-        context = SearchContext(rows=40, tokens=480, supervised_tokens=40)
+        context = SearchContext(data=DataFacts(rows=40, tokens=480, supervised_tokens=40))
         return ClockedRunner(measure=partial(_measured, context=context), planner=planner())
 
     def trials(self) -> Sequence[Trial]:

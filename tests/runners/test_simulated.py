@@ -100,12 +100,12 @@ def test_a_cell_is_paid_for_once(runner: TableRunner) -> None:
 
 def test_context_of_a_table(table: Path) -> None:
     context = TableRunner.open(table, "a").context(budget=7, margin=0.01, seed=3)
-    assert (context.ranks, context.batch_sizes, context.seeds) == ((4, 8), (8, 32), 2)
-    assert (context.budget, context.margin, context.seed) == (7, 0.01, 3)
+    assert (context.wishes.ranks, context.wishes.batch_sizes, context.limits.seeds) == ((4, 8), (8, 32), 2)
+    assert (context.wishes.budget, context.wishes.margin, context.wishes.seed) == (7, 0.01, 3)
     single = TableRunner.open(table, "b").context()
-    assert single.seeds == 1
-    assert single.seed_sd is not None
-    assert single.lora_alpha == 8
+    assert single.limits.seeds == 1
+    assert single.limits.seed_sd is not None
+    assert single.wishes.lora_alpha == 8
 
 
 def test_per_example_values_are_read(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_per_example_values_are_read(tmp_path: Path) -> None:
     with_rows, without = runner.run([Trial(hyper_parameters=setting(batch=b)) for b in (8, 32)], context)
     assert with_rows.example_nll == pytest.approx(values.astype(np.float64))
     assert without.example_nll is None
-    assert context.validation_weights == pytest.approx([1.0, 1.0])
+    assert context.data.validation_weights == pytest.approx([1.0, 1.0])
 
 
 def test_sums_over_tokens_are_brought_to_the_tables_unit(tmp_path: Path) -> None:

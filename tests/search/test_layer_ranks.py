@@ -26,7 +26,18 @@ from loratune.search.layer_ranks import LayerRanksSearch, layer_rank_claims
 from loratune.search.procedure import ask, decide
 from loratune.study.record import Study
 from loratune.tuning.after_search import truncation_claims
-from loratune.values import Cut, CutPoint, SearchContext, Stage, Trial, TrialResult, TrialState, Truncation
+from loratune.values import (
+    Cut,
+    CutPoint,
+    DataFacts,
+    SearchContext,
+    Stage,
+    Trial,
+    TrialResult,
+    TrialState,
+    Truncation,
+    Wishes,
+)
 from report_fixture import make_facts, make_trial
 from tiny import animal_rows, save_tiny_model, write_jsonl
 
@@ -63,7 +74,8 @@ def test_ranks_follow_the_singular_values_within_the_parameters() -> None:
 )
 def test_adopted_only_if_better(gain: float, adopted: bool, runs: int | None) -> None:
     context = SearchContext(
-        rows=1000, tokens=9000, supervised_tokens=2000, validation_weights=WEIGHTS, budget=inf
+        data=DataFacts(rows=1000, tokens=9000, supervised_tokens=2000, validation_weights=WEIGHTS),
+        wishes=Wishes(budget=inf),
     )
     other = replace(UNIFORM, rank_pattern=(("a", 9), ("b", 1)))
     rows = np.random.default_rng(1).gamma(2.0, 0.3, ROWS)
@@ -94,7 +106,10 @@ def test_adopted_only_if_better(gain: float, adopted: bool, runs: int | None) ->
 
 
 def test_no_comparison_no_adoption() -> None:
-    context = SearchContext(rows=1000, tokens=9000, supervised_tokens=2000, budget=inf)
+    context = SearchContext(
+        data=DataFacts(rows=1000, tokens=9000, supervised_tokens=2000),
+        wishes=Wishes(budget=inf),
+    )
     other = replace(UNIFORM, rank_pattern=(("a", 9),))
     search = LayerRanksSearch.after(context, UNIFORM, other, [])
     (first, *_) = ask(search, context, [])

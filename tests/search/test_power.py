@@ -9,7 +9,7 @@ from loratune.maths.noninferiority import Verdict, compare_means, pool_seed_nois
 from loratune.metrics import default_margin, usual_seed_sd
 from loratune.search.evidence import EvidenceStrategy
 from loratune.search.power import power
-from loratune.values import SearchContext
+from loratune.values import DataFacts, ModelFacts, SearchContext, Wishes
 
 
 @pytest.mark.parametrize(("margin", "seeds"), [(0.005, 2), (0.005, 4), (0.002, 4), (0.002, 8)])
@@ -42,7 +42,9 @@ def test_the_margin_is_never_smaller_than_what_one_seed_changes() -> None:
 )
 def test_the_plan_tells_how_likely_it_decides(budget: float, words: str) -> None:
     context = SearchContext(
-        rows=2_000, tokens=60_000, supervised_tokens=10_000, hidden_size=576, budget=budget
+        data=DataFacts(rows=2_000, tokens=60_000, supervised_tokens=10_000),
+        model=ModelFacts(hidden_size=576),
+        wishes=Wishes(budget=budget),
     )
     note = EvidenceStrategy(context).plan().stages[0].note
     assert "one seed usually changes 0.0022 nats, the margin is not smaller" in note

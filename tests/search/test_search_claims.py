@@ -12,9 +12,20 @@ from loratune.search.challenge import ChallengeAnswer, Contender
 from loratune.search.claims import alpha_flatness, challenge_claims, rank_claims, slope_note, stability_claim
 from loratune.search.ranks import Measured, RankAnswer
 from loratune.search.space import trial
-from loratune.values import Evidence, HyperParameters, SearchContext, TrialResult, TrialState
+from loratune.values import (
+    DataFacts,
+    Evidence,
+    HyperParameters,
+    SearchContext,
+    TrialResult,
+    TrialState,
+    Wishes,
+)
 
-CONTEXT = SearchContext(rows=2_000, tokens=60_000, supervised_tokens=10_000, margin=0.005)
+CONTEXT = SearchContext(
+    data=DataFacts(rows=2_000, tokens=60_000, supervised_tokens=10_000),
+    wishes=Wishes(margin=0.005),
+)
 
 
 def setting(r: int = 8, rate: float = 1e-3, **other: float) -> HyperParameters:

@@ -17,8 +17,10 @@ from loratune.search.ranks import RankStage
 from loratune.search.space import candidate_ranks, hyper_parameters, screening_fraction, usual_rate
 from loratune.values import (
     CurvePoint,
+    DataFacts,
     Decision,
     HyperParameters,
+    ModelFacts,
     SearchContext,
     Stage,
     Trial,
@@ -193,10 +195,10 @@ def test_equal_ranks_are_seldom_called_inferior(tmp_path: Path) -> None:
 
 
 def test_a_large_budget_is_thorough(tmp_path: Path) -> None:
-    context = replace(
-        TableRunner.open(Planted().write(tmp_path / "planted.csv"), "planted").context(), seeds=0
+    context = (
+        TableRunner.open(Planted().write(tmp_path / "planted.csv"), "planted").context().changed(seeds=0)
     )
-    context = replace(context, alpha_ratios=(), batch_sizes=(), largest_batch=64, budget=40.0)
+    context = context.changed(alpha_ratios=(), batch_sizes=(), largest_batch=64, budget=40.0)
     costs = {stage.name: stage.trials for stage in EvidenceStrategy(context).plan().stages}
     assert costs[Stage.RANK] >= 12
     assert costs[Stage.BATCH] >= 2
@@ -204,7 +206,8 @@ def test_a_large_budget_is_thorough(tmp_path: Path) -> None:
 
 
 def facts(**wishes: object) -> SearchContext:
-    return SearchContext(rows=2_000, tokens=60_000, supervised_tokens=10_000, hidden_size=576, **wishes)  # type: ignore[arg-type]
+    data = DataFacts(rows=2_000, tokens=60_000, supervised_tokens=10_000)
+    return SearchContext(data=data, model=ModelFacts(hidden_size=576)).changed(**wishes)
 
 
 def answer(trial: Trial, context: SearchContext, **other: object) -> TrialResult:
@@ -244,7 +247,7 @@ def test_alternatives_that_the_budget_left_out_are_counted() -> None:
     while (trials := strategy.ask(history))[0].stage is not Stage.ALPHA:
         history += [answer(trial, context) for trial in trials]
     assert len(trials) == 2
-    left = context.budget - sum(result.cost for result in history)
+    left = context.wishes.budget - sum(result.cost for result in history)
     dear = history[-1].cost + left - 1.5 * context.cost(trials[0])
     history[-1] = replace(history[-1], cost=dear)
     (affordable,) = strategy.ask(history)
@@ -284,14 +287,14 @@ def test_regularisation_on_request() -> None:
 
 
 def test_a_screen_has_at_least_25_steps() -> None:
-    assert screening_fraction(replace(facts(), rows=400), 16, 1.0) == 1.0
-    larger = replace(facts(), rows=3_000)
-    assert larger.rows * screening_fraction(larger, 16, 0.1) / 16 == pytest.approx(25, abs=0.5)
+    assert screening_fraction(facts().changed(rows=400), 16, 1.0) == 1.0
+    larger = facts().changed(rows=3_000)
+    assert larger.data.rows * screening_fraction(larger, 16, 0.1) / 16 == pytest.approx(25, abs=0.5)
     assert screening_fraction(larger, 16, 1.5) == 0.5
 
 
 def test_candidate_ranks_stay_below_the_smallest_layer() -> None:
-    assert max(candidate_ranks(replace(facts(), largest_rank=24))) <= 24
+    assert max(candidate_ranks(facts().changed(largest_rank=24))) <= 24
 
 
 @pytest.mark.skipif(not BANKING.exists(), reason="the measured grid is not at hand")
@@ -319,7 +322,7 @@ def test_what_later_stages_leave_goes_back_to_the_ranks(tmp_path: Path) -> None:
     path = Planted(scale=0.005, noise=0.004, seeds=8).write(tmp_path / "noisy.csv")
     runner = TableRunner.open(path, "planted")
     context = runner.context(margin=MARGIN, budget=16, seed=0)
-    strategy = EvidenceStrategy(replace(context, batch_sizes=(8, 16, 32), largest_batch=32))
+    strategy = EvidenceStrategy(context.changed(batch_sizes=(8, 16, 32), largest_batch=32))
     history = play(strategy, runner)
     last = max(index for index, result in enumerate(history) if result.asked.stage is Stage.BATCH)
     assert sum(result.cost for result in history if result.asked.stage is Stage.BATCH) == 0

@@ -1,13 +1,22 @@
 """The published recipe, its ranks, grid and elbow, to the letter."""
 
-from dataclasses import replace
-
 import pytest
 
 from loratune.search.guide import GuideStrategy, choose_rank
-from loratune.values import HyperParameters, SearchContext, Stage, Trial, TrialResult
+from loratune.values import (
+    DataFacts,
+    HyperParameters,
+    SearchContext,
+    Stage,
+    Trial,
+    TrialResult,
+    Wishes,
+)
 
-CONTEXT = SearchContext(rows=2_000, tokens=60_000, supervised_tokens=10_000, budget=100.0)
+CONTEXT = SearchContext(
+    data=DataFacts(rows=2_000, tokens=60_000, supervised_tokens=10_000),
+    wishes=Wishes(budget=100.0),
+)
 
 
 def result(trial: Trial, nll: float) -> TrialResult:
@@ -24,7 +33,7 @@ def test_rank_curve_is_the_recipes() -> None:
 
 
 def test_named_targets_are_used() -> None:
-    context = replace(CONTEXT, target_modules=("c_attn",))
+    context = CONTEXT.changed(target_modules=("c_attn",))
     assert GuideStrategy(context).ask([])[0].hyper_parameters.target_modules == ("c_attn",)
 
 
@@ -51,24 +60,24 @@ def test_grid_at_the_elbow_then_alphas_then_the_best() -> None:
 
 
 def test_grid_skips_what_does_not_fit_in_memory() -> None:
-    plan = GuideStrategy(replace(CONTEXT, largest_batch=8)).plan()
+    plan = GuideStrategy(CONTEXT.changed(largest_batch=8)).plan()
     assert "Batch size 16 does not fit in memory." in plan.dropped
     assert plan.stages[1].trials == 8
 
 
 def test_grid_skips_batches_of_more_than_all_rows() -> None:
-    plan = GuideStrategy(replace(CONTEXT, rows=20, largest_batch=16)).plan()
+    plan = GuideStrategy(CONTEXT.changed(rows=20, largest_batch=16)).plan()
     assert "Batch size 32 is more than the 20 training rows." in plan.dropped
     assert not any("memory" in sentence for sentence in plan.dropped)
     assert plan.stages[1].trials == 12
-    few = GuideStrategy(replace(CONTEXT, rows=3))
+    few = GuideStrategy(CONTEXT.changed(rows=3))
     assert {trial.hyper_parameters.batch_size for trial in few.ask([])} <= {1, 2, 3}
     assert few.plan().stages[1].trials == 4
 
 
 @pytest.mark.parametrize(("budget", "fraction"), [(100.0, 0.5), (22.2, 0.4), (21.0, 0.2)])
 def test_the_rank_curve_gives_up_rows_first(budget: float, fraction: float) -> None:
-    trials = GuideStrategy(replace(CONTEXT, budget=budget)).ask([])
+    trials = GuideStrategy(CONTEXT.changed(budget=budget)).ask([])
     assert {trial.fraction for trial in trials} == {fraction}
 
 

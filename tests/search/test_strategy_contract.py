@@ -34,7 +34,7 @@ class InTable(StrategyContract):
         return make_strategy(self.name, context)
 
     def context(self, budget: float) -> SearchContext:
-        return replace(table().context(budget=budget), seeds=0)
+        return table().context(budget=budget).changed(seeds=0)
 
     def measure(self, trial: Trial, context: SearchContext) -> TrialResult:
         (result,) = table().run([trial], context)
@@ -106,12 +106,12 @@ def test_the_contract_can_fail() -> None:
 
 
 def test_a_measured_noise_scale_limits_the_batch_sizes() -> None:
-    context = replace(table().context(budget=60.0), batch_sizes=(), largest_batch=64, seeds=0)
+    context = table().context(budget=60.0).changed(batch_sizes=(), largest_batch=64, seeds=0)
     free = other_batches(context, 16)
     assert set(free) == {4, 8, 32, 64}
-    assert set(other_batches(replace(context, useful_batches=(6.0, 40.0)), 16)) == {8, 32}
-    assert base_batch(context) == base_batch(replace(context, useful_batches=(6.0, 40.0))) == 16
-    measured = replace(context, useful_batches=(32.0, 64.0))
+    assert set(other_batches(context.changed(useful_batches=(6.0, 40.0)), 16)) == {8, 32}
+    assert base_batch(context) == base_batch(context.changed(useful_batches=(6.0, 40.0))) == 16
+    measured = context.changed(useful_batches=(32.0, 64.0))
     assert base_batch(measured) == 32, "the ranks too are compared where the noise scale allows"
     history = InTable().play_out(make_strategy("evidence", measured))
     assert {result.asked.hyper_parameters.batch_size for result in history} == {32, 64}

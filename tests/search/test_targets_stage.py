@@ -22,7 +22,17 @@ from loratune.search.targets_stage import (
     targets_claims,
     targets_stage,
 )
-from loratune.values import ALL_LINEAR, HyperParameters, SearchContext, Stage, Trial, TrialResult
+from loratune.values import (
+    ALL_LINEAR,
+    DataFacts,
+    HyperParameters,
+    ModelFacts,
+    SearchContext,
+    Stage,
+    Trial,
+    TrialResult,
+    Wishes,
+)
 
 LAYERS = tuple(
     (f"model.layers.{i}.{name}", *shape)
@@ -39,7 +49,14 @@ MLP, ATTENTION, PAIR = (
 ROWS = 400
 WEIGHTS = np.random.default_rng(0).integers(2, 9, ROWS).astype(np.float64)
 CONTEXT = SearchContext(
-    rows=1000, tokens=50_000, supervised_tokens=9_000, validation_weights=WEIGHTS, targets=LAYERS, budget=30.0
+    data=DataFacts(
+        rows=1000,
+        tokens=50_000,
+        supervised_tokens=9_000,
+        validation_weights=WEIGHTS,
+    ),
+    model=ModelFacts(targets=LAYERS),
+    wishes=Wishes(budget=30.0),
 )
 SETTING = HyperParameters(r=8, lora_alpha=24, learning_rate=1e-3, batch_size=16)
 
@@ -106,7 +123,7 @@ def test_equal_parameters_and_the_laws_learning_rate() -> None:
             return learning_rate_law(r=r, lora_alpha=2 * r, batch_size=16, rows=1000, epochs=1).value
 
         assert setting.learning_rate == pytest.approx(1e-3 * law(setting.r) / law(8), rel=0.05)
-    fixed, _ = other_targets(replace(CONTEXT, lora_alpha=24), SETTING)
+    fixed, _ = other_targets(CONTEXT.changed(lora_alpha=24), SETTING)
     assert {setting.lora_alpha for setting in fixed} == {24}
     mine, _ = other_targets(CONTEXT, replace(SETTING, target_modules=("v_proj", "q_proj")))
     assert [setting.target_modules for setting in mine] == [ALL_LINEAR, MLP, ATTENTION]
@@ -114,7 +131,7 @@ def test_equal_parameters_and_the_laws_learning_rate() -> None:
 
 def test_parameters_are_those_of_the_adapter() -> None:
     base = tiny_family("gpt2")
-    context = replace(CONTEXT, targets=base.profile.targets)
+    context = CONTEXT.changed(targets=base.profile.targets)
     subject = trial(r=4).hyper_parameters
     for setting in (subject, *other_targets(context, subject)[0]):
         targets = find_targets(base.profile.targets, setting.target_modules)
@@ -179,13 +196,13 @@ def test_of_two_that_are_better_and_as_good_the_fewer_layers() -> None:
     answer, _ = play(lambda setting: better.get(setting.target_modules, 0.0))
     assert answer.winner.setting.target_modules in better
     # with a margin wide enough for one seed, the pair is shown as good as the MLP
-    wide, _ = play(lambda setting: better.get(setting.target_modules, 0.0), replace(CONTEXT, margin=0.1))
+    wide, _ = play(lambda setting: better.get(setting.target_modules, 0.0), CONTEXT.changed(margin=0.1))
     assert wide.winner.setting.target_modules == PAIR
 
 
 def test_the_budget_holds() -> None:
     answer, history = play(
-        lambda setting: -0.1 if setting.target_modules == MLP else 0.0, replace(CONTEXT, budget=3.0)
+        lambda setting: -0.1 if setting.target_modules == MLP else 0.0, CONTEXT.changed(budget=3.0)
     )
     assert len(history) == 3
     assert all(len(contender.results) == 1 for contender, _ in answer.found.compared)
@@ -194,8 +211,7 @@ def test_the_budget_holds() -> None:
 @pytest.mark.parametrize("tune_targets", [True, False])
 def test_as_the_last_stage_of_the_search(tune_targets: bool) -> None:
     """The default strategy finds the planted layers at the rank it chose, within the budget."""
-    context = replace(
-        CONTEXT,
+    context = CONTEXT.changed(
         ranks=(4, 16),
         budget=40.0,
         margin=0.02,
@@ -224,10 +240,10 @@ def test_as_the_last_stage_of_the_search(tune_targets: bool) -> None:
     while trials := strategy.ask(history):
         history += [run(each) for each in trials]
     decision = strategy.decide(history)
-    assert sum(result.cost for result in history) <= context.budget + 1e-6
+    assert sum(result.cost for result in history) <= context.wishes.budget + 1e-6
     planned = {stage.name: stage for stage in strategy.plan().stages}
     assert (str(Stage.TARGETS) in planned) is tune_targets
-    assert strategy.plan().cost <= context.budget
+    assert strategy.plan().cost <= context.wishes.budget
     found = decision.hyper_parameters
     if not tune_targets:
         assert found.target_modules == ALL_LINEAR

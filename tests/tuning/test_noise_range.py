@@ -42,7 +42,7 @@ def _short_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_it_is_measured_where_batch_sizes_are_compared_and_sets_their_range(place: dict[str, Any]) -> None:
     found = loratune.plan(**place, budget="60x")
-    low, high = found.context.useful_batches or (0.0, 0.0)
+    low, high = found.context.prior.useful_batches or (0.0, 0.0)
     assert 8 <= low < high, "the law never goes below 8, and the upper end is twice its value at least"
     assert found.corrections.batches == (low, high)
     (told,) = (note for note in found.corrections.notes if "noise scale" in note)
@@ -51,7 +51,7 @@ def test_it_is_measured_where_batch_sizes_are_compared_and_sets_their_range(plac
     assert again.corrections == found.corrections, "no clock in it"
     for changes in ({"budget": "3x"}, {"budget": "60x", "batch_sizes": (8, 16)}):
         plain = loratune.plan(**(place | changes))
-        assert plain.context.useful_batches is None
+        assert plain.context.prior.useful_batches is None
         assert not [note for note in plain.corrections.notes if "noise scale" in note]
 
 
@@ -65,8 +65,8 @@ def test_a_resumed_search_keeps_the_range_it_began_with(
         begin(study, options, first)
         monkeypatch.setattr(LocalRunner, "run", None)  # calling it would fail
         second = price(options, bench, study, 0.0, nobody)
-    assert first.context.useful_batches is not None
-    assert second.context.useful_batches == first.context.useful_batches
+    assert first.context.prior.useful_batches is not None
+    assert second.context.prior.useful_batches == first.context.prior.useful_batches
     assert second.corrections == first.corrections
 
 

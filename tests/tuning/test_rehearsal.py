@@ -18,13 +18,27 @@ from loratune.search.strategy import Strategy
 from loratune.tuning.driver import Rehearsal, rehearse
 from loratune.tuning.options import SearchOptions
 from loratune.tuning.pricing import Pricing
-from loratune.values import HyperParameters, ModelProfile, SearchContext, Stage, TrialResult
+from loratune.values import (
+    DataFacts,
+    HyperParameters,
+    ModelFacts,
+    ModelProfile,
+    SearchContext,
+    Stage,
+    TrialResult,
+)
 
 ROWS, TOKENS = 4000, 100_000
 FACTS = SearchContext(
-    rows=ROWS, tokens=TOKENS, supervised_tokens=11_000, validation_tokens=10_000, hidden_size=576,
-    parameters_per_rank=300_000, labels=8,
-)  # fmt: skip
+    data=DataFacts(
+        rows=ROWS,
+        tokens=TOKENS,
+        supervised_tokens=11_000,
+        validation_tokens=10_000,
+        labels=8,
+    ),
+    model=ModelFacts(hidden_size=576, parameters_per_rank=300_000),
+)
 LAUNCH = 0.02
 LAUNCHES = StepTime(points=((10.0, LAUNCH), (1e6, LAUNCH * 1.0001)), micro_batch_tokens=1e6)
 """Seconds of a step whatever its tokens."""
@@ -60,7 +74,7 @@ def planner(times: StepTime) -> Planner:
 
 
 def strategy(name: str = "evidence", budget: float = 40.0) -> Strategy:
-    return make_strategy(name, replace(FACTS, budget=budget))
+    return make_strategy(name, FACTS.changed(budget=budget))
 
 
 def taken(found: Rehearsal) -> float:
@@ -144,7 +158,7 @@ def test_it_runs_the_trials_that_the_search_would_run() -> None:
 @pytest.mark.parametrize("budget", [1.0, 7.0, 60.0])
 def test_every_search_comes_to_an_end_within_its_budget(name: str, metric: str, budget: float) -> None:
     searching = make_strategy(
-        name, replace(FACTS, metric=metric, evaluation_passes=find(metric).passes(True), budget=budget)
+        name, FACTS.changed(metric=metric, evaluation_passes=find(metric).passes(True), budget=budget)
     )
     found = rehearse(searching, planner(WORK))
     assert 0 < spent(found) <= budget * (1 + 1e-9)
@@ -158,7 +172,7 @@ def test_the_widest_pack_is_that_of_a_wave_not_of_a_stage() -> None:
 
 
 def pricing(name: str, times: StepTime, **facts: Any) -> Pricing:
-    searching = make_strategy(name, replace(FACTS, **{"budget": 40.0} | facts))
+    searching = make_strategy(name, FACTS.changed(**{"budget": 40.0} | facts))
     return Pricing(
         strategy=searching,
         plan=searching.plan(),
@@ -203,9 +217,9 @@ def test_a_budget_in_time_buys_what_the_waves_leave_room_for(name: str, times: S
         if found is whole:  # where all trials make one wave, fewer are not faster
             continue
         assert found.expected_seconds <= share * seconds
-        assert found.context.budget >= before
-        assert found.context.budget > 0.45 * share * spent(whole.rehearsal)
-        before = found.context.budget
+        assert found.context.wishes.budget >= before
+        assert found.context.wishes.budget > 0.45 * share * spent(whole.rehearsal)
+        before = found.context.wishes.budget
     assert before > 0 or (times is LAUNCHES and name != "evidence")
 
 

@@ -1,17 +1,26 @@
 """Seconds of waves, by hand: what a trial adds to those beside it."""
 
-from dataclasses import replace
-
 import pytest
 
 from loratune.data.batches import total_steps
 from loratune.search.procedure import Ledger, Procedure, ask
-from loratune.values import Pace, SearchContext, Trial, TrialResult, default_recipe
+from loratune.values import (
+    DataFacts,
+    Pace,
+    SearchContext,
+    Trial,
+    TrialCosts,
+    TrialResult,
+    Wishes,
+    default_recipe,
+)
 from loratune.values.context import optimiser_steps
 
 PACE = Pace(steps=((0.0, 0.01), (400.0, 0.02), (800.0, 0.06)), forward=1000.0, slots=2)
 CONTEXT = SearchContext(
-    rows=160, tokens=1600, supervised_tokens=1, validation_tokens=100, pace=PACE, budget=2.0
+    data=DataFacts(rows=160, tokens=1600, supervised_tokens=1, validation_tokens=100),
+    costs=TrialCosts(pace=PACE),
+    wishes=Wishes(budget=2.0),
 )
 
 
@@ -52,7 +61,7 @@ def test_the_second_trial_of_a_wave_costs_what_it_adds() -> None:
     both = (10 * PACE.step(320) + 0.2) / alone
     assert CONTEXT.wave_cost([trial(0), trial(1)]) == pytest.approx(both)
     assert CONTEXT.wave_cost([trial(0)] * 4) == pytest.approx(2 * both)  # two slots
-    assert replace(CONTEXT, pace=None).wave_cost([trial(0), trial(1)]) == pytest.approx(2.0)
+    assert CONTEXT.changed(pace=None).wave_cost([trial(0), trial(1)]) == pytest.approx(2.0)
 
 
 def two_waves(ledger: Ledger) -> Procedure[float]:
@@ -63,7 +72,7 @@ def two_waves(ledger: Ledger) -> Procedure[float]:
 
 def test_a_budget_pays_for_waves_and_a_resumed_search_decides_alike() -> None:
     both = CONTEXT.wave_cost([trial(0), trial(1)])
-    context = replace(CONTEXT, budget=2 * both + 0.1)
+    context = CONTEXT.changed(budget=2 * both + 0.1)
     first = ask(two_waves, context, [])
     assert first == (trial(0), trial(1))
     results = [TrialResult(asked=each, trial=each, nll=1.0, cost=7.0) for each in first]  # a slow day

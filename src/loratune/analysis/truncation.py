@@ -113,14 +113,14 @@ class TruncationRun:
         table = self.engine.validation.take(rows)
         whole = _of_rows(result, rows, table)
         points = self._points(candidates, whole, table, rows)
-        tokens = 0.5 * len(candidates) * self.context.evaluation_passes * int(table.lengths.sum())
+        tokens = 0.5 * len(candidates) * self.context.costs.evaluation_passes * int(table.lengths.sum())
         return Truncation(
             key=result.asked.key,
             r=adapter.layout.r,
             learning_rate=result.asked.hyper_parameters.learning_rate,
             nll=whole.nll,
             rows=len(rows),
-            margin=self.context.margin,
+            margin=self.context.wishes.margin,
             points=points,
             layers=_layers(parts),
             cost=tokens / self.context.full_run + self._healing(result.asked) * len(healed),
@@ -131,7 +131,7 @@ class TruncationRun:
         """Of the validation table, ascending; the same for every run of a study."""
         total = len(self.engine.validation)
         count = affordable_rows(self.context, models, total)
-        return np.sort(np.random.default_rng(self.context.seed).permutation(total)[:count])
+        return np.sort(np.random.default_rng(self.context.wishes.seed).permutation(total)[:count])
 
     def _points(
         self,
@@ -140,10 +140,9 @@ class TruncationRun:
         table: TokenTable,
         rows: npt.NDArray[np.int64],
     ) -> tuple[CutPoint, ...]:
-        labels = self.context.validation_labels
-        weights = self.context.validation_weights
-        context = replace(
-            self.context,
+        labels = self.context.data.validation_labels
+        weights = self.context.data.validation_weights
+        context = self.context.changed(
             validation_weights=None if weights is None else weights[rows],
             validation_labels=None if labels is None else labels[rows],
         )

@@ -81,7 +81,7 @@ class Calibration:
         The evaluations that each trial's cost holds at half the price of training are timed at the measured
         forward rate instead; readings during training come on top.
         """
-        evaluated = trials * context.evaluation_passes * context.validation_tokens
+        evaluated = trials * context.costs.evaluation_passes * context.data.validation_tokens
         trained = self.trained_tokens(context, runs, trials)
         readings = 2 * READINGS_SHARE * trained
         training = trained / self.pack if training is None else training
@@ -90,31 +90,33 @@ class Calibration:
     @staticmethod
     def trained_tokens(context: SearchContext, runs: float, trials: int) -> float:
         """Of trials that together cost `runs` full-run equivalents, without their last evaluations."""
-        evaluated = trials * context.evaluation_passes * context.validation_tokens
+        evaluated = trials * context.costs.evaluation_passes * context.data.validation_tokens
         return max(0.0, runs * context.full_run - 0.5 * evaluated)
 
     def final_seconds(self, context: SearchContext, test_tokens: int, validation_rows: int) -> float:
         """Predicted time of the final pack, its evaluations and the test split, in full."""
         speed = max(self.alone, self.pack * min(1.0, _FINAL_TRIALS / self.slots))
-        trained = _FINAL_TRIALS * context.epochs * context.tokens / speed
+        trained = _FINAL_TRIALS * context.wishes.epochs * context.data.tokens / speed
         looks = final_looks(context, validation_rows)
-        at_end = context.evaluation_passes * context.validation_tokens
-        before_end = (looks.evaluated_rows / validation_rows - 1) * context.validation_tokens
+        at_end = context.costs.evaluation_passes * context.data.validation_tokens
+        before_end = (looks.evaluated_rows / validation_rows - 1) * context.data.validation_tokens
         evaluated = _FINAL_TRIALS * (at_end + before_end)
         return trained + evaluated / self.forward + self.test_seconds(context, test_tokens)
 
     def test_seconds(self, context: SearchContext, test_tokens: int) -> float:
         """Of the final run, what comes after its last step: its trials and the base model on the test rows, the
         base model on the validation rows."""
-        labelled = 1 + (context.labelling_passes if context.labels else 0)
-        base = context.evaluation_passes * context.validation_tokens
+        labelled = 1 + (context.costs.labelling_passes if context.data.labels else 0)
+        base = context.costs.evaluation_passes * context.data.validation_tokens
         return ((_FINAL_TRIALS + 1) * labelled * test_tokens + base) / self.forward
 
     def truncation_seconds(self, context: SearchContext, rank: int, validation_rows: int) -> float:
         """Predicted time of the truncation curve of an adapter of that rank, once the budget is known."""
         models = 2 * len(cut_ranks(rank))
         share = affordable_rows(context, models, validation_rows) / validation_rows
-        return models * context.evaluation_passes * share * context.validation_tokens / self.forward
+        return (
+            models * context.costs.evaluation_passes * share * context.data.validation_tokens / self.forward
+        )
 
     def seconds_within(
         self,
@@ -145,7 +147,7 @@ class Calibration:
 
         Without one full-run equivalents, if its packs were full all the time.
         """
-        if context.pace is not None:
+        if context.costs.pace is not None:
             return coarse(seconds / context.seconds_alone)
         speed = min(self.pack, self.forward / 2) / (1 + READINGS_SHARE)
         return coarse(seconds * speed / context.full_run)

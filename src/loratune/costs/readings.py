@@ -29,8 +29,8 @@ def plan_readings(facts: SearchContext, validation_rows: int, most: int = _MOST_
     Fewer where their rows would be fewer than 16, but three in any case: two points before the end are the least
     that tells a rise. A forward pass costs half of a training pass, token by token.
     """
-    affordable = 2 * READINGS_SHARE * facts.epochs * facts.tokens
-    affordable /= max(1.0, facts.validation_tokens / validation_rows)
+    affordable = 2 * READINGS_SHARE * facts.wishes.epochs * facts.data.tokens
+    affordable /= max(1.0, facts.data.validation_tokens / validation_rows)
     count = max(_FEWEST_READINGS, min(most, 1 + int(affordable / _FEWEST_READ_ROWS)))
     rows = max(_FEWEST_READ_ROWS, min(_MOST_READ_ROWS, int(affordable / (count - 1))))
     return Readings(count=count, rows=rows)
@@ -79,7 +79,9 @@ def plan_looks(trained_tokens: float, validation_tokens: int, validation_rows: i
 
 def final_looks(context: SearchContext, validation_rows: int) -> Looks:
     """Of a trial of the final run."""
-    return plan_looks(context.epochs * context.tokens, context.validation_tokens, validation_rows)
+    return plan_looks(
+        context.wishes.epochs * context.data.tokens, context.data.validation_tokens, validation_rows
+    )
 
 
 TRUNCATION_SHARE = 0.1
@@ -94,6 +96,8 @@ def cut_ranks(r: int) -> tuple[int, ...]:
 
 def affordable_rows(context: SearchContext, models: int, validation_rows: int) -> int:
     """Validation rows of the curve: all, or what `TRUNCATION_SHARE` of the budget pays for, at least 64."""
-    per_row = 0.5 * models * context.evaluation_passes * context.validation_tokens / validation_rows
-    paid = TRUNCATION_SHARE * context.budget * context.full_run / max(per_row, 1.0)
+    per_row = (
+        0.5 * models * context.costs.evaluation_passes * context.data.validation_tokens / validation_rows
+    )
+    paid = TRUNCATION_SHARE * context.wishes.budget * context.full_run / max(per_row, 1.0)
     return int(min(validation_rows, max(FEWEST_ROWS, paid)))

@@ -20,7 +20,18 @@ import numpy.typing as npt
 
 from loratune.errors import DataError
 from loratune.runners.clocked import InstantRunner
-from loratune.values import NLL_MARGIN, HyperParameters, SearchContext, Trial, TrialResult, TrialState
+from loratune.values import (
+    NLL_MARGIN,
+    DataFacts,
+    HyperParameters,
+    ModelFacts,
+    RunLimits,
+    SearchContext,
+    Trial,
+    TrialResult,
+    TrialState,
+    Wishes,
+)
 
 COLUMNS = (
     "task",
@@ -168,23 +179,29 @@ class TableRunner:
             weights = np.ones(len(next(iter(self.examples.values()))))
         best = min(cell.nll for cell in self.full)
         return SearchContext(
-            rows=NOMINAL_ROWS,
-            tokens=100 * NOMINAL_ROWS,
-            supervised_tokens=0,
-            validation_weights=weights,
-            largest_rank=max(cell.rank for cell in self.cells),
-            largest_batch=max(cell.batch_size for cell in self.cells),
-            smallest_fraction=min(cell.fraction for cell in self.cells),
-            seeds=seeds,
-            seed_sd=self.noise * best if seeds == 1 else None,
-            epochs=max(cell.epochs for cell in self.cells),
-            ranks=tuple(sorted({cell.rank for cell in self.cells})),
-            batch_sizes=tuple(sorted({cell.batch_size for cell in self.cells})),
-            lora_alpha=alphas.pop() if len(alphas) == 1 else None,
-            alpha_ratios=tuple(sorted(ratios)) if len(ratios) < len(alphas) + 1 else (),
-            margin=margin,
-            seed=seed,
-            budget=budget,
+            data=DataFacts(
+                rows=NOMINAL_ROWS,
+                tokens=100 * NOMINAL_ROWS,
+                supervised_tokens=0,
+                validation_weights=weights,
+            ),
+            model=ModelFacts(largest_rank=max(cell.rank for cell in self.cells)),
+            limits=RunLimits(
+                largest_batch=max(cell.batch_size for cell in self.cells),
+                smallest_fraction=min(cell.fraction for cell in self.cells),
+                seeds=seeds,
+                seed_sd=self.noise * best if seeds == 1 else None,
+            ),
+            wishes=Wishes(
+                epochs=max(cell.epochs for cell in self.cells),
+                ranks=tuple(sorted({cell.rank for cell in self.cells})),
+                batch_sizes=tuple(sorted({cell.batch_size for cell in self.cells})),
+                lora_alpha=alphas.pop() if len(alphas) == 1 else None,
+                alpha_ratios=tuple(sorted(ratios)) if len(ratios) < len(alphas) + 1 else (),
+                margin=margin,
+                seed=seed,
+                budget=budget,
+            ),
         )
 
     def run(self, trials: Iterable[Trial], context: SearchContext) -> tuple[TrialResult, ...]:

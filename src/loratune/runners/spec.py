@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from loratune.costs.limits import Limits, limits_here
@@ -25,7 +26,7 @@ from loratune.engine.scoring import Scoring
 from loratune.errors import DataError, ModelError, panics_as
 from loratune.lora.layout import find_targets
 from loratune.maths.targets import check_rank
-from loratune.metrics import named
+from loratune.metrics import Metric, named
 from loratune.model.architecture import longest_row, read_config
 from loratune.model.base import BaseModel, load_model
 from loratune.model.device import DType
@@ -34,7 +35,7 @@ from loratune.model.source import locate
 from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
 from loratune.objectives.causal import Causal
 from loratune.objectives.objective import Factory
-from loratune.values import ALL_LINEAR, SearchContext
+from loratune.values import ALL_LINEAR, DataFacts, SearchContext, TrialCosts, Wishes
 
 OBJECTIVES: Mapping[str, Factory] = {"causal": Causal}
 """What `EngineSpec.objective` may name."""
@@ -122,14 +123,9 @@ def _engine(
 ) -> PackEngine:
     metric, finding = named(spec.metric), labelling_passes(data.label_tokens, data.validation)
     facts = SearchContext(
-        rows=len(data.train),
-        tokens=int(data.train.lengths.sum()),
-        supervised_tokens=int(data.train.supervised_counts.sum()),
-        validation_tokens=int(data.validation.lengths.sum()),
-        epochs=spec.epochs,
-        metric=spec.metric,
-        evaluation_passes=metric.passes(bool(data.labels), finding),
-        labelling_passes=finding,
+        data=data_facts(data),
+        costs=trial_costs(metric, data, finding),
+        wishes=Wishes(epochs=spec.epochs, metric=spec.metric),
     )
     readings = plan_readings(facts, len(data.validation))
     scoring = Scoring(metric=metric, tokenizer=tokenizer, labels=data.labels)
@@ -196,3 +192,24 @@ def read_rows(
             model_limit=context_length(model),
             cache=folder,
         )
+
+
+def data_facts(data: PreparedData) -> DataFacts:
+    """What a strategy is told of the rows."""
+    labels = data.validation.row_labels if data.labels else None
+    return DataFacts(
+        rows=len(data.train),
+        tokens=int(data.train.lengths.sum()),
+        supervised_tokens=int(data.train.supervised_counts.sum()),
+        validation_tokens=int(data.validation.lengths.sum()),
+        validation_weights=data.validation.supervised_counts.astype(np.float64),
+        validation_labels=None if labels is None else labels.astype(np.int64),
+        labels=len(data.labels),
+    )
+
+
+def trial_costs(metric: Metric, data: PreparedData, labelling: float) -> TrialCosts:
+    """What evaluations cost; `labelling` as `engine.labels.labelling_passes` gives it. No pace yet."""
+    return TrialCosts(
+        evaluation_passes=metric.passes(bool(data.labels), labelling), labelling_passes=labelling
+    )

@@ -106,7 +106,7 @@ def _worth_repeating(
     best = min(contenders, key=lambda c: mean_loss(context, c.results))
     found = [best.setting] if mean_loss(context, best.results) < level else []
     for c in contenders:
-        near = mean_loss(context, c.results) <= level + context.margin
+        near = mean_loss(context, c.results) <= level + context.wishes.margin
         if c.setting == prefer and c is not best and near:
             found.append(c.setting)
     return found
@@ -136,7 +136,7 @@ def overfits(context: SearchContext, results: Sequence[TrialResult]) -> bool:
 
     The last reading is left out: it is of all validation rows, the others of a fixed part.
     """
-    margin = margin_in_nats(context.metric, context.margin)
+    margin = margin_in_nats(context.wishes.metric, context.wishes.margin)
     signs = []
     for result in results:
         points = result.curve[:-1]

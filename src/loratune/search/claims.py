@@ -51,7 +51,7 @@ def rank_claims(context: SearchContext, answer: RankAnswer) -> tuple[Evidence, .
     ]
     claims.append(_noise_note(context, answer))
     excess = 0.0 if answer.law is None else answer.law.excess(answer.chosen.r, answer.reference.r)
-    if answer.law is not None and excess >= TOLD_EXCESS * context.margin:
+    if answer.law is not None and excess >= TOLD_EXCESS * context.wishes.margin:
         law = answer.law
         claims.append(
             note(
@@ -100,7 +100,7 @@ def rank_verdict(context: SearchContext, answer: RankAnswer, r: int, comparison:
     if comparison.verdict is not Verdict.ADEQUATE or not (own.fair and answer.reference.fair):
         return None
     beaten = answer.best is not None and mean_loss(context, own.results) > (
-        mean_loss(context, answer.best.results) + context.margin
+        mean_loss(context, answer.best.results) + context.wishes.margin
     )
     return None if beaten or r in answer.outliers else True
 
@@ -125,7 +125,7 @@ def _missing_sides(m: Measured) -> int:
 
 def _minutes(context: SearchContext, runs: int) -> str:
     """Time of so many runs, where the device's pace is known."""
-    if context.pace is None or runs == 0:
+    if context.costs.pace is None or runs == 0:
         return ""
     alone = Trial(hyper_parameters=prior_setting(context))
     seconds = context.seconds([alone] * runs)
@@ -157,8 +157,8 @@ def _taken_claim(context: SearchContext, answer: RankAnswer) -> Evidence:
         head = f"{span}rank {chosen.r}, the largest, is taken because {why}"
     else:
         head = (
-            f"{span}rank {chosen.r} is taken because it loses at most {context.margin:g} {unit(context)} against "
-            f"the largest and the best one with {_probability(answer.adequate[chosen.r])} by all runs together"
+            f"{span}rank {chosen.r} is taken because it loses at most {context.wishes.margin:g} {unit(context)} "
+            f"against the largest and the best one with {_probability(answer.adequate[chosen.r])} by all runs together"
         )
         head += "" if answer.noise.known else ", if seeds scatter as they usually do"
     runs = runs_to_decide(context, answer)
@@ -168,7 +168,7 @@ def _taken_claim(context: SearchContext, answer: RankAnswer) -> Evidence:
         value=value,
         unit=unit(context),
         interval=answer.intervals.get(chosen.r),
-        margin=context.margin,
+        margin=context.wishes.margin,
         holds=None,
     )
 
@@ -184,7 +184,7 @@ def runs_to_decide(context: SearchContext, answer: RankAnswer) -> int:
     if subject is None or answer.noise.degrees < 1 or answer.noise.variance <= 0:
         return 0
     difference = mean_loss(context, subject.results) - mean_loss(context, answer.reference.results)
-    away = context.margin - difference if difference < context.margin else difference - context.margin
+    away = abs(difference - context.wishes.margin)
     if away <= 0:
         return 0
     needed = ceil(2 * answer.noise.variance * (BOUND_Z + POWER_Z) ** 2 / away**2)
@@ -284,7 +284,7 @@ def slope_note(context: SearchContext, answer: RankAnswer) -> Evidence | None:
         return note(f"One learning rate served all ranks: the best ones lie within a grid step ({words}).")
     where = f"(one seed, {_rows([found for _, found in known])})"
     worst, lost = max(zip(known, shared.losses, strict=True), key=lambda pair: pair[1])
-    if lost > context.margin:
+    if lost > context.wishes.margin:
         head = "depends on the rank" if depends else "differs by at most a grid step"
         cost = f"was {lost:.4g} {unit(context)} worse than at its own" if lost < inf else "did not finish"
         return note(
@@ -405,6 +405,6 @@ def alpha_flatness(context: SearchContext, answer: ChallengeAnswer) -> Evidence 
         ),
         value=max(differences) - min(differences),
         unit=unit(context),
-        margin=context.margin,
+        margin=context.wishes.margin,
         holds=flat,
     )

@@ -22,12 +22,12 @@ FULL = 0.999
 
 def unit(context: SearchContext) -> str:
     """Unit of losses, margins and differences."""
-    return find(context.metric).info.unit
+    return find(context.wishes.metric).info.unit
 
 
 def loss(context: SearchContext, result: TrialResult) -> float:
     """In the metric's unit (NLL decides perplexity too); infinite if diverged or not measured."""
-    return find(context.metric).loss(result)
+    return find(context.wishes.metric).loss(result)
 
 
 def mean_loss(context: SearchContext, results: Sequence[TrialResult]) -> float:
@@ -53,8 +53,8 @@ def seed_noise(context: SearchContext, results: Sequence[TrialResult]) -> SeedNo
         if result.trial.fraction >= FULL:
             groups[result.trial.hyper_parameters].append(result)
     noise = pool_seed_noise([[loss(context, result) for result in group] for group in groups.values()])
-    if not noise.known and context.seed_sd is not None and find(context.metric).info.by_nll:
-        return SeedNoise(variance=context.seed_sd**2, degrees=inf)
+    if not noise.known and context.limits.seed_sd is not None and find(context.wishes.metric).info.by_nll:
+        return SeedNoise(variance=context.limits.seed_sd**2, degrees=inf)
     repeated = [group for group in groups.values() if len(group) > 1]
     parts = [_row_part(context, group) * (len(group) - 1) for group in repeated]
     return replace(noise, rows=sum(parts) / noise.degrees) if noise.known else noise
@@ -62,14 +62,14 @@ def seed_noise(context: SearchContext, results: Sequence[TrialResult]) -> SeedNo
 
 def _row_part(context: SearchContext, group: Sequence[TrialResult]) -> float:
     """Variance of one run's loss that comes from the rows; 0 where no values of each row were kept."""
-    metric, rows = find(context.metric), rows_of(context)
+    metric, rows = find(context.wishes.metric), rows_of(context)
     runs = metric.rows_of_all(group)
     return 0.0 if runs is None or not metric.comparable(rows) else metric.noise_of_rows(runs, rows)
 
 
 def rows_of(context: SearchContext) -> Rows:
     """What the context knows of the validation rows."""
-    return Rows(weights=context.validation_weights, labels=context.validation_labels)
+    return Rows(weights=context.data.validation_weights, labels=context.data.validation_labels)
 
 
 def compare(
@@ -82,7 +82,7 @@ def compare(
 
     Both need at least one finished run.
     """
-    metric, rows, margin = find(context.metric), rows_of(context), context.margin
+    metric, rows, margin = find(context.wishes.metric), rows_of(context), context.wishes.margin
     scores = metric.rows_of_all((*candidate, *reference))
     if scores is not None and metric.comparable(rows):
         split = len(candidate)
@@ -97,5 +97,5 @@ def compare(
 
 def rows_are_paired(context: SearchContext, results: Sequence[TrialResult]) -> bool:
     """Whether comparisons of these results use values of each validation row."""
-    metric = find(context.metric)
+    metric = find(context.wishes.metric)
     return metric.comparable(rows_of(context)) and metric.rows_of_all(results) is not None

@@ -64,19 +64,23 @@ def fit_effort(context: SearchContext) -> tuple[Effort, tuple[str, ...]]:
     """
     unit, batch, wide = unit_cost(context), base_batch(context), is_wide(context)
     fraction = 1.0
-    if context.budget + 1e-9 < FEWEST_RATES * unit:
-        fraction = screening_fraction(context, batch, context.budget / unit)
+    if context.wishes.budget + 1e-9 < FEWEST_RATES * unit:
+        fraction = screening_fraction(context, batch, context.wishes.budget / unit)
     cheapest = unit_cost(context, fraction)
-    if context.budget + 1e-9 < cheapest:
+    if context.wishes.budget + 1e-9 < cheapest:
         raise too_small(context, cheapest)
     ranks, rates = _opening(context, wide=wide and fraction == 1)
-    core = OPENING * context.budget if wide else CORE_RUNS * unit
-    left = min(context.budget - core, LATER_SHARE * context.budget) if fraction == 1 else 0.0
+    core = OPENING * context.wishes.budget if wide else CORE_RUNS * unit
+    left = min(context.wishes.budget - core, LATER_SHARE * context.wishes.budget) if fraction == 1 else 0.0
     counts, reserve, dropped = {}, 0.0, []
     for name, wanted, sentence in (
         ("batches", min(BATCHES, len(other_batches(context, batch))), "the batch size is not searched"),
         ("alphas", min(ALPHAS, len(other_ratios(context))), "alpha is not searched, it stays at 2r"),
-        ("regularisers", REGULARISERS * context.regularise, "dropout and weight decay are not searched"),
+        (
+            "regularisers",
+            REGULARISERS * context.wishes.regularise,
+            "dropout and weight decay are not searched",
+        ),
     ):
         cost = wave_cost(context, wanted) if wanted else 0.0
         counts[name] = wanted if reserve + cost <= left + 1e-9 else 0
@@ -87,7 +91,9 @@ def fit_effort(context: SearchContext) -> tuple[Effort, tuple[str, ...]]:
     if fraction < 1:
         dropped.insert(0, "learning rates are compared on part of the rows, ranks not at all")
     looks = _looks(context, wide)
-    told = tuple(f"For the budget of {context.budget:.3g} full runs: {sentence}." for sentence in dropped)
+    told = tuple(
+        f"For the budget of {context.wishes.budget:.3g} full runs: {sentence}." for sentence in dropped
+    )
     effort = Effort(
         wide=wide, fraction=fraction, ranks=ranks, rates=rates, looks=looks, reserve=reserve, **counts
     )
@@ -96,8 +102,8 @@ def fit_effort(context: SearchContext) -> tuple[Effort, tuple[str, ...]]:
 
 def _looks(context: SearchContext, wide: bool) -> tuple[int, int]:
     first, last = WIDE_LOOKS if wide else (FIRST_LOOK, LAST_LOOK)
-    if context.seeds:
-        last = max(1, min(last, context.seeds - 1))
+    if context.limits.seeds:
+        last = max(1, min(last, context.limits.seeds - 1))
     return min(first, last), last
 
 
@@ -108,9 +114,9 @@ def _opening(context: SearchContext, *, wide: bool) -> tuple[tuple[int, ...], in
     """
     candidates = candidate_ranks(context)
     if wide:
-        most = len(context.learning_rates) or MOST_RATES
+        most = len(context.wishes.learning_rates) or MOST_RATES
         for every, rates in ((1, most), (2, most), (1, FEWEST_RATES), (2, FEWEST_RATES), (3, FEWEST_RATES)):
             ranks = tuple(sorted(candidates[::-1][::every]))
-            if wave_cost(context, len(ranks) * rates) <= OPENING * context.budget:
+            if wave_cost(context, len(ranks) * rates) <= OPENING * context.wishes.budget:
                 return ranks, rates
     return candidates[-1:], FEWEST_RATES

@@ -57,14 +57,14 @@ class EvidenceStrategy(StagedStrategy):
     def _effort(self) -> tuple[Effort, tuple[str, ...]]:
         """What the budget allows beside the optional stage, and what it leaves out."""
         reserve = targets_reserve(self.context)
-        return fit_effort(replace(self.context, budget=self.context.budget - reserve))
+        return fit_effort(self.context.changed(budget=self.context.wishes.budget - reserve))
 
     def plan(self) -> SearchPlan:
         """What comes if results are as the laws expect. Raises `BudgetError` where the budget pays for no trial."""
         effort, dropped = self._effort()
         history = expected_history(self)
         counts: dict[Stage, tuple[int, float]] = {}
-        for stage in self.questions if self.context.tune_targets else QUESTIONS:
+        for stage in self.questions if self.context.wishes.tune_targets else QUESTIONS:
             own = [result for result in history if result.asked.stage is stage]
             counts[stage] = (len(own), sum(result.cost for result in own))
         notes = {stage: plan_note(self.context, effort, stage) for stage in QUESTIONS}
@@ -113,7 +113,7 @@ class EvidenceStrategy(StagedStrategy):
             best = self._contender(ranks)
         evidence = [*_rank_evidence(context, ranks), *refusals(ledger, Stage.RANK), *later]
         answers = {Stage.RANK: (rank_words(ranks), rank_details(context, ranks)), **answers}
-        if context.tune_targets:
+        if context.wishes.tune_targets:
             layers = yield from targets_stage(
                 context, best, seeds=effort.seeds, earlier=seen, spare=ledger.left
             )
@@ -148,7 +148,7 @@ class EvidenceStrategy(StagedStrategy):
     def _regularisers(self, effort: Effort, best: Contender) -> tuple[HyperParameters, ...]:
         if not (effort.regularisers or overfits(self.context, best.results)):
             return ()
-        return regularised(best.setting, self.context.rows)
+        return regularised(best.setting, self.context.data.rows)
 
 
 def _rank_evidence(context: SearchContext, ranks: RankAnswer) -> tuple[Evidence, ...]:

@@ -31,7 +31,7 @@ def expected(trial: Trial, context: SearchContext) -> TrialResult:
     margins = _LEVEL + rank_prior(context).value / (2 * setting.r)
     margins += _WIDTH * log(setting.learning_rate / usual) ** 2
     margins += _SEEDS if trial.seed % 2 else -_SEEDS
-    loss = margins * context.margin
+    loss = margins * context.wishes.margin
     return TrialResult(
         asked=trial, trial=trial, nll=loss, metrics=_metrics(context, loss), cost=context.cost(trial)
     )
@@ -39,5 +39,5 @@ def expected(trial: Trial, context: SearchContext) -> TrialResult:
 
 def _metrics(context: SearchContext, loss: float) -> Mapping[str, float]:
     """The metric of a loss in its unit (see `compare.loss`); losses in nats are in `nll`."""
-    info = find(context.metric).info
+    info = find(context.wishes.metric).info
     return {} if info.by_nll else {info.name: info.value_at(loss)}

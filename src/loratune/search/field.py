@@ -53,7 +53,7 @@ class Field:
 
     @property
     def _nats(self) -> bool:
-        return find(self.context.metric).info.by_nll
+        return find(self.context.wishes.metric).info.by_nll
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
@@ -79,7 +79,7 @@ class Field:
         for r in dict.fromkeys(cell.r for cell in self.cells):
             own = [result for cell in self.cells if cell.r == r for result in cell.results]
             ladder = summarise(own, usual_rate(self.context, r, self.batch), refine=True)
-            given = self.context.learning_rates
+            given = self.context.wishes.learning_rates
             found[r] = replace(ladder, closed=closed_within(ladder, given)) if given else ladder
         return found
 
@@ -115,7 +115,9 @@ class Field:
         found: dict[int, int] = {}
         means = self.surface.means if self._known else np.zeros(0)
         for index, cell in enumerate(self._known):
-            near = self._mean(cell) <= lows[cell.r] + max(self.context.margin, CLOSE * abs(lows[cell.r]))
+            near = self._mean(cell) <= lows[cell.r] + max(
+                self.context.wishes.margin, CLOSE * abs(lows[cell.r])
+            )
             if near and (cell.r not in found or means[index] < means[found[cell.r]]):
                 found[cell.r] = index
         return {r: self._known[index] for r, index in found.items()}
@@ -130,7 +132,7 @@ class Field:
 
     def _margin(self, r: int) -> float:
         """The margin above a rank's best, in y: of a loss near 0 it may be many times that loss."""
-        margin = self.context.margin
+        margin = self.context.wishes.margin
         return log1p(margin / self.level(r)) if self._nats else margin / 100
 
     def within(self, r: int, other: int) -> float:
@@ -223,7 +225,7 @@ class Field:
         return (low,) if self._far_above(lows[0], lows[1], 2.0) else ()
 
     def _far_above(self, value: float, beside: float, times: float = 1.0) -> bool:
-        return value - beside > times * max(5 * self.context.margin, STANDS_OUT * abs(value))
+        return value - beside > times * max(5 * self.context.wishes.margin, STANDS_OUT * abs(value))
 
     def stands_out(self, result: TrialResult) -> bool:
         """Whether a run lies far above what both neighbouring ranks reach as far off the law as it is.
@@ -256,7 +258,7 @@ class Field:
         found = set()
         for cell in self._known:
             best = self.best[cell.r]
-            reach = max(2 * STEADY * self.context.margin, STEADY_SHARE * abs(self._mean(best)))
+            reach = max(2 * STEADY * self.context.wishes.margin, STEADY_SHARE * abs(self._mean(best)))
             if self._mean(cell) <= self._mean(best) + reach:
                 found.add((cell.r, cell.rate))
         return frozenset(found)

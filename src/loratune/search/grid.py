@@ -27,14 +27,14 @@ def grid_design(context: SearchContext) -> Design:
 
     Raises `BudgetError` where the budget does not pay for one trial.
     """
-    ranks = context.ranks or tuple(min(r, context.largest_rank) for r in RANKS)
+    ranks = context.wishes.ranks or tuple(min(r, context.model.largest_rank) for r in RANKS)
     sizes = fitting_batches(context) or (base_batch(context),)
-    cells = list(product(ranks, context.learning_rates or LEARNING_RATES, sizes))
+    cells = list(product(ranks, context.wishes.learning_rates or LEARNING_RATES, sizes))
     affordable = affordable_trials(context)
     dropped: tuple[str, ...] = ()
     if affordable < len(cells):
         dropped = (
-            f"For the budget of {context.budget:.3g} full runs: {affordable} of {len(cells)} cells, "
+            f"For the budget of {context.wishes.budget:.3g} full runs: {affordable} of {len(cells)} cells, "
             "evenly spaced.",
         )
         cells = [cells[int((i + 0.5) * len(cells) / affordable)] for i in range(affordable)]
@@ -48,18 +48,20 @@ def affordable_trials(context: SearchContext, together: int | None = None) -> in
     `together`: how many are asked for at once; None: all.
     """
     cost = unit_cost(context)
-    if context.budget + ROUNDING < cost:
+    if context.wishes.budget + ROUNDING < cost:
         raise too_small(context, cost)
-    if together is not None and context.pace is not None:
-        waves = int(context.budget / wave_cost(context, together) + ROUNDING)
+    if together is not None and context.costs.pace is not None:
+        waves = int(context.wishes.budget / wave_cost(context, together) + ROUNDING)
         rest = affordable_trials(context) if waves == 0 else 0
         return waves * together + rest
     low, high = 1, 2
-    while wave_cost(context, high) <= context.budget + ROUNDING and high < MOST:
+    while wave_cost(context, high) <= context.wishes.budget + ROUNDING and high < MOST:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (
-            (middle, high) if wave_cost(context, middle) <= context.budget + ROUNDING else (low, middle)
+            (middle, high)
+            if wave_cost(context, middle) <= context.wishes.budget + ROUNDING
+            else (low, middle)
         )
     return low

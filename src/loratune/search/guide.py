@@ -78,16 +78,16 @@ class GuideStrategy(StagedStrategy):
         return self.context.cost(Trial(hyper_parameters=setting, fraction=fraction))
 
     def _setting(self, r: int, rate: float, batch: int) -> HyperParameters:
-        targets = self.context.target_modules
-        fixed = self.context.lora_alpha
+        targets = self.context.wishes.target_modules
+        fixed = self.context.wishes.lora_alpha
         return HyperParameters(
             r=r,
             lora_alpha=ALPHA_RATIO * r if fixed is None else fixed,
             learning_rate=rate,
             batch_size=batch,
             lora_dropout=DROPOUT,
-            epochs=self.context.epochs,
-            warmup_ratio=self.context.warmup_ratio,
+            epochs=self.context.wishes.epochs,
+            warmup_ratio=self.context.wishes.warmup_ratio,
             target_modules=TARGETS if targets == ALL_LINEAR else targets,
         )
 
@@ -96,7 +96,7 @@ class GuideStrategy(StagedStrategy):
         return tuple(
             Trial(
                 hyper_parameters=self._setting(r, RATE, batch),
-                seed=self.context.seed,
+                seed=self.context.wishes.seed,
                 fraction=recipe.fraction,
                 stage=Stage.RANK,
             )
@@ -105,7 +105,11 @@ class GuideStrategy(StagedStrategy):
 
     def _grid(self, recipe: GuidePlan, r: int) -> tuple[Trial, ...]:
         return tuple(
-            Trial(hyper_parameters=self._setting(r, rate, batch), seed=self.context.seed, stage=Stage.BATCH)
+            Trial(
+                hyper_parameters=self._setting(r, rate, batch),
+                seed=self.context.wishes.seed,
+                stage=Stage.BATCH,
+            )
             for rate, batch in recipe.grid
         )
 
@@ -124,7 +128,7 @@ class GuideStrategy(StagedStrategy):
                 wanted = tuple(
                     Trial(
                         hyper_parameters=replace(setting, lora_alpha=ratio * r),
-                        seed=context.seed,
+                        seed=context.wishes.seed,
                         stage=stage,
                     )
                     for ratio in recipe.alphas
@@ -144,7 +148,7 @@ class GuideStrategy(StagedStrategy):
             answers[stage] = (words, {})
             evidence.append(
                 Evidence(
-                    claim=f"Best of {len(results)} runs by {context.metric}, one seed, untested: {words}.",
+                    claim=f"Best of {len(results)} runs by {context.wishes.metric}, one seed, untested: {words}.",
                     value=loss(context, best),
                     unit=unit(context),
                 )
@@ -176,28 +180,34 @@ def fit_recipe(context: SearchContext) -> GuidePlan:
 
     Raises `BudgetError` where the budget does not pay for one trial.
     """
-    ranks = tuple(sorted(set(context.ranks))) or tuple(r for r in RANKS if r <= context.largest_rank)
-    rates = tuple(sorted(set(context.learning_rates))) or LEARNING_RATES
-    sizes = tuple(sorted(set(context.batch_sizes))) or BATCH_SIZES
+    ranks = tuple(sorted(set(context.wishes.ranks))) or tuple(
+        r for r in RANKS if r <= context.model.largest_rank
+    )
+    rates = tuple(sorted(set(context.wishes.learning_rates))) or LEARNING_RATES
+    sizes = tuple(sorted(set(context.wishes.batch_sizes))) or BATCH_SIZES
     fitting = tuple(size for size in sizes if size <= largest_batch(context)) or (base_batch(context),)
     dropped = [
-        f"Batch size {size} is more than the {context.rows} training rows."
-        if size > context.rows
+        f"Batch size {size} is more than the {context.data.rows} training rows."
+        if size > context.data.rows
         else f"Batch size {size} does not fit in memory."
         for size in sizes
         if size not in fitting
     ]
     grid = [(rate, size) for size in fitting for rate in rates]
-    alphas = (context.alpha_ratios or ALPHA_RATIOS) if context.lora_alpha is None else ()
-    fractions = [f for f in FRACTIONS if f >= context.smallest_fraction] or [1.0]
+    alphas = (context.wishes.alpha_ratios or ALPHA_RATIOS) if context.wishes.lora_alpha is None else ()
+    fractions = [f for f in FRACTIONS if f >= context.limits.smallest_fraction] or [1.0]
 
     def cost(fraction: float) -> float:
         setting = HyperParameters(
-            r=ranks[0] if ranks else 1, lora_alpha=1, learning_rate=RATE, batch_size=1, epochs=context.epochs
+            r=ranks[0] if ranks else 1,
+            lora_alpha=1,
+            learning_rate=RATE,
+            batch_size=1,
+            epochs=context.wishes.epochs,
         )
         return context.cost(Trial(hyper_parameters=setting, fraction=fraction))
 
-    ranks, budget, full = ranks or (1,), context.budget, cost(1.0)
+    ranks, budget, full = ranks or (1,), context.wishes.budget, cost(1.0)
     fraction = next(
         (f for f in fractions if len(ranks) * cost(f) + full * (len(grid) + len(alphas)) <= budget),
         fractions[-1],

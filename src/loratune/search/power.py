@@ -39,15 +39,15 @@ def compared_seeds(context: SearchContext, history: Sequence[TrialResult], most:
 
 def power_words(context: SearchContext, history: Sequence[TrialResult], most: int) -> str:
     """How likely the plan's runs decide, and how the margin stands to what one seed changes."""
-    if not find(context.metric).info.by_nll:
+    if not find(context.wishes.metric).info.by_nll:
         return "how likely that decides is not known for this metric"
-    sd = context.seed_sd or usual_seed_sd(context.labels)
+    sd = context.limits.seed_sd or usual_seed_sd(context.data.labels)
     seeds = compared_seeds(context, history, most)
     told = f"one seed usually changes {sd:.2g} {unit(context)}, the margin is " + (
-        "not smaller" if context.margin >= sd else "smaller"
+        "not smaller" if context.wishes.margin >= sd else "smaller"
     )
     if seeds == 0:
         return f"{told}; no two ranks are repeated, so their comparison stays undecided"
-    chance = power(context.margin, sd, seeds)
+    chance = power(context.wishes.margin, sd, seeds)
     runs = "1 test seed" if seeds == 1 else f"{seeds} test seeds"
     return f"{told}; with {runs} of two equal ranks this decides with a probability of about {chance:.0%}"

@@ -49,9 +49,9 @@ class Wave:
 
     def cost_of(self, trial: Trial, result: TrialResult | None = None) -> float:
         """What the trial would add."""
-        if result is not None and (self._context.pace is None or result.cost == 0):
+        if result is not None and (self._context.costs.pace is None or result.cost == 0):
             return result.cost
-        if self._context.pace is None:
+        if self._context.costs.pace is None:
             return self._context.cost(trial)
         return self._context.wave_cost([*self._trials, trial]) - self._cost
 
@@ -90,7 +90,7 @@ def _replay(
 ) -> tuple[Wanted, T | None]:
     known = {result.asked.key: result for result in history}
     started = {trial.key for trial in running}
-    ledger = Ledger(budget=context.budget)
+    ledger = Ledger(budget=context.wishes.budget)
     paid: set[str] = set()
     new: dict[str, Trial] = {}
     procedure = search(ledger)

@@ -29,11 +29,11 @@ def random_design(context: SearchContext) -> Design:
     count = min(affordable_trials(context), MOST_TRIALS)
     ranks = candidate_ranks(context)
     sizes = fitting_batches(context) or (base_batch(context),)
-    points = qmc.Halton(d=3, seed=context.seed).random(count)
+    points = qmc.Halton(d=3, seed=context.wishes.seed).random(count)
     settings = []
     for rank_part, rate_part, size_part in points:
-        if context.learning_rates:
-            rate = context.learning_rates[int(rate_part * len(context.learning_rates))]
+        if context.wishes.learning_rates:
+            rate = context.wishes.learning_rates[int(rate_part * len(context.wishes.learning_rates))]
         else:
             rate = two_digits(LOWEST_RATE * (HIGHEST_RATE / LOWEST_RATE) ** float(rate_part))
         settings.append(

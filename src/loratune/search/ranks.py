@@ -167,7 +167,7 @@ class RankStage:
             near = [
                 r
                 for r in field.best
-                if field.level(r) <= field.level(field.lowest) + NEAR * self.context.margin
+                if field.level(r) <= field.level(field.lowest) + NEAR * self.context.wishes.margin
             ]
             yield self._repeats(field, (*near, field.lowest), first)
             for r in near:
@@ -227,7 +227,7 @@ class RankStage:
 
     def _lowest_near(self, field: Field) -> int:
         """The rank to which the way down has led: all above it are within the margin of the best."""
-        level = field.level(field.lowest) + self.context.margin
+        level = field.level(field.lowest) + self.context.wishes.margin
         reached = self.largest
         for r in sorted(field.best, reverse=True):
             if field.level(r) > level:
@@ -313,8 +313,8 @@ class RankStage:
         cell, ladder = field.best[r], field.ladders[r]
         results = finished(self.context, cell.results)
         seeds = {*test_seeds(self.context, self.effort.looks[1])}
-        if self.context.seeds:  # seeds of a table come in turn
-            seeds = {seed % self.context.seeds for seed in seeds}
+        if self.context.limits.seeds:  # seeds of a table come in turn
+            seeds = {seed % self.context.limits.seeds for seed in seeds}
         tested = tuple(x for x in results if x.asked.seed in seeds or x.trial.seed in seeds)
         return Measured(
             r=r,
@@ -328,7 +328,12 @@ class RankStage:
         """Of the best cell; of the parabola's minimum where that was not run, and nothing was repeated."""
         cell, ladder = field.best[r], field.ladders[r]
         rate = self._asked(cell)
-        if ladder.closed and not self.scale.given and len(cell.results) == 1 and self.context.seeds != 1:
+        if (
+            ladder.closed
+            and not self.scale.given
+            and len(cell.results) == 1
+            and self.context.limits.seeds != 1
+        ):
             beside = [x.rate for x in field.cells if x.r == r and x.rate > cell.rate and x.diverged]
             if not beside or ladder.best <= cell.rate:
                 return ladder.best
@@ -363,7 +368,7 @@ class RankStage:
         comparisons = self._tests(measured, reference)
         verdicts = {r: c.verdict for r, c in comparisons}
         best = measured[field.lowest]
-        beaten = field.level(chosen.r) > field.level(best.r) + self.context.margin
+        beaten = field.level(chosen.r) > field.level(best.r) + self.context.wishes.margin
         shown = verdicts.get(chosen.r) is Verdict.ADEQUATE and chosen.fair and reference.fair
         return RankAnswer(
             chosen=chosen,

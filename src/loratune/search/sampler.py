@@ -84,7 +84,7 @@ class SamplerStrategy(StagedStrategy):
 
     def plan(self) -> SearchPlan:
         """All trials in one stage; the first batch is known. Raises `BudgetError` where none is paid for."""
-        first = next(self.search(Ledger(budget=self.context.budget)))
+        first = next(self.search(Ledger(budget=self.context.wishes.budget)))
         cost = sum(self.context.cost(trial) for trial in first) / len(first) * self._count
         return SearchPlan(stages=self.planned({Stage.RANK: (self._count, cost)}, first))
 
@@ -120,7 +120,9 @@ def _propose(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study = optuna.create_study(sampler=make_sampler(context.seed + SEED_STEP * len(asked), startup))
+        study = optuna.create_study(
+            sampler=make_sampler(context.wishes.seed + SEED_STEP * len(asked), startup)
+        )
         optuna.logging.set_verbosity(level)
         for seen, value in observed:
             place = space.coordinates(seen.hyper_parameters)
@@ -164,7 +166,7 @@ class _Space:
         return cls(
             context=context,
             ranks=candidate_ranks(context),
-            rates=tuple(sorted(set(context.learning_rates))),
+            rates=tuple(sorted(set(context.wishes.learning_rates))),
             batches=fitting_batches(context) or (base_batch(context),),
             ratios=tuple(sorted({ALPHA_RATIO, *other_ratios(context)})),
         )

@@ -26,35 +26,35 @@ def nearest(candidates: Sequence[int], value: float) -> int:
 def rank_prior(context: SearchContext) -> Prior:
     """`rank_law` on the context's facts, times what other studies say."""
     law = rank_law(
-        supervised_tokens=context.supervised_tokens,
-        parameters_per_rank=context.parameters_per_rank,
-        family=context.family,
-        labels=context.labels,
-        rows=context.rows,
-        hidden_size=context.hidden_size,
+        supervised_tokens=context.data.supervised_tokens,
+        parameters_per_rank=context.model.parameters_per_rank,
+        family=context.model.family,
+        labels=context.data.labels,
+        rows=context.data.rows,
+        hidden_size=context.model.hidden_size,
     )
     value, low, high = (
-        min(max(context.rank_factor * end, 1.0), 512.0) for end in (law.value, law.low, law.high)
+        min(max(context.prior.rank_factor * end, 1.0), 512.0) for end in (law.value, law.low, law.high)
     )
     return replace(law, value=value, low=low, high=high)
 
 
 def candidate_ranks(context: SearchContext) -> tuple[int, ...]:
     """The user's, or the powers of two up to the prior's upper end (at least 32, at most 256)."""
-    if context.ranks:
-        return tuple(sorted(set(context.ranks)))
-    top = min(max(rank_prior(context).high, 32.0), 256.0, float(context.largest_rank))
+    if context.wishes.ranks:
+        return tuple(sorted(set(context.wishes.ranks)))
+    top = min(max(rank_prior(context).high, 32.0), 256.0, float(context.model.largest_rank))
     return tuple(2**power for power in range(9) if 2**power <= top) or (1,)
 
 
 def largest_batch(context: SearchContext) -> int:
     """The largest batch that can be run: within memory and not more than the training rows."""
-    return min(context.largest_batch, context.rows)
+    return min(context.limits.largest_batch, context.data.rows)
 
 
 def fitting_batches(context: SearchContext) -> tuple[int, ...]:
     """The user's batch sizes that can be run."""
-    return tuple(size for size in context.batch_sizes if size <= largest_batch(context))
+    return tuple(size for size in context.wishes.batch_sizes if size <= largest_batch(context))
 
 
 def base_batch(context: SearchContext) -> int:
@@ -62,22 +62,22 @@ def base_batch(context: SearchContext) -> int:
 
     Where a noise scale was measured the law's is moved into the range that this allows.
     """
-    law = batch_size_law(rows=context.rows, epochs=context.epochs).value
-    if context.useful_batches is not None:
-        low, high = context.useful_batches
+    law = batch_size_law(rows=context.data.rows, epochs=context.wishes.epochs).value
+    if context.prior.useful_batches is not None:
+        low, high = context.prior.useful_batches
         law = min(max(law, low), high)
-    if context.batch_sizes:
-        return nearest(fitting_batches(context) or [min(context.batch_sizes)], law)
+    if context.wishes.batch_sizes:
+        return nearest(fitting_batches(context) or [min(context.wishes.batch_sizes)], law)
     return max(1, min(int(law), largest_batch(context)))
 
 
 def other_batches(context: SearchContext, batch: int) -> tuple[int, ...]:
     """Alternatives to `batch` that can be run, nearest first: the user's, or what a noise scale allows."""
-    candidates = set(context.batch_sizes or (batch * 2, batch // 2, batch * 4, batch // 4))
-    if context.useful_batches is not None and not context.batch_sizes:
-        low, high = context.useful_batches
+    candidates = set(context.wishes.batch_sizes or (batch * 2, batch // 2, batch * 4, batch // 4))
+    if context.prior.useful_batches is not None and not context.wishes.batch_sizes:
+        low, high = context.prior.useful_batches
         candidates = {size for size in candidates if low <= size <= high}
-    steps = context.rows * context.epochs
+    steps = context.data.rows * context.wishes.epochs
     fitting = [
         size
         for size in candidates
@@ -88,31 +88,31 @@ def other_batches(context: SearchContext, batch: int) -> tuple[int, ...]:
 
 def alpha_of(context: SearchContext, r: int, ratio: float = ALPHA_RATIO) -> float:
     """The fixed alpha, or `ratio` times the rank."""
-    return context.lora_alpha if context.lora_alpha is not None else ratio * r
+    return context.wishes.lora_alpha if context.wishes.lora_alpha is not None else ratio * r
 
 
 def other_ratios(context: SearchContext) -> tuple[float, ...]:
     """Alternatives to alpha = 2r as multiples of the rank, the farthest first; none where alpha is fixed."""
-    if context.lora_alpha is not None:
+    if context.wishes.lora_alpha is not None:
         return ()
-    others = {ratio for ratio in context.alpha_ratios or ALPHA_RATIOS if ratio != ALPHA_RATIO}
+    others = {ratio for ratio in context.wishes.alpha_ratios or ALPHA_RATIOS if ratio != ALPHA_RATIO}
     return tuple(sorted(others, key=lambda ratio: -abs(log(ratio / ALPHA_RATIO))))
 
 
 def usual_rate(context: SearchContext, r: int, batch: int, fraction: float = 1.0) -> float:
     """The expected learning rate for a run on `fraction` of the rows: the law's, or the context's own."""
-    if context.flat_rate is not None:
-        return context.rate_factor * context.flat_rate
+    if context.prior.flat_rate is not None:
+        return context.prior.rate_factor * context.prior.flat_rate
     law = learning_rate_law(
         r=r,
         lora_alpha=alpha_of(context, r),
         batch_size=batch,
-        rows=context.rows * fraction,
-        epochs=context.epochs,
-        hidden_size=context.hidden_size,
-        family=context.family,
+        rows=context.data.rows * fraction,
+        epochs=context.wishes.epochs,
+        hidden_size=context.model.hidden_size,
+        family=context.model.family,
     )
-    return context.rate_factor * law.value
+    return context.prior.rate_factor * law.value
 
 
 def hyper_parameters(context: SearchContext, *, r: int, rate: float, batch: int) -> HyperParameters:
@@ -122,9 +122,9 @@ def hyper_parameters(context: SearchContext, *, r: int, rate: float, batch: int)
         lora_alpha=alpha_of(context, r),
         learning_rate=rate,
         batch_size=batch,
-        epochs=context.epochs,
-        warmup_ratio=context.warmup_ratio,
-        target_modules=context.target_modules,
+        epochs=context.wishes.epochs,
+        warmup_ratio=context.wishes.warmup_ratio,
+        target_modules=context.wishes.target_modules,
     )
 
 
@@ -138,15 +138,15 @@ def prior_setting(context: SearchContext) -> HyperParameters:
 
 def search_seed(context: SearchContext) -> int:
     """The seed of the trials that choose learning rates."""
-    return context.seed
+    return context.wishes.seed
 
 
 def test_seeds(context: SearchContext, count: int) -> tuple[int, ...]:
     """Seeds of the trials that are compared: others than the one that chose, as far as there are others."""
-    if context.seeds == 1:
-        return (context.seed,)
-    available = count if context.seeds == 0 else min(count, context.seeds - 1)
-    return tuple(context.seed + 1 + index for index in range(available))
+    if context.limits.seeds == 1:
+        return (context.wishes.seed,)
+    available = count if context.limits.seeds == 0 else min(count, context.limits.seeds - 1)
+    return tuple(context.wishes.seed + 1 + index for index in range(available))
 
 
 def screening_fraction(context: SearchContext, batch: int, affordable: float) -> float:
@@ -155,8 +155,8 @@ def screening_fraction(context: SearchContext, batch: int, affordable: float) ->
     A third of the `affordable` full runs each, but at least `SCREENED_STEPS` steps and a tenth of the rows; 1 where
     nothing smaller is of use.
     """
-    steps = context.rows * context.epochs / batch
-    fraction = max(affordable / 3, SCREENED_STEPS / steps, 0.1, context.smallest_fraction)
+    steps = context.data.rows * context.wishes.epochs / batch
+    fraction = max(affordable / 3, SCREENED_STEPS / steps, 0.1, context.limits.smallest_fraction)
     return 1.0 if fraction > 0.7 else round(fraction, 3)
 
 
@@ -185,7 +185,7 @@ class RateScale:
     def of(cls, context: SearchContext) -> "RateScale":
         largest = max(candidate_ranks(context))
         origin = usual_rate(context, largest, base_batch(context))
-        return cls(given=tuple(sorted(set(context.learning_rates))), origin=origin)
+        return cls(given=tuple(sorted(set(context.wishes.learning_rates))), origin=origin)
 
     def window(self, centre: float, count: int) -> tuple[float, ...]:
         """`count` neighbouring rates around the centre, ascending; a single free one is the centre itself."""
@@ -226,7 +226,7 @@ class RateScale:
 def too_small(context: SearchContext, cost: float) -> BudgetError:
     """The error for a budget below the `cost` of the cheapest trial."""
     return BudgetError(
-        f"The budget of {context.budget:.3g} full runs does not pay for one trial, "
+        f"The budget of {context.wishes.budget:.3g} full runs does not pay for one trial, "
         f"which costs {cost:.3g}; raise --budget."
     )
 

@@ -41,13 +41,15 @@ def plan_note(context: SearchContext, effort: Effort, stage: Stage) -> str:
     if stage is Stage.BATCH:
         return _number(effort.batches, "other batch size") if effort.batches else "left out"
     if stage is Stage.ALPHA:
-        given = f"fixed at {context.lora_alpha:g}" if context.lora_alpha is not None else "left out"
+        given = (
+            f"fixed at {context.wishes.lora_alpha:g}" if context.wishes.lora_alpha is not None else "left out"
+        )
         return _number(effort.alphas, "other alpha") if effort.alphas else given
     return "asked for" if effort.regularisers else "only if validation NLL rises while training NLL falls"
 
 
 def _rank_note(context: SearchContext, effort: Effort) -> str:
-    margin = f"margin {context.margin:g} {unit(context)}"
+    margin = f"margin {context.wishes.margin:g} {unit(context)}"
     if effort.fraction < 1:
         return f"{_number(effort.rates, 'learning rate')} on {effort.fraction:.0%} of the rows"
     first = f"{_number(effort.rates, 'learning rate')} at "

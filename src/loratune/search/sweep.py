@@ -59,7 +59,7 @@ def best_of(context: SearchContext, results: Sequence[TrialResult], notes: Seque
         best = min(finished, key=lambda result: loss(context, result))
         setting = best.asked.hyper_parameters
         claim = Evidence(
-            claim=f"Best of {len(finished)} runs by {context.metric}, one seed each, untested.",
+            claim=f"Best of {len(finished)} runs by {context.wishes.metric}, one seed each, untested.",
             value=loss(context, best),
             unit=unit(context),
         )

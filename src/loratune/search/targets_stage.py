@@ -41,14 +41,14 @@ class TargetsAnswer:
 
 def targets_reserve(context: SearchContext) -> float:
     """What the search keeps for this stage, in full-run equivalents; 0 where it is not asked for."""
-    if not context.tune_targets:
+    if not context.wishes.tune_targets:
         return 0.0
-    return min(RESERVED_RUNS * unit_cost(context), RESERVED_SHARE * context.budget)
+    return min(RESERVED_RUNS * unit_cost(context), RESERVED_SHARE * context.wishes.budget)
 
 
 def parameters(context: SearchContext, setting: HyperParameters) -> int:
     """Adapter parameters of a setting."""
-    chosen = select_targets(context.targets, setting.target_modules)
+    chosen = select_targets(context.model.targets, setting.target_modules)
     return setting.r * sum(inputs + outputs for _, inputs, outputs in chosen)
 
 
@@ -60,10 +60,10 @@ def other_targets(
     The rank is the one that comes nearest to the setting's parameters; alpha keeps its ratio to the rank
     unless the user fixed it; the learning rate follows the law from rank to rank.
     """
-    present = select_targets(context.targets, setting.target_modules)
+    present = select_targets(context.model.targets, setting.target_modules)
     settings, impossible = [], []
-    for words, names in target_groups(context.targets).items():
-        chosen = select_targets(context.targets, names)
+    for words, names in target_groups(context.model.targets).items():
+        chosen = select_targets(context.model.targets, names)
         if chosen == present:
             continue
         r = max(1, round(parameters(context, setting) / sum(i + o for _, i, o in chosen)))
@@ -72,7 +72,7 @@ def other_targets(
             continue
         law = [usual_rate(context, rank, setting.batch_size) for rank in (r, setting.r)]
         rate = RateScale.of(context).window(setting.learning_rate * law[0] / law[1], 1)[0]
-        alpha = setting.lora_alpha if context.lora_alpha is not None else setting.scaling * r
+        alpha = setting.lora_alpha if context.wishes.lora_alpha is not None else setting.scaling * r
         settings.append(replace(setting, r=r, lora_alpha=alpha, learning_rate=rate, target_modules=names))
     return tuple(settings), tuple(impossible)
 
@@ -97,7 +97,7 @@ def targets_stage(
         prefer=None,
         spare=spare,
     )
-    names = {tuple(each): words for words, each in target_groups(context.targets).items()}
+    names = {tuple(each): words for words, each in target_groups(context.model.targets).items()}
     return TargetsAnswer(
         winner=_cheapest(context, found, earlier), found=found, names=names, impossible=impossible
     )
@@ -116,7 +116,7 @@ def _cheapest(context: SearchContext, found: ChallengeAnswer, earlier: Sequence[
     ]
     return min(
         [found.winner, *as_good],
-        key=lambda c: len(select_targets(context.targets, c.setting.target_modules)),
+        key=lambda c: len(select_targets(context.model.targets, c.setting.target_modules)),
     )
 
 

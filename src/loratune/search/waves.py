@@ -24,9 +24,9 @@ def wave_cost(context: SearchContext, count: int) -> float:
 
 def width_price(context: SearchContext) -> float:
     """What one trial costs in the pack that makes it cheapest, in runs alone."""
-    if context.pace is None:
+    if context.costs.pace is None:
         return 1.0
-    sizes = {min(1 << power, context.pace.slots, MOST) for power in range(7)}
+    sizes = {min(1 << power, context.costs.pace.slots, MOST) for power in range(7)}
     return min(wave_cost(context, size) / size for size in sizes)
 
 

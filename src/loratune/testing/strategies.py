@@ -5,7 +5,6 @@ class TestMine(StrategyContract):
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from math import log
 from random import Random
 from typing import ClassVar
@@ -14,7 +13,17 @@ import pytest
 
 from loratune.errors import BudgetError
 from loratune.search.strategy import Strategy
-from loratune.values import Decision, HyperParameters, SearchContext, Trial, TrialResult, TrialState
+from loratune.values import (
+    DataFacts,
+    Decision,
+    HyperParameters,
+    ModelFacts,
+    SearchContext,
+    Trial,
+    TrialResult,
+    TrialState,
+    Wishes,
+)
 
 Measure = Callable[[Trial, SearchContext], TrialResult]
 ROUNDING = 1e-6
@@ -33,9 +42,10 @@ class StrategyContract:
     def context(self, budget: float) -> SearchContext:
         """What it is told."""
         return SearchContext(
-            rows=10_000, tokens=1_000_000, supervised_tokens=0, ranks=(1, 4, 16, 64), batch_sizes=(16,),
-            lora_alpha=16.0, largest_rank=64, budget=budget,
-        )  # fmt: skip
+            data=DataFacts(rows=10_000, tokens=1_000_000, supervised_tokens=0),
+            model=ModelFacts(largest_rank=64),
+            wishes=Wishes(ranks=(1, 4, 16, 64), batch_sizes=(16,), lora_alpha=16.0, budget=budget),
+        )
 
     def measure(self, trial: Trial, context: SearchContext) -> TrialResult:
         """What comes of a trial, at the cost that was predicted; here a power law in the rank, a parabola in the
@@ -73,8 +83,8 @@ class StrategyContract:
                 assert not set(_keys(trials)) & {result.asked.key for result in history}
                 history += [self.measure(trial, strategy.context) for trial in trials]
             assert history
-            if strategy.context.pace is None:
-                assert sum(result.cost for result in history) <= strategy.context.budget + ROUNDING
+            if strategy.context.costs.pace is None:
+                assert sum(result.cost for result in history) <= strategy.context.wishes.budget + ROUNDING
 
     def test_the_order_of_the_history_means_nothing(self) -> None:
         for strategy in self.strategies():
@@ -108,8 +118,8 @@ class StrategyContract:
                 assert not set(_keys(more)) & known
                 running += more
             assert not strategy.ask(history)
-            if strategy.context.pace is None:
-                assert sum(result.cost for result in history) <= strategy.context.budget + ROUNDING
+            if strategy.context.costs.pace is None:
+                assert sum(result.cost for result in history) <= strategy.context.wishes.budget + ROUNDING
             assert {r.asked.key for r in history} == {r.asked.key for r in whole}
             assert _told(strategy.decide(history)) == _told(strategy.decide(whole))
 
@@ -118,7 +128,7 @@ class StrategyContract:
             whole = self.play_out(strategy)
             for cut in range(0, len(whole) + 1, max(1, len(whole) // 8)):
                 decision = strategy.decide(whole[:cut])
-                assert decision.hyper_parameters.r in strategy.context.ranks
+                assert decision.hyper_parameters.r in strategy.context.wishes.ranks
                 assert decision.evidence
                 assert decision.settled == (not strategy.ask(whole[:cut]))
             assert strategy.decide(whole).settled
@@ -136,7 +146,7 @@ class StrategyContract:
     def test_the_plan_fits_the_budget_and_starts_with_what_is_asked(self) -> None:
         for strategy in self.strategies():
             plan = strategy.plan()
-            assert 0 < plan.cost <= strategy.context.budget + ROUNDING
+            assert 0 < plan.cost <= strategy.context.wishes.budget + ROUNDING
             assert plan.trials == sum(stage.trials for stage in plan.stages)
             assert _keys(plan.stages[0].examples) == _keys(strategy.ask([]))
 
@@ -150,21 +160,21 @@ class StrategyContract:
 
     def test_it_refuses_a_budget_too_small_for_one_trial(self) -> None:
         """With `BudgetError`, before anything is trained."""
-        strategy = self.make(replace(self.context(0.01), smallest_fraction=0.5))
+        strategy = self.make(self.context(0.01).changed(smallest_fraction=0.5))
         with pytest.raises(BudgetError, match="does not pay for one trial"):
             strategy.plan()
         with pytest.raises(BudgetError):
             strategy.ask([])
 
     def test_nothing_is_larger_than_memory_allows(self) -> None:
-        context = replace(self.context(self.budgets[-1]), batch_sizes=(), largest_batch=8)
+        context = self.context(self.budgets[-1]).changed(batch_sizes=(), largest_batch=8)
         sizes = [setting.batch_size for setting in self.chosen(self.play_out(self.make(context)))]
         assert max(sizes) <= 8
 
     def test_the_users_candidates_are_the_candidates(self) -> None:
         rates = (2e-4, 7e-4, 2e-3)
-        context = replace(
-            self.context(self.budgets[-1]), ranks=(4, 16), learning_rates=rates, batch_sizes=(8, 16)
+        context = self.context(self.budgets[-1]).changed(
+            ranks=(4, 16), learning_rates=rates, batch_sizes=(8, 16)
         )
         asked = self.chosen(self.play_out(self.make(context)))
         assert {setting.r for setting in asked} <= {4, 16}

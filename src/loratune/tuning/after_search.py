@@ -87,7 +87,9 @@ class AfterSearch:
         """The rank that takes as many parameters on the layers that the search started from."""
         available = self.bench.base.profile.targets
         own = find_targets(available, setting.target_modules)
-        return max(1, round(AdapterLayout.of(setting, own).size / self.priced.context.parameters_per_rank))
+        return max(
+            1, round(AdapterLayout.of(setting, own).size / self.priced.context.model.parameters_per_rank)
+        )
 
     def _truncation(self, kept: tuple[TrialResult, Adapter], trained: int) -> Truncation:
         """Measured once: a resumed run takes what the study holds."""
@@ -111,7 +113,7 @@ class AfterSearch:
         self, decision: Decision, other: HyperParameters, source: Trial, history: list[TrialResult]
     ) -> Decision:
         """Train the pattern beside the uniform rank; the better one, if it is shown better."""
-        context = replace(self.priced.context, budget=inf)
+        context = self.priced.context.changed(budget=inf)
         search = LayerRanksSearch.after(context, decision.hyper_parameters, other, history)
         driver = replace(self.driver, ask=lambda done, running: () if running else ask(search, context, done))
         driver.search()

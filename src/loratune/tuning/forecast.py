@@ -103,7 +103,7 @@ class Forecast:
         """Plain values for `plan --json`."""
         return {
             "strategy": self.strategy.name,
-            "budget": {"full_runs": self.context.budget},
+            "budget": {"full_runs": self.context.wishes.budget},
             "stages": [stage.to_dict() for stage in self.plan.stages],
             "dropped": list(self.plan.dropped),
             "trials": self.plan.trials,
@@ -150,8 +150,7 @@ def forecast(
     Raises `BudgetError` for a budget too small for one trial.
     """
     bench = bench.calibrated(calibration)
-    context = replace(
-        search_context(bench, options),
+    context = search_context(bench, options).changed(
         rate_factor=corrections.rate,
         rank_factor=corrections.rank,
         useful_batches=corrections.batches,
@@ -161,7 +160,7 @@ def forecast(
     spent = monotonic() - started
     budget = Budget.parse(options.budget)
     seconds = None  # no limit
-    alone = context.seconds_alone if context.pace else 0.0
+    alone = context.seconds_alone if context.costs.pace else 0.0
     runs = planned["runs"] if planned else budget.runs_on(alone=alone, gpu=bench.base.device.type == "cuda")
     if runs is None:
         assert budget.seconds is not None
@@ -170,7 +169,7 @@ def forecast(
             budget.seconds, context, test_tokens, validation_rows, spent, further
         )
         runs = calibration.runs_within(seconds, context)
-    pricing = Pricing.of(bench, options, calibration, replace(context, budget=runs))
+    pricing = Pricing.of(bench, options, calibration, context.changed(budget=runs))
     if seconds is not None:
         pricing = pricing.within(seconds)
     strategy, context, largest = pricing.strategy, pricing.context, pricing.largest
@@ -200,10 +199,10 @@ def forecast(
 
 def budget_values(option: str, priced: Forecast) -> dict[str, Any]:
     """What a resumed run must plan by, as JSON values: then it decides alike."""
-    pace = priced.context.pace
+    pace = priced.context.costs.pace
     return {
         "option": option,
-        "runs": priced.context.budget,
+        "runs": priced.context.wishes.budget,
         "seconds": priced.seconds,
         "pace": None if pace is None else pace.to_dict(),
     }

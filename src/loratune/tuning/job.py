@@ -168,7 +168,7 @@ class Job:
     def _final(self, decision: Decision, runner: LocalRunner) -> Final:
         recipe, seed = self.options.hyper_parameters(), self.options.seed
         known = best_seed(self._history(), decision.hyper_parameters)
-        fits = recipe.r <= self.priced.context.largest_rank
+        fits = recipe.r <= self.priced.context.model.largest_rank
         return FinalRunner(
             runner=runner,
             engine=self.bench.engine,

@@ -61,7 +61,7 @@ def _with_range(bench: Workbench, options: SearchOptions, priced: Forecast) -> C
         r=setting.r,
         lora_alpha=setting.lora_alpha,
         share=SHARE,
-        epochs=context.epochs,
+        epochs=context.wishes.epochs,
         seed=options.seed,
     )
     measured = only(LocalRunner(engine=bench.engine).run([job]))
@@ -73,7 +73,7 @@ def _with_range(bench: Workbench, options: SearchOptions, priced: Forecast) -> C
             "sizes tried are those around the law's."
         )
         return replace(known, notes=(*known.notes, note))
-    batches = useful_batches(rows=context.rows, epochs=context.epochs, noise=noise)
+    batches = useful_batches(rows=context.data.rows, epochs=context.wishes.epochs, noise=noise)
     return replace(known, notes=(*known.notes, _told(noise, batches)), batches=batches)
 
 

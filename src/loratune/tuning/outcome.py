@@ -65,7 +65,7 @@ def run_facts(
         *survived(shortages),
         *_final_claims(final, gains),
     )
-    margin = margin_in_nats(context.metric, context.margin)
+    margin = margin_in_nats(context.wishes.metric, context.wishes.margin)
     tokenizer = bench.base.tokenizer
     diagnoses = combined(before, of_run(bench.engine, final, results, margin=margin))
     evidence += tuple(each.to_evidence() for each in diagnoses)
@@ -77,11 +77,11 @@ def run_facts(
         strategy=options.strategy,
         metric=options.metric,
         optimised=find(options.metric).info,
-        margin=context.margin,
+        margin=context.wishes.margin,
         budget=options.budget,
         seed=options.seed,
         profile=bench.data.profile,
-        parameters_per_rank=context.parameters_per_rank,
+        parameters_per_rank=context.model.parameters_per_rank,
         adapter_parameters=final.adapter.layout.size,
         plan=priced.plan,
         results=tuple(results),
@@ -91,7 +91,7 @@ def run_facts(
         base_model=_scores(final.base_model),
         cost=cost,
         gains=gains,
-        validation_weights=context.validation_weights,
+        validation_weights=context.data.validation_weights,
         truncation=truncation,
         diagnoses=diagnoses,
         sensitivity=sensitivity(

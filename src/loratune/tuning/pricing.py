@@ -75,7 +75,7 @@ class Pricing:
 
     def with_budget(self, runs: float) -> Self:
         """The same for so many full-run equivalents."""
-        strategy = make_strategy(self.options.strategy, replace(self.context, budget=runs))
+        strategy = make_strategy(self.options.strategy, self.context.changed(budget=runs))
         return replace(self, strategy=strategy, plan=strategy.plan(), widest=1, packs=[])
 
     def within(self, seconds: float) -> Self:
@@ -87,7 +87,7 @@ class Pricing:
         expected = self.expected_seconds
         if expected <= seconds:
             return self
-        most = coarse(self._expected_runs if self.context.pace is None else self.context.budget)
+        most = coarse(self._expected_runs if self.context.costs.pace is None else self.context.wishes.budget)
         best, low, high = self, -1, floor(STEPS_PER_DOUBLING * log2(expected / (_FAIR * seconds))) + 1
         while high - low > 1:
             down = (low + high) // 2
@@ -149,7 +149,7 @@ class Pricing:
         packs = ceil(count / widest)
         if came is not None:
             widest = came.widest
-            if self.context.pace is None:
+            if self.context.costs.pace is None:
                 runs, count = max(runs, came.runs), max(count, came.trials)
                 training = came.seconds * runs / came.runs
             else:  # the stage's cost is in seconds of a run alone, what came in full-run equivalents
@@ -160,7 +160,7 @@ class Pricing:
             most = sorted(trials, key=self.planner.limits.adapter_bytes)[-widest:]
             self.packs.append(LivePack(tuple(most), pack.tokens))
         self.widest = max(self.widest, widest)
-        if came is None and self.context.pace is not None:
+        if came is None and self.context.costs.pace is not None:
             return replace(stage, packs=packs, seconds=stage.cost * self.context.seconds_alone)
         return replace(stage, packs=packs, seconds=self._seconds(runs, count, training))
 

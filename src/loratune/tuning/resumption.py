@@ -74,7 +74,7 @@ def fingerprint(options: TuneOptions, bench: Workbench) -> dict[str, Any]:
         "tokenizer_digest": tokenizer_digest(locate(options.model)),
         "weights_digest": weights_digest(locate(options.model), every_byte=options.hash_weights),
         "base_dtype": str(bench.base.dtype).removeprefix("torch."),
-        "largest_batch": search_context(bench, options).largest_batch,
+        "largest_batch": search_context(bench, options).limits.largest_batch,
     }
 
 

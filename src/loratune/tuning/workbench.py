@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
-
 from loratune.costs.calibration import Calibration
 from loratune.costs.limits import Limits
 from loratune.data.prepare import PreparedData
@@ -30,10 +28,17 @@ from loratune.model.base import BaseModel
 from loratune.model.tokenizer import load_tokenizer
 from loratune.runners.local import LocalRunner
 from loratune.runners.runner import Calibrated, CalibrationJob, only
-from loratune.runners.spec import EngineSpec, build, model_cache
+from loratune.runners.spec import EngineSpec, build, data_facts, model_cache, trial_costs
 from loratune.tuning.options import CommonOptions, SearchOptions, data_options
 from loratune.tuning.remembered import remember, remembered
-from loratune.values import SearchContext, default_recipe
+from loratune.values import (
+    ModelFacts,
+    ModelProfile,
+    RunLimits,
+    SearchContext,
+    Wishes,
+    default_recipe,
+)
 
 ROWS = 32
 
@@ -181,6 +186,18 @@ def open_workbench(
         )
 
 
+def model_facts(profile: ModelProfile, target_modules: tuple[str, ...]) -> ModelFacts:
+    """What a strategy is told of the base model."""
+    targets = find_targets(profile.targets, target_modules)
+    return ModelFacts(
+        hidden_size=profile.hidden_size,
+        family=profile.family,
+        parameters_per_rank=sum(target.in_features + target.out_features for target in targets),
+        largest_rank=min(min(target.in_features, target.out_features) for target in targets),
+        targets=profile.targets,
+    )
+
+
 _LARGEST_BATCH = 1024
 
 
@@ -194,35 +211,24 @@ def search_context(bench: Workbench, options: SearchOptions) -> SearchContext:
             f"--metric {options.metric} needs labelled data (text and label columns), and these rows are "
             f"{data.profile.shape}; choose one of {others}."
         )
-    targets = find_targets(profile.targets, options.target_modules)
-    labels = data.validation.row_labels if data.labels else None
     return SearchContext(
-        rows=len(data.train),
-        tokens=int(data.train.lengths.sum()),
-        supervised_tokens=int(data.train.supervised_counts.sum()),
-        validation_tokens=int(data.validation.lengths.sum()),
-        validation_weights=data.validation.supervised_counts.astype(np.float64),
-        validation_labels=None if labels is None else labels.astype(np.int64),
-        labels=len(data.labels),
-        evaluation_passes=metric.passes(bool(data.labels), bench.labelling_passes),
-        labelling_passes=bench.labelling_passes,
-        hidden_size=profile.hidden_size,
-        family=profile.family,
-        parameters_per_rank=sum(target.in_features + target.out_features for target in targets),
-        largest_rank=min(min(target.in_features, target.out_features) for target in targets),
-        largest_batch=_largest_batch(bench),
-        targets=profile.targets,
-        epochs=options.epochs,
-        warmup_ratio=options.warmup_ratio,
-        target_modules=options.target_modules,
-        ranks=tuple(sorted(set(options.ranks))),
-        learning_rates=tuple(sorted(set(options.learning_rates))),
-        batch_sizes=tuple(sorted(set(options.batch_sizes))),
-        metric=options.metric,
-        margin=options.margin or default_margin(options.metric, len(data.labels)),
-        seed=options.seed,
-        regularise=options.regularise,
-        tune_targets=options.tune_targets,
+        data=data_facts(data),
+        model=model_facts(profile, options.target_modules),
+        costs=trial_costs(metric, data, bench.labelling_passes),
+        limits=RunLimits(largest_batch=_largest_batch(bench)),
+        wishes=Wishes(
+            epochs=options.epochs,
+            warmup_ratio=options.warmup_ratio,
+            target_modules=options.target_modules,
+            ranks=tuple(sorted(set(options.ranks))),
+            learning_rates=tuple(sorted(set(options.learning_rates))),
+            batch_sizes=tuple(sorted(set(options.batch_sizes))),
+            metric=options.metric,
+            margin=options.margin or default_margin(options.metric, len(data.labels)),
+            seed=options.seed,
+            regularise=options.regularise,
+            tune_targets=options.tune_targets,
+        ),
     )
 
 

@@ -1,7 +1,18 @@
 """Frozen dataclasses that the layers exchange. They know nothing of torch, files or the command line."""
 
 from loratune.values.analysis import Cut, CutPoint, LayerSpectrum, Truncation
-from loratune.values.context import NLL_MARGIN, PASSES_PER_LABELLING, Pace, SearchContext
+from loratune.values.context import (
+    NLL_MARGIN,
+    PASSES_PER_LABELLING,
+    DataFacts,
+    ModelFacts,
+    Pace,
+    PriorKnowledge,
+    RunLimits,
+    SearchContext,
+    TrialCosts,
+    Wishes,
+)
 from loratune.values.decision import Decision, Evidence, PlannedStage, SearchPlan, StageSummary
 from loratune.values.hyperparameters import ALL_LINEAR, HyperParameters, default_recipe
 from loratune.values.profile import (
@@ -30,22 +41,26 @@ __all__ = [
     "CurvePoint",
     "Cut",
     "CutPoint",
+    "DataFacts",
     "DataProfile",
     "Decision",
     "Evidence",
     "HyperParameters",
     "LayerSpectrum",
+    "ModelFacts",
     "ModelProfile",
     "NearDuplicates",
     "NoiseScale",
     "Optimum",
     "Pace",
     "PlannedStage",
+    "PriorKnowledge",
     "Probe",
     "PromptFormat",
     "PromptKind",
     "RateTest",
     "Recommendation",
+    "RunLimits",
     "SearchContext",
     "SearchPlan",
     "Stage",
@@ -56,8 +71,10 @@ __all__ = [
     "TaskKind",
     "TrainingRecord",
     "Trial",
+    "TrialCosts",
     "TrialResult",
     "TrialState",
     "Truncation",
+    "Wishes",
     "default_recipe",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from math import ceil
 from typing import TYPE_CHECKING, Any, Self
 
@@ -101,10 +101,9 @@ PASSES_PER_LABELLING = 2.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class SearchContext:
-    """Facts, limits and wishes."""
+class DataFacts:
+    """What the rows are."""
 
-    # facts of the data
     rows: int
     """Training rows."""
     tokens: int
@@ -119,12 +118,12 @@ class SearchContext:
     """[validation rows] index of the true label, for labelled data."""
     labels: int = 0
     """Number of classes; 0 where the data is not labelled."""
-    evaluation_passes: float = 1.0
-    """Passes over the validation rows at a trial's end, by what the metric needs."""
-    labelling_passes: float = PASSES_PER_LABELLING
-    """Tokens of finding every row's label, as a multiple of the rows' own."""
 
-    # facts of the model
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelFacts:
+    """What the base model is."""
+
     hidden_size: int = 0
     family: str = ""
     """transformers' `model_type`."""
@@ -132,12 +131,14 @@ class SearchContext:
     """LoRA parameters at rank 1 over the default targets: Σ (in + out)."""
     largest_rank: int = 1024
     """The smallest dimension of a targeted layer."""
-    largest_batch: int = 1024
-    """What fits in memory, by the memory model."""
     targets: tuple[tuple[str, int, int], ...] = ()
     """(full name, in, out) of every layer that can be adapted; empty where the search cannot choose layers."""
 
-    # knowledge from elsewhere
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PriorKnowledge:
+    """What is known from elsewhere: other studies, or a measurement before the search."""
+
     flat_rate: float | None = None
     """One learning rate that is expected to be best for every rank, in place of the law; None: the law."""
     rank_factor: float = 1.0
@@ -147,7 +148,25 @@ class SearchContext:
     useful_batches: tuple[float, float] | None = None
     """Batch sizes worth trying, by a measured gradient noise scale; None: not measured."""
 
-    # limits of what can be run
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialCosts:
+    """What trials cost on this device."""
+
+    pace: Pace | None = None
+    """Seconds of trials beside each other; None: time is in proportion to tokens, width gains nothing."""
+    evaluation_passes: float = 1.0
+    """Passes over the validation rows at a trial's end, by what the metric needs."""
+    labelling_passes: float = PASSES_PER_LABELLING
+    """Tokens of finding every row's label, as a multiple of the rows' own."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunLimits:
+    """What can be run."""
+
+    largest_batch: int = 1024
+    """What fits in memory, by the memory model."""
     smallest_fraction: float = 0.0
     """The smallest share of the training rows that a trial may be asked to use."""
     seeds: int = 0
@@ -155,10 +174,11 @@ class SearchContext:
     seed_sd: float | None = None
     """Assumed sd of a run's NLL from seed to seed, in nats, where the search cannot repeat runs; else None."""
 
-    pace: Pace | None = None
-    """Seconds of trials beside each other; None: time is in proportion to tokens, width gains nothing."""
 
-    # wishes
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wishes:
+    """What the user asks for."""
+
     epochs: float = 1.0
     warmup_ratio: float = 0.05
     target_modules: tuple[str, ...] = ALL_LINEAR
@@ -182,33 +202,60 @@ class SearchContext:
     tune_targets: bool = False
     """Compare which layers are adapted, at equal adapter parameters."""
 
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class SearchContext:
+    """Facts, knowledge, costs, limits and wishes."""
+
+    data: DataFacts
+    model: ModelFacts = ModelFacts()
+    prior: PriorKnowledge = PriorKnowledge()
+    costs: TrialCosts = TrialCosts()
+    limits: RunLimits = RunLimits()
+    wishes: Wishes = Wishes()
+
+    def changed(self, **values: Any) -> Self:
+        """With other values of the parts' fields, by name: `context.changed(budget=8.0, rows=400)`.
+
+        Raises `TypeError` for a name that no part has.
+        """
+        parts = {}
+        for part in fields(self):
+            own = getattr(self, part.name)
+            names = {field.name for field in fields(own)} & values.keys()
+            if names:
+                parts[part.name] = replace(own, **{name: values.pop(name) for name in names})
+        if values:
+            raise TypeError(f"no part of a SearchContext has {', '.join(values)}")
+        return replace(self, **parts)
+
     def cost(self, trial: Trial) -> float:
         """Cost in full-run equivalents: 1 is a full pass over all rows for `epochs`, with its evaluation.
 
         A frozen base needs no weight gradients, so a forward pass is half of a training pass
         (2 against 4 FLOP per parameter and token).
         """
-        training = trial.fraction * trial.hyper_parameters.epochs * self.tokens
+        training = trial.fraction * trial.hyper_parameters.epochs * self.data.tokens
         return (training + self._evaluation) / self.full_run if self.full_run else 0.0
 
     def load(self, trial: Trial) -> Load:
         """(optimiser steps, tokens of each)."""
         chosen = trial.hyper_parameters
-        steps = optimiser_steps(self.rows, chosen.batch_size, chosen.epochs, trial.fraction)
-        return steps, trial.fraction * chosen.epochs * self.tokens / steps
+        steps = optimiser_steps(self.data.rows, chosen.batch_size, chosen.epochs, trial.fraction)
+        return steps, trial.fraction * chosen.epochs * self.data.tokens / steps
 
     def seconds(self, trials: Sequence[Trial]) -> float:
         """Of trials that are asked for together, their evaluations included. Needs a `pace`."""
-        assert self.pace is not None
-        evaluated = len(trials) * self.evaluation_passes * self.validation_tokens
-        return self.pace.wave(map(self.load, trials), evaluated)
+        assert self.costs.pace is not None
+        evaluated = len(trials) * self.costs.evaluation_passes * self.data.validation_tokens
+        return self.costs.pace.wave(map(self.load, trials), evaluated)
 
     def wave_cost(self, trials: Sequence[Trial]) -> float:
         """What trials that are asked for together take, in runs of the default recipe alone on this device.
 
         Without a pace that is the sum of their costs.
         """
-        if self.pace is None:
+        if self.costs.pace is None:
             return sum(map(self.cost, trials))
         alone = self.seconds_alone
         return self.seconds(trials) / alone if alone else 0.0
@@ -216,14 +263,16 @@ class SearchContext:
     @property
     def seconds_alone(self) -> float:
         """Of one run of the default recipe alone on this device: what `x` means in a budget. Needs a `pace`."""
-        return self.seconds([Trial(hyper_parameters=default_recipe(self.epochs, self.warmup_ratio))])
+        return self.seconds(
+            [Trial(hyper_parameters=default_recipe(self.wishes.epochs, self.wishes.warmup_ratio))]
+        )
 
     @property
     def full_run(self) -> float:
         """What 1 in cost stands for, in trained tokens."""
-        return self.epochs * self.tokens + self._evaluation
+        return self.wishes.epochs * self.data.tokens + self._evaluation
 
     @property
     def _evaluation(self) -> float:
         """One evaluation at a trial's end, in trained tokens, finding labels included."""
-        return 0.5 * self.evaluation_passes * self.validation_tokens
+        return 0.5 * self.costs.evaluation_passes * self.data.validation_tokens
