@@ -24,13 +24,13 @@ def report(directory: str | Path, *, storage: str | None = None) -> Path:
     `storage` is the URL that `tune` was given; needed only where it has secrets, as those are not written down.
     """
     folder = user_path(directory)
-    write_report(_facts(folder, storage), folder, nobody)
+    write_report(facts_of(folder, storage), folder, nobody)
     return folder / "report.html"
 
 
 def print_answer(directory: Path, storage: str | None = None) -> None:
     """The summary of a finished run on one screen. Raises `OutputError` where there is none."""
-    _print(_facts(directory, storage))
+    _print(facts_of(directory, storage))
 
 
 def _print(facts: RunFacts) -> None:
@@ -39,7 +39,8 @@ def _print(facts: RunFacts) -> None:
     print_summary(console, facts)
 
 
-def _facts(directory: Path, storage: str | None) -> RunFacts:
+def facts_of(directory: Path, storage: str | None = None) -> RunFacts:
+    """Of a finished run, from a copy of its study. Raises `OutputError` where there is none."""
     study = Study.load(directory, storage=storage or storage_of(directory), reading=True)
     results = study.results()
     facts = study.decode_fact("facts", lambda values: from_stored(values, results))
@@ -55,7 +56,7 @@ def report_command(
 ) -> None:
     """Write the page and print the summary; Markdown and JSON are printed instead."""
     folder = user_path(directory)
-    facts = _facts(folder, storage)
+    facts = facts_of(folder, storage)
     if form != "html":
         print(to_json(facts) if form == "json" else to_markdown(facts), end="")
         return

@@ -219,6 +219,23 @@ def report(
     report_command(directory, storage, form)
 
 
+@command()
+def watch(
+    directories: Annotated[list[Path], typer.Argument(help="Run directories of tune, side by side.")],
+    port: Annotated[int, typer.Option(help="On this machine alone; 0 takes any that is free.")] = 8474,
+) -> None:
+    """A live page of runs in a browser: learning curves, leaderboard, evidence, time left, and a button to stop.
+
+    Works while a run goes on and after it. Stopping ends the search with what is known: the final adapter is
+    trained and everything written, as where a budget in time runs out.
+
+    Example: `loratune watch runs/mine`
+    """
+    from loratune.app.watch import watch_command
+
+    watch_command(directories, port)
+
+
 RunDirectory = Annotated[Path, typer.Argument(help="A run directory of tune or train.")]
 Base = Annotated[str | None, typer.Option("--model", help="The base model, where it has moved since.")]
 

@@ -27,6 +27,11 @@ class Leaderboard:
         """None until a trial on all rows has finished."""
         return self._trials[0] if self._trials else None
 
+    @property
+    def trials(self) -> tuple[TrialEnded, ...]:
+        """The best first."""
+        return tuple(self._trials)
+
     def __len__(self) -> int:
         return len(self._trials)
 

@@ -23,12 +23,15 @@ class FindingsTeller:
         """`decide`: on all results so far."""
         self._decide, self._tell, self._clock = decide, tell, clock
         self._next = -1.0
+        self._new = False
 
     def __call__(self, event: Event) -> None:
-        """Take notice of one event."""
+        """Take notice of one event; results that came too soon after the last findings count at a later one."""
+        self._new |= isinstance(event, TrialEnded)
         began = self._clock()
-        if not isinstance(event, TrialEnded) or began < self._next:
+        if not self._new or began < self._next:
             return
+        self._new = False
         self._tell(findings_of(self._decide()))
         ended = self._clock()
         self._next = ended + max(_SECONDS, (ended - began) / _SHARE)

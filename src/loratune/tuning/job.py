@@ -96,13 +96,14 @@ class Job:
             self.bench.base.device
         )  # calibration tries steps as large as fit, whatever the search needs
         before = self._look()
-        runner = self._runner()
         strategy, history = self.priced.strategy, self._history()
+        tell = Bus(self.tell, FindingsTeller(lambda: strategy.decide(history), self.tell))
+        runner = self._runner(tell)
         driver = Driver(
             ask=strategy.ask,
             runner=runner,
             record=self.study.record,
-            tell=Bus(self.tell, FindingsTeller(lambda: strategy.decide(history), self.tell)),
+            tell=tell,
             after_each=self.keep_costs,
             history=history,
         )
@@ -140,13 +141,13 @@ class Job:
     def _history(self) -> list[TrialResult]:
         return [result for result in self.study.results() if result.asked.stage is not Stage.FINAL]
 
-    def _runner(self) -> LocalRunner:
+    def _runner(self, tell: Tell) -> LocalRunner:
         return LocalRunner(
             engine=self.bench.engine,
             planner=self.planner,
             test=self.bench.data.test,
             folder=self.options.directory / FOLDER,
-            tell=self.tell,
+            tell=tell,
             largest=LargestAdapter(self.options.directory, self.bench.base, self.study.results()),
             deadline=self._deadline(),
             stopped=self._stopped,
