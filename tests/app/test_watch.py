@@ -9,12 +9,12 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from loratune.tuning.watch import watch
 
 from browser import WIDTHS, opened
 from command_fixture import Place, Shell
 from loratune.app.page_server import PageServer
 from loratune.app.tune import CLOCK_CUT, run_tune
-from loratune.app.watch import watch
 from loratune.costs import measuring
 from loratune.files.lock import FolderLock
 from loratune.files.stop import is_asked_to_stop
