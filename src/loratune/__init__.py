@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from loratune.app.report import report
     from loratune.app.selfcheck import selfcheck
     from loratune.app.train import train
-    from loratune.app.tune import tune
+    from loratune.app.tune import resume, tune
 
 __version__ = "0.1.0"
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "plan",
     "recommend",
     "report",
+    "resume",
     "selfcheck",
     "train",
     "tune",
@@ -35,6 +36,7 @@ _HOME = {
     "plan": "loratune.app.plan",
     "recommend": "loratune.app.recommend",
     "report": "loratune.app.report",
+    "resume": "loratune.app.tune",
     "selfcheck": "loratune.app.selfcheck",
     "train": "loratune.app.train",
     "tune": "loratune.app.tune",
@@ -45,3 +47,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module 'loratune' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -31,6 +31,10 @@ def test_the_options_are_known_before_anything_heavy_is_loaded(statement: str) -
     assert loaded(statement) == set()
 
 
+def test_listing_loads_nothing() -> None:
+    assert loaded("import loratune; dir(loratune)") == set()
+
+
 def test_the_names_are_those_of_the_things() -> None:
     assert tuple(BUILT_IN) == BUILT_IN_NAMES
     assert tuple(STRATEGIES) == STRATEGY_NAMES

@@ -187,6 +187,13 @@ def test_what_a_kill_left_out_is_written(
         study.check({"margin": 0.5})
 
 
+def test_the_directory_is_enough(copy: Path, here: TuneResult) -> None:
+    """Wherever it lies now; another budget than the run's is more work, and other options are not the run's."""
+    assert loratune.resume(copy).recommended == here.recommended
+    with pytest.raises(OutputError, match="metric was 'nll' and is now 'exact_match'"):
+        loratune.resume(copy, metric="exact_match")
+
+
 def test_a_complete_run_goes_on_with_another_budget(copy: Path, place: Place) -> None:
     before = searched(copy)
     calibration = Study.load(copy).get_fact("calibration")

@@ -79,9 +79,17 @@ def estimate_memory(
     device: str = "auto",
     device_memory: str | None = None,
 ) -> MemoryAnswer:
-    """The memory of `trials` trials of this rank and batch on rows of `max_length` tokens; reads no weights.
+    """What it takes to train `trials` trials of one kind beside each other, and what fits instead; reads no weights.
 
-    `device` is `cpu`, `cuda` (also without one) or `auto`: this machine's, or a GPU where `device_memory` is given.
+    Args:
+        model: Model folder, config.json, .gguf file or hub name.
+        rank, batch_size, target_modules: Of every trial.
+        max_length: Tokens of the longest row.
+        trials: Trials trained at once.
+        dtype: Base weights: "bfloat16", "float32" or "nf4".
+        device: "cpu", "cuda" (also without one) or "auto": this machine's, or a GPU where `device_memory` is given.
+        device_memory: Of the device, e.g. "24GiB"; by default what this machine's has.
+
     Raises `InputError` for values out of range, `ModelError` for a model that cannot be read.
     """
     if max_length < 2:

@@ -2,23 +2,99 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from json import dumps
+from pathlib import Path
 from time import monotonic
-from typing import Any
 
 import loratune
-from loratune.app.watching import watching
+from loratune.app.watching import listening, watching
+from loratune.metrics import Metric
+from loratune.metrics.function import RowFunction
 from loratune.tuning.experience import correct, gather, task_at_hand
 from loratune.tuning.forecast import Forecast
 from loratune.tuning.noise import first_forecast
 from loratune.tuning.options import SearchOptions, keyword_options
 from loratune.tuning.workbench import open_workbench
+from loratune.values import ALL_LINEAR
 from loratune.values.events import Phase, PhaseBegan, Started, Tell, nobody
 
 
-def plan(**options: Any) -> Forecast:
-    """The priced plan; the options are those of `loratune plan`."""
-    return run_plan(SearchOptions(**keyword_options(options)))
+def plan(
+    *,
+    model: str | Path,
+    data: str | Path,
+    validation: str | Path | None = None,
+    test: str | Path | None = None,
+    prompt_column: str | None = None,
+    completion_column: str | None = None,
+    template: str | None = None,
+    max_length: int | None = None,
+    train_rows: int | None = None,
+    validation_rows: int | None = None,
+    test_rows: int | None = None,
+    seed: int = 0,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_memory: str | None = None,
+    from_study: str | Path | None = None,
+    no_ledger: bool = False,
+    budget: str = "auto",
+    strategy: str = "evidence",
+    metric: str | Metric | RowFunction = "nll",
+    margin: float | None = None,
+    ranks: Sequence[int] = (),
+    learning_rates: Sequence[float] = (),
+    batch_sizes: Sequence[int] = (),
+    target_modules: Sequence[str] = ALL_LINEAR,
+    epochs: float = 1.0,
+    warmup_ratio: float = 0.05,
+    regularise: bool = False,
+    tune_targets: bool = False,
+    layer_ranks: bool = False,
+    heal: bool = False,
+    patience: int = 3,
+    price_per_hour: float | None = None,
+    pack_size: int | None = None,
+    recalibrate: bool = False,
+    on_event: Tell | None = None,
+    progress: bool | None = None,
+) -> Forecast:
+    """What `tune` would run, priced by a short measurement; writes nothing. `loratune plan` with the same options.
+
+    Args:
+        model: Base model: a folder, a .gguf file, or a hub name.
+        data, validation, test: Rows: a file (.jsonl, .json, .csv, .tsv, each with .gz too, .parquet), a folder, or a
+            hub name; validation and test rows are split off `data` where they are not given.
+        prompt_column, completion_column, template: How a prompt is made, where the columns' names do not say it; a
+            template has {column} fields, {column?} where one may be empty: "Message: {text}\\nIntent:".
+        max_length: Longest row in tokens; by default what data and model need.
+        train_rows, validation_rows, test_rows: At most so many rows of each.
+        seed: Of splits, trials and decisions.
+        dtype, device, device_memory: How the base is held ("auto", "float32", "bfloat16"), where ("auto", "cpu",
+            "cuda", "cuda:N"), and the memory to plan with ("24GiB"; by default the device's).
+        from_study: Run directory of an old study whose results this one starts from, e.g. of another base model.
+        no_ledger: Neither learn from the ledger of your finished studies nor write into it.
+        budget: "30m", "2h", "3x" (the time of so many final runs) or "auto".
+        strategy, metric, margin: How is searched, what decides (a name, "package.module:function", or the function),
+            and the loss of it that a cheaper choice may have.
+        ranks, learning_rates, batch_sizes: Candidates, e.g. [4, 8, 16]; by default chosen from the data.
+        target_modules: Adapted layers, e.g. ["q_proj", "v_proj"]; by default every linear layer but the head.
+        epochs, warmup_ratio: Of one full run: passes over the training rows, share of the steps with a rising rate.
+        regularise, tune_targets, layer_ranks, heal: More questions: dropout and decay even without over-fitting,
+            which layers, a rank for each layer, and cut adapters trained on for a little.
+        patience: Final run: evaluations without improvement before it stops.
+        price_per_hour: What an hour of this machine costs: money is told beside time.
+        pack_size, recalibrate: Trials trained at once (by default what memory and device suit); whether the device's
+            speed is measured anew.
+        on_event: Called with each event (`loratune.values.events`) as it happens.
+        progress: Bars by tqdm; None: in notebooks.
+
+    Raises `InputError` for wrong input; `ResourceError` where memory or device do not suffice.
+    """
+    options = locals()
+    with listening(options.pop("on_event"), options.pop("progress")) as tell:
+        return run_plan(SearchOptions(**keyword_options(options)), tell)
 
 
 def run_plan(options: SearchOptions, tell: Tell = nobody, *, started: float | None = None) -> Forecast:

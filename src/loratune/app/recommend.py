@@ -79,11 +79,49 @@ class Recommended:
         return document
 
 
-def recommend(**options: Any) -> Recommended:
+def recommend(
+    *,
+    model: str | Path,
+    data: str | Path,
+    validation: str | Path | None = None,
+    test: str | Path | None = None,
+    prompt_column: str | None = None,
+    completion_column: str | None = None,
+    template: str | None = None,
+    max_length: int | None = None,
+    train_rows: int | None = None,
+    validation_rows: int | None = None,
+    test_rows: int | None = None,
+    seed: int = 0,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_memory: str | None = None,
+    from_study: str | Path | None = None,
+    no_ledger: bool = False,
+    probe: bool = False,
+) -> Recommended:
     """Rank, alpha, learning rate, batch size and epochs to expect, each with its range and reason.
 
-    The options are those of `loratune recommend`; trains nothing but a probe where that is asked for.
+    `loratune recommend` with the same options; trains nothing but a probe where that is asked for.
+
+    Args:
+        model: Base model: a folder, a .gguf file, or a hub name.
+        data, validation, test: Rows: a file (.jsonl, .json, .csv, .tsv, each with .gz too, .parquet), a folder, or a
+            hub name; validation and test rows are split off `data` where they are not given.
+        prompt_column, completion_column, template: How a prompt is made, where the columns' names do not say it; a
+            template has {column} fields, {column?} where one may be empty: "Message: {text}\\nIntent:".
+        max_length: Longest row in tokens; by default what data and model need.
+        train_rows, validation_rows, test_rows: At most so many rows of each.
+        seed: Of splits, trials and decisions.
+        dtype, device, device_memory: How the base is held ("auto", "float32", "bfloat16"), where ("auto", "cpu",
+            "cuda", "cuda:N"), and the memory to plan with ("24GiB"; by default the device's).
+        from_study: Run directory of an old study whose results this one starts from, e.g. of another base model.
+        no_ledger: Neither learn from the ledger of your finished studies nor write into it.
+        probe: Measure for one or two minutes: gradient noise, a learning-rate test, bits absorbed.
+
+    Raises `InputError` for wrong input.
     """
+    options = locals()
     return _recommend(RecommendOptions(**keyword_options(options)))
 
 

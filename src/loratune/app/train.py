@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from json import dumps
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 import loratune
 from loratune.analysis.diagnose import before_training, combined, of_trial
-from loratune.app.watching import watching
+from loratune.app.watching import listening, watching
 from loratune.engine.live import EarlyStopping
 from loratune.engine.memory import Shortage
 from loratune.errors import ResourceError
@@ -31,7 +32,16 @@ from loratune.tuning.options import TrainOptions, keyword_options
 from loratune.tuning.outcome import named_targets, versions
 from loratune.tuning.record import training_record
 from loratune.tuning.workbench import Workbench, check_out, open_workbench
-from loratune.values import NLL_MARGIN, Evidence, HyperParameters, Stage, TrainingRecord, Trial, TrialResult
+from loratune.values import (
+    ALL_LINEAR,
+    NLL_MARGIN,
+    Evidence,
+    HyperParameters,
+    Stage,
+    TrainingRecord,
+    Trial,
+    TrialResult,
+)
 from loratune.values.analysis import Diagnosis
 from loratune.values.events import (
     Finished,
@@ -82,9 +92,65 @@ class Trained:
         return values
 
 
-def train(**options: Any) -> Trained:
-    """Train one adapter; the options are those of `loratune train`. Writes `adapter/` and `result.json` to `out`."""
-    return run_train(TrainOptions(**keyword_options(options)))
+def train(
+    *,
+    model: str | Path,
+    data: str | Path,
+    validation: str | Path | None = None,
+    test: str | Path | None = None,
+    prompt_column: str | None = None,
+    completion_column: str | None = None,
+    template: str | None = None,
+    max_length: int | None = None,
+    train_rows: int | None = None,
+    validation_rows: int | None = None,
+    test_rows: int | None = None,
+    seed: int = 0,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_memory: str | None = None,
+    rank: int = 16,
+    lora_alpha: float | None = None,
+    lora_dropout: float = 0.0,
+    target_modules: Sequence[str] = ALL_LINEAR,
+    learning_rate: float = 0.0002,
+    batch_size: int = 16,
+    weight_decay: float = 0.0,
+    epochs: float = 1.0,
+    warmup_ratio: float = 0.05,
+    patience: int = 3,
+    out: str | Path = "runs/train",
+    on_event: Tell | None = None,
+    progress: bool | None = None,
+) -> Trained:
+    """Train one adapter with early stopping, and write `adapter/` and `result.json` to `out`: `loratune train`.
+
+    Args:
+        model: Base model: a folder, a .gguf file, or a hub name.
+        data, validation, test: Rows: a file (.jsonl, .json, .csv, .tsv, each with .gz too, .parquet), a folder, or a
+            hub name; validation and test rows are split off `data` where they are not given.
+        prompt_column, completion_column, template: How a prompt is made, where the columns' names do not say it; a
+            template has {column} fields, {column?} where one may be empty: "Message: {text}\\nIntent:".
+        max_length: Longest row in tokens; by default what data and model need.
+        train_rows, validation_rows, test_rows: At most so many rows of each.
+        seed: Of splits, trials and decisions.
+        dtype, device, device_memory: How the base is held ("auto", "float32", "bfloat16"), where ("auto", "cpu",
+            "cuda", "cuda:N"), and the memory to plan with ("24GiB"; by default the device's).
+        rank, lora_alpha, lora_dropout: Of the adapter; alpha is by default twice the rank.
+        target_modules: Adapted layers, e.g. ["q_proj", "v_proj"]; by default every linear layer but the head.
+        learning_rate, batch_size, weight_decay: Peak rate, rows per step, AdamW's decay.
+        epochs, warmup_ratio: Passes over the training rows, share of the steps with a rising learning rate.
+        patience: Evaluations without improvement before it stops.
+        out: Run directory.
+        on_event: Called with each event (`loratune.values.events`) as it happens.
+        progress: Bars by tqdm; None: in notebooks.
+
+    Raises `InputError` for wrong input, before anything is written; `ResourceError` where memory or device do not
+    suffice, or the run diverged.
+    """
+    options = locals()
+    with listening(options.pop("on_event"), options.pop("progress")) as tell:
+        return run_train(TrainOptions(**keyword_options(options)), tell)
 
 
 def run_train(options: TrainOptions, tell: Tell = nobody) -> Trained:

@@ -1,4 +1,4 @@
-"""Who looks on while a command works at the command line."""
+"""Who looks on while a command works: at the command line, or from Python."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from loratune.reporting.bars import Bars, in_notebook
 from loratune.reporting.subscribers import JsonLines, Terminal
-from loratune.values.events import Bus
+from loratune.values.events import Bus, Tell
 
 
 @contextmanager
@@ -24,4 +25,16 @@ def watching(*, as_json: bool, json_lines: bool = False) -> Iterator[Bus]:
         bus = Bus(terminal)
         if json_lines:
             bus.subscribe(JsonLines(sys.stdout))
+        yield bus
+
+
+@contextmanager
+def listening(on_event: Tell | None, progress: bool | None) -> Iterator[Bus]:
+    """A bus of those who look on from Python: a function, and bars, by default in a notebook alone."""
+    bus = Bus() if on_event is None else Bus(on_event)
+    if not (in_notebook() if progress is None else progress):
+        yield bus
+        return
+    with Bars() as bars:
+        bus.subscribe(bars)
         yield bus

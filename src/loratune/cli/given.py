@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 
 from loratune.errors import InputError, printable
 from loratune.files.paths import user_path
-from loratune.metrics.names import is_address
-from loratune.tuning.configuration import FILE, kept_options, read_options
+from loratune.tuning.configuration import FILE, check_named, read_options, resumed_options
 from loratune.tuning.options import RUNS, CommonOptions, TrainOptions, TuneOptions
 
 Options = TypeVar("Options", bound=CommonOptions)
@@ -49,16 +48,8 @@ def _checked(path: Path | None, values: Mapping[str, Any], cls: type[CommonOptio
         return {}
     found = read_options(user_path(path), cls if cls is TrainOptions else TuneOptions)
     if "metric" in {each.name for each in fields(cls)}:
-        _check_metric(found, values, path)
+        check_named(found, values, path)
     return found
-
-
-def _check_metric(found: Mapping[str, Any], values: Mapping[str, Any], path: Path) -> None:
-    if is_address(str(found.get("metric", ""))) and "metric" not in values:
-        raise InputError(
-            f"{printable(str(path))} names code, the metric {found['metric']}, which is only run where you name it "
-            f"too; add --metric {found['metric']}."
-        )
 
 
 def _resumed(given: dict[str, Any], directory: Path | None) -> dict[str, Any]:
@@ -76,9 +67,7 @@ def _resumed(given: dict[str, Any], directory: Path | None) -> dict[str, Any]:
             )
         out = str(directory)
     out = RUNS if out is None else str(out)
-    kept = kept_options(user_path(out))
-    _check_metric(kept, given, user_path(out) / FILE)
-    return {**kept, **given, "out": out}
+    return resumed_options(user_path(out), {**given, "out": out})
 
 
 def _missing(names: list[str], given: Mapping[str, Any]) -> InputError:

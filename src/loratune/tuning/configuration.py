@@ -6,14 +6,15 @@ A file holds options of one command as top-level keys, under the names that they
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from difflib import get_close_matches
 from json import dumps
 from pathlib import Path
 from typing import Any
 
-from loratune.errors import InputError
+from loratune.errors import InputError, printable
+from loratune.metrics.names import is_address
 from loratune.tuning.options import CommonOptions, TuneOptions
 
 FILE = "loratune.toml"
@@ -115,6 +116,26 @@ def kept_options(directory: Path) -> dict[str, Any]:
     """What a run directory has of the options of its run; nothing where it has no file of them."""
     file = directory / FILE
     return read_options(file) if file.exists() else {}
+
+
+def resumed_options(directory: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a run that goes on: those that its directory keeps, below what is given.
+
+    Raises `InputError` where a metric that is code is only named by the directory. What contradicts the run is refused
+    by its study (`Study.check`).
+    """
+    kept = kept_options(directory)
+    check_named(kept, given, directory / FILE)
+    return kept | dict(given)
+
+
+def check_named(found: Mapping[str, Any], given: Mapping[str, Any], path: Path) -> None:
+    """Raise `InputError` where a file names code, a metric, that is not named by the user."""
+    if is_address(str(found.get("metric", ""))) and "metric" not in given:
+        raise InputError(
+            f"{printable(str(path))} names code, the metric {found['metric']}, which is only run where you name it "
+            f"too; add --metric {found['metric']}."
+        )
 
 
 def storage_of(directory: Path) -> str | None:

@@ -317,7 +317,11 @@ def keyword_options(options: dict[str, Any]) -> dict[str, Any]:
     and metric=their_function.
     """
     plain = {
-        name: tuple(value) if isinstance(value, list) else str(value) if isinstance(value, Path) else value
+        name: tuple(value)
+        if isinstance(value, list | range)
+        else str(value)
+        if isinstance(value, Path)
+        else value
         for name, value in options.items()
     }
     if not isinstance(plain.get("metric", ""), str):
