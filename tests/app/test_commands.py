@@ -342,7 +342,7 @@ def test_report_of_no_run(name: str, shell: Shell) -> None:
 
 def test_report_of_a_run(shell: Shell, place: Place) -> None:
     run = shell.folder / "run"
-    result = loratune.tune(**place.keywords, ranks=[2], budget="6x", strategy="random", out=run)
+    result = loratune.tune(**place.keywords, ranks=[2], epochs=1, budget="6x", strategy="random", out=run)
     (run / "report.html").unlink()
     ran = shell("report", run)
     assert ran.code == 0, ran.err

@@ -17,7 +17,18 @@ from loratune.study.record import Study
 from tiny import animal_rows, save_tiny_model, write_jsonl
 
 SEARCH = (
-    *("--strategy", "grid", "--budget", "20x", "--ranks", "2,8", "--learning-rates", "1e-3,1e-2"),
+    *(
+        "--strategy",
+        "grid",
+        "--epochs",
+        "1",
+        "--budget",
+        "20x",
+        "--ranks",
+        "2,8",
+        "--learning-rates",
+        "1e-3,1e-2",
+    ),
     *("--batch-sizes", "16", "--pack-size", "2", "--validation-rows", "16", "--test-rows", "16"),
     *("--dtype", "float32", "--device", "cpu", "--no-ledger"),
 )

@@ -37,7 +37,7 @@ from loratune.values.events import Event, Note
 from tiny import animal_rows, save_tiny_model, write_jsonl
 
 GIB = 2**30
-WISHES: dict[str, Any] = {"ranks": [2, 4], "budget": "6x", "dtype": "float32", "device": "cpu"}
+WISHES: dict[str, Any] = {"ranks": [2, 4], "budget": "6x", "epochs": 1.0, "dtype": "float32", "device": "cpu"}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -23,8 +23,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a number for a list": ({"ranks": 8}, "--ranks must be a list of whole numbers, got 8"),
     "text in a list": ({"ranks": ["8"]}, "--ranks must be a list of whole numbers, got ['8']"),
     "a fraction as a rank": ({"ranks": [8.5]}, "--ranks must be a list of whole numbers, got [8.5]"),
-    "text for a number": ({"epochs": "2"}, "--epochs must be a number, got '2'"),
-    "truth for a number": ({"epochs": True}, "--epochs must be a number, got True"),
+    "text for a number": ({"epochs": "2"}, "--epochs must be a number or auto, got '2'"),
+    "truth for a number": ({"epochs": True}, "--epochs must be a number or auto, got True"),
     "a fraction for a count": ({"seed": 1.5}, "--seed must be a whole number, got 1.5"),
     "a number for text": ({"budget": 3}, "--budget must be text, got 3"),
     "text for a list": (

@@ -30,7 +30,7 @@ from loratune.values import Stage
 from loratune.values.events import Event, Tell, TrialEnded, nobody
 from tiny import animal_rows, save_tiny_model, write_jsonl
 
-WISHES: dict[str, Any] = {"ranks": [2, 8], "budget": "8x", "dtype": "float32", "device": "cpu"}
+WISHES: dict[str, Any] = {"ranks": [2, 8], "budget": "8x", "epochs": 1.0, "dtype": "float32", "device": "cpu"}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, fields
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperCommand
@@ -48,6 +48,8 @@ def _flag(name: str) -> str:
 
 def _parsed(name: str, hint: Any, value: Any) -> Any:
     """`4,8,16` → (4, 8, 16) where the option is a list (numbers ascending, each once), else the value itself."""
+    if texts := _texts(hint):
+        return value if value in texts else _number(name, texts, value)
     if hint not in _LISTS:
         return value
     kind, what, _ = _LISTS[hint]
@@ -61,6 +63,20 @@ def _parsed(name: str, hint: Any, value: Any) -> Any:
             f"{_flag(name)} must hold {what} separated by commas, got {value!r}; change {_flag(name)}."
         )
     return entries
+
+
+def _texts(hint: Any) -> tuple[str, ...]:
+    """The words that an option takes in place of a number."""
+    return tuple(word for each in get_args(hint) if get_origin(each) is Literal for word in get_args(each))
+
+
+def _number(name: str, texts: tuple[str, ...], value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise InputError(
+            f"{_flag(name)} must be a number or {' or '.join(texts)}, got {value!r}; change {_flag(name)}."
+        ) from None
 
 
 def options_of(
@@ -107,6 +123,9 @@ def _parameter(each: Any, hint: Any, optional: bool) -> inspect.Parameter:
     if hint in _LISTS:
         kind: Any = str
         settings["metavar"] = _LISTS[hint][2]
+    elif texts := _texts(hint):
+        kind = str
+        settings["metavar"] = f"<float|{'|'.join(texts)}>"
     else:
         kind = next(t for t in (bool, int, float, str) if t in getattr(hint, "__args__", (hint,)))
     if kind is bool:

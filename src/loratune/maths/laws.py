@@ -7,6 +7,7 @@ its figures are repeated here. All exponents are of AdamW with linear decay and 
 
 from dataclasses import dataclass
 from math import exp, floor, log2
+from typing import Literal
 
 from loratune.values import NoiseScale, TaskKind
 
@@ -256,6 +257,10 @@ def useful_batches(*, rows: float, epochs: float, noise: NoiseScale) -> tuple[fl
     return low, max(high, 2 * value, unmeasured)
 
 
+EPOCH_CHOICES = (1.0, 2.0, 3.0, 5.0)
+"""Passes over the rows that a search tries: published recipes take 1 to 3, over-fitting begins to show by 5."""
+
+
 def epochs_law(rows: float) -> Prior:
     """Three passes below 5,000 rows, two below 20,000, else one (§9: published recipes take 1 to 3)."""
     value = 3.0 if rows < 5_000 else 2.0 if rows < 20_000 else 1.0
@@ -265,6 +270,11 @@ def epochs_law(rows: float) -> Prior:
         high=3.0,
         reason=f"{rows:.0f} rows; published recipes train 1 to 3 epochs and keep the best checkpoint",
     )
+
+
+def passes(epochs: float | Literal["auto"], rows: float) -> float:
+    """Passes over the training rows: as given, or what the law says of so many rows."""
+    return epochs_law(rows).value if epochs == "auto" else epochs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import log
+from statistics import mode
 
 from loratune.metrics import NLL, Rows, metrics
 from loratune.reporting.facts import Floats, Gain, ModelScores, RunFacts
@@ -54,8 +55,11 @@ class Opponent:
 
 
 def fair_opponent(facts: RunFacts) -> Opponent:
-    """From the search's trials with as many epochs as are recommended."""
-    epochs = facts.decision.hyper_parameters.epochs
+    """From the search's trials with as many epochs as the ranks were compared with."""
+    compared = [
+        each.trial.hyper_parameters.epochs for each in facts.results if each.asked.stage is Stage.RANK
+    ]
+    epochs = mode(compared) if compared else facts.decision.hyper_parameters.epochs
     runs = [each for each in facts.results if _stands_for_it(each, epochs)]
     tried = [near for wanted in LEARNING_RATES if (near := _nearest(wanted, runs)) is not None]
     rates = tuple(dict.fromkeys(tried))

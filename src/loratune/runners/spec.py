@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -25,6 +25,7 @@ from loratune.engine.pack import PackEngine
 from loratune.engine.scoring import Scoring
 from loratune.errors import DataError, ModelError, panics_as
 from loratune.lora.layout import find_targets
+from loratune.maths.laws import passes
 from loratune.maths.targets import check_rank
 from loratune.metrics import Metric, named
 from loratune.model.architecture import longest_row, read_config
@@ -56,8 +57,8 @@ class EngineSpec:
     objective: str = "causal"
     metric: str = "nll"
     """Its name, or `package.module:function`, which `build` imports: never build a spec from somebody else's folder."""
-    epochs: float = 1.0
-    """Of the runs that readings and costs are planned for."""
+    epochs: float | Literal["auto"] = 1.0
+    """Of the runs that readings and costs are planned for; auto: by the number of rows."""
     target_modules: tuple[str, ...] = ALL_LINEAR
     """Which must be there, and allow `ranks`."""
     ranks: tuple[int, ...] = ()
@@ -125,7 +126,7 @@ def _engine(
     facts = SearchContext(
         data=data_facts(data),
         costs=trial_costs(metric, data, finding),
-        wishes=Wishes(epochs=spec.epochs, metric=spec.metric),
+        wishes=Wishes(epochs=passes(spec.epochs, len(data.train)), metric=spec.metric),
     )
     readings = plan_readings(facts, len(data.validation))
     scoring = Scoring(metric=metric, tokenizer=tokenizer, labels=data.labels)

@@ -6,6 +6,7 @@ from loratune.search.space import (
     base_batch,
     candidate_ranks,
     other_batches,
+    other_epochs,
     other_ratios,
     screening_fraction,
     too_small,
@@ -46,6 +47,8 @@ class Effort:
     batches: int
     alphas: int
     """Alternatives to the usual alpha."""
+    epochs: int
+    """Other numbers of passes over the rows."""
     regularisers: int
     """Settings with dropout or weight decay."""
     reserve: float
@@ -73,16 +76,18 @@ def fit_effort(context: SearchContext) -> tuple[Effort, tuple[str, ...]]:
     core = OPENING * context.wishes.budget if wide else CORE_RUNS * unit
     left = min(context.wishes.budget - core, LATER_SHARE * context.wishes.budget) if fraction == 1 else 0.0
     counts, reserve, dropped = {}, 0.0, []
-    for name, wanted, sentence in (
-        ("batches", min(BATCHES, len(other_batches(context, batch))), "the batch size is not searched"),
-        ("alphas", min(ALPHAS, len(other_ratios(context))), "alpha is not searched, it stays at 2r"),
+    for name, wanted, price, sentence in (
+        ("batches", min(BATCHES, len(other_batches(context, batch))), 1.0, "the batch size is not searched"),
+        ("alphas", min(ALPHAS, len(other_ratios(context))), 1.0, "alpha is not searched, it stays at 2r"),
+        ("epochs", len(other_epochs(context)), _longest(context), _epochs_kept(context)),
         (
             "regularisers",
             REGULARISERS * context.wishes.regularise,
+            1.0,
             "dropout and weight decay are not searched",
         ),
     ):
-        cost = wave_cost(context, wanted) if wanted else 0.0
+        cost = price * wave_cost(context, wanted) if wanted else 0.0
         counts[name] = wanted if reserve + cost <= left + 1e-9 else 0
         if counts[name]:
             reserve += cost
@@ -98,6 +103,15 @@ def fit_effort(context: SearchContext) -> tuple[Effort, tuple[str, ...]]:
         wide=wide, fraction=fraction, ranks=ranks, rates=rates, looks=looks, reserve=reserve, **counts
     )
     return effort, told
+
+
+def _longest(context: SearchContext) -> float:
+    """What the longest of the other numbers of passes costs against the usual one, at most."""
+    return max((count / context.wishes.epochs for count in other_epochs(context)), default=1.0)
+
+
+def _epochs_kept(context: SearchContext) -> str:
+    return f"the epochs are not searched, they stay at {context.wishes.epochs:g}"
 
 
 def _looks(context: SearchContext, wide: bool) -> tuple[int, int]:

@@ -28,7 +28,9 @@ from loratune.search.space import (
     base_batch,
     hyper_parameters,
     other_batches,
+    other_epochs,
     other_ratios,
+    rate_for_epochs,
 )
 from loratune.search.staged import Answers, Conclusion, StagedStrategy
 from loratune.search.summary import challenge_words, plan_note, rank_details, rank_words
@@ -40,6 +42,7 @@ QUESTIONS = {
     Stage.RANK: "Which is the smallest rank that is as good as the largest, each at its own learning rate?",
     Stage.BATCH: "Does another batch size, with its learning rate, do better at that rank?",
     Stage.ALPHA: "Does another alpha do better than 2r?",
+    Stage.EPOCHS: "Do more passes over the rows do better, or are fewer as good?",
     Stage.REGULARISATION: "Does dropout or weight decay help against over-fitting?",
 }
 ALL_QUESTIONS = {**QUESTIONS, Stage.TARGETS: TARGETS_QUESTION}
@@ -64,7 +67,9 @@ class EvidenceStrategy(StagedStrategy):
         effort, dropped = self._effort()
         history = expected_history(self)
         counts: dict[Stage, tuple[int, float]] = {}
-        for stage in self.questions if self.context.wishes.tune_targets else QUESTIONS:
+        wishes = self.context.wishes
+        wished = {Stage.TARGETS: wishes.tune_targets, Stage.EPOCHS: bool(wishes.epoch_choices)}
+        for stage in (stage for stage in self.questions if wished.get(stage, True)):
             own = [result for result in history if result.asked.stage is stage]
             counts[stage] = (len(own), sum(result.cost for result in own))
         notes = {stage: plan_note(self.context, effort, stage) for stage in QUESTIONS}
@@ -86,6 +91,7 @@ class EvidenceStrategy(StagedStrategy):
         for stage, alternatives, prefer in (
             (Stage.BATCH, self._batches, True),
             (Stage.ALPHA, self._alphas, False),
+            (Stage.EPOCHS, self._epochs, True),
             (Stage.REGULARISATION, self._regularisers, False),
         ):
             settings = alternatives(effort, best)
@@ -145,6 +151,18 @@ class EvidenceStrategy(StagedStrategy):
         chosen = other_ratios(self.context)[: effort.alphas]
         return tuple(replace(best.setting, lora_alpha=ratio * best.setting.r) for ratio in chosen)
 
+    def _epochs(self, effort: Effort, best: Contender) -> tuple[HyperParameters, ...]:
+        """Fewer and more passes, each at the learning rate that the law gives it; only fewer where it over-fits."""
+        counts = other_epochs(self.context)[: effort.epochs]
+        if overfits(self.context, best.results):
+            counts = tuple(count for count in counts if count < self.context.wishes.epochs)
+        scale = RateScale.of(self.context)
+        found = []
+        for count in counts:
+            rate = best.setting.learning_rate * rate_for_epochs(self.context, count)
+            found.append(replace(best.setting, epochs=count, learning_rate=scale.window(rate, 1)[0]))
+        return tuple(found)
+
     def _regularisers(self, effort: Effort, best: Contender) -> tuple[HyperParameters, ...]:
         if not (effort.regularisers or overfits(self.context, best.results)):
             return ()
@@ -162,8 +180,12 @@ def _rank_evidence(context: SearchContext, ranks: RankAnswer) -> tuple[Evidence,
 
 def _fastest(settings: Sequence[HyperParameters], best: Contender) -> HyperParameters | None:
     """The alternative with the fewest steps, if it has fewer than the incumbent."""
-    fastest = max(settings, key=lambda setting: setting.batch_size)
-    return fastest if fastest.batch_size > best.setting.batch_size else None
+
+    def steps(setting: HyperParameters) -> float:
+        return setting.epochs / setting.batch_size
+
+    fastest = min(settings, key=steps)
+    return fastest if steps(fastest) < steps(best.setting) else None
 
 
 def _stage_claims(context: SearchContext, stage: Stage, found: ChallengeAnswer) -> tuple[Evidence, ...]:
@@ -173,6 +195,8 @@ def _stage_claims(context: SearchContext, stage: Stage, found: ChallengeAnswer) 
         flat = alpha_flatness(context, found)
         claims = challenge_claims(context, found, lambda setting: f"alpha {setting.lora_alpha:g}")
         return (*claims, *((flat,) if flat else ()))
+    if stage is Stage.EPOCHS:
+        return challenge_claims(context, found, lambda setting: f"{setting.epochs:g} epochs")
     return challenge_claims(
         context,
         found,

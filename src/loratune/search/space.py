@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from math import floor, log, log10
 
 from loratune.errors import BudgetError
-from loratune.maths.laws import Prior, batch_size_law, learning_rate_law, rank_law
+from loratune.maths.laws import Prior, batch_size_law, learning_rate_law, rank_law, rate_by_examples
 from loratune.values import HyperParameters, SearchContext, Stage, Trial
 
 RATE_STEP = 3.0
@@ -97,6 +97,20 @@ def other_ratios(context: SearchContext) -> tuple[float, ...]:
         return ()
     others = {ratio for ratio in context.wishes.alpha_ratios or ALPHA_RATIOS if ratio != ALPHA_RATIO}
     return tuple(sorted(others, key=lambda ratio: -abs(log(ratio / ALPHA_RATIO))))
+
+
+def other_epochs(context: SearchContext) -> tuple[float, ...]:
+    """The next candidate below the passes of all comparisons so far, and the next above."""
+    below = [count for count in context.wishes.epoch_choices if count < context.wishes.epochs]
+    above = [count for count in context.wishes.epoch_choices if count > context.wishes.epochs]
+    return (*([max(below)] if below else []), *([min(above)] if above else []))
+
+
+def rate_for_epochs(context: SearchContext, epochs: float) -> float:
+    """Factor on the learning rate where a run sees the rows another number of times, by the law in examples."""
+    return rate_by_examples(context.data.rows * epochs) / rate_by_examples(
+        context.data.rows * context.wishes.epochs
+    )
 
 
 def usual_rate(context: SearchContext, r: int, batch: int, fraction: float = 1.0) -> float:

@@ -10,7 +10,7 @@ from loratune.search.effort import Effort
 from loratune.search.ranks import RankAnswer
 from loratune.values import SearchContext, Stage, StageSummary, TrialResult
 
-FIELDS = {Stage.BATCH: "batch_size", Stage.ALPHA: "lora_alpha"}
+FIELDS = {Stage.BATCH: "batch_size", Stage.ALPHA: "lora_alpha", Stage.EPOCHS: "epochs"}
 
 
 def stage_summary(
@@ -45,6 +45,8 @@ def plan_note(context: SearchContext, effort: Effort, stage: Stage) -> str:
             f"fixed at {context.wishes.lora_alpha:g}" if context.wishes.lora_alpha is not None else "left out"
         )
         return _number(effort.alphas, "other alpha") if effort.alphas else given
+    if stage is Stage.EPOCHS:
+        return _number(effort.epochs, "other epoch count") if effort.epochs else "left out"
     return "asked for" if effort.regularisers else "only if validation NLL rises while training NLL falls"
 
 

@@ -18,6 +18,7 @@ from loratune.errors import OutputError
 from loratune.files.paths import user_path
 from loratune.lora.layout import find_targets
 from loratune.maths.curves import best_rate
+from loratune.maths.laws import passes
 from loratune.maths.learned import learn_rank, learn_rate, measured_tasks
 from loratune.maths.prior import task_of
 from loratune.study.ledger import LedgerError, ledger_path, read_ledger, write_entry
@@ -89,9 +90,9 @@ def dataset_name(options: CommonOptions) -> str:
 
 def task_at_hand(bench: Workbench, options: SearchOptions) -> StudiedTask:
     """The facts of what is about to be tuned; parameters per rank are of the layers that are targeted."""
-    task = task_of(
-        bench.data.profile, bench.base.profile, epochs=options.epochs, dataset=dataset_name(options)
-    )
+    profile = bench.data.profile
+    epochs = passes(options.epochs, profile.rows)
+    task = task_of(profile, bench.base.profile, epochs=epochs, dataset=dataset_name(options))
     targets = find_targets(bench.base.profile.targets, options.target_modules)
     parameters = sum(target.in_features + target.out_features for target in targets)
     return replace(task, parameters_per_rank=parameters if task.parameters_per_rank else 0)

@@ -167,7 +167,8 @@ class Job:
         return self.started + left
 
     def _final(self, decision: Decision, runner: LocalRunner) -> Final:
-        recipe, seed = self.options.hyper_parameters(), self.options.seed
+        recipe = self.options.hyper_parameters(epochs=self.priced.context.wishes.epochs)
+        seed = self.options.seed
         known = best_seed(self._history(), decision.hyper_parameters)
         fits = recipe.r <= self.priced.context.model.largest_rank
         return FinalRunner(

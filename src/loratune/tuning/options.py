@@ -11,7 +11,7 @@ from math import inf
 from pathlib import Path
 from reprlib import Repr
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from loratune.costs.budget import Budget
 from loratune.data.sources import DataOptions
@@ -121,7 +121,11 @@ class SearchOptions(PriorOptions):
     target_modules: tuple[str, ...] = option(
         ALL_LINEAR, "Adapted layers, e.g. q_proj,v_proj; default: every linear layer but the head."
     )
-    epochs: float = option(_RECIPE.epochs, "Passes over the training rows of one full run.")
+    epochs: float | Literal["auto"] = option(
+        "auto",
+        "Passes over the training rows of one full run; auto: by the number of rows, then fewer and more are tried "
+        "at the chosen rank.",
+    )
     warmup_ratio: float = option(_RECIPE.warmup_ratio, "Share of the steps with a rising learning rate.")
     regularise: bool = option(False, "Search dropout and weight decay even without over-fitting.")
     tune_targets: bool = option(
@@ -185,8 +189,8 @@ class SearchOptions(PriorOptions):
         self.hyper_parameters()
 
     def hyper_parameters(self, **values: Any) -> HyperParameters:
-        """The default recipe at these epochs and targets, with changes."""
-        recipe = default_recipe(self.epochs, self.warmup_ratio)
+        """The default recipe at these epochs (one where the rows decide) and targets, with changes."""
+        recipe = default_recipe(1.0 if self.epochs == "auto" else self.epochs, self.warmup_ratio)
         return replace(recipe, **({"target_modules": self.target_modules} | values))
 
 
@@ -297,17 +301,21 @@ def _check_size(flag: str, value: Any) -> None:
 
 
 def _is_of(value: Any, hint: Any) -> bool:
-    if get_origin(hint) is UnionType:
+    if get_origin(hint) in (UnionType, Union):
         return any(_is_of(value, each) for each in get_args(hint))
     if get_origin(hint) is tuple:
         return isinstance(value, tuple) and all(_is_of(each, get_args(hint)[0]) for each in value)
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
     if isinstance(value, bool):
         return hint is bool
     return isinstance(value, int | float if hint is float else hint)
 
 
 def _in_words(hint: Any) -> str:
-    if get_origin(hint) is UnionType:
+    if get_origin(hint) is Literal:
+        return " or ".join(get_args(hint))
+    if get_origin(hint) in (UnionType, Union):
         return " or ".join(_in_words(each) for each in get_args(hint))
     return _LISTS[get_args(hint)[0]] if get_origin(hint) is tuple else _TYPES[hint]
 

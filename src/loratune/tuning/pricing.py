@@ -174,7 +174,8 @@ class Pricing:
         """The largest recipe, beside the default one where both fit."""
         batches = [trial.batch_size for pack in self.packs for trial in pack.trials]
         chosen = replace(self.largest, batch_size=max(batches, default=self.largest.batch_size))
-        limits, pair = self.planner.limits, (chosen, self.options.hyper_parameters())
+        recipe = self.options.hyper_parameters(epochs=self.context.wishes.epochs)
+        limits, pair = self.planner.limits, (chosen, recipe)
         trials = pair if limits.fits(pair) else pair[:1]
         tokens = sum(trial.batch_size for trial in trials) * self.planner.tokens / self.planner.rows
         return LivePack(trials, tokens, kept=sum(limits.best_bytes(trial) for trial in trials))
@@ -186,4 +187,5 @@ class Pricing:
 def _largest(options: SearchOptions, context: SearchContext, plan: SearchPlan) -> HyperParameters:
     """The default recipe at the largest rank that the search may train."""
     planned = [trial.hyper_parameters.r for stage in plan.stages for trial in stage.examples]
-    return replace(options.hyper_parameters(), r=max(*candidate_ranks(context), *planned, 1))
+    recipe = options.hyper_parameters(epochs=context.wishes.epochs)
+    return replace(recipe, r=max(*candidate_ranks(context), *planned, 1))

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 from loratune.costs.calibration import Calibration
 from loratune.costs.limits import Limits
@@ -23,6 +24,7 @@ from loratune.engine.pack import PackEngine
 from loratune.errors import InputError, OutputError
 from loratune.files.lock import is_empty
 from loratune.lora.layout import find_targets
+from loratune.maths.laws import EPOCH_CHOICES, passes
 from loratune.metrics import BUILT_IN, Metric, Needs, Outputs, default_margin, find, metrics
 from loratune.model.base import BaseModel
 from loratune.model.tokenizer import load_tokenizer
@@ -156,7 +158,7 @@ def open_workbench(
     *,
     targets: tuple[str, ...],
     ranks: tuple[int, ...],
-    epochs: float,
+    epochs: float | Literal["auto"],
     metric: str = "nll",
     surveyed: bool = False,
 ) -> Iterator[Workbench]:
@@ -217,7 +219,8 @@ def search_context(bench: Workbench, options: SearchOptions) -> SearchContext:
         costs=trial_costs(metric, data, bench.labelling_passes),
         limits=RunLimits(largest_batch=_largest_batch(bench)),
         wishes=Wishes(
-            epochs=options.epochs,
+            epochs=passes(options.epochs, len(data.train)),
+            epoch_choices=EPOCH_CHOICES if options.epochs == "auto" else (),
             warmup_ratio=options.warmup_ratio,
             target_modules=options.target_modules,
             ranks=tuple(sorted(set(options.ranks))),

@@ -180,6 +180,9 @@ class Wishes:
     """What the user asks for."""
 
     epochs: float = 1.0
+    """Passes over the rows of the runs that compare ranks."""
+    epoch_choices: tuple[float, ...] = ()
+    """Candidates of the number of passes; empty: the user's is kept."""
     warmup_ratio: float = 0.05
     target_modules: tuple[str, ...] = ALL_LINEAR
     ranks: tuple[int, ...] = ()

@@ -25,6 +25,7 @@ class Stage(StrEnum):
     RANK = "rank and learning rate"
     BATCH = "learning rate and batch size"
     ALPHA = "alpha"
+    EPOCHS = "epochs"
     REGULARISATION = "regularisation"
     TARGETS = "which layers"
     LAYER_RANKS = "layer ranks"
