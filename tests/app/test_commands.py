@@ -133,7 +133,9 @@ def test_plan(shell: Shell, place: Place) -> None:
 
 
 def test_plan_as_a_function(place: Place) -> None:
-    few, many = (loratune.plan(**place.keywords, ranks=[2, 8], budget=budget) for budget in ("8x", "30x"))
+    few, many = (
+        loratune.plan(**place.keywords, ranks=[2, 8], epochs=1, budget=budget) for budget in ("8x", "30x")
+    )
     assert few.context.wave_cost([t for stage in few.plan.stages[:1] for t in stage.examples]) <= 8
     assert few.plan.trials < many.plan.trials
     assert few.looks.count == 3
