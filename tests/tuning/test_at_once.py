@@ -31,7 +31,8 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(measuring, "SECONDS", 0.05)
     return {
         "model": save_tiny_model(tmp_path / "model"), "data": write_jsonl(tmp_path / "train.jsonl", animal_rows(100)),
-        "dtype": "float32", "device": "cpu", "strategy": "grid", "budget": "8x", "epochs": 1.0, "ranks": [2], "no_ledger": True,
+        "dtype": "float32", "device": "cpu", "strategy": "grid", "budget": "8x",
+        "epochs": 1.0, "ranks": [2], "no_ledger": True,
         "learning_rates": [1e-3, 1e-2], "batch_sizes": [16], "validation_rows": 16, "test_rows": 16,
         "out": tmp_path / "run",
     }  # fmt: skip
