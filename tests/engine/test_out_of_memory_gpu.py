@@ -18,6 +18,7 @@ from loratune.engine.pack import PackEngine
 from loratune.engine.selfcheck import random_table
 from loratune.lora.layout import Adapter
 from loratune.model.base import BaseModel
+from loratune.model.device import limit_memory
 from loratune.model.profile import profile_of
 from loratune.values import Trial, TrialResult
 
@@ -151,3 +152,19 @@ def test_what_a_failed_step_held_is_given_back() -> None:
         step(slots)
     assert heavy.numel() > 0
     assert seen["held"] - heavy.numel() - own < 64 * MIB
+
+
+def test_what_the_user_allows_is_all_that_there_is() -> None:
+    """A GiB of a card that has much more; afterwards everything again."""
+    place = torch.device("cuda")
+    torch.cuda.empty_cache()
+    held = torch.cuda.memory_reserved(place)
+    limit_memory(place, held + 2**30)
+    try:
+        kept = torch.empty(2**29, dtype=torch.uint8, device=place)
+        with pytest.raises(torch.OutOfMemoryError):
+            torch.empty(2**30, dtype=torch.uint8, device=place)
+    finally:
+        limit_memory(place, None)
+    assert torch.empty(2**30, dtype=torch.uint8, device=place).is_cuda
+    del kept

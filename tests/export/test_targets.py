@@ -238,3 +238,43 @@ def test_names_from_outside_stay_values(target: str) -> None:
 def test_micro_batches_make_up_the_batch(batch: int, micro: int, accumulation: int) -> None:
     values = recipe(batch_size=batch)
     assert (values.micro_batch, values.accumulation) == (micro, accumulation)
+
+
+def test_a_base_in_four_bits_is_one_in_every_trainer_that_has_them() -> None:
+    """NF4 with quantised scales, under each trainer's own names; whole weights where it has another format only."""
+    packed = {"weight_format": "nf4"}
+    trl = loaded("trl", "trl.yaml", "prompt-completion", **packed)
+    assert (trl["load_in_4bit"], trl["bnb_4bit_quant_type"], trl["use_bnb_nested_quant"]) == (
+        True,
+        "nf4",
+        True,
+    )
+    axolotl = loaded("axolotl", "axolotl.yaml", **packed)
+    assert (axolotl["adapter"], axolotl["load_in_4bit"]) == ("qlora", True)
+    llamafactory = loaded("llamafactory", "llamafactory.yaml", **packed)
+    assert llamafactory["quantization_bit"] == 4
+    assert llamafactory["quantization_type"] == "nf4"
+    assert llamafactory["double_quantization"] is True
+    asked = {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": "bfloat16",
+    }
+    script = exported("transformers", "tokens", **packed)["train.py"]
+    assert keywords(script, "AutoModelForCausalLM.from_pretrained")["quantization_config"] == asked
+    script = exported("trl", "tokens", rank_pattern=PATTERN, **packed)["train.py"]
+    assert keywords(script, "ARGUMENTS")["model_init_kwargs"]["quantization_config"] == asked
+    script = exported("unsloth", "tokens", **packed)["train.py"]
+    assert keywords(script, "FastLanguageModel.from_pretrained")["load_in_4bit"] is True
+    told = find_target("mlx").export(recipe(**packed), "text").losses
+    assert any("whole weights" in sentence for sentence in told)
+
+
+def test_plain_bases_are_not_quantised_anywhere() -> None:
+    for target in TARGETS:
+        for text in exported(target, "tokens").values():
+            assert "load_in_4bit: true" not in text
+            assert "load_in_4bit=True" not in text
+            assert "quantization_bit" not in text
+            assert "quantization_config" not in text

@@ -16,12 +16,15 @@ from loratune.data.template import Template
 from loratune.errors import InputError, ModelError
 from loratune.files.paths import user_path
 from loratune.files.write import new_folder
+from loratune.model.architecture import read_config
 from loratune.model.base import BaseModel, load_model
+from loratune.model.nf4 import is_packed
 from loratune.model.quiet import first_sentence, quiet
+from loratune.model.source import locate
 from loratune.runners.spec import model_cache
 from loratune.tuning.record import TrainedRun, load_run
 from loratune.tuning.workbench import check_out
-from loratune.values import PromptFormat, PromptKind
+from loratune.values import PLAIN, PromptFormat, PromptKind
 
 _WEIGHTS = "adapter_model.safetensors"
 
@@ -62,11 +65,12 @@ def generate(
 def merge(directory: str | Path, out: str | Path, *, model: str | None = None, device: str = "cpu") -> Path:
     """Write the base model with the adapter added to its weights: a transformers folder in safetensors.
 
-    The folder appears whole or not at all. `model`: the base model, where it has moved. Raises `InputError`.
+    The folder appears whole or not at all. `model`: the base model, where it has moved. An adapter that was trained on
+    a base in 4 bits is added to the whole weights. Raises `InputError`.
     """
     run, folder = load_run(user_path(directory)), user_path(out)
     check_out(folder)
-    base, tuned = _opened(run, model, device)
+    base, tuned = _opened(run, model, device, whole=True)
     merged = tuned.merge_and_unload(safe_merge=True)
     for config in (merged.config, merged.config.get_text_config()):
         config.use_cache = True  # loading for training turned it off
@@ -77,22 +81,36 @@ def merge(directory: str | Path, out: str | Path, *, model: str | None = None, d
     return folder
 
 
-def _opened(run: TrainedRun, model: str | None, device: str) -> tuple[BaseModel, PeftModel]:
+def _opened(
+    run: TrainedRun, model: str | None, device: str, *, whole: bool = False
+) -> tuple[BaseModel, PeftModel]:
+    """The base model as it was held in the run, or with `whole` its plain weights; the adapter on it."""
     if not (run.adapter / _WEIGHTS).is_file():
         raise ModelError(
             f"{run.directory} must hold adapter/{_WEIGHTS}, but does not; run tune or train again."
         )
     record = run.training
-    base = load_model(model or record.model, dtype=record.dtype, device=device, cache=model_cache())  # type: ignore[arg-type]
+    kind = record.dtype if whole or record.weight_format == PLAIN else record.weight_format
+    name = model or record.model
+    if whole and record.weight_format != PLAIN and _is_packed(name):
+        raise ModelError(
+            f"an adapter is merged into whole weights, those of {name} are in 4 bits; give the unquantised checkpoint "
+            "with --model."
+        )
+    base = load_model(name, dtype=kind, device=device, cache=model_cache())  # type: ignore[arg-type]
     try:
         with quiet():
             tuned = PeftModel.from_pretrained(base.model, run.adapter)
     except (RuntimeError, ValueError, OSError) as error:
         raise ModelError(
-            f"the adapter of {run.directory} does not fit {model or record.model}: {first_sentence(error)}; give the "
+            f"the adapter of {run.directory} does not fit {name}: {first_sentence(error)}; give the "
             "base model that it was trained on with --model."
         ) from None
     return base, tuned.eval()
+
+
+def _is_packed(name: str) -> bool:
+    return is_packed(read_config(locate(name)))
 
 
 def _prompt_tokens(run: TrainedRun, base: BaseModel, text: str | Mapping[str, Any]) -> torch.Tensor:

@@ -104,6 +104,7 @@ def _recipe(run: TrainedRun, target: Target, model: str | None) -> Recipe:
         patience=record.patience,
         seed=record.seed,
         dtype=record.dtype,
+        weight_format=record.weight_format,
         end_of_turn=record.end_of_turn,
         origin=f"Hyper-parameters found by loratune ({run.directory.name}{nll}).",
     )

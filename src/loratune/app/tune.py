@@ -22,7 +22,15 @@ from loratune.tuning.job import CLOCK_CUT, Job
 from loratune.tuning.lessons import LearningPlanner
 from loratune.tuning.occupancy import Occupancy
 from loratune.tuning.options import TuneOptions, keyword_options
-from loratune.tuning.resumption import begin, find_study, is_finished, open_study, price, resumable
+from loratune.tuning.resumption import (
+    begin,
+    find_study,
+    is_finished,
+    kept_format,
+    open_study,
+    price,
+    resumable,
+)
 from loratune.tuning.timeline import Timeline
 from loratune.tuning.workbench import open_workbench
 from loratune.values import ALL_LINEAR
@@ -173,6 +181,7 @@ def run_tune(
             epochs=options.epochs,
             metric=options.metric,
             surveyed=True,
+            weight_format=None if existing is None else kept_format(existing),
         ) as bench:
             study = open_study(options, bench, lock, tell) if existing is not None else None
             priced = price(options, bench, study, started, tell)

@@ -175,7 +175,7 @@ def memory(
     trials: Annotated[int, typer.Option(help="Trials trained at once.")] = 1,
     target_modules: Annotated[str, typer.Option(help="Layers to adapt, separated by commas.")] = "all-linear",
     dtype: Annotated[
-        str, typer.Option(help="Base weights: bfloat16, float32, or nf4 (arithmetic only).")
+        str, typer.Option(help="Base weights: bfloat16, float32, or nf4 (4 bits).")
     ] = "bfloat16",
     device: Annotated[
         str, typer.Option(help="auto, cpu or cuda; auto with --device-memory means a GPU.")
@@ -292,7 +292,7 @@ def export(
 @command()
 def selfcheck(
     model: Annotated[str, typer.Option(help="Base model: a folder, a .gguf file, or a hub name.")],
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float64.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float64 or nf4 (4 bits).")] = "float32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     steps: Annotated[int, typer.Option(help="Optimiser steps to compare.")] = 8,
     json: Json = False,

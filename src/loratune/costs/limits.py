@@ -28,7 +28,11 @@ from loratune.engine.machinery import Paths
 from loratune.maths.sizes import recorded_tokens
 from loratune.maths.targets import select_targets
 from loratune.model.base import BaseModel
-from loratune.model.device import device_memory, parse_memory, peak_memory
+from loratune.model.device import device_memory, parse_memory, peak_memory, pick_device, resolve_dtype
+from loratune.model.digest import weight_files
+from loratune.model.nf4 import has_bitsandbytes
+from loratune.model.profile import profile_from_config
+from loratune.model.source import locate
 from loratune.values import HyperParameters, ModelProfile, default_recipe
 
 
@@ -218,3 +222,41 @@ def limits_here(
     )
     tokens = limits.largest_micro_batch([default_recipe()], MICRO_BATCH_TOKENS[device])
     return replace(limits, micro_batch_tokens=max(tokens, longest))
+
+
+_SPARE = 8
+"""Weights that are so many times smaller on disk than the room there is are not looked at: they fit."""
+
+
+def why_packed(name: str, *, device: str, memory: str | None, longest: int) -> str:
+    """Why a base model is to be held in 4 bits where its format is left to us, a sentence; empty where it is not.
+
+    It is where beside one trial of the default recipe, on rows of `longest` tokens, it would not fit otherwise.
+    """
+    place = pick_device(device)
+    kind: Device = "cuda" if place.type == "cuda" else "cpu"
+    execution = execution_of(kind)
+    room = device_bytes(memory, place, execution)
+    source = locate(name)
+    on_disk = sum(path.stat().st_size for path in weight_files(source))
+    if source.gguf is not None or _SPARE * on_disk < room - execution.runtime or not has_bitsandbytes():
+        return ""
+    plain, packed = (
+        Limits(
+            model=profile_from_config(name, device=device, packs=packs),
+            max_length=longest,
+            micro_batch_tokens=longest,
+            device_bytes=room,
+            execution=execution,
+        )
+        for packs in (False, True)
+    )
+    alone = [default_recipe()]
+    if plain.model.packed_parameters or plain.fits(alone) or not packed.fits(alone):
+        return ""
+    numbers = str(resolve_dtype("auto", place)).removeprefix("torch.")
+    return (
+        f"The base model in {numbers} and one trial need {plain.fullest(alone).total / 2**30:.1f} GiB and "
+        f"{room / 2**30:.1f} GiB are there: its linear layers are held in 4 bits (nf4), as --dtype nf4 asks; give "
+        f"--dtype {numbers} for whole weights."
+    )

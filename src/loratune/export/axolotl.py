@@ -41,7 +41,8 @@ def _yaml(recipe: Recipe, rows: str) -> dict[str, Any]:
         "sequence_len": recipe.max_length,
         "sample_packing": False,
         "special_tokens": {"eos_token": recipe.end_of_turn},
-        "adapter": "lora",
+        "adapter": "qlora" if recipe.four_bits else "lora",
+        **({"load_in_4bit": True} if recipe.four_bits else {}),  # NF4, scales quantised too
         "lora_r": chosen.r,
         "lora_alpha": recipe.alpha,
         "lora_dropout": chosen.lora_dropout,

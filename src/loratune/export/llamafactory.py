@@ -13,6 +13,7 @@ from loratune.export.rows import Format, Pairs, Turns
 from loratune.export.target import DATA, Exported, demand_one_rank, demand_whole_alphas, to_yaml
 
 _HALF = ("LLaMA-Factory loads the base in its checkpoint's own type, which may not be the run's float32.",)
+_FOUR_BITS = {"quantization_bit": 4, "quantization_type": "nf4", "double_quantization": True}
 _NAMES = {"train": "loratune_train", "validation": "loratune_validation"}
 
 
@@ -54,6 +55,7 @@ def _yaml(recipe: Recipe) -> dict[str, Any]:
         "stage": "sft",
         "do_train": True,
         "finetuning_type": "lora",
+        **(_FOUR_BITS if recipe.four_bits else {}),
         "lora_rank": chosen.r,
         "lora_alpha": recipe.alpha,
         "lora_dropout": chosen.lora_dropout,

@@ -42,6 +42,12 @@ if __name__ == "__main__":
 """
 
 
+_WHOLE = (
+    "mlx-lm has 4-bit bases of its own format only (mlx_lm.convert -q); here it loads whole weights, the run's were in "
+    "bitsandbytes' NF4.",
+)
+
+
 class Mlx:
     name: ClassVar[str] = "mlx"
     formats: ClassVar[tuple[Format, ...]] = (PlainText(), PromptCompletion(special=False))
@@ -62,6 +68,7 @@ class Mlx:
                 f"epoch to epoch; {recipe.steps} steps are run all the same.",
                 f"mlx-lm has no early stopping: the adapter is saved every {recipe.steps_between_looks} steps; "
                 "take that of the lowest validation loss.",
+                *(_WHOLE if recipe.four_bits else ()),
             ),
         )
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from loratune.values import HyperParameters
+from loratune.values import PLAIN, HyperParameters
 
 _MOST_ROWS = 8
 """Of one forward pass, so that a batch of the recipe fits where a single adapter is trained."""
@@ -38,11 +38,30 @@ class Recipe:
     """Looks without improvement before it stopped."""
     seed: int
     dtype: str
-    """Of the base weights: `bfloat16`, `float32` or `float64`."""
+    """Of the base weights, in 4 bits what is computed in: `bfloat16`, `float32` or `float64`."""
     end_of_turn: str
     """The token that ends a completion, as text."""
     origin: str
     """For comments: where the values come from, one line."""
+    weight_format: str = PLAIN
+    """How the base's linear layers were held: `plain`, or `nf4` (4 bits)."""
+
+    @property
+    def four_bits(self) -> bool:
+        """Whether the base model was in 4 bits."""
+        return self.weight_format != PLAIN
+
+    @property
+    def quantisation(self) -> Mapping[str, Any]:
+        """transformers' `quantization_config`, as a dictionary; empty where weights are plain."""
+        if not self.four_bits:
+            return {}
+        return {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": self.weight_format,
+            "bnb_4bit_use_double_quant": True,
+            "bnb_4bit_compute_dtype": self.dtype,
+        }
 
     @property
     def micro_batch(self) -> int:

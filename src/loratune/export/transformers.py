@@ -54,7 +54,7 @@ def main() -> None:
         tokenizer.pad_token = tokenizer.eos_token
     rows = load_dataset("json", data_files={{name: str(HERE / file) for name, file in {data!r}.items()}})
 {encode}
-    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.{dtype})
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.{dtype}{quantised})
     model = get_peft_model(model, LoraConfig(**ADAPTER))
     trainer = Trainer(
         model=model,
@@ -105,6 +105,7 @@ class Transformers:
             data=DATA,
             encode=_ENCODE if rows == "segments" else "",
             dtype=recipe.dtype,
+            quantised=f", quantization_config={dict(recipe.quantisation)!r}" if recipe.four_bits else "",
             patience=recipe.patience,
             adapter=as_code(lora_arguments(recipe)),
             arguments=as_code(training_arguments(recipe, "checkpoints")),

@@ -45,6 +45,9 @@ if __name__ == "__main__":
 """
 
 
+_FOUR_BITS = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "use_bnb_nested_quant": True}
+
+
 class Trl:
     name: ClassVar[str] = "trl"
     formats: ClassVar[tuple[Format, ...]] = (PlainText(), PromptCompletion(), Tokens())
@@ -71,7 +74,7 @@ class Trl:
     def _script(self, recipe: Recipe, rows: str) -> str:
         arguments = {
             **sft_arguments(recipe, rows, "checkpoints"),
-            "model_init_kwargs": {"dtype": recipe.dtype},
+            "model_init_kwargs": {"dtype": recipe.dtype, **_quantised(recipe)},
         }
         return _SCRIPT.format(
             comment=recipe.comment,
@@ -81,6 +84,10 @@ class Trl:
             adapter=as_code(lora_arguments(recipe)),
             arguments=as_code(arguments),
         )
+
+
+def _quantised(recipe: Recipe) -> dict[str, Any]:
+    return {"quantization_config": dict(recipe.quantisation)} if recipe.four_bits else {}
 
 
 def sft_arguments(recipe: Recipe, rows: str, output: str) -> dict[str, Any]:
@@ -101,6 +108,7 @@ def _yaml(recipe: Recipe, rows: str) -> dict[str, Any]:
     return {
         "model_name_or_path": recipe.model,
         "dtype": recipe.dtype,
+        **(_FOUR_BITS if recipe.four_bits else {}),
         "dataset_name": "data",
         "dataset_train_split": "train",
         "dataset_test_split": "validation",

@@ -27,7 +27,7 @@ def main() -> None:
         model_name={model!r},
         max_seq_length={max_length},
         dtype=torch.{dtype},
-        load_in_4bit=False,
+        load_in_4bit={four_bits},
     )
     tokenizer.eos_token = {end!r}
     model = FastLanguageModel.get_peft_model(
@@ -69,6 +69,7 @@ class Unsloth:
             model=recipe.model,
             max_length=recipe.max_length,
             dtype=recipe.dtype,
+            four_bits=recipe.four_bits,
             end=recipe.end_of_turn,
             patience=recipe.patience,
             adapter=as_code(

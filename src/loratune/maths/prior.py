@@ -124,6 +124,7 @@ def task_of(
         epochs=epochs if epochs is not None else epochs_law(data.rows).value,
         supervised_tokens=data.supervised_tokens,
         labels=len(data.labels),
+        weight_format=model.weight_format,
     )
 
 

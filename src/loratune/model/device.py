@@ -92,6 +92,17 @@ def _status(name: str) -> int | None:
     return int(found[0]) * 1024 if found else None
 
 
+def limit_memory(device: torch.device, size: int | None) -> None:
+    """Let PyTorch's allocator hold no more than so many bytes of a GPU (None: all); a CPU has no such limit.
+
+    What would take more is an out-of-memory error like any other, however much the device has free.
+    """
+    if device.type == "cuda":
+        whole = torch.cuda.get_device_properties(device).total_memory
+        share = 1.0 if size is None else min(1.0, max(0, size) / whole)
+        torch.cuda.set_per_process_memory_fraction(share, device)
+
+
 def forget_peak(device: torch.device) -> bool:
     """Begin to measure `peak_memory` anew; False where the system cannot."""
     if device.type == "cuda":

@@ -7,7 +7,7 @@ asked about a configuration alone needs no bitsandbytes.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from loratune.errors import ModelError
 from loratune.model.source import Source
 
-NF4 = "nf4"
+NF4: Literal["nf4"] = "nf4"
 _INSTALL = "pip install 'loratune[nf4]'"
 
 

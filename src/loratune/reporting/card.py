@@ -103,7 +103,7 @@ class Card:
             "optimiser": "AdamW (0.9, 0.999, 1e-8), gradients clipped to norm 1",
             "rows": f"{record.rows}, at most {record.max_length} tokens",
             "early stopping": f"best of {record.evaluations} looks, patience {record.patience}",
-            "base weights": record.dtype,
+            "base weights": record.weights,
             "seed": record.seed,
             **({"ranks of layers": "see rank_pattern in adapter_config.json"} if chosen.rank_pattern else {}),
         }

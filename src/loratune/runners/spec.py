@@ -14,7 +14,7 @@ from typing import Literal, Self
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from loratune.costs.limits import Limits, limits_here
+from loratune.costs.limits import Limits, execution_of, limits_here, why_packed
 from loratune.costs.readings import plan_readings
 from loratune.data.prepare import PreparedData, prepare
 from loratune.data.sources import DataOptions
@@ -30,8 +30,9 @@ from loratune.maths.targets import check_rank
 from loratune.metrics import Metric, named
 from loratune.model.architecture import longest_row, read_config
 from loratune.model.base import BaseModel, load_model
-from loratune.model.device import DType
+from loratune.model.device import DType, limit_memory, parse_memory, pick_device
 from loratune.model.digest import weights_digest
+from loratune.model.nf4 import NF4
 from loratune.model.source import locate
 from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
 from loratune.objectives.causal import Causal
@@ -50,10 +51,12 @@ class EngineSpec:
     """A folder, a .gguf file or a hub name."""
     data: DataOptions
     dtype: DType = "auto"
+    weight_format: str | None = None
+    """`plain` or `nf4`; None: as `dtype` says, and where that is `auto` `nf4` if the base does not fit otherwise."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     device_memory: str | None = None
-    """What may be taken, such as 24GiB; None: what the device has."""
+    """What may be taken, such as 24GiB, on a GPU the context included; None: what the device has."""
     objective: str = "causal"
     metric: str = "nll"
     """Its name, or `package.module:function`, which `build` imports: never build a spec from somebody else's folder."""
@@ -84,6 +87,7 @@ class Built:
     """What a spec stands for, in this process."""
 
     spec: EngineSpec
+    """With the weight format as it was settled here."""
     data: PreparedData
     base: BaseModel
     engine: PackEngine
@@ -101,17 +105,37 @@ def build(spec: EngineSpec, folder: Path, *, tokenizer: PreTrainedTokenizerBase 
     tokenizer = load_tokenizer(spec.model, cache=cache) if tokenizer is None else tokenizer
     data = read_rows(spec.model, spec.data, tokenizer, folder)
     _check_same(spec, data)
-    base = load_model(spec.model, dtype=spec.dtype, device=spec.device, cache=cache)
+    longest = max(int(table.lengths.max(initial=0)) for table in (data.train, data.validation, data.test))
+    _limit_memory(spec)
+    reason = _why_packed(spec, longest)
+    packs = bool(reason) or spec.weight_format == NF4
+    base = load_model(spec.model, dtype=NF4 if packs else spec.dtype, device=spec.device, cache=cache)
+    data = replace(data, notes=(*data.notes, *([reason] if reason else [])))
     check_embeddings(data, base.profile.vocabulary, tokenizer)
     for rank in spec.ranks:
         check_rank(find_targets(base.profile.targets, spec.target_modules), rank)
-    longest = max(int(table.lengths.max(initial=0)) for table in (data.train, data.validation, data.test))
     paths = choose_paths(base, longest=longest) if spec.paths is None else spec.paths
     limits = limits_here(base, paths, data.train, data.validation, spec.device_memory)
     if spec.micro_batch_tokens is not None:
         limits = replace(limits, micro_batch_tokens=spec.micro_batch_tokens)
     engine = _engine(spec, data, base, paths, limits, tokenizer)
-    return Built(spec=spec, data=data, base=base, engine=engine, limits=limits)
+    settled = replace(spec, weight_format=base.weight_format)
+    return Built(spec=settled, data=data, base=base, engine=engine, limits=limits)
+
+
+def _limit_memory(spec: EngineSpec) -> None:
+    """On a GPU what the spec allows is all that this process gets."""
+    allowed = None
+    if spec.device_memory is not None:
+        allowed = parse_memory(spec.device_memory) - execution_of("cuda").runtime
+    limit_memory(pick_device(spec.device), allowed)
+
+
+def _why_packed(spec: EngineSpec, longest: int) -> str:
+    """A sentence where the base model is held in 4 bits though nobody asked for it; else empty."""
+    if spec.dtype != "auto" or spec.weight_format is not None:
+        return ""
+    return why_packed(spec.model, device=spec.device, memory=spec.device_memory, longest=longest)
 
 
 def _engine(

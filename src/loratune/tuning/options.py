@@ -59,16 +59,22 @@ class CommonOptions:
     validation_rows: int | None = option(None, "Use at most this many validation rows.", DATA)
     test_rows: int | None = option(None, "Use at most this many test rows.", DATA)
     seed: int = option(0, "Seed of splits, trials and decisions.", DATA)
-    dtype: str = option("auto", "Base weights: auto, float32 or bfloat16.", MODEL)
+    dtype: str = option(
+        "auto",
+        "Base weights: auto (nf4 where they do not fit otherwise), float32, bfloat16 or nf4 (4 bits).",
+        MODEL,
+    )
     device: str = option("auto", "auto, cpu, cuda or cuda:N.", MODEL)
-    device_memory: str | None = option(None, "Memory to plan with, e.g. 24GiB; default: the device's.", MODEL)
+    device_memory: str | None = option(
+        None, "Memory to use at most, e.g. 24GiB; default: the device's.", MODEL
+    )
 
     def __post_init__(self) -> None:
         _check_types(self)
         data_options(self)
-        if self.dtype not in ("auto", "float32", "bfloat16"):
+        if self.dtype not in ("auto", "float32", "bfloat16", "nf4"):
             raise InputError(
-                f"--dtype must be auto, float32 or bfloat16, got {self.dtype!r}; change --dtype."
+                f"--dtype must be auto, float32, bfloat16 or nf4, got {self.dtype!r}; change --dtype."
             )
 
 

@@ -46,6 +46,7 @@ def training_record(
         data_options=asdict(data_options(options)),
         prompt=bench.data.prompt,
         dtype=str(bench.base.dtype).removeprefix("torch."),
+        weight_format=bench.base.weight_format,
         seed=seed,
         rows=len(bench.data.train),
         max_length=bench.data.profile.max_length,

@@ -25,6 +25,7 @@ from loratune.costs.limits import Limits
 from loratune.engine.pack import PackEngine
 from loratune.files.write import write_atomically
 from loratune.tuning.options import SearchOptions
+from loratune.values import PLAIN
 
 _OLDEST = 30 * 86400.0
 """Seconds: drivers and neighbours change."""
@@ -85,6 +86,7 @@ def _circumstances(engine: PackEngine, limits: Limits, options: SearchOptions) -
         ],
         "targets": [options.target_modules, profile.parameters_per_rank],
         "dtype": str(engine.base.dtype),
+        **({} if engine.base.weight_format == PLAIN else {"weights": engine.base.weight_format}),
         "paths": str(engine.chosen_paths),
         "pack_size": options.pack_size,
         "memory": options.device_memory,  # what is free changes by the minute: whether it fits is checked instead

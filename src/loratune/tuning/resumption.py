@@ -29,7 +29,7 @@ from loratune.tuning.forecast import Forecast, budget_values, forecast
 from loratune.tuning.noise import first_forecast
 from loratune.tuning.options import TuneOptions
 from loratune.tuning.workbench import Workbench, check_out, search_context
-from loratune.values import Pace
+from loratune.values import PLAIN, Pace
 from loratune.values.events import Note, Phase, PhaseBegan, Tell
 
 _FREE = (
@@ -47,6 +47,7 @@ _FREE = (
 )
 """Options that may change between a run and its resumption: they change no trial beyond rounding
 (what earlier studies say is kept in the study)."""
+_WEIGHT_FORMAT = "weight_format"
 _SAMPLE = 64 * 1024
 """Bytes read at each end of a weight file: names and shapes stand at the start, numbers at the end."""
 
@@ -74,8 +75,20 @@ def fingerprint(options: TuneOptions, bench: Workbench) -> dict[str, Any]:
         "tokenizer_digest": tokenizer_digest(locate(options.model)),
         "weights_digest": weights_digest(locate(options.model), every_byte=options.hash_weights),
         "base_dtype": str(bench.base.dtype).removeprefix("torch."),
+        **_format_of(bench.base.weight_format),
         "largest_batch": search_context(bench, options).limits.largest_batch,
     }
+
+
+def _format_of(weight_format: str) -> dict[str, str]:
+    """Left out where weights are plain, as they all were in older studies."""
+    return {} if weight_format == PLAIN else {_WEIGHT_FORMAT: weight_format}
+
+
+def kept_format(study: Study) -> str | None:
+    """The base model's in a study that was begun, which a device with more or less room does not change."""
+    kept = study.get_fact("fingerprint")
+    return str(kept.get(_WEIGHT_FORMAT, PLAIN)) if isinstance(kept, dict) else None
 
 
 def model_digest(model: str) -> str:

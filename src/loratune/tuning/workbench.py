@@ -161,10 +161,12 @@ def open_workbench(
     epochs: float | Literal["auto"],
     metric: str = "nll",
     surveyed: bool = False,
+    weight_format: str | None = None,
 ) -> Iterator[Workbench]:
     """Load and check everything; the tokens of large data live in a temporary folder that goes in the end.
 
-    With `surveyed` the data's profile has its survey, which takes seconds.
+    With `surveyed` the data's profile has its survey, which takes seconds. `weight_format`: of the base model where
+    an earlier part of the study has settled it.
     Raises `InputError` of all kinds for wrong input, `ResourceError` for a device that is absent or too small.
     """
     spec = EngineSpec(
@@ -177,6 +179,7 @@ def open_workbench(
         epochs=epochs,
         target_modules=targets,
         ranks=ranks,
+        weight_format=weight_format,
     )
     tokenizer = load_tokenizer(options.model, cache=model_cache())
     with TemporaryDirectory(prefix="loratune-") as folder:
@@ -184,7 +187,12 @@ def open_workbench(
         data = with_survey(built.data, tokenizer, options.seed) if surveyed else built.data
         data = replace(data, notes=(*data.notes, *try_metric(built.engine)))
         yield Workbench(
-            options=options, spec=spec, data=data, base=built.base, engine=built.engine, limits=built.limits
+            options=options,
+            spec=built.spec,
+            data=data,
+            base=built.base,
+            engine=built.engine,
+            limits=built.limits,
         )
 
 

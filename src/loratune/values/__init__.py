@@ -16,6 +16,7 @@ from loratune.values.context import (
 from loratune.values.decision import Decision, Evidence, PlannedStage, SearchPlan, StageSummary
 from loratune.values.hyperparameters import ALL_LINEAR, HyperParameters, default_recipe
 from loratune.values.profile import (
+    PLAIN,
     Absorbed,
     BaseLoss,
     DataProfile,
@@ -36,6 +37,7 @@ __all__ = [
     "ALL_LINEAR",
     "NLL_MARGIN",
     "PASSES_PER_LABELLING",
+    "PLAIN",
     "Absorbed",
     "BaseLoss",
     "CurvePoint",

@@ -59,6 +59,10 @@ class Probe:
         return asdict(self)
 
 
+PLAIN = "plain"
+"""The weight format of a base whose layers are held in the type that is computed in."""
+
+
 class TaskKind(StrEnum):
     """What a dataset teaches, as far as its rows show."""
 
@@ -219,8 +223,8 @@ class ModelProfile:
 
     @property
     def weight_format(self) -> str:
-        """`nf4` where linear layers are held in 4 bits, else `plain`."""
-        return "nf4" if self.packed_parameters else "plain"
+        """`nf4` where linear layers are held in 4 bits, else `PLAIN`."""
+        return "nf4" if self.packed_parameters else PLAIN
 
     @property
     def parameters_per_rank(self) -> int:

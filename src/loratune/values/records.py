@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Self
 
+from loratune.values.profile import PLAIN
+
 _SIGNED = frozenset({"nll"})
 """Fields that may be below 0."""
 
@@ -43,6 +45,8 @@ class StudiedTask:
     labels: int = 0
     needed_rank: float = 0.0
     """Smallest rank that was found adequate, where it was not read off `optima`."""
+    weight_format: str = ""
+    """How the base model's linear layers were held: `plain`, or `nf4` (4 bits)."""
     source: str = ""
     optima: tuple[Optimum, ...] = ()
 
@@ -128,7 +132,7 @@ class TrainingRecord:
     """How the rows were read and split: the fields of `DataOptions`."""
     prompt: PromptFormat
     dtype: str
-    """Of the base weights: `bfloat16`, `float32` or `float64`."""
+    """Of the base weights, in 4 bits what they are unpacked into: `bfloat16`, `float32` or `float64`."""
     seed: int
     """Of the adapter's first weights and the order of its rows; the split's is in `data_options`."""
     rows: int
@@ -141,6 +145,17 @@ class TrainingRecord:
     """Looks without improvement before it stopped."""
     end_of_turn: str
     """The token that ends a completion, as text."""
+    weight_format: str = PLAIN
+    """How the base model's linear layers were held: `plain`, or `nf4` (4 bits)."""
+
+    @property
+    def weights(self) -> str:
+        """How the base model was held, in words."""
+        return (
+            self.dtype
+            if self.weight_format == PLAIN
+            else f"4 bits ({self.weight_format}), computed in {self.dtype}"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
