@@ -92,6 +92,14 @@ def test_rows_without_labels_are_told_by_their_likelihood() -> None:
     assert " … " in long.expected
 
 
+def test_a_row_that_stands_there_twice_is_shown_once() -> None:
+    table = TokenTable.from_rows([row("same", "a"), row("same", "a"), row("other", "a")], labels=[0, 0, 0])
+    ours, base = scored([1.0, 1.0, 1.0], prediction=[0, 0, 0]), scored([3.0, 3.0, 2.0], prediction=[1, 1, 1])
+    found = held_out(final(ours, base), table, Letters(), ("a", "b"))
+    assert [each.prompt for each in found.examples] == ["same", "other"]
+    assert dict(found.counts)[Change.BETTER] == 3
+
+
 def test_without_test_rows_there_is_nothing_to_show() -> None:
     table = TokenTable.from_rows([row("a", "b")]).take([])
     nothing = held_out(final(scored([]), scored([])), table, Letters(), ())

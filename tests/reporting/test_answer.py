@@ -164,3 +164,14 @@ def test_the_timeline_is_one_whole() -> None:
         ("start-up", 25.0, "10 s"),
         ("training", 75.0, "30 s"),
     ]
+
+
+def test_where_no_model_gets_a_row_right_to_the_last_token_the_losses_are_told() -> None:
+    scores = {name: ModelScores(validation={"nll": nll, "exact_match": 0.0}, test={"nll": nll, "exact_match": 0.0})
+              for name, nll in (("recommended", 1.5), ("default_recipe", 1.75), ("base_model", 2.5))}  # fmt: skip
+    told = verdict(make_facts(**scores))
+    assert told == [
+        "Loss of 1.5000 nats a token on the test rows (lower is better); the untrained model 2.5000, "
+        "the default recipe 1.7500."
+    ]
+    assert verdict(make_facts(**scores, metric="exact_match"))[0].startswith("0 of 500 test rows right")

@@ -247,7 +247,7 @@ def test_sentences_carry_the_figures_numbers() -> None:
                     stages=(), dropped=("Alpha stays at 2r, to fit the budget.", "One seed less.")
                 )
             },
-            "Not run: Alpha stays at 2r, to fit the budget.",
+            "Not run; why stands under what the budget left out.",
         ),
         (
             {"plan": SearchPlan(stages=(PlannedStage(name="alpha", question="?", trials=3, cost=3.0),))},

@@ -38,7 +38,8 @@ def held_out(final: Final, table: TokenTable, tokenizer: Decoder, labels: Sequen
     answers = [_Answers(each, table, labels) for each in (ours, base)]
     return HeldOut(
         examples=tuple(
-            _example(row, change, table, tokenizer, labels, answers) for row, change in _chosen(*answers)
+            _example(row, change, table, tokenizer, labels, answers)
+            for row, change in _chosen(table, *answers)
         ),
         counts=_counts(_changes(*answers)),
         recommended=_confusions(answers[0].predicted, table),
@@ -79,8 +80,9 @@ def _changes(ours: _Answers, base: _Answers) -> list[Change]:
     return found
 
 
-def _chosen(ours: _Answers, base: _Answers) -> list[tuple[int, Change]]:
-    """(row, change), those first that changed most; of what is still wrong, the least likely."""
+def _chosen(table: TokenTable, ours: _Answers, base: _Answers) -> list[tuple[int, Change]]:
+    """(row, change), those first that changed most; of what is still wrong, the least likely. None twice."""
+    first = {table.row(i)[0].tobytes(): i for i in reversed(range(len(table)))}
     changes = _changes(ours, base)
     moved = np.abs(base.nll - ours.nll)
     merit = {
@@ -89,8 +91,9 @@ def _chosen(ours: _Answers, base: _Answers) -> list[tuple[int, Change]]:
         Change.STILL_WRONG: ours.nll,
         Change.STILL_RIGHT: moved,
     }
+    shown = [i for i in range(len(table)) if first[table.row(i)[0].tobytes()] == i]
     waiting = {
-        change: sorted((i for i, each in enumerate(changes) if each is change), key=lambda i: -of[i])
+        change: sorted((i for i in shown if changes[i] is change), key=lambda i: -of[i])
         for change, of in merit.items()
     }
     taken = {change: min(share, len(waiting[change])) for change, share in _SHARES}

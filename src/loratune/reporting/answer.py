@@ -14,7 +14,7 @@ from loratune.values import Stage
 def verdict(facts: RunFacts) -> list[str]:
     """Sentences, the most telling first: rows right where rows are right or wrong, else the loss per token."""
     told = _told_metric(facts)
-    if told is None:
+    if told is None or _nothing_right(facts, told):
         return _losses(facts)
     split = "test" if told in facts.recommended.test else "validation"
     rows = facts.profile.test_rows if split == "test" else facts.profile.validation_rows
@@ -45,6 +45,13 @@ def _told_metric(facts: RunFacts) -> str | None:
     names = dict.fromkeys((facts.metric, *reversed(counting)))  # labels before exact texts
     measured = {**facts.recommended.validation, **facts.recommended.test}
     return next((name for name in names if name in measured and facts.info(name).counts_rows), None)
+
+
+def _nothing_right(facts: RunFacts, told: str) -> bool:
+    """Rows of long texts are hardly ever right to the last token, which says nothing of any model."""
+    models = (facts.recommended, facts.base_model, facts.default_recipe)
+    shares = [scores.get(told) for each in models for scores in (each.validation, each.test)]
+    return told != facts.metric and not any(shares)
 
 
 def _right(share: float | None, rows: int) -> str:

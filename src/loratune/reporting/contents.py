@@ -30,7 +30,7 @@ from loratune.reporting.tables import (
 )
 from loratune.reporting.timeline import predictions, timeline_parts
 from loratune.reporting.wording import MARKS, NOTE, rate, states, sureness
-from loratune.values import Evidence
+from loratune.values import Evidence, Stage, StageSummary
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,12 +112,16 @@ def questions(facts: RunFacts) -> list[Question]:
         Question(
             stage=name,
             question=(answered.get(name) or planned[name]).question,
-            answer=sentence(answered[name].answer)
-            if name in answered and answered[name].answer
-            else "Not answered.",
+            answer=_answer(name, answered.get(name), facts),
         )
         for name in dict.fromkeys((*planned, *answered))
     ]
+
+
+def _answer(name: str, summary: StageSummary | None, facts: RunFacts) -> str:
+    if summary is not None and summary.answer:
+        return sentence(summary.answer)
+    return takeaways.missing(facts, Stage(name)) if name in set(Stage) else "Not run."
 
 
 def sentence(text: str) -> str:

@@ -73,7 +73,8 @@ def _figures(facts: RunFacts) -> dict[str, Drawn]:
     shown = facts.shown_metric
     metric = own_rate_curve(facts, facts.info(shown)) if shown else None
     cells, alphas, curves, gap = batch_cells(facts), alpha_points(facts), learning_curves(facts), gaps(facts)
-    costs, cut, packs = stage_costs(facts), facts.truncation, facts.cost.packs
+    costs = [each for each in stage_costs(facts) if each.trials or each.planned_trials]
+    cut, packs = facts.truncation, facts.cost.packs
     no_rank = takeaways.missing(facts, Stage.RANK)
     return {
         "own": _drawn(

@@ -190,9 +190,8 @@ def missing(facts: RunFacts, stage: Stage) -> str:
     told = _summary(facts.decision.stages, stage)
     if told:
         return f"Not run: {told.answer.rstrip('.')}."
-    dropped = [text for text in facts.plan.dropped if any(word in text.lower() for word in _WORDS[stage])]
-    if dropped:
-        return "Not run: " + " ".join(f"{text.rstrip('.')}." for text in dropped)
+    if any(word in text.lower() for text in facts.plan.dropped for word in _WORDS.get(stage, ())):
+        return "Not run; why stands under what the budget left out."
     if any(planned.name == stage for planned in facts.plan.stages):
         return "Planned, but the search ended before it."
     return f"Not part of this plan of the strategy “{facts.strategy}”."
