@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 from io import StringIO
+from threading import Event
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from loratune.costs.memory import MemoryEstimate
-from loratune.reporting import live
+from loratune.reporting import live, subscribers
 from loratune.reporting.live import LiveView
 from loratune.reporting.terminal import (
     print_memory,
@@ -307,6 +308,40 @@ def test_without_a_terminal_plain_lines_now_and_then(monkeypatch: pytest.MonkeyP
     assert len(lines) == 5  # 100 steps of a second, a line each 31 s
     assert "\x1b" not in "".join(lines)
     assert "alpha: 0/10 trials, 3 in the pack, no full trial yet" in lines[2]
+
+
+def test_work_without_steps_tells_that_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = console()
+    clock = [100.0]
+    monkeypatch.setattr(live, "monotonic", lambda: clock[0])
+    with LiveView(target) as view:
+        view(PhaseBegan(phase=Phase.LOADING))
+        for _ in range(61):
+            clock[0] += 1.0
+            view.beat()
+        view(PhaseBegan(phase=Phase.CALIBRATING))
+        for _ in range(40):
+            clock[0] += 1.0
+            view.beat()
+    assert shown(target) == [
+        "0 s  loading",
+        "31 s  still loading",
+        "61 s  calibrating",
+        "92 s  still calibrating",
+    ]
+
+
+def test_commands_beat_by_themselves_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(subscribers, "BEAT_SECONDS", 0.001)
+    monkeypatch.setattr(live, "_PLAIN_SECONDS", 0.0)
+    told = Event()
+    with subscribers.Terminal() as terminal:
+        say = terminal._say
+        monkeypatch.setattr(terminal, "_say", lambda text: (say(text), told.set()))
+        assert told.wait(60)
+    assert "still starting" in capsys.readouterr().err
 
 
 def test_time_left_moves_from_the_plan_to_the_run_itself(monkeypatch: pytest.MonkeyPatch) -> None:

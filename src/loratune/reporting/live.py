@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import RLock
 from time import monotonic
 from types import TracebackType
 from typing import Self
@@ -51,6 +52,7 @@ class LiveView:
         self._plain = plain or not self.console.is_terminal
         self._run = RunProgress(lambda: monotonic() - self._started)
         self._started = self._last_line = monotonic()
+        self._turn = RLock()
 
     def __enter__(self) -> Self:
         self._started = monotonic()
@@ -96,8 +98,23 @@ class LiveView:
             self._live.stop()
             self._live = None
 
+    @property
+    def plain(self) -> bool:
+        """Whether it writes lines, not a view that moves."""
+        return self._plain
+
+    def beat(self) -> None:
+        """A line where there was none for as long as there should be one; call it now and then, from any thread."""
+        with self._turn:
+            if self._plain and monotonic() - self._last_line > _PLAIN_SECONDS:
+                self._plain_line()
+
     def __call__(self, event: Event) -> None:
         """Show one event."""
+        with self._turn:
+            self._show_event(event)
+
+    def _show_event(self, event: Event) -> None:
         before = self._run.stage
         self._run(event)
         match event:
@@ -110,8 +127,8 @@ class LiveView:
                 self._say(f"Resumed with {len(trials)} finished trials.")
             case StageBegan(name=name) if name != before:
                 self._say(f"{duration(self._run.elapsed)}  stage: {name}")
-            case Progress() if self._live is None and monotonic() - self._last_line > _PLAIN_SECONDS:
-                self._plain_line()
+            case Progress():
+                self.beat()
             case TrialEnded(state=TrialState.DIVERGED):
                 told = f"{setting(event.trial)} ({event.message})"
                 self._say(f"{duration(self._run.elapsed)}  diverged: {told}")
@@ -120,6 +137,7 @@ class LiveView:
 
     def _say(self, text: str) -> None:
         """One sentence, kept on the screen."""
+        self._last_line = monotonic()
         self.console.print(text, markup=False, highlight=False)
 
     @property
@@ -176,7 +194,9 @@ class LiveView:
         return table
 
     def _plain_line(self) -> None:
-        self._last_line = monotonic()
+        if self._run.pack is None:  # nothing trains
+            self._say(f"{duration(self._run.elapsed)}  still {self._run.stage or 'starting'}{self._left}")
+            return
         self._say(
             f"{duration(self._run.elapsed)}  {self._run.stage}: {self._counts()}, {len(self._run.slots)} in the pack, "
             f"{self._best_text()}{self._speed}{self._left}"

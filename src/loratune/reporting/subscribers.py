@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from threading import Event as Flag
+from threading import Thread
 from time import monotonic
-from typing import TextIO
+from typing import Any, Self, TextIO
 
 from rich.console import Console
 
@@ -14,6 +16,8 @@ from loratune.reporting.screen import Screen
 from loratune.reporting.terminal import print_plan, print_profile
 from loratune.values.events import Event, Planned, Progress, json_line
 
+BEAT_SECONDS = 1.0
+"""Between two looks at whether a line is due where there is no terminal."""
 PROGRESS_SECONDS = 1.0
 """Between two lines of progress, at least: other events are never left out."""
 
@@ -25,6 +29,25 @@ class Terminal(LiveView):
         """`quiet`: nothing on stdout. `plain`: no view that moves, as others print on the same terminal."""
         super().__init__(plain=plain)
         self._out = None if quiet else Screen()
+        self._left_alone = Flag()
+        self._beats = Thread(target=self._beat_on, name="progress", daemon=True)
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        if self.plain:
+            self._beats.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._left_alone.set()
+        if self._beats.is_alive():
+            self._beats.join()
+        super().__exit__(*error)
+
+    def _beat_on(self) -> None:
+        """Loading, calibrating and scoring tell of no steps, and may take minutes."""
+        while not self._left_alone.wait(BEAT_SECONDS):
+            self.beat()
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
