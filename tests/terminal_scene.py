@@ -2,8 +2,10 @@
 
 import sys
 import warnings
+from math import inf
 from time import sleep
 
+from loratune.reporting import live
 from loratune.reporting.screen import Screen
 from loratune.reporting.subscribers import Terminal
 from loratune.reporting.terminal import print_summary
@@ -75,11 +77,14 @@ def events() -> list[Event]:
 
 
 def play() -> None:
-    """All of it, each event in sight for a moment, and what others print meanwhile."""
+    """All of it, each event drawn at once and by the view's own thread, and what others print meanwhile."""
+    live._PLAIN_SECONDS = inf  # on a slow machine a file would have lines that no terminal has
     with Terminal() as terminal:
         for event in events():
             terminal(event)
             if isinstance(event, Progress | Note):
+                if terminal._live is not None:
+                    terminal._live.refresh()  # whenever the thread comes to it
                 sleep(0.3)  # the view draws itself four times a second
                 print("A line that a user's own metric prints.")
                 warnings.warn(f"A warning of another library after {type(event).__name__}.", stacklevel=1)

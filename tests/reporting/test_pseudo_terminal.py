@@ -53,7 +53,7 @@ def seen(written: bytes, width: int) -> list[str]:
 
 def without_times(lines: list[str]) -> list[str]:
     """A run takes as long as it takes."""
-    return [re.sub(r"\b\d+ s\b", "_ s", line.rstrip()) for line in lines]
+    return [re.sub(r"\b[\d.]+ (s|min)\b", "_", line.rstrip()) for line in lines]
 
 
 def printed(width: int) -> list[str]:

@@ -12,6 +12,7 @@ import torch
 from rich.table import Table
 
 import loratune
+from loratune.costs.threads import cores, is_shared, load_per_core
 from loratune.kernels.launch import kernel_path
 from loratune.model.device import bfloat16_flags, device_memory, pick_device, processor_flags, resolve_dtype
 from loratune.reporting.screen import Screen
@@ -29,9 +30,27 @@ def doctor() -> dict[str, Any]:
         "devices": _devices(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
+        "load_per_core": round(load_per_core(), 2),
+        "warnings": _warnings(),
         "processor_bf16": bfloat16_flags(processor_flags()),
         "engine_path": _engine_path(),
     }
+
+
+def _warnings() -> list[str]:
+    """What would make a search slower than it has to be."""
+    if not is_shared():
+        return []
+    threads, there = torch.get_num_threads(), cores()
+    if there < threads:
+        return [
+            f"PyTorch would run {threads} threads where this process may use {there:g} cores; tune measures how many "
+            f"are fastest, OMP_NUM_THREADS={max(1, int(there))} sets it for every command."
+        ]
+    return [
+        f"Other programs use this processor ({load_per_core():.1f} programs a core in the last minute), so searches "
+        "take longer than they would alone; tune measures how many threads are fastest."
+    ]
 
 
 def _engine_path() -> str:
@@ -80,6 +99,7 @@ def doctor_command(*, as_json: bool) -> None:
         elif name == "devices":
             value = "\n".join(f"{d['name']}, {d['memory_bytes'] / 2**30:.1f} GiB" for d in value)
         elif isinstance(value, list):
-            value = ", ".join(value) or "none"
+            value = "\n".join(value) if name == "warnings" else ", ".join(value)
+            value = value or "none"
         table.add_row(name, str(value))
     Screen().print(table)

@@ -36,6 +36,8 @@ class Calibration:
     """What a micro-batch is to hold; 0: as planned without measuring."""
     evaluation_tokens: int = 0
     """The same in evaluation; 0: in proportion."""
+    threads: int = 0
+    """Of a CPU that other programs use too, those with which steps were fastest; 0: not measured."""
     correction: Correction = UNCORRECTED
     """Of the memory model, on this device."""
 
@@ -66,7 +68,7 @@ class Calibration:
         correction = Correction.from_dict(values.get("correction", {}))
         speeds = {name: float(values[name]) for name in ("pack", "alone", "forward")}
         counts = {"slots": int(values["slots"])} | {
-            name: int(values.get(name, 0)) for name in ("micro_batch_tokens", "evaluation_tokens")
+            name: int(values.get(name, 0)) for name in ("micro_batch_tokens", "evaluation_tokens", "threads")
         }
         if not all(speed > 0 for speed in speeds.values()) or counts["slots"] < 1:
             raise ValueError(f"speeds and slots must be above 0, got {speeds | counts}")

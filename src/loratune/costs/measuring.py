@@ -19,6 +19,7 @@ from loratune.costs.correction import Peak, fit_correction
 from loratune.costs.execution import Device
 from loratune.costs.limits import Limits
 from loratune.costs.step_time import efficient_tokens
+from loratune.costs.threads import fastest, is_shared, running
 from loratune.engine.pack import PackEngine
 from loratune.lora.layout import Adapter
 from loratune.model.device import forget_peak, peak_of_step
@@ -150,6 +151,8 @@ def calibrate(
 ) -> Calibration:
     """A few measured steps of a recipe: packs of growing steps, one trial alone, evaluation.
 
+    On a CPU that others use too, first with how many threads.
+
     Args:
         pack_size: trials in a pack; None: `PACK_SIZE` of the device.
     """
@@ -157,6 +160,18 @@ def calibrate(
     slots = pack_size or PACK_SIZE[limits.execution.device]
     slots, allowed = _share_memory(limits, recipe, slots)
     drawn: Drawn = {}
+    threads = 0
+    if limits.execution.device == "cpu" and is_shared():
+        trials = _filling(engine, recipe, slots, min(allowed, _RUNGS["cpu"][0]))
+        threads = fastest(lambda: measure_step(engine, trials, seconds=SECONDS, drawn=drawn).rate)
+    with running(threads):
+        found = _measured(engine, limits, recipe, slots, allowed, drawn)
+    return replace(found, threads=threads)
+
+
+def _measured(
+    engine: PackEngine, limits: Limits, recipe: HyperParameters, slots: int, allowed: int, drawn: Drawn
+) -> Calibration:
     steps, peaks = _climb(engine, limits, recipe, slots, allowed, drawn)
     points = [(step.tokens, step.seconds) for step in steps.values()]
     best = efficient_tokens(points, allowed=max(tokens for tokens, _ in points))

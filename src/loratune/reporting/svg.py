@@ -122,8 +122,8 @@ class Drawing:
         root.set("role", "img")
         root.set("aria-labelledby", "title desc")
         for element in root.iter(f"{{{_SVG}}}g"):
-            if name := _KINDS.get(element.get("id", "")):
-                element.set("class", name)
+            if meaning := _KINDS.get(element.get("id", "")):
+                element.set("class", meaning)
             number = re.fullmatch(r"tip(\d+)", element.get("id", ""))
             if number:
                 told = ElementTree.Element(f"{{{_SVG}}}title")

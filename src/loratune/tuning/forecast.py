@@ -74,6 +74,11 @@ class Forecast:
                 f"The whole run is expected to take {duration(self.seconds)}, more than --budget: its clock will cut "
                 "the search. Fewer trials would hardly be faster, as their steps wait for results; raise --budget."
             )
+        if self.calibration.threads:
+            found.append(
+                f"Other programs use this processor: steps are fastest with {self.calibration.threads} of its "
+                "threads, as measured, and run with them."
+            )
         if self.looks.share > _TOLD_SHARE:
             found.append(
                 f"The training rows are few: {self.looks.count} looks of early stopping, each at {self.looks.rows} "

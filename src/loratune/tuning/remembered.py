@@ -22,6 +22,7 @@ import torch
 
 from loratune.costs.calibration import Calibration
 from loratune.costs.limits import Limits
+from loratune.costs.threads import is_shared
 from loratune.engine.pack import PackEngine
 from loratune.files.write import write_atomically
 from loratune.tuning.options import SearchOptions
@@ -75,7 +76,7 @@ def _circumstances(engine: PackEngine, limits: Limits, options: SearchOptions) -
     cuda = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if cuda else f"{platform.processor()} {os.cpu_count()}",
-        "threads": 0 if cuda else torch.get_num_threads(),
+        "threads": [0, False] if cuda else [torch.get_num_threads(), is_shared()],
         "versions": [_version(name) for name in ("loratune", "torch", "transformers", "triton")],
         "model": [
             profile.family,

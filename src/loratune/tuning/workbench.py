@@ -13,8 +13,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
+import torch
+
 from loratune.costs.calibration import Calibration
 from loratune.costs.limits import Limits
+from loratune.costs.threads import running
 from loratune.data.prepare import PreparedData
 from loratune.data.survey import Decoder, survey
 from loratune.data.table import TokenTable
@@ -115,7 +118,9 @@ class Workbench:
         return replace(self, engine=replace(self.engine, on_shortage=on_shortage))
 
     def calibrated(self, calibration: Calibration) -> Workbench:
-        """The same with the micro-batches and the memory that were measured here."""
+        """The same with the micro-batches and the memory that were measured here; steps run with those threads."""
+        if calibration.threads:
+            torch.set_num_threads(calibration.threads)
         tokens = calibration.micro_batch_tokens or self.limits.micro_batch_tokens
         tokens = max(tokens, self.limits.max_length)
         return replace(
@@ -186,14 +191,15 @@ def open_workbench(
         built = build(spec, Path(folder), tokenizer=tokenizer)
         data = with_survey(built.data, tokenizer, options.seed) if surveyed else built.data
         data = replace(data, notes=(*data.notes, *try_metric(built.engine)))
-        yield Workbench(
-            options=options,
-            spec=built.spec,
-            data=data,
-            base=built.base,
-            engine=built.engine,
-            limits=built.limits,
-        )
+        with running(0):  # a calibration may choose fewer threads, for this command alone
+            yield Workbench(
+                options=options,
+                spec=built.spec,
+                data=data,
+                base=built.base,
+                engine=built.engine,
+                limits=built.limits,
+            )
 
 
 def model_facts(profile: ModelProfile, target_modules: tuple[str, ...]) -> ModelFacts:
