@@ -18,7 +18,7 @@ LAYERS = [
     {"engine", "search"},
     {"costs"},
     {"runners", "analysis"},
-    {"reporting", "export", "testing"},
+    {"reporting", "export", "trackers", "testing"},
     {"tuning"},
     {"app"},
     {"cli"},
@@ -38,7 +38,7 @@ TORCH_ROOMS = {
     "objectives",
     "testing",
 }
-TORCH_FILES = {"data/batches.py"}
+TORCH_FILES = {"data/batches.py", "trackers/tensorboard.py"}
 HEAVY = {"torch", "transformers", "peft"}
 FILES = sorted(SOURCE.rglob("*.py"))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "loratune"
-IMPORTED_AS = {"yaml": "pyyaml", "sklearn": "scikit-learn"}
+IMPORTED_AS = {"yaml": "pyyaml", "sklearn": "scikit-learn", "mlflow": "mlflow-skinny"}
 BY_OTHERS = {"scikit-learn"}
 """Declared, as another package needs it for what is used of it."""
 WITH_TORCH = {"triton"}
@@ -32,7 +32,9 @@ def imported() -> set[str]:
 
 
 def test_what_is_imported_is_declared() -> None:
-    optional = {name for group in ("report", "gguf", "nf4") for name in declared(group)}
+    optional = {
+        name for group in ("report", "gguf", "nf4", "wandb", "mlflow", "trackio") for name in declared(group)
+    }
     assert imported() - optional - WITH_TORCH - declared() == set()
     assert declared() - imported() == BY_OTHERS
 

@@ -17,8 +17,9 @@ Each message is one sentence with the rule, the value found and the next step. A
 """
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 
 
 class LoratuneError(Exception):
@@ -109,3 +110,13 @@ def panics_as(rule: str, advice: str) -> Iterator[None]:
 def printable(text: str) -> str:
     """Text from outside as one line that a terminal cannot take for a command: control characters as escapes."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def nearest(unknown: Iterable[str], known: Iterable[str]) -> str:
+    """For messages: `'rank' (did you mean ranks?)`: each unknown name with the one that it resembles, if any."""
+    known = list(known)
+    told = []
+    for name in unknown:
+        alike = get_close_matches(name.lower().replace("-", "_"), known, n=1)
+        told.append(repr(name) + (f" (did you mean {alike[0]}?)" if alike else ""))
+    return ", ".join(told)

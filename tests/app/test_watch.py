@@ -9,10 +9,10 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from loratune.tuning.watch import watch
 
 from browser import WIDTHS, opened
 from command_fixture import Place, Shell
+from loratune.app.live_page import watch
 from loratune.app.page_server import PageServer
 from loratune.app.tune import CLOCK_CUT, run_tune
 from loratune.costs import measuring

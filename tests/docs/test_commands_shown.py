@@ -27,6 +27,8 @@ pytest_plugins = ["command_fixture"]
 MODELS = ("M", "N", "HuggingFaceTB/SmolLM2-135M-Instruct")
 CHEAP = {"doctor", "generate", "ledger", "memory", "merge", "export", "recommend", "report"}
 """Run to their end on a tiny model, or on a run of it."""
+LASTING = {"watch"}
+"""Serves until it is ended."""
 SHOWN = commands()
 LORATUNE = [each for each in SHOWN if each.words[0] == "loratune"]
 
@@ -60,11 +62,21 @@ def lived(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("command", [each for each in LORATUNE if each.words[1] in LASTING], ids=str)
+def test_a_lasting_command_is_taken(command: Command, shell: Shell) -> None:
+    """Where its run does not exist it says so, after all else was read."""
+    ran = shell(*command.words[1:])
+    assert ran.code == 2
+    assert "watch needs the run directory of a tune" in ran.error
+
+
 def one_each(found: list[Command]) -> list[Command]:
     return list({each.words: each for each in found}.values())
 
 
-@pytest.mark.parametrize("command", one_each([c for c in LORATUNE if c.words[1] not in CHEAP]), ids=str)
+@pytest.mark.parametrize(
+    "command", one_each([c for c in LORATUNE if c.words[1] not in CHEAP | LASTING]), ids=str
+)
 def test_a_long_command_is_taken(command: Command, shell: Shell) -> None:
     prepare(shell.folder)
     if "--config" in command.words:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from time import monotonic
 
 import loratune
 from loratune.app.report import print_answer
+from loratune.app.tracking import tracking
 from loratune.app.watching import listening, watching
 from loratune.files.lock import FolderLock, check_free
 from loratune.files.paths import user_path
@@ -17,6 +18,8 @@ from loratune.metrics import Metric
 from loratune.metrics.function import RowFunction
 from loratune.reporting.result import TuneResult, load_result
 from loratune.study.events import EventLog
+from loratune.study.record import Study
+from loratune.trackers.registry import make_tracker
 from loratune.tuning.configuration import resumed_options
 from loratune.tuning.job import CLOCK_CUT, Job
 from loratune.tuning.lessons import LearningPlanner
@@ -32,7 +35,7 @@ from loratune.tuning.resumption import (
     resumable,
 )
 from loratune.tuning.timeline import Timeline
-from loratune.tuning.workbench import open_workbench
+from loratune.tuning.workbench import Workbench, open_workbench
 from loratune.values import ALL_LINEAR
 from loratune.values.events import Bus, Event, Finished, Note, Phase, PhaseBegan, Started, Tell, nobody
 
@@ -80,6 +83,7 @@ def tune(
     storage: str | None = None,
     resume: bool = False,
     hash_weights: bool = False,
+    report_to: Sequence[str] = (),
     on_event: Tell | None = None,
     progress: bool | None = None,
 ) -> TuneResult:
@@ -112,6 +116,7 @@ def tune(
             speed is measured anew.
         out, storage: Run directory, and Optuna's storage URL where the study is not in it (study.db).
         resume, hash_weights: Go on with the study in `out` (see `resume`), comparing every byte of the weights.
+        report_to: Experiment trackers that are told of every trial, e.g. ["tensorboard"].
         on_event: Called with each event (`loratune.values.events`) as it happens.
         progress: Bars by tqdm; None: in notebooks.
 
@@ -161,6 +166,7 @@ def run_tune(
     `started`: `time.monotonic()` as the user's clock began to run, if it was before now.
     """
     started = monotonic() if started is None else started
+    trackers = {name: make_tracker(name) for name in options.report_to}
     existing = find_study(options)
     if existing is not None and is_finished(existing, options):
         tell(Note(text=f"{options.directory} is complete; nothing to do."))
@@ -171,18 +177,11 @@ def run_tune(
     with EventLog() as log, FolderLock(options.directory) as lock:
         timeline = Timeline(started=started)
         occupancy = Occupancy(started=started)
-        tell = Bus(log, timeline, occupancy, tell)
-        tell(_started(options, resumed=existing is not None))
-        tell(PhaseBegan(phase=Phase.LOADING))
-        with open_workbench(
-            options,
-            targets=options.target_modules,
-            ranks=options.ranks,
-            epochs=options.epochs,
-            metric=options.metric,
-            surveyed=True,
-            weight_format=None if existing is None else kept_format(existing),
-        ) as bench:
+        tell = bus = Bus(log, timeline, occupancy, tell)
+        with (
+            tracking(options, trackers, bus),
+            _workbench(options, existing, tell) as bench,
+        ):
             study = open_study(options, bench, lock, tell) if existing is not None else None
             priced = price(options, bench, study, started, tell)
             tell(priced.event(bench))
@@ -207,15 +206,30 @@ def run_tune(
                 return job.run()
 
 
-def _started(options: TuneOptions, *, resumed: bool) -> Started:
-    return Started(
-        command="tune",
-        model=options.model,
-        data=options.data,
-        directory=str(options.directory),
-        resumed=resumed,
-        version=loratune.__version__,
+@contextmanager
+def _workbench(options: TuneOptions, study: Study | None, tell: Tell) -> Iterator[Workbench]:
+    """Model and rows, after those who look on were told that a run begins, or goes on with this study."""
+    tell(
+        Started(
+            command="tune",
+            model=options.model,
+            data=options.data,
+            directory=str(options.directory),
+            resumed=study is not None,
+            version=loratune.__version__,
+        )
     )
+    tell(PhaseBegan(phase=Phase.LOADING))
+    with open_workbench(
+        options,
+        targets=options.target_modules,
+        ranks=options.ranks,
+        epochs=options.epochs,
+        metric=options.metric,
+        surveyed=True,
+        weight_format=None if study is None else kept_format(study),
+    ) as bench:
+        yield bench
 
 
 def tune_command(options: TuneOptions, *, as_json: bool, started: float, json_lines: bool = False) -> int:

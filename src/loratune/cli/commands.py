@@ -231,7 +231,7 @@ def watch(
 
     Example: `loratune watch runs/mine`
     """
-    from loratune.tuning.watch import watch_command
+    from loratune.app.live_page import watch_command
 
     watch_command(directories, port)
 

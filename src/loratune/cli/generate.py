@@ -53,6 +53,7 @@ def _parsed(name: str, hint: Any, value: Any) -> Any:
     if hint not in _LISTS:
         return value
     kind, what, _ = _LISTS[hint]
+    value = ",".join(value)  # given once or several times
     parts = [part.strip() for part in value.split(",") if part.strip()]
     try:
         entries = tuple(parts) if kind is str else tuple(sorted({kind(part) for part in parts}))
@@ -98,7 +99,9 @@ def options_of(
         known = {each.name for each in ordered}
 
         def command(**arguments: Any) -> Any:
-            given = {name: value for name, value in arguments.items() if name in known and value is not None}
+            given = {
+                name: value for name, value in arguments.items() if name in known and value not in (None, [])
+            }
             rest = {name: value for name, value in arguments.items() if name not in known}
             return function(
                 values={name: _parsed(name, hints[name], value) for name, value in given.items()}, **rest
@@ -121,7 +124,7 @@ def _parameter(each: Any, hint: Any, optional: bool) -> inspect.Parameter:
         "show_default": False,
     }
     if hint in _LISTS:
-        kind: Any = str
+        kind: Any = list[str]
         settings["metavar"] = _LISTS[hint][2]
     elif texts := _texts(hint):
         kind = str

@@ -6,14 +6,13 @@ A file holds options of one command as top-level keys, under the names that they
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, fields
-from difflib import get_close_matches
 from json import dumps
 from pathlib import Path
 from typing import Any
 
-from loratune.errors import InputError, printable
+from loratune.errors import InputError, nearest, printable
 from loratune.metrics.names import is_address
 from loratune.tuning.options import CommonOptions, TuneOptions
 
@@ -71,16 +70,6 @@ def read_options(path: Path, kind: type[CommonOptions] = TuneOptions) -> dict[st
         for name, value in values.items()
         if value is not None
     }
-
-
-def nearest(unknown: Iterable[str], known: Iterable[str]) -> str:
-    """`'rank' (did you mean ranks?)`: each unknown name with the one that it resembles, if any."""
-    known = list(known)
-    told = []
-    for name in unknown:
-        alike = get_close_matches(name.lower().replace("-", "_"), known, n=1)
-        told.append(repr(name) + (f" (did you mean {alike[0]}?)" if alike else ""))
-    return ", ".join(told)
 
 
 def _command(kind: type[CommonOptions]) -> str:

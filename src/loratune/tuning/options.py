@@ -15,11 +15,12 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from loratune.costs.budget import Budget
 from loratune.data.sources import DataOptions
-from loratune.errors import HyperParameterError, InputError, printable
+from loratune.errors import HyperParameterError, InputError, nearest, printable
 from loratune.files.paths import user_path
 from loratune.maths.sizes import CAPACITY
 from loratune.metrics.names import BUILT_IN_NAMES, usual_seed_sd
 from loratune.search.names import STRATEGY_NAMES
+from loratune.trackers.names import TRACKER_NAMES
 from loratune.values import ALL_LINEAR, NLL_MARGIN, HyperParameters, default_recipe
 
 _RECIPE = default_recipe()
@@ -214,11 +215,22 @@ class TuneOptions(SearchOptions):
         False, "Go on with the study in --out; finished trials are not trained again.", "Output"
     )
 
+    report_to: tuple[str, ...] = option(
+        (), f"Experiment trackers that are told of every trial, of {', '.join(TRACKER_NAMES)}.", "Output"
+    )
     hash_weights: bool = option(
         False,
         "Compare every byte of the weights on --resume (about a second for each GB), not a sample of each tensor.",
         MODEL,
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if unknown := [name for name in self.report_to if name not in TRACKER_NAMES]:
+            raise InputError(
+                f"--report-to must be of {', '.join(TRACKER_NAMES)}, got {nearest(unknown, TRACKER_NAMES)}; "
+                "give for example --report-to tensorboard."
+            )
 
     @property
     def directory(self) -> Path:

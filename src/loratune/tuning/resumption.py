@@ -44,6 +44,7 @@ _FREE = (
     "no_ledger",
     "from_study",
     "price_per_hour",
+    "report_to",
 )
 """Options that may change between a run and its resumption: they change no trial beyond rounding
 (what earlier studies say is kept in the study)."""

@@ -1,0 +1,3 @@
+"""The trackers' names, for those who must not wait for what they import."""
+
+TRACKER_NAMES = ("tensorboard", "wandb", "mlflow", "trackio")
