@@ -1,11 +1,12 @@
 """Budgets as text, and what a measured speed makes of them."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from loratune.costs.budget import Budget, coarse
+from loratune.costs.budget import Budget, coarse, in_words
 from loratune.costs.calibration import Calibration
 from loratune.costs.readings import Looks, Readings, plan_looks, plan_readings
 from loratune.errors import BudgetError
@@ -107,6 +108,24 @@ def test_a_small_budget_evaluates_fewer_rows() -> None:
 def test_no_time_to_search() -> None:
     with pytest.raises(BudgetError, match="raise --budget"):
         SPEED.seconds_within(60, FACTS, 6000, 200, 30)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(0.2, "1s"), (90.0, "90s"), (121.0, "3m"), (7200.0, "120m"), (7201.0, "2.1h"), (36000.0, "10h")],
+)
+def test_a_time_in_the_words_of_the_option(seconds: float, told: str) -> None:
+    assert in_words(seconds) == told
+    assert Budget.parse(told).seconds >= seconds  # type: ignore[operator]
+
+
+def test_the_smallest_budget_that_is_named_works() -> None:
+    with pytest.raises(BudgetError) as refused:
+        SPEED.seconds_within(60, FACTS, 6000, 200, 30)
+    (least,) = re.findall(r"at least (\w+)", str(refused.value))
+    seconds = Budget.parse(least).seconds
+    assert seconds is not None
+    assert SPEED.runs_within(SPEED.seconds_within(seconds, FACTS, 6000, 200, 30), FACTS) >= 1
 
 
 def test_scoring_labels_is_paid_for() -> None:

@@ -112,7 +112,7 @@ def run_plan(options: SearchOptions, tell: Tell = nobody, *, started: float | No
     ) as bench:
         tell(PhaseBegan(phase=Phase.CALIBRATING))
         corrections = correct(task_at_hand(bench, options), gather(options))
-        calibration = bench.calibrate(options)
+        calibration = bench.calibrate(options, monotonic() - started)
         priced = first_forecast(
             bench, options, calibration, started=started, corrections=corrections, tell=tell
         )

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from math import floor, log2
+from math import ceil, floor, log2
 from typing import Self
 
 from loratune.errors import BudgetError
@@ -43,6 +43,22 @@ class Budget:
         if self.runs is None or not gpu or not alone:
             return self.runs
         return max(self.runs, coarse(self.least_seconds / alone))
+
+
+class TooSlow(Exception):
+    """A first measured step is so slow that the budget cannot work, whatever the others take."""
+
+    def __init__(self, rate: float) -> None:
+        """`rate`: tokens per second."""
+        super().__init__(rate)
+        self.rate = rate
+
+
+def in_words(seconds: float) -> str:
+    """A budget that is not below so many seconds, as `--budget` takes it: `90s`, `12m`, `2.5h`."""
+    if seconds <= 120:
+        return f"{ceil(seconds)}s"
+    return f"{ceil(seconds / 60)}m" if seconds <= 7200 else f"{ceil(seconds / 360) / 10:g}h"
 
 
 def coarse(value: float) -> float:

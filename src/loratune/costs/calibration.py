@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from loratune.costs.budget import coarse
+from loratune.costs.budget import coarse, in_words
 from loratune.costs.correction import UNCORRECTED, Correction
 from loratune.costs.readings import READINGS_SHARE, TRUNCATION_SHARE, affordable_rows, cut_ranks, final_looks
 from loratune.costs.step_time import StepTime
@@ -15,6 +15,8 @@ CALIBRATION = "calibration"
 
 _SAFETY = 0.85
 """Share of the time left that the plan may fill: devices slow down, and results ask for more than is expected."""
+_ONE_TRIAL = 1.5
+"""Of a final run alone, what is enough for one trial: budgets are rounded down, evaluations come on top."""
 _FINAL_TRIALS = 2
 """The recommended trial and the default recipe."""
 
@@ -138,11 +140,17 @@ class Calibration:
         final += further_runs * context.full_run / self.pack
         left = seconds - spent - final
         if left <= 0:
+            least = in_words(self._smallest(context, spent + final))
             raise BudgetError(
                 f"--budget {seconds:.0f}s leaves no time to search: loading took {spent:.0f} s and the final "
-                f"run needs about {final:.0f} s; raise --budget or lower --train-rows."
+                f"run needs about {final:.0f} s; raise --budget to at least {least} or lower --train-rows."
             )
         return _SAFETY * left / (1 + TRUNCATION_SHARE)
+
+    def _smallest(self, context: SearchContext, others: float) -> float:
+        """Seconds that pay for one trial of the search beside `others`."""
+        alone = context.seconds_alone if context.costs.pace is not None else context.full_run / self.alone
+        return others + _ONE_TRIAL * alone * (1 + TRUNCATION_SHARE) / _SAFETY
 
     def runs_within(self, seconds: float, context: SearchContext) -> float:
         """What a search of so many seconds may cost: final runs alone where the context has a pace.

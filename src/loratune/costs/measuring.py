@@ -14,6 +14,7 @@ from time import perf_counter
 
 import numpy as np
 
+from loratune.costs.budget import TooSlow
 from loratune.costs.calibration import Calibration
 from loratune.costs.correction import Peak, fit_correction
 from loratune.costs.execution import Device
@@ -142,12 +143,19 @@ _RUNGS: dict[Device, tuple[int, ...]] = {
 }
 """Tokens of a step that are tried, and so of a micro-batch."""
 _FEWEST_RUNGS = 2
+_HOPE = 4.0
+"""On a CPU packs were never so many times faster than one trial's first step."""
 _GAIN = 1.05
 """A rung that is not so much faster per token than the one before is the last."""
 
 
 def calibrate(
-    engine: PackEngine, limits: Limits, recipe: HyperParameters, *, pack_size: int | None = None
+    engine: PackEngine,
+    limits: Limits,
+    recipe: HyperParameters,
+    *,
+    pack_size: int | None = None,
+    least_rate: float = 0.0,
 ) -> Calibration:
     """A few measured steps of a recipe: packs of growing steps, one trial alone, evaluation.
 
@@ -155,11 +163,13 @@ def calibrate(
 
     Args:
         pack_size: trials in a pack; None: `PACK_SIZE` of the device.
+        least_rate: tokens per second; on a CPU a first step that is far below raises `TooSlow`.
     """
     recipe = replace(recipe, r=min(recipe.r, engine.base.profile.largest_rank))
     slots = pack_size or PACK_SIZE[limits.execution.device]
     slots, allowed = _share_memory(limits, recipe, slots)
     drawn: Drawn = {}
+    _check_first_step(engine, limits, recipe, least_rate, drawn)
     threads = 0
     if limits.execution.device == "cpu" and is_shared():
         trials = _filling(engine, recipe, slots, min(allowed, _RUNGS["cpu"][0]))
@@ -190,6 +200,18 @@ def _measured(
         micro_batch_tokens=max(min(rung, engine.micro_batch_tokens), limits.max_length),
         correction=fit_correction(peaks),
     )
+
+
+def _check_first_step(
+    engine: PackEngine, limits: Limits, recipe: HyperParameters, least_rate: float, drawn: Drawn
+) -> None:
+    """A step of one trial. On a GPU its kernels are compiled, which tells nothing."""
+    if limits.execution.device != "cpu" or not least_rate:
+        return
+    lonely = replace(recipe, batch_size=min(recipe.batch_size, len(engine.train)))
+    first = measure_step(engine, [Trial(hyper_parameters=lonely)], seconds=0.0, drawn=drawn)
+    if first.rate * _HOPE < least_rate:
+        raise TooSlow(first.rate)
 
 
 def _share_memory(limits: Limits, recipe: HyperParameters, slots: int) -> tuple[int, int]:

@@ -249,7 +249,9 @@ class LocalRunner:
 
     def _calibrated(self, job: CalibrationJob) -> Calibrated:
         assert self.limits is not None, "calibration needs the limits of memory"
-        found = calibrate(self.engine, self.limits, job.recipe, pack_size=job.pack_size)
+        found = calibrate(
+            self.engine, self.limits, job.recipe, pack_size=job.pack_size, least_rate=job.least_rate
+        )
         return Calibrated(job=job, calibration=found)
 
     def _noise(self, job: NoiseJob) -> NoiseMeasured:

@@ -45,6 +45,8 @@ class CalibrationJob(Job):
     recipe: HyperParameters
     pack_size: int | None = None
     """Trials of a pack; None: what suits the device."""
+    least_rate: float = 0.0
+    """Tokens per second below which nothing more need be measured: a far slower first step raises `TooSlow`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

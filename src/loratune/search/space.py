@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import floor, log, log10
+from math import ceil, floor, log, log10
 
 from loratune.errors import BudgetError
 from loratune.maths.laws import Prior, batch_size_law, learning_rate_law, rank_law, rate_by_examples
@@ -241,7 +241,7 @@ def too_small(context: SearchContext, cost: float) -> BudgetError:
     """The error for a budget below the `cost` of the cheapest trial."""
     return BudgetError(
         f"The budget of {context.wishes.budget:.3g} full runs does not pay for one trial, "
-        f"which costs {cost:.3g}; raise --budget."
+        f"which costs {cost:.3g}; raise --budget to at least {ceil(100 * cost) / 100:g}x."
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import MISSING, asdict, fields, replace
 from hashlib import blake2b
 from pathlib import Path
 from shlex import quote
+from time import monotonic
 from typing import Any
 
 from loratune.costs.calibration import CALIBRATION, Calibration
@@ -193,7 +194,7 @@ def price(
     kept = study.decode_fact(CALIBRATION, Calibration.from_dict) if study else None
     if kept is None:
         tell(PhaseBegan(phase=Phase.CALIBRATING))
-    calibration = bench.calibrate(options) if kept is None else kept
+    calibration = bench.calibrate(options, monotonic() - started) if kept is None else kept
     planned = _planned(study, options) if study else None
     corrections = study.decode_fact(_CORRECTIONS, Corrections.from_dict) if study else None
     if corrections is not None:

@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 
+from loratune.costs.budget import Budget, TooSlow, in_words
 from loratune.costs.calibration import Calibration
 from loratune.costs.limits import Limits
 from loratune.costs.threads import running
@@ -24,7 +25,7 @@ from loratune.data.table import TokenTable
 from loratune.engine.labels import labelling_passes
 from loratune.engine.memory import Shortage
 from loratune.engine.pack import PackEngine
-from loratune.errors import InputError, OutputError
+from loratune.errors import BudgetError, InputError, OutputError
 from loratune.files.lock import is_empty
 from loratune.lora.layout import find_targets
 from loratune.maths.laws import EPOCH_CHOICES, passes
@@ -101,14 +102,30 @@ class Workbench:
         """What finding the validation rows' labels takes, in passes over them."""
         return labelling_passes(self.data.label_tokens, self.data.validation)
 
-    def calibrate(self, options: SearchOptions) -> Calibration:
-        """A few measured steps of the default recipe, or what an earlier command has measured here."""
+    def calibrate(self, options: SearchOptions, spent: float = 0.0) -> Calibration:
+        """A few measured steps of the default recipe, or what an earlier command has measured here.
+
+        `spent`: seconds since the start. Raises `BudgetError` as soon as a budget in time is seen not to work.
+        """
         known = None if options.recalibrate else remembered(calibrations(), self.engine, self.limits, options)
         if known is not None:
             return known
         runner = LocalRunner(engine=self.engine, limits=self.limits)
-        job = CalibrationJob(recipe=options.hyper_parameters(), pack_size=options.pack_size)
-        found = only(runner.run([job]))
+        recipe, budget = options.hyper_parameters(), Budget.parse(options.budget)
+        tokens = _FINAL_TRIALS * recipe.epochs * float(self.data.train.lengths.sum())
+        left = None if budget.seconds is None else _left(options, budget.seconds - spent, spent)
+        job = CalibrationJob(
+            recipe=recipe, pack_size=options.pack_size, least_rate=0.0 if left is None else tokens / left
+        )
+        try:
+            found = only(runner.run([job]))
+        except TooSlow as slow:
+            final = tokens / slow.rate
+            raise BudgetError(
+                f"--budget {options.budget} leaves no time to search: loading took {spent:.0f} s, and at the "
+                f"{slow.rate:.0f} tokens/s of a first step the final run needs {final:.0f} s; give at least "
+                f"{in_words(spent + 2 * final)} or lower --train-rows."
+            ) from None
         assert isinstance(found, Calibrated)
         remember(calibrations(), self.engine, self.limits, options, found.calibration)
         return found.calibration
@@ -135,6 +152,16 @@ class Workbench:
             ),
             limits=replace(self.limits, micro_batch_tokens=tokens, correction=calibration.correction),
         )
+
+
+def _left(options: SearchOptions, left: float, spent: float) -> float:
+    """Seconds after loading."""
+    if left > 0:
+        return left
+    raise BudgetError(
+        f"--budget {options.budget} leaves no time to search: loading alone took {spent:.0f} s; give for example 3x, "
+        "three times the seconds of one final run."
+    )
 
 
 def check_out(directory: Path) -> None:
@@ -215,6 +242,8 @@ def model_facts(profile: ModelProfile, target_modules: tuple[str, ...]) -> Model
 
 
 _LARGEST_BATCH = 1024
+_FINAL_TRIALS = 2
+"""Of the final run, at least: what was found and the default recipe."""
 
 
 def search_context(bench: Workbench, options: SearchOptions) -> SearchContext:
