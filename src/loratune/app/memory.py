@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from json import dumps
+from pathlib import Path
 from typing import Any, cast, get_args
 
+from loratune.costs.cards import CARDS, Card, smallest_card
 from loratune.costs.execution import Device
 from loratune.costs.limits import Limits, device_bytes, execution_of
 from loratune.costs.memory import MemoryEstimate, Verdict
-from loratune.errors import InputError
+from loratune.errors import InputError, ModelError
 from loratune.maths.sizes import CAPACITY
 from loratune.maths.targets import check_rank, select_targets
 from loratune.model.device import DType, parse_memory, pick_device
@@ -17,16 +20,34 @@ from loratune.model.nf4 import NF4
 from loratune.model.profile import profile_from_config
 from loratune.reporting.screen import Screen
 from loratune.reporting.terminal import print_memory
-from loratune.reporting.wording import count
-from loratune.values import ALL_LINEAR, HyperParameters
+from loratune.reporting.wording import count, size
+from loratune.values import ALL_LINEAR, HyperParameters, ModelProfile
 
-_SHARE_TOKENS: dict[Device, int] = {"cpu": 2048, "cuda": 16384}
-"""Of a micro-batch where nothing is measured and memory allows."""
+_SHORTEST = 16
+"""Tokens below which a shorter row is no advice."""
+NOTHING_FITS = 4
+"""Exit code where no advice helps either."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Change:
+    """What else to ask for, so that it fits."""
+
+    options: str
+    """As at the command line: `--trials 4`."""
+    total: int
+    """Bytes that it then takes."""
+    card: Card | None
+    """The smallest that would do."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryAnswer:
-    """Predicted peak of a pack of equal trials, and what fits instead."""
+    """What a pack of equal trials needs, and what fits instead.
+
+    What is needed does not depend on the device: micro-batches are as small as one row. With more memory they are
+    larger, which is faster.
+    """
 
     model: str
     estimate: MemoryEstimate
@@ -42,6 +63,10 @@ class MemoryAnswer:
     """Trials side by side, however small micro-batches must be."""
     largest_micro_batch: int
     """Tokens that a micro-batch of this pack may hold."""
+    card: Card | None
+    """The smallest common one on which it fits; None where no single card does."""
+    changes: tuple[Change, ...] = ()
+    """Where it does not fit: what makes it fit, each by itself, else all together."""
     notes: tuple[str, ...] = ()
     """What is unusual about adapting the model."""
 
@@ -63,18 +88,20 @@ class MemoryAnswer:
             "largest_rank": self.largest_rank,
             "largest_trials": self.largest_pack,
             "largest_micro_batch_tokens": self.largest_micro_batch,
+            "smallest_card": None if self.card is None else asdict(self.card),
+            "changes": [asdict(change) for change in self.changes],
             "notes": self.notes,
         }
 
 
 def estimate_memory(
     *,
-    model: str,
+    model: str | Path,
     rank: int = 16,
     batch_size: int = 8,
     max_length: int = 512,
     trials: int = 1,
-    target_modules: tuple[str, ...] = ALL_LINEAR,
+    target_modules: Sequence[str] = ALL_LINEAR,
     dtype: str = "bfloat16",
     device: str = "auto",
     device_memory: str | None = None,
@@ -102,14 +129,15 @@ def estimate_memory(
     if dtype not in kinds:
         raise InputError(f"--dtype must be one of {', '.join(kinds)}, got {dtype!r}; change --dtype.")
     trial = HyperParameters(
-        r=rank, lora_alpha=2 * rank, learning_rate=1e-3, batch_size=batch_size, target_modules=target_modules
+        r=rank,
+        lora_alpha=2 * rank,
+        learning_rate=1e-3,
+        batch_size=batch_size,
+        target_modules=tuple(target_modules),
     )
     kind, available = _device(device, device_memory)
-    packs = dtype == NF4
-    computing = ("bfloat16" if kind == "cuda" else "auto") if packs else dtype
-    where = "cpu" if kind == "cpu" else "auto"
-    profile = profile_from_config(model, dtype=cast(DType, computing), device=where, packs=packs)
-    check_rank(select_targets(profile.targets, target_modules), rank)
+    profile = _profile(str(model), dtype, kind)
+    check_rank(select_targets(profile.targets, trial.target_modules), rank)
     limits = Limits(
         model=profile,
         max_length=max_length,
@@ -117,20 +145,73 @@ def estimate_memory(
         device_bytes=available,
         execution=execution_of(kind),
     )
-    room = limits.largest_micro_batch([trial] * trials)
-    limits = replace(limits, micro_batch_tokens=max(max_length, min(room, _SHARE_TOKENS[kind])))
+    estimate = limits.fullest([trial] * trials)
+    fits = estimate.fits(available)
     return MemoryAnswer(
-        model=model,
-        estimate=limits.fullest([trial] * trials),
+        model=str(model),
+        estimate=estimate,
         device_bytes=available,
         device=kind,
         micro_batch_tokens=limits.micro_batch_tokens,
         largest_batch=limits.largest_batch(trial),
         largest_rank=limits.largest_rank(trial, trials),
         largest_pack=limits.largest_pack(trial, CAPACITY),
-        largest_micro_batch=room,
+        largest_micro_batch=limits.largest_micro_batch([trial] * trials),
+        card=_card(limits, [trial] * trials),
+        changes=() if fits else tuple(_changes(limits, trial, trials, _packed(str(model), dtype, kind))),
         notes=profile.notes,
     )
+
+
+def _profile(model: str, dtype: str, kind: Device) -> ModelProfile:
+    packs = dtype == NF4
+    computing = ("bfloat16" if kind == "cuda" else "auto") if packs else dtype
+    where = "cpu" if kind == "cpu" else "auto"
+    return profile_from_config(model, dtype=cast(DType, computing), device=where, packs=packs)
+
+
+def _packed(model: str, dtype: str, kind: Device) -> ModelProfile | None:
+    """The same base in 4 bits; None where it is already, or cannot be (a .gguf file)."""
+    if dtype == NF4:
+        return None
+    try:
+        return _profile(model, NF4, kind)
+    except ModelError:
+        return None
+
+
+def _card(limits: Limits, pack: list[HyperParameters]) -> Card | None:
+    """The smallest, as the engine runs on a GPU."""
+    return smallest_card(replace(limits, execution=execution_of("cuda")).fullest(pack).fits)
+
+
+def _changes(
+    limits: Limits, trial: HyperParameters, trials: int, packed: ModelProfile | None
+) -> Iterator[Change]:
+    """What makes a pack fit, each change by itself; where none does, all of them together."""
+
+    def change(options: str, changed: Limits, count: int, hp: HyperParameters = trial) -> Change:
+        pack = [hp] * count
+        return Change(options=options, total=changed.fullest(pack).total, card=_card(changed, pack))
+
+    found = []
+    if 0 < (count := limits.largest_pack(trial, trials)) < trials:
+        found.append(change(f"--trials {count}", limits, count))
+    if (length := limits.longest_row([trial] * trials)) >= _SHORTEST:
+        found.append(change(f"--max-length {length}", limits.with_rows(length), trials))
+    if 0 < (rank := limits.largest_rank(trial, trials)) < trial.r:
+        found.append(change(f"--rank {rank}", limits, trials, replace(trial, r=rank)))
+    four = None if packed is None else replace(limits, model=packed)
+    if four is not None and four.fits([trial] * trials):
+        found.append(change(f"--dtype {NF4}", four, trials))
+    if found:
+        yield from found
+        return
+    least = limits if four is None else four
+    if (length := least.longest_row([trial])) >= _SHORTEST:
+        words = [f"--dtype {NF4}"] * (four is not None) + ["--trials 1"] * (trials > 1)
+        words += [f"--max-length {length}"] * (length < limits.max_length)
+        yield change(" ".join(words), least.with_rows(length), 1)
 
 
 def _device(name: str, memory: str | None) -> tuple[Device, int]:
@@ -144,18 +225,35 @@ def _device(name: str, memory: str | None) -> tuple[Device, int]:
     return kind, device_bytes(None, here, execution_of(kind))
 
 
-def memory_command(*, as_json: bool, **options: Any) -> None:
-    """Print the parts and what fits, or the document."""
+def memory_command(*, as_json: bool, **options: Any) -> int:
+    """Print the parts and what fits, or the document; returns the exit code."""
     answer = estimate_memory(**options)
+    code = NOTHING_FITS if answer.verdict == "does not fit" and not answer.changes else 0
     if as_json:
         print(dumps(answer.to_dict()))
-        return
+        return code
     console = Screen()
     for note in answer.notes:
         console.print(note, highlight=False, markup=False)
     print_memory(console, answer.estimate, answer.device_bytes)
-    for line in _limits_lines(answer):
+    for line in (*_advice(answer), *_limits_lines(answer)):
         console.print(line, highlight=False, markup=False)
+    return code
+
+
+def _advice(answer: MemoryAnswer) -> Iterator[str]:
+    """The card for what was asked, and what fits here instead."""
+    if answer.card is not None:
+        yield f"The smallest common card on which it fits: {_named(answer.card)}."
+    else:
+        yield f"On no single common card does it fit, the largest being {_named(CARDS[-1])}."
+    for change in answer.changes:
+        card = "" if change.card is None else f", on a GPU from {change.card.name} on"
+        yield f"It fits with {change.options}: {size(change.total)}{card}."
+
+
+def _named(card: Card) -> str:
+    return f"{card.name}, of which a process sees {size(card.bytes)}"
 
 
 def _limits_lines(answer: MemoryAnswer) -> list[str]:
@@ -173,12 +271,10 @@ def _limits_lines(answer: MemoryAnswer) -> list[str]:
         if limit
     ]
     if not fitting:
-        return [
-            "Not even one row at rank 1 fits: take a shorter --max-length, fewer --trials or another model."
-        ]
+        return ["Not even one row at rank 1 fits with all else as asked."]
     return [
-        f"Counted for a {'GPU' if answer.device == 'cuda' else 'CPU'} and micro-batches of "
-        f"{count(answer.micro_batch_tokens)} tokens.",
+        f"Counted is what is needed on a {'GPU' if answer.device == 'cuda' else 'CPU'}: micro-batches of one row, "
+        f"{count(answer.micro_batch_tokens)} tokens. More memory is used for larger ones, which are faster.",
         "What fits with room to spare, each with all else as asked and micro-batches as small as one row: "
         f"{'; '.join(fitting)}.",
     ]

@@ -174,9 +174,7 @@ def memory(
     max_length: Annotated[int, typer.Option(help="Tokens of the longest row.")] = 512,
     trials: Annotated[int, typer.Option(help="Trials trained at once.")] = 1,
     target_modules: Annotated[str, typer.Option(help="Layers to adapt, separated by commas.")] = "all-linear",
-    dtype: Annotated[
-        str, typer.Option(help="Base weights: bfloat16, float32, or nf4 (4 bits).")
-    ] = "bfloat16",
+    dtype: Annotated[str, typer.Option(help="Base weights: bfloat16, float32 or nf4 (4 bits).")] = "bfloat16",
     device: Annotated[
         str, typer.Option(help="auto, cpu or cuda; auto with --device-memory means a GPU.")
     ] = "auto",
@@ -185,10 +183,13 @@ def memory(
     ] = None,
     json: Json = False,
 ) -> None:
-    """What a pack needs, part by part, and what fits; reads a config alone, no weights."""
+    """What a pack needs, part by part, on which card it fits, and what fits here; reads a config alone, no weights.
+
+    Exit code 4 where nothing fits.
+    """
     from loratune.app.memory import memory_command
 
-    memory_command(
+    code = memory_command(
         model=model,
         rank=rank,
         batch_size=batch_size,
@@ -200,6 +201,7 @@ def memory(
         device_memory=device_memory,
         as_json=json,
     )
+    raise typer.Exit(code)
 
 
 @command()

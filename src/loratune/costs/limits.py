@@ -145,6 +145,14 @@ class Limits:
 
         return _largest(holds, limit)
 
+    def with_rows(self, tokens: int) -> "Limits":
+        """With rows of so many tokens at most, one in a micro-batch."""
+        return replace(self, max_length=tokens, micro_batch_tokens=tokens)
+
+    def longest_row(self, pack: Sequence[HyperParameters]) -> int:
+        """Tokens up to `max_length` that a row may have with that pack, one row in a micro-batch."""
+        return _largest(lambda tokens: self.with_rows(tokens or 1).fits(pack), self.max_length)
+
     def largest_batch(self, trial: HyperParameters, limit: int = 2**20) -> int:
         """Rows of `max_length` tokens that one trial trains in one undivided micro-batch.
 

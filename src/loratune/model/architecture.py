@@ -26,6 +26,14 @@ _SIZES = {
     "max_position_embeddings": 2**40,
 }
 """Of a configuration, with the largest that is taken for one."""
+_NEEDED = {
+    "vocab_size": (),
+    "hidden_size": ("n_embd", "n_embed", "d_model"),
+    "num_hidden_layers": ("n_layer", "n_layers", "num_layers"),
+    "num_attention_heads": ("n_head", "n_heads"),
+    "intermediate_size": ("n_inner", "ffn_dim", "ffn_hidden_size", "moe_intermediate_size"),
+}
+"""What a memory model must know, with other names of it."""
 _DEEPEST = 8
 
 
@@ -50,6 +58,30 @@ def read_config(source: Source) -> PreTrainedConfig:
             f"check the file or choose another model."
         ) from None
     return config
+
+
+def check_sizes(config: PreTrainedConfig, values: dict[str, Any], name: str) -> None:
+    """Raise `ModelError` where config.json (`values`) leaves a size to its architecture's default.
+
+    Shapes that come from it alone would be those of another model. Parts of it are written without what is a default.
+    """
+    if config.get_text_config() is not config:
+        return
+    usual = type(config)()
+    names = config.attribute_map
+    missing = []
+    for size, others in _NEEDED.items():
+        given = any(values.get(each) is not None for each in (size, names.get(size, size), *others))
+        if (
+            not given
+            and isinstance(getattr(config, size, None), int)
+            and getattr(config, size) == getattr(usual, size)
+        ):
+            missing.append(size)
+    if missing:
+        raise ModelError(
+            f"config.json of {name} must have the model's sizes, but lacks {', '.join(missing)}; download it again."
+        )
 
 
 def longest_row(config: PreTrainedConfig) -> int | None:

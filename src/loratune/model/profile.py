@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from loratune.errors import ModelError
 from loratune.maths.targets import Shape
-from loratune.model.architecture import read_config
+from loratune.model.architecture import check_sizes, read_config
 from loratune.model.device import DType, pick_device, resolve_dtype
 from loratune.model.nf4 import (
     NF4,
@@ -21,7 +21,7 @@ from loratune.model.nf4 import (
     weight_parameters,
 )
 from loratune.model.quiet import first_sentence, quiet
-from loratune.model.source import locate
+from loratune.model.source import locate, read_json
 from loratune.values import ModelProfile
 
 _ATTENTION = ("attn", "attention")
@@ -127,6 +127,8 @@ def profile_from_config(
     source = locate(name, weights=False)
     check_source(source, NF4 if packs else dtype)
     config = read_config(source)
+    if source.gguf is None:
+        check_sizes(config, read_json(source.folder / "config.json"), name)
     kind = resolve_dtype(dtype, pick_device(device))
     try:
         with quiet(), torch.device("meta"):
