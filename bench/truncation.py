@@ -16,6 +16,9 @@ import numpy as np
 from loratune.analysis.truncation import TruncationRun
 from loratune.app.demo import smollm2, write_reuters
 from loratune.lora.layout import Adapter
+from loratune.lora.peft_io import save_adapter
+from loratune.runners.local import LocalRunner
+from loratune.runners.runner import AdapterFile
 from loratune.tuning.options import SearchOptions
 from loratune.tuning.workbench import open_workbench, search_context
 from loratune.values import HyperParameters, Trial, TrialResult, Truncation
@@ -56,8 +59,14 @@ def measure(arguments: argparse.Namespace, folder: Path) -> tuple[Truncation, li
         )
         largest = next(pair for pair in done if pair[0].asked.hyper_parameters.r == arguments.rank)
         context = search_context(bench, options)
-        run = TruncationRun(engine=bench.engine, context=context)
-        return run.measure(*largest, heal=arguments.heal), [result for result, _ in done]
+        with TemporaryDirectory() as place:
+            result, adapter = largest
+            save_adapter(adapter, Path(place) / "whole", bench.base.model)
+            file = AdapterFile(folder=Path(place) / "whole", hyper_parameters=adapter.hyper_parameters)
+            run = TruncationRun(
+                runner=LocalRunner(engine=bench.engine), subject=bench.subject, context=context
+            )
+            return run.measure(result, file, heal=arguments.heal), [result for result, _ in done]
 
 
 def numbers(text: str) -> list[int]:

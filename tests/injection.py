@@ -1,16 +1,20 @@
 """One trial on the real engine with a fault of the caller's choice, and all that is then found."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from chain import speaker, task
 from engine_fixture import engine, trial
 from loratune.analysis.diagnose import before_training, combined, of_trial
+from loratune.analysis.subject import Subject
 from loratune.data.table import TokenTable
 from loratune.engine.live import EarlyStopping
 from loratune.engine.pack import PackEngine
 from loratune.lora.layout import Adapter
+from loratune.lora.spectrum import strengths
 from loratune.model.base import BaseModel
+from loratune.runners.local import LocalRunner
 from loratune.values import Stage, Trial, TrialResult
 from loratune.values.analysis import Diagnosis, Sign
 
@@ -55,8 +59,16 @@ def run(
     facts = {"r": 4, "lora_alpha": 8, "learning_rate": 1.5e-2, "batch_size": 8, "epochs": 3}
     result, adapter = trained(packs, replace(trial(0, **(facts | changes)), stage=Stage.FINAL))
     (bare,) = packs.evaluate([None], packs.validation)
-    after = of_trial(packs, result, before=bare.nll, margin=margin, adapter=adapter)
-    return combined(before_training(packs), after), result
+    audit = partial(strengths, adapter, packs.base.model)
+    after = of_trial(Subject.of(packs), result, before=bare.nll, margin=margin, audit=audit)
+    return combined(looked_at(packs), after), result
+
+
+def looked_at(
+    packs: PackEngine, test: TokenTable | None = None, *, removed: int = 0
+) -> tuple[Diagnosis, ...]:
+    """What is found before training, through this process's runner."""
+    return before_training(Subject.of(packs, test), LocalRunner(engine=packs, test=test), removed=removed)
 
 
 def only(found: tuple[Diagnosis, ...], sign: Sign) -> Diagnosis:

@@ -9,8 +9,9 @@ import torch
 
 from chain import END, FIRST, PADDING, SEPARATOR, WORDS, pairs, speaker, task
 from engine_fixture import engine, trial
-from injection import MARGIN, TRAIN, VALIDATION, only, run, trained
-from loratune.analysis.diagnose import before_training, higher_rate_was_worse, of_seeds, of_trial
+from injection import MARGIN, TRAIN, VALIDATION, looked_at, only, run, trained
+from loratune.analysis.diagnose import higher_rate_was_worse, of_seeds, of_trial
+from loratune.analysis.subject import Subject
 from loratune.data.table import TokenTable
 from loratune.model.base import BaseModel
 from loratune.values import TrialResult, TrialState
@@ -95,7 +96,13 @@ def test_scattered_overflow_is_not_blamed_on_the_rows() -> None:
     losses = result.step_nll.copy()
     losses[[3, 11, 18, 21]] = np.nan
     told = only(
-        of_trial(packs, replace(result, step_nll=losses), before=1.6, margin=1.0, higher_rate_is_worse=True),
+        of_trial(
+            Subject.of(packs),
+            replace(result, step_nll=losses),
+            before=1.6,
+            margin=1.0,
+            higher_rate_is_worse=True,
+        ),
         Sign.NOT_FINITE,
     )
     assert "whatever the rows" in told.finding
@@ -154,7 +161,7 @@ def test_an_unknown_end_alone_is_not_a_wrong_template() -> None:
     held_out = [([*tokens[:-1], PADDING], flags) for tokens, flags in pairs(64, seed=VALIDATION)]
     packs = engine(speaker(), table(rows), table(held_out))
     assert packs.evaluate([None], packs.train)[0].nll > 2.4
-    assert before_training(packs) == ()
+    assert looked_at(packs) == ()
 
 
 def test_coined_labels_are_not_a_wrong_template_and_garbled_prompts_are() -> None:
@@ -173,13 +180,13 @@ def test_coined_labels_are_not_a_wrong_template_and_garbled_prompts_are() -> Non
         label_tokens=label_tokens,
     )
     assert packs.evaluate([None], packs.train)[0].nll > np.log(97)
-    assert [each for each in before_training(packs) if each.sign is Sign.TEMPLATE] == []
+    assert [each for each in looked_at(packs) if each.sign is Sign.TEMPLATE] == []
     wrong = replace(
         packs,
         train=labelled(other_words(pairs(64, seed=TRAIN))),
         validation=labelled(other_words(pairs(64, seed=VALIDATION))),
     )
-    assert [each.sign for each in before_training(wrong) if each.sign is not Sign.LEAK] == [Sign.TEMPLATE]
+    assert [each.sign for each in looked_at(wrong) if each.sign is not Sign.LEAK] == [Sign.TEMPLATE]
 
 
 def test_evaluation_rows_in_training() -> None:
@@ -188,7 +195,7 @@ def test_evaluation_rows_in_training() -> None:
     assert told.finding.startswith("20 of 64 validation rows")
     assert "Take them out" in told.remedy
     packs = engine(speaker(), task(64, seed=TRAIN), task(64, seed=VALIDATION))
-    told = only(before_training(packs, task(64, seed=TRAIN).take(range(30))), Sign.LEAK)
+    told = only(looked_at(packs, task(64, seed=TRAIN).take(range(30))), Sign.LEAK)
     assert told.finding.startswith("30 of 30 test rows")
 
 
@@ -212,7 +219,7 @@ def test_undertraining_where_a_higher_rate_was_worse_asks_for_epochs() -> None:
     assert higher_rate_was_worse(results[0], results)
     assert not higher_rate_was_worse(results[1], results)
     before = packs.evaluate([None], packs.validation)[0].nll
-    found = of_trial(packs, results[0], before=before, margin=MARGIN, higher_rate_is_worse=True)
+    found = of_trial(Subject.of(packs), results[0], before=before, margin=MARGIN, higher_rate_is_worse=True)
     assert only(found, Sign.UNDERTRAINED).remedy == "Train for more epochs."
 
 

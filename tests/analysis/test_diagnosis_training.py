@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from torch import nn
 
 from chain import FIRST, pairs, speaker, task
 from engine_fixture import engine, trial
-from injection import only, pack_engine, run, trained
-from loratune.analysis.diagnose import before_training, of_run, of_trial
+from injection import looked_at, only, pack_engine, run, trained
+from loratune.analysis.diagnose import of_run, of_trial
 from loratune.analysis.signs import leaps
+from loratune.analysis.subject import Subject
 from loratune.data.table import TokenTable
 from loratune.engine.slot import schedule
 from loratune.lora.layout import Adapter
@@ -124,7 +126,7 @@ def test_gradients_that_leap_anywhere_ask_for_a_gentler_rate() -> None:
     norms[[40, 50, 60]] *= 30
     changed = replace(result, gradient_norms=norms)
     before = packs.evaluate([None], packs.validation)[0].nll
-    told = only(of_trial(packs, changed, before=before, margin=0.005), Sign.LEAPS)
+    told = only(of_trial(Subject.of(packs), changed, before=before, margin=0.005), Sign.LEAPS)
     assert "training row" not in told.finding
     assert told.remedy.startswith("Halve the learning rate to 0.004")
 
@@ -169,7 +171,14 @@ def test_where_a_higher_rate_was_worse_the_matrices_are_not_asked_for_a_higher_o
     packs = engine(speaker(), task(64, seed=1), task(64, seed=7))
     result, adapter = trained(packs, trial(0, learning_rate=1e-6, batch_size=8))
     told = [
-        of_trial(packs, result, before=1.6, margin=1.0, higher_rate_is_worse=worse, adapter=adapter)
+        of_trial(
+            Subject.of(packs),
+            result,
+            before=1.6,
+            margin=1.0,
+            higher_rate_is_worse=worse,
+            audit=partial(strengths, adapter, packs.base.model),
+        )
         for worse in (False, True)
     ]
     assert [[each.sign for each in found] for found in told] == [[Sign.UNDERTRAINED], []]
@@ -244,7 +253,9 @@ def test_a_final_run_that_broke_down_is_repeated_at_half_the_rate_and_both_are_t
     assert [event.trials for event in events if isinstance(event, StageBegan)] == [1] * len(results)
     assert f"it was repeated at half the learning rate, {learning_rate / 2:.3g}" in final.notes[0]
     told = [
-        each for each in of_run(packs, final, results, margin=0.005) if each.done.startswith("It was rep")
+        each
+        for each in of_run(Subject.of(packs), runner.runner, final, results, margin=0.005)
+        if each.done.startswith("It was rep")
     ]
     assert {each.sign for each in told} == {Sign.UNSTABLE}
     assert len(told) == sum(each.trial.hyper_parameters.learning_rate > taken for each in broken)
@@ -253,7 +264,7 @@ def test_a_final_run_that_broke_down_is_repeated_at_half_the_rate_and_both_are_t
 
 
 def test_rows_that_were_taken_out_are_told_as_done() -> None:
-    told = only(before_training(pack_engine(task(64, seed=1)), removed=3), Sign.LEAK)
+    told = only(looked_at(pack_engine(task(64, seed=1)), removed=3), Sign.LEAK)
     assert told.finding.startswith("3 rows of validation or test stood in another split too")
     assert told.done == "They were taken out of validation and test."
     assert not told.remedy

@@ -14,6 +14,7 @@ from engine_fixture import engine, tiny_llama
 from loratune.analysis import sensitivity as run
 from loratune.analysis.effects import contrast, coordinates, range_interval
 from loratune.analysis.sensitivity import sensitivity
+from loratune.analysis.subject import Subject
 from loratune.costs.memory import MemoryEstimate
 from loratune.engine.selfcheck import random_table
 from loratune.maths.noninferiority import Comparison, compare_means, pool_seed_noise
@@ -74,7 +75,7 @@ def table(loss: Callable[[int, float], float], seeds: int = 2, noise: float = 0.
 def found(results: list[TrialResult], chosen: HyperParameters = CHOSEN) -> Sensitivity:
     base = tiny_llama()
     subject = engine(replace(base, profile=replace(base.profile, parameters=100_000)), random_table(97))
-    return sensitivity(chosen, results, subject, PerRank())  # type: ignore[arg-type]
+    return sensitivity(chosen, results, Subject.of(subject), PerRank())  # type: ignore[arg-type]
 
 
 def shares(results: list[TrialResult]) -> dict[str, float]:

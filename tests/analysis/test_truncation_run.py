@@ -3,20 +3,24 @@
 from dataclasses import replace
 from math import inf
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import torch
 
 from engine_fixture import VOCABULARY, engine, tiny_llama, trial
+from loratune.analysis.subject import Subject
 from loratune.analysis.truncation import FEWEST_HEALING_STEPS, TruncationRun
 from loratune.costs.readings import FEWEST_ROWS, affordable_rows, cut_ranks
 from loratune.data.table import TokenTable
 from loratune.engine.pack import PackEngine
 from loratune.lora.layout import Adapter
+from loratune.lora.peft_io import save_adapter
 from loratune.lora.spectrum import decompose
 from loratune.model.base import BaseModel
-from loratune.runners.local import LargestAdapter
+from loratune.runners.local import LargestAdapter, LocalRunner
+from loratune.runners.runner import AdapterFile
 from loratune.study.record import Study
 from loratune.values import (
     Cut,
@@ -26,6 +30,7 @@ from loratune.values import (
     Trial,
     TrialResult,
     TrialState,
+    Truncation,
     Wishes,
 )
 
@@ -89,11 +94,27 @@ def taught() -> tuple[PackEngine, Adapter, TrialResult, SearchContext]:
     return packs, adapter, result, context
 
 
+def measured(
+    packs: PackEngine,
+    context: SearchContext,
+    result: TrialResult,
+    adapter: Adapter,
+    heal: tuple[int, ...] = (),
+) -> Truncation:
+    """Through this process's runner, of the adapter in a file."""
+    with TemporaryDirectory() as folder:
+        save_adapter(adapter, Path(folder) / "whole", packs.base.model)
+        file = AdapterFile(folder=Path(folder) / "whole", hyper_parameters=adapter.hyper_parameters)
+        runner = LocalRunner(engine=packs)
+        run = TruncationRun(runner=runner, subject=Subject.of(packs), context=context)
+        return run.measure(result, file, heal=heal)
+
+
 def test_the_planted_rank_is_found(
     taught: tuple[PackEngine, Adapter, TrialResult, SearchContext],
 ) -> None:
     packs, adapter, result, context = taught
-    found = TruncationRun(engine=packs, context=context).measure(result, adapter)
+    found = measured(packs, context, result, adapter)
     assert (found.r, found.rows, found.nll) == (16, 120, pytest.approx(result.nll))
     uniform = found.curve(Cut.UNIFORM)
     assert [point.rank for point in uniform] == [1, 2, 4, 8]
@@ -113,7 +134,7 @@ def test_the_planted_rank_is_found(
 def test_in_points_of_the_metric(taught: tuple[PackEngine, Adapter, TrialResult, SearchContext]) -> None:
     packs, adapter, result, context = taught
     points = context.changed(metric="exact_match", margin=1.0)
-    found = TruncationRun(engine=packs, context=points).measure(result, adapter)
+    found = measured(packs, points, result, adapter)
     uniform = found.curve(Cut.UNIFORM)
     assert uniform[0].loss > 10
     assert uniform[2].loss == 0
@@ -123,10 +144,10 @@ def test_in_points_of_the_metric(taught: tuple[PackEngine, Adapter, TrialResult,
 def test_the_budget_bounds_the_rows(taught: tuple[PackEngine, Adapter, TrialResult, SearchContext]) -> None:
     packs, adapter, result, context = taught
     small = context.changed(budget=1.0)
-    found = TruncationRun(engine=packs, context=small).measure(result, adapter)
+    found = measured(packs, small, result, adapter)
     assert found.rows == FEWEST_ROWS == affordable_rows(small, 8, 120)
     assert found.cost == pytest.approx(0.5 * 8 * FEWEST_ROWS / 120 / 1.5, rel=0.1)
-    again = TruncationRun(engine=packs, context=small).measure(result, adapter)
+    again = measured(packs, small, result, adapter)
     assert again.points == found.points
     assert affordable_rows(context, 8, 120) == 120
 
@@ -138,7 +159,7 @@ def test_training_on_wins_back_what_the_cut_lost(
     long = replace(
         result, asked=replace(SUBJECT, hyper_parameters=replace(SUBJECT.hyper_parameters, epochs=60))
     )
-    found = TruncationRun(engine=packs, context=context).measure(long, adapter, heal=(1, 2, 16))
+    found = measured(packs, context, long, adapter, heal=(1, 2, 16))
     healed, cut = found.curve(Cut.HEALED), found.curve(Cut.UNIFORM)
     assert [point.rank for point in healed] == [1, 2]
     assert all(after.nll < before.nll - 0.05 for after, before in zip(healed, cut, strict=False))
@@ -153,9 +174,11 @@ def test_a_short_trial_is_trained_on_for_ten_steps(
     steps: list[int] = []
     slot = PackEngine.slot
     monkeypatch.setattr(
-        PackEngine, "slot", lambda self, asked: steps.append(len(self.batches(asked))) or slot(self, asked)
+        PackEngine,
+        "slot",
+        lambda self, asked, initial: steps.append(len(self.batches(asked))) or slot(self, asked, initial),
     )
-    found = TruncationRun(engine=packs, context=context).measure(result, adapter, heal=(2,))
+    found = measured(packs, context, result, adapter, heal=(2,))
     assert steps == [FEWEST_HEALING_STEPS]
     assert found.curve(Cut.HEALED)[0].nll < found.curve(Cut.UNIFORM)[1].nll
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from engine_fixture import engine, tiny_family, tiny_llama, trial
-from loratune.analysis.truncation import energy_rank, entropy_rank, stable_rank, threshold_ranks
+from loratune.analysis.truncation import energy_rank, entropy_rank, stable_rank
 from loratune.engine.selfcheck import random_table
 from loratune.lora.layout import Adapter, AdapterLayout, Target, find_targets
 from loratune.lora.peft_io import load_adapter, save_adapter
-from loratune.lora.spectrum import decompose
+from loratune.lora.spectrum import decompose, threshold_ranks
 
 TARGETS = (Target("a", 20, 12), Target("b", 12, 30), Target("c", 16, 16))
 SETTING = trial(r=8, lora_alpha=12).hyper_parameters

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loratune.lora.layout import Adapter
+from loratune.runners.runner import AdapterFile
 from loratune.values import TrialResult
 
 
@@ -26,6 +27,8 @@ class FinalModel:
     validation: Scored | None
     test: Scored
     adapter: Adapter | None = None
+    file: AdapterFile | None = None
+    """Where the adapter is while the final run lasts."""
     result: TrialResult | None = None
 
 

@@ -5,8 +5,9 @@ trained. Where two rules see the same cause, only the one that names it speaks.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -15,12 +16,13 @@ import numpy.typing as npt
 from loratune.analysis import audit
 from loratune.analysis import signs as rules
 from loratune.analysis.comparison import Final
+from loratune.analysis.subject import Subject, audited, base_on
 from loratune.data.batches import Rows
-from loratune.data.profile import repeats_at_the_ends, shared_rows, whole_text, without_last
+from loratune.data.profile import repeats_at_the_ends, shared_rows
 from loratune.data.table import TokenTable
-from loratune.engine.pack import PackEngine
-from loratune.lora.layout import Adapter
-from loratune.lora.spectrum import strengths
+from loratune.engine.evaluate import Evaluation
+from loratune.lora.spectrum import Strengths
+from loratune.runners.runner import Runner
 from loratune.values import HyperParameters, Stage, TrialResult, TrialState
 from loratune.values.analysis import Diagnosis, Sign
 
@@ -36,14 +38,12 @@ _SHARE = 0.01
 _FEWEST = 8
 
 
-def before_training(
-    engine: PackEngine, test: TokenTable | None = None, *, removed: int = 0
-) -> tuple[Diagnosis, ...]:
+def before_training(subject: Subject, runner: Runner, *, removed: int = 0) -> tuple[Diagnosis, ...]:
     """What is wrong with the rows: padding that is learnt, held-out rows in training, text unlike the model's.
 
     `removed` held-out rows that stood in another split too were taken out when the data was read.
     """
-    train = engine.train
+    train, test = subject.train, subject.test
     repeats = repeats_at_the_ends(train)
     padding = rules.learnt_padding(
         repeated=repeats.repeated,
@@ -51,67 +51,64 @@ def before_training(
         rows=repeats.rows,
         of_rows=repeats.of_rows,
     )
-    splits = {"validation": engine.validation} | ({"test": test} if test is not None else {})
+    splits = {"validation": subject.validation} | ({"test": test} if test is not None else {})
     leaks = [
         rules.leaked_rows(split=split, shared=shared_rows(train, table), rows=len(table))
         for split, table in splits.items()
     ]
     found = [padding, *leaks, rules.removed_duplicates(removed=removed)]
     if padding is None:  # padding is unlike the model's text too
-        found.append(_strange_text(engine))
+        found.append(_strange_text(subject, runner))
     return _found(found)
 
 
-def _strange_text(engine: PackEngine) -> Diagnosis | None:
+def _strange_text(subject: Subject, runner: Runner) -> Diagnosis | None:
     """The base model on a few rows of both splits."""
-    train, other = (_sample(engine, table) for table in (engine.train, engine.validation))
-    whole = engine.train.take(train)
-    ours = _sums(engine, whole)
+    train, other = (_sample(subject, table) for table in (subject.train, subject.validation))
+    ours = _sums(base_on(runner, "train", train))
     broken = rules.not_finite_base(bad=len(train) - len(ours[0]), rows=len(train))
     if broken is not None:
         return broken
     # labels are names that the user has coined: there only the text around them tells
-    text = whole_text if engine.label_tokens is not None else without_last
-    sums, tokens = _sums(engine, text(engine.train, train))
+    sums, tokens = _sums(base_on(runner, "train", train, "whole" if subject.labelled else "without last"))
     unknown = rules.worse_than_guessing(
         nll=ours[0].sum() / ours[1].sum(),
         of_text=sums.sum() / tokens.sum(),
-        vocabulary=engine.base.profile.vocabulary,
+        vocabulary=subject.profile.vocabulary,
     )
-    return unknown or rules.unlike_splits(*ours, *_sums(engine, engine.validation.take(other)))
+    return unknown or rules.unlike_splits(*ours, *_sums(base_on(runner, "validation", other)))
 
 
-def _sums(engine: PackEngine, table: TokenTable) -> tuple[rules.Floats, rules.Floats]:
+def _sums(found: Evaluation) -> tuple[rules.Floats, rules.Floats]:
     """NLL and supervised tokens of each row on which the base model gives a finite number."""
-    (found,) = engine.evaluate([None], table)
     finite = np.isfinite(found.example_nll)
-    return found.example_nll[finite], table.supervised_counts[finite].astype(np.float64)
+    return found.example_nll[finite], found.counts[finite].astype(np.float64)
 
 
-def _sample(engine: PackEngine, table: TokenTable) -> Rows:
+def _sample(subject: Subject, table: TokenTable) -> Rows:
     """Some rows, the same every time."""
-    affordable = _SHARE * int(engine.train.lengths.sum()) / max(1.0, float(table.lengths.mean()))
+    affordable = _SHARE * int(subject.train.lengths.sum()) / max(1.0, float(table.lengths.mean()))
     count = min(len(table), max(_FEWEST, min(_LOOKED_AT, int(affordable))))
-    return np.sort(np.random.default_rng(engine.study_seed).permutation(len(table))[:count])
+    return np.sort(np.random.default_rng(subject.seed).permutation(len(table))[:count])
 
 
 def of_trial(
-    engine: PackEngine,
+    subject: Subject,
     result: TrialResult,
     *,
     before: float,
     margin: float,
     higher_rate_is_worse: bool = False,
-    adapter: Adapter | None = None,
+    audit: Callable[[], Strengths] | None = None,
 ) -> tuple[Diagnosis, ...]:
     """What the steps and readings of one trial say; its readings must all be on the same validation rows.
 
     Args:
         before: NLL of the base model on these rows; margin: in nats.
         higher_rate_is_worse: whether a higher learning rate was tried at this rank and did worse.
-        adapter: what the trial handed over, to be looked at where steps and readings are healthy.
+        audit: looks at the adapter that the trial handed over; called where steps and readings are healthy.
     """
-    skipped = _skipped(engine, result)
+    skipped = _skipped(subject, result)
     values = result.trial.hyper_parameters
     if result.failure or result.state is TrialState.DIVERGED:
         if skipped is not None and _never_rose(result):
@@ -122,48 +119,49 @@ def of_trial(
         unstable = rules.unstable_losses(values, result.step_nll)
     if unstable is not None:  # the readings of a run that broke down say nothing about its length
         return _found([skipped, unstable])
-    found = [_leaping(engine, result), *_of_readings(result, before, margin, higher_rate_is_worse)]
-    if adapter is not None and not any(found):
-        found += _of_adapter(engine, adapter, higher_rate_is_worse)
+    found = [_leaping(subject, result), *_of_readings(result, before, margin, higher_rate_is_worse)]
+    if audit is not None and not any(found):
+        found += _of_adapter(values, audit(), higher_rate_is_worse)
     return _found([skipped, *found])
 
 
-def _of_adapter(engine: PackEngine, adapter: Adapter, higher_rate_is_worse: bool) -> list[Diagnosis | None]:
+def _of_adapter(
+    values: HyperParameters, found: Strengths, higher_rate_is_worse: bool
+) -> list[Diagnosis | None]:
     """What the matrices say where steps and readings are healthy; a higher rate that was tried says more than B."""
-    values = adapter.hyper_parameters
-    found = strengths(adapter, engine.base.model)
     return [
         None if higher_rate_is_worse else audit.near_start(values, found.a, found.b),
         audit.outgrown(values, found.update, found.layer),
     ]
 
 
-def _leaping(engine: PackEngine, result: TrialResult) -> Diagnosis | None:
+def _leaping(subject: Subject, result: TrialResult) -> Diagnosis | None:
     """Steps whose gradient leapt, and the training rows that all of them had; an early outlier counts as neither."""
     norms = result.gradient_norms
     if norms is None:
         return None
     leapt = rules.leaps(norms)
     sound = ~leapt & (norms <= rules.SPIKE * np.median(norms))
-    suspects = _only_in(leapt, engine.batches(result.trial), sound) if leapt.any() else ()
+    suspects = _only_in(leapt, subject.batches(result.trial), sound) if leapt.any() else ()
     steps = (np.flatnonzero(leapt) + 1).tolist()
     return rules.leaping_gradients(result.trial.hyper_parameters, steps, steps=len(norms), suspects=suspects)
 
 
 def of_run(
-    engine: PackEngine, final: Final, results: Sequence[TrialResult], *, margin: float
+    subject: Subject, runner: Runner, final: Final, results: Sequence[TrialResult], *, margin: float
 ) -> tuple[Diagnosis, ...]:
     """What the final run and the trials of the search say of the recommended setting; `margin` in nats."""
     result = final.recommended.result
     assert result is not None
     searched = [each for each in results if each.asked.stage is not Stage.FINAL]
+    file = final.recommended.file
     found = of_trial(
-        engine,
+        subject,
         result,
         before=final.before,
         margin=margin,
         higher_rate_is_worse=higher_rate_was_worse(result, searched),
-        adapter=final.adapter,
+        audit=None if file is None else partial(audited, runner, file),
     )
     values = result.trial.hyper_parameters
     repeated = [
@@ -207,7 +205,7 @@ def _of_readings(
     ]
 
 
-def _skipped(engine: PackEngine, result: TrialResult) -> Diagnosis | None:
+def _skipped(subject: Subject, result: TrialResult) -> Diagnosis | None:
     """Steps that were not finite, and the training rows that all of them had."""
     if result.step_nll is None:
         return None
@@ -215,7 +213,7 @@ def _skipped(engine: PackEngine, result: TrialResult) -> Diagnosis | None:
     if not bad.any():
         return None
     steps = (np.flatnonzero(bad) + 1).tolist()
-    suspects = () if result.failure else _only_in(bad, engine.batches(result.trial), ~bad)
+    suspects = () if result.failure else _only_in(bad, subject.batches(result.trial), ~bad)
     in_gradient = bool(np.isfinite(result.step_nll[bad]).all())
     return rules.not_finite_steps(steps, steps=len(bad), suspects=suspects, in_gradient=in_gradient)
 

@@ -12,8 +12,8 @@ from warnings import catch_warnings, simplefilter
 import numpy as np
 
 from loratune.analysis import effects as maths
+from loratune.analysis.subject import Subject
 from loratune.costs.memory import MemoryEstimate
-from loratune.engine.pack import PackEngine
 from loratune.maths.noninferiority import (
     SeedNoise,
     compare_means,
@@ -38,7 +38,7 @@ class MemoryModel(Protocol):
 
 
 def sensitivity(
-    chosen: HyperParameters, results: Sequence[TrialResult], engine: PackEngine, memory: MemoryModel
+    chosen: HyperParameters, results: Sequence[TrialResult], subject: Subject, memory: MemoryModel
 ) -> Sensitivity:
     """Every hyper-parameter that the search varied on all rows, by its effect on the loss.
 
@@ -53,7 +53,7 @@ def sensitivity(
     wanted = maths.wanted_trials(len(varied))
     enough = bool(varied) and len(peers) >= wanted
     shares = _shares(varied, settings, losses) if enough else {}
-    noise = _seed_noise(peers, engine)
+    noise = _seed_noise(peers, subject)
     impacts = []
     for name in varied:
         contrast = maths.contrast(name, settings, losses, _coordinates(chosen))
@@ -61,11 +61,11 @@ def sensitivity(
             name=name,
             tried=tried[name],
             effect=None if contrast is None else contrast.effect,
-            effect_interval=None if contrast is None else _interval(contrast, peers, noise, engine),
+            effect_interval=None if contrast is None else _interval(contrast, peers, noise, subject),
             share=shares[name][0] if enough else None,
             share_interval=shares[name][1] if enough else None,
             memory_bytes=_memory(chosen, name, tried[name], memory),
-            time_factor=_time(chosen, name, tried[name], engine),
+            time_factor=_time(chosen, name, tried[name], subject),
         )
         impacts.append(impact)
     if not any(each.name == "learning_rate" and each.effect is not None for each in impacts):
@@ -88,24 +88,24 @@ def _repeats(results: Sequence[TrialResult]) -> dict[HyperParameters, list[Trial
     return groups
 
 
-def _seed_noise(peers: Sequence[TrialResult], engine: PackEngine) -> SeedNoise:
+def _seed_noise(peers: Sequence[TrialResult], subject: Subject) -> SeedNoise:
     """Of one run's NLL, pooled over all settings that were repeated."""
     groups = [group for group in _repeats(peers).values() if len(group) > 1]
     noise = pool_seed_noise([[result.nll for result in group] for group in groups])
     if not noise.known or not _have_rows(peers):
         return noise
-    weights = _weights(engine)
+    weights = _weights(subject)
     parts = [row_variance(_rows(group), weights) * (len(group) - 1) for group in groups]
     return replace(noise, rows=sum(parts) / noise.degrees)
 
 
 def _interval(
-    contrast: maths.Contrast, peers: Sequence[TrialResult], noise: SeedNoise, engine: PackEngine
+    contrast: maths.Contrast, peers: Sequence[TrialResult], noise: SeedNoise, subject: Subject
 ) -> tuple[float, float] | None:
     """Of a contrast's effect: paired by validation row where the trials have kept their rows."""
     worst, best = ([peers[number] for number in side] for side in (contrast.worst, contrast.best))
     if _have_rows([*worst, *best]):
-        found = compare_nll(_rows(worst), _rows(best), _weights(engine), noise, margin=0.0)
+        found = compare_nll(_rows(worst), _rows(best), _weights(subject), noise, margin=0.0)
     else:
         found = compare_means([x.nll for x in worst], [x.nll for x in best], noise, margin=0.0)
     return maths.range_interval(found, contrast.values)
@@ -120,8 +120,8 @@ def _rows(results: Sequence[TrialResult]) -> maths.Floats:
     return np.array([result.example_nll for result in results], np.float64)
 
 
-def _weights(engine: PackEngine) -> maths.Floats:
-    return engine.validation.supervised_counts.astype(np.float64)
+def _weights(subject: Subject) -> maths.Floats:
+    return subject.validation.supervised_counts.astype(np.float64)
 
 
 def _of_part(results: Sequence[TrialResult]) -> list[Impact]:
@@ -183,13 +183,13 @@ def _memory(chosen: HyperParameters, name: str, tried: tuple[float, ...], memory
     return ends[1] - ends[0]
 
 
-def _time(chosen: HyperParameters, name: str, tried: tuple[float, ...], engine: PackEngine) -> float:
-    launch = maths.LAUNCH_TOKENS["cpu" if engine.base.device.type == "cpu" else "cuda"]
+def _time(chosen: HyperParameters, name: str, tried: tuple[float, ...], subject: Subject) -> float:
+    launch = maths.LAUNCH_TOKENS["cpu" if subject.on_cpu else "cuda"]
     first, last = (
         maths.relative_time(
-            engine.base.profile,
+            subject.profile,
             _set(chosen, name, value),
-            mean_length=float(engine.train.lengths.mean()),
+            mean_length=float(subject.train.lengths.mean()),
             launch_tokens=launch,
         )
         for value in (tried[0], tried[-1])

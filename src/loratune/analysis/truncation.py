@@ -1,6 +1,6 @@
 """The truncation curve: a trained adapter cut to lower ranks, all cuts evaluated together on the same rows.
 
-Knows the engine and the statistics of the search; decides nothing.
+Knows the statistics of the search and a runner, which cuts and evaluates; decides nothing.
 """
 
 from collections.abc import Sequence
@@ -11,21 +11,21 @@ from time import monotonic
 import numpy as np
 import numpy.typing as npt
 
+from loratune.analysis.subject import Subject
 from loratune.costs.readings import affordable_rows, cut_ranks
 from loratune.data.table import TokenTable
+from loratune.engine.cutting import Cuts, CutScore, CutScores
 from loratune.engine.evaluate import Evaluation
-from loratune.engine.pack import PackEngine
 from loratune.lora.layout import Adapter, Target
-from loratune.lora.spectrum import Decomposition, decompose
+from loratune.lora.spectrum import decompose, threshold_ranks
 from loratune.maths.noninferiority import SeedNoise, Verdict
+from loratune.runners.runner import AdapterFile, CutsJob, CutsScored, Runner, only
 from loratune.search.compare import compare
 from loratune.values import (
-    Cut,
     CutPoint,
     HyperParameters,
     LayerSpectrum,
     SearchContext,
-    Stage,
     Trial,
     TrialResult,
     Truncation,
@@ -54,24 +54,6 @@ def energy_rank(singular: Floats, share: float = ENERGY) -> int:
     return int(np.searchsorted(energy, share * energy[-1] * (1 - 1e-12))) + 1 if energy[-1] > 0 else 0
 
 
-def threshold_ranks(
-    spectra: Sequence[Floats], costs: Sequence[int], budget: float, *, fewest: int = 0
-) -> tuple[int, ...]:
-    """Of each layer the number of singular values above one threshold, the lowest that `budget` pays for.
-
-    Args:
-        spectra: singular values of each layer, in descending order.
-        costs: parameters of one rank of each layer.
-        budget: parameters of all layers together.
-        fewest: ranks that every layer keeps whatever its values.
-    """
-    keys = [np.concatenate([np.full(min(fewest, len(s)), inf), s[fewest:]]) for s in spectra]
-    layers = np.repeat(np.arange(len(spectra)), [len(s) for s in spectra])
-    order = np.argsort(-np.concatenate(keys), kind="stable")
-    kept = layers[order][np.cumsum(np.asarray(costs)[layers[order]]) <= budget]
-    return tuple(np.bincount(kept, minlength=len(spectra)).tolist())
-
-
 HEALING = 0.05
 """Share of a trial's steps for which a cut adapter is trained on."""
 FEWEST_HEALING_STEPS = 10
@@ -82,60 +64,63 @@ _SAME_ADAPTER = SeedNoise(variance=0.0, degrees=inf)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Candidate:
-    way: Cut
-    rank: int
-    adapter: Adapter
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class TruncationRun:
     """Measures the curve of one adapter."""
 
-    engine: PackEngine
+    runner: Runner
+    subject: Subject
     context: SearchContext
 
-    def measure(self, result: TrialResult, adapter: Adapter, *, heal: Sequence[int] = ()) -> Truncation:
+    def measure(self, result: TrialResult, adapter: AdapterFile, *, heal: Sequence[int] = ()) -> Truncation:
         """Cut `adapter`, of the trial with that `result`, to the powers of two below its rank.
 
         `heal` are ranks at which the cut adapter is also trained on for 5 % of the trial's steps.
         """
         started = monotonic()
-        parts = decompose(adapter)
-        ranks = cut_ranks(adapter.layout.r)
-        candidates = [_Candidate(way=Cut.UNIFORM, rank=k, adapter=parts.cut(parts.uniform(k))) for k in ranks]
-        candidates += [
-            _Candidate(way=Cut.THRESHOLD, rank=k, adapter=_under_threshold(parts, k)) for k in ranks
-        ]
-        healed = self._heal(result.asked, parts, [k for k in heal if k < adapter.layout.r])
-        candidates += healed
-        rows = self._rows(len(candidates))
-        table = self.engine.validation.take(rows)
+        r = result.asked.hyper_parameters.r
+        ranks, healed = cut_ranks(r), tuple(k for k in heal if k < r)
+        cuts = Cuts(uniform=ranks, threshold=ranks, healed=healed, healing=self._healing(result.asked))
+        models = 2 * len(ranks) + len(healed)
+        rows = self._rows(models)
+        done = only(
+            self.runner.run(
+                [
+                    CutsJob(
+                        adapter=adapter,
+                        trial=result.asked,
+                        cuts=cuts,
+                        rows=tuple(rows.tolist()),
+                        labels=self.subject.scoring.asks_labels,
+                    )
+                ]
+            )
+        )
+        assert isinstance(done, CutsScored)
+        table = self.subject.validation.take(rows)
         whole = _of_rows(result, rows, table)
-        points = self._points(candidates, whole, table, rows)
-        tokens = 0.5 * len(candidates) * self.context.costs.evaluation_passes * int(table.lengths.sum())
+        tokens = 0.5 * models * self.context.costs.evaluation_passes * int(table.lengths.sum())
         return Truncation(
             key=result.asked.key,
-            r=adapter.layout.r,
+            r=r,
             learning_rate=result.asked.hyper_parameters.learning_rate,
             nll=whole.nll,
             rows=len(rows),
             margin=self.context.wishes.margin,
-            points=points,
-            layers=_layers(parts),
-            cost=tokens / self.context.full_run + self._healing(result.asked) * len(healed),
+            points=self._points(done.found.scores, whole, table, rows),
+            layers=_layers(done.found),
+            cost=tokens / self.context.full_run + cuts.healing * len(healed),
             seconds=monotonic() - started,
         )
 
     def _rows(self, models: int) -> npt.NDArray[np.int64]:
         """Of the validation table, ascending; the same for every run of a study."""
-        total = len(self.engine.validation)
+        total = len(self.subject.validation)
         count = affordable_rows(self.context, models, total)
         return np.sort(np.random.default_rng(self.context.wishes.seed).permutation(total)[:count])
 
     def _points(
         self,
-        candidates: Sequence[_Candidate],
+        scores: Sequence[CutScore],
         whole: TrialResult,
         table: TokenTable,
         rows: npt.NDArray[np.int64],
@@ -146,17 +131,15 @@ class TruncationRun:
             validation_weights=None if weights is None else weights[rows],
             validation_labels=None if labels is None else labels[rows],
         )
-        asks_labels = self.engine.scoring.asks_labels
-        found = self.engine.evaluate([each.adapter for each in candidates], table, labels=asks_labels)
         points = []
-        for candidate, evaluation in zip(candidates, found, strict=True):
-            own = self._as_result(whole, evaluation, table)
+        for score in scores:
+            own = self._as_result(whole, score.evaluation, table)
             comparison = compare(context, [own], [whole], _SAME_ADAPTER)
             points.append(
                 CutPoint(
-                    way=candidate.way,
-                    rank=candidate.rank,
-                    parameters=candidate.adapter.layout.size,
+                    way=score.way,
+                    rank=score.rank,
+                    parameters=score.parameters,
                     nll=own.nll,
                     loss=comparison.difference,
                     interval=comparison.interval,
@@ -167,7 +150,7 @@ class TruncationRun:
 
     def _as_result(self, whole: TrialResult, evaluation: Evaluation, table: TokenTable) -> TrialResult:
         """An evaluation in the form that results are compared in."""
-        metrics, scores = self.engine.scoring.measure(evaluation, table)
+        metrics, scores = self.subject.scoring.measure(evaluation, table)
         return replace(
             whole,
             nll=evaluation.nll,
@@ -178,29 +161,7 @@ class TruncationRun:
 
     def _healing(self, asked: Trial) -> float:
         """Share of the trial's steps for which its cuts are trained on."""
-        return max(HEALING, FEWEST_HEALING_STEPS / len(self.engine.batches(asked)))
-
-    def _heal(self, asked: Trial, parts: Decomposition, ranks: Sequence[int]) -> list[_Candidate]:
-        """Each cut trained on, in one pack, at its trial's learning rate.
-
-        The law's for the lower rank is for training from scratch: on a cut to rank 1 it did harm (docs/log.md).
-        """
-        setting = asked.hyper_parameters
-        slots = []
-        for rank in ranks:
-            cut = parts.cut(parts.uniform(rank))
-            shorter = replace(cut.hyper_parameters, epochs=self._healing(asked) * setting.epochs)
-            slot = self.engine.slot(Trial(hyper_parameters=shorter, seed=asked.seed, stage=Stage.RANK))
-            slot.adapter.weights.copy_(cut.weights)
-            slots.append(slot)
-        if slots:
-            with self.engine.attached() as step:
-                while live := [slot for slot in slots if not slot.done]:
-                    step(live)
-        return [
-            _Candidate(way=Cut.HEALED, rank=rank, adapter=slot.adapter)
-            for rank, slot in zip(ranks, slots, strict=True)
-        ]
+        return max(HEALING, FEWEST_HEALING_STEPS / len(self.subject.batches(asked)))
 
 
 def patterned(
@@ -222,11 +183,6 @@ def patterned(
     return replace(setting, rank_pattern=pattern)
 
 
-def _under_threshold(parts: Decomposition, rank: int) -> Adapter:
-    """Cut under one threshold, with at most the parameters of a uniform `rank`."""
-    return parts.cut(threshold_ranks(parts.spectra, parts.costs, rank * sum(parts.costs)))
-
-
 def _of_rows(result: TrialResult, rows: npt.NDArray[np.int64], table: TokenTable) -> TrialResult:
     """A result as if only these validation rows had been evaluated."""
     assert result.example_nll is not None
@@ -239,13 +195,13 @@ def _of_rows(result: TrialResult, rows: npt.NDArray[np.int64], table: TokenTable
     )
 
 
-def _layers(parts: Decomposition) -> tuple[LayerSpectrum, ...]:
+def _layers(found: CutScores) -> tuple[LayerSpectrum, ...]:
     return tuple(
         LayerSpectrum(
-            module=target.name,
+            module=name,
             stable_rank=stable_rank(spectrum),
             entropy_rank=entropy_rank(spectrum),
             energy_rank=energy_rank(spectrum),
         )
-        for target, spectrum in zip(parts.adapter.layout.targets, parts.spectra, strict=True)
+        for name, spectrum in found.spectra
     )

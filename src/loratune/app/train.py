@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from json import dumps
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import monotonic
 from typing import Any
 
@@ -13,8 +15,9 @@ import numpy as np
 
 import loratune
 from loratune.analysis.diagnose import before_training, combined, of_trial
+from loratune.analysis.subject import audited
 from loratune.app.watching import listening, watching
-from loratune.engine.live import EarlyStopping
+from loratune.engine.evaluate import Evaluation
 from loratune.engine.memory import Shortage
 from loratune.errors import ResourceError
 from loratune.files.paths import user_path
@@ -26,7 +29,16 @@ from loratune.model.source import portable_name
 from loratune.reporting.card import Card
 from loratune.reporting.facts import Gain
 from loratune.reporting.result import plain
-from loratune.runners.local import PackTeller, early_stopping
+from loratune.runners.local import LocalRunner, early_stopping, read_adapter
+from loratune.runners.runner import (
+    AdapterFile,
+    Evaluated,
+    FinalJob,
+    Runner,
+    ScoringJob,
+    TrialDone,
+    only,
+)
 from loratune.tuning.lessons import survived
 from loratune.tuning.options import TrainOptions, keyword_options
 from loratune.tuning.outcome import named_targets, versions
@@ -160,9 +172,12 @@ def run_train(options: TrainOptions, tell: Tell = nobody) -> Trained:
     check_out(user_path(options.out))
     tell(_started(options))
     tell(PhaseBegan(phase=Phase.LOADING))
-    with open_workbench(
-        options, targets=chosen.target_modules, ranks=(chosen.r,), epochs=chosen.epochs
-    ) as bench:
+    with (
+        open_workbench(
+            options, targets=chosen.target_modules, ranks=(chosen.r,), epochs=chosen.epochs
+        ) as bench,
+        TemporaryDirectory(prefix="loratune-") as folder,
+    ):
         sentences: list[str] = []
 
         def hear(shortage: Shortage) -> None:
@@ -170,25 +185,26 @@ def run_train(options: TrainOptions, tell: Tell = nobody) -> Trained:
             tell(Note(text=shortage.sentence))
 
         bench = bench.hearing(hear)
+        runner = _runner(bench, Path(folder), tell)
         for note in bench.notes:
             tell(Note(text=note))
-        before = before_training(bench.engine, bench.data.test, removed=bench.data.profile.duplicates_removed)
+        before = before_training(bench.subject, runner, removed=bench.data.profile.duplicates_removed)
         for each in before:
             tell(Note(text=each.sentence))
         tell(PhaseBegan(phase=Phase.FINAL_RUN))
         tell(StageBegan(name=str(Stage.FINAL), trials=1))
-        stopping = early_stopping(bench.engine, chosen.epochs, options.patience)
-        result, adapter = _train(bench, options, stopping, tell)
-        if not result.finished:
+        result, file = _train(runner, options, tell)
+        if file is None:
             raise ResourceError(
                 f"The run diverged: {result.message}; lower --learning-rate (it was {chosen.learning_rate:g})."
             )
         tell(PhaseBegan(phase=Phase.TESTING))
-        diagnoses = _diagnosed(bench, result, adapter, before, stopping.rows)
+        looked_at = early_stopping(bench.engine, chosen.epochs, options.patience).rows
+        diagnoses = _diagnosed(bench, runner, result, file, before, looked_at)
         for each in diagnoses:
             if each not in before:
                 tell(Note(text=each.sentence))
-        tested, gain = _tested(bench, adapter)
+        tested, gain = _tested(bench, runner, file)
         metrics = {"validation": dict(result.metrics), **tested}
         trained = Trained(
             hyper_parameters=chosen,
@@ -210,7 +226,7 @@ def run_train(options: TrainOptions, tell: Tell = nobody) -> Trained:
                 )
             )
         tell(PhaseBegan(phase=Phase.WRITING))
-        _save(trained, gain, adapter, bench)
+        _save(trained, gain, read_adapter(file, bench.base), bench)
         write_atomically(trained.directory / "result.json", dumps(trained.to_dict(), indent=1) + "\n")
         tell(Finished(directory=str(trained.directory), seconds=trained.seconds))
     return trained
@@ -226,44 +242,47 @@ def _started(options: TrainOptions) -> Started:
     )
 
 
-def _train(
-    bench: Workbench, options: TrainOptions, stopping: EarlyStopping, tell: Tell
-) -> tuple[TrialResult, Adapter]:
-    waiting = [Trial(hyper_parameters=options.hyper_parameters(), seed=options.seed, stage=Stage.FINAL)]
-    done: list[tuple[TrialResult, Adapter]] = []
-    teller = PackTeller(tell)
+def _runner(bench: Workbench, folder: Path, tell: Tell) -> LocalRunner:
+    engine = replace(bench.engine, labels_at_end=bool(bench.data.labels))
+    return LocalRunner(engine=engine, test=bench.data.test, folder=folder, tell=tell)
 
-    def keep(result: TrialResult, adapter: Adapter) -> None:
-        tell(TrialEnded.of(result))
-        done.append((result, adapter))
 
-    replace(bench.engine, labels_at_end=bool(bench.data.labels)).run(
-        lambda: waiting.pop() if waiting else None,
-        slots=1,
-        on_result=keep,
-        on_progress=teller,
-        early_stopping=stopping,
-    )
-    teller.flush()
-    return done[0]
+def _train(runner: Runner, options: TrainOptions, tell: Tell) -> tuple[TrialResult, AdapterFile | None]:
+    """The result, and its adapter where there is one."""
+    trial = Trial(hyper_parameters=options.hyper_parameters(), seed=options.seed, stage=Stage.FINAL)
+    done = only(runner.run([FinalJob(trial=trial, patience=options.patience)]))
+    assert isinstance(done, TrialDone)
+    tell(TrialEnded.of(done.result))
+    if done.adapter is None:
+        return done.result, None
+    return done.result, AdapterFile(folder=done.adapter, hyper_parameters=trial.hyper_parameters)
 
 
 def _diagnosed(
     bench: Workbench,
+    runner: Runner,
     result: TrialResult,
-    adapter: Adapter,
+    file: AdapterFile,
     before: tuple[Diagnosis, ...],
     looked_at: int | None,
 ) -> tuple[Diagnosis, ...]:
-    (base,) = bench.engine.evaluate([None], bench.engine.sample(looked_at))
-    after = of_trial(bench.engine, result, before=base.nll, margin=NLL_MARGIN, adapter=adapter)
+    (base,) = _scored(runner, ScoringJob(adapters=(None,), split="validation", rows=looked_at))
+    audit = partial(audited, runner, file)
+    after = of_trial(bench.subject, result, before=base.nll, margin=NLL_MARGIN, audit=audit)
     return combined(before, after)
 
 
-def _tested(bench: Workbench, adapter: Adapter) -> tuple[dict[str, dict[str, float]], Gain]:
+def _scored(runner: Runner, job: ScoringJob) -> tuple[Evaluation, ...]:
+    done = only(runner.run([job]))
+    assert isinstance(done, Evaluated)
+    return done.evaluations
+
+
+def _tested(bench: Workbench, runner: Runner, file: AdapterFile) -> tuple[dict[str, dict[str, float]], Gain]:
     """Metrics of the adapter and the base model on the test rows, and their difference in NLL."""
     table = bench.data.test
-    ours, base = bench.engine.evaluate([adapter, None], table, labels=bool(bench.data.labels))
+    job = ScoringJob(adapters=(file, None), split="test", labels=bool(bench.data.labels))
+    ours, base = _scored(runner, job)
     measure = bench.engine.scoring.measure
     metrics = {
         "test": dict(measure(ours, table)[0]),

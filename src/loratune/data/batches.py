@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from loratune.data.table import TokenTable
+from loratune.values import Trial
 
 Rows = npt.NDArray[np.int64]
 
@@ -63,6 +64,18 @@ class TrialBatches:
                 order = self.rows[np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))]
             drawn = order[position * self.batch_size : (position + 1) * self.batch_size]
             yield whole_groups(drawn, self.group)
+
+
+def batches_of(trial: Trial, rows: int, *, study_seed: int, group: int = 1) -> TrialBatches:
+    """The batches of a trial on a table of so many rows."""
+    chosen = trial.hyper_parameters
+    return TrialBatches(
+        rows=subset(rows // group, trial.fraction, study_seed),
+        group=group,
+        batch_size=chosen.batch_size,
+        epochs=chosen.epochs,
+        seed=trial.seed,
+    )
 
 
 def cut(lengths: Sequence[int] | Rows, *, launch_tokens: int, max_tokens: int) -> list[Rows]:

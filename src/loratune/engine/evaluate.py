@@ -34,6 +34,8 @@ class Evaluation:
 
     That is the case exactly where greedy decoding of the same length gives the completion.
     """
+    counts: npt.NDArray[np.int64]
+    """[rows] supervised tokens of each row."""
     supervised_tokens: int
     """What the rows count for in the mean: their supervised tokens, or what the objective counts."""
     tokens: npt.NDArray[np.int32] | None = None
@@ -104,6 +106,7 @@ class Evaluator:
             Evaluation(
                 example_nll=nll[i],
                 exact_match=misses[i] == 0,
+                counts=table.supervised_counts,
                 supervised_tokens=counted,
                 tokens=None if kept is None else kept[i],
             )

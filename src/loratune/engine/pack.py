@@ -12,7 +12,7 @@ from typing import Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from loratune.data.batches import Rows, TrialBatches, subset, whole_groups
+from loratune.data.batches import Rows, TrialBatches, batches_of, whole_groups
 from loratune.data.table import TokenTable
 from loratune.engine.body import Body
 from loratune.engine.evaluate import Evaluation, Evaluator
@@ -129,6 +129,11 @@ class PackEngine:
         return self.machinery.packed
 
     @property
+    def group(self) -> int:
+        """Rows that belong together, by what is learnt."""
+        return self._objective.group
+
+    @property
     def micro_batch_tokens(self) -> int:
         """Tokens of a micro-batch in training now, at most."""
         return self._cuts.max_tokens
@@ -169,14 +174,7 @@ class PackEngine:
 
     def batches(self, trial: Trial) -> TrialBatches:
         """The rows of a trial, step by step."""
-        hyper_parameters = trial.hyper_parameters
-        return TrialBatches(
-            rows=subset(len(self.train) // self._objective.group, trial.fraction, self.study_seed),
-            group=self._objective.group,
-            batch_size=hyper_parameters.batch_size,
-            epochs=hyper_parameters.epochs,
-            seed=trial.seed,
-        )
+        return batches_of(trial, len(self.train), study_seed=self.study_seed, group=self.group)
 
     def initial(self, trial: Trial) -> Adapter:
         """The adapter with which a trial starts: PEFT's for its seed, the objective's head beside it."""

@@ -6,7 +6,7 @@ factors, then the SVD of the small core between them. Knows matrices only, not w
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import sqrt
+from math import inf, sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,8 @@ import torch
 from torch import nn
 
 from loratune.lora.layout import Adapter, AdapterLayout
+
+Floats = npt.NDArray[np.float64]
 
 _ROW_NORM = 1 / sqrt(3)
 """Of the rows of A at initialisation (uniform in ±1/√in): a cut adapter can be trained on at usual rates."""
@@ -95,6 +97,24 @@ def decompose(adapter: Adapter) -> Decomposition:
     )
 
 
+def threshold_ranks(
+    spectra: Sequence[Floats], costs: Sequence[int], budget: float, *, fewest: int = 0
+) -> tuple[int, ...]:
+    """Of each layer the number of singular values above one threshold, the lowest that `budget` pays for.
+
+    Args:
+        spectra: singular values of each layer, in descending order.
+        costs: parameters of one rank of each layer.
+        budget: parameters of all layers together.
+        fewest: ranks that every layer keeps whatever its values.
+    """
+    keys = [np.concatenate([np.full(min(fewest, len(s)), inf), s[fewest:]]) for s in spectra]
+    layers = np.repeat(np.arange(len(spectra)), [len(s) for s in spectra])
+    order = np.argsort(-np.concatenate(keys), kind="stable")
+    kept = layers[order][np.cumsum(np.asarray(costs)[layers[order]]) <= budget]
+    return tuple(np.bincount(kept, minlength=len(spectra)).tolist())
+
+
 def _factors(a: torch.Tensor, b: torch.Tensor, scaling: float) -> Factors:
     """Of scaling · B [out, R] · A [R, in]; R may exceed neither side."""
     left, upper = torch.linalg.qr(b)
@@ -109,7 +129,6 @@ _DIRECTIONS_SHARE = 0.02
 """Of all directions of a small layer, which are the strongest ones."""
 _EXACT = 512
 """Smaller side up to which a layer's singular values are computed and not sketched."""
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -9,22 +9,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
+import numpy as np
+
 from loratune.costs.limits import Limits
 from loratune.costs.measuring import calibrate
 from loratune.costs.readings import plan_looks
+from loratune.data.profile import whole_text, without_last
 from loratune.data.table import TokenTable
+from loratune.engine.cutting import cut_scores
 from loratune.engine.live import EarlyStopping
 from loratune.engine.loop import PackProgress
 from loratune.engine.pack import PackEngine
 from loratune.engine.probe import gradient_noise
 from loratune.lora.layout import Adapter, find_targets
 from loratune.lora.peft_io import load_adapter, save_adapter
+from loratune.lora.spectrum import strengths
 from loratune.model.base import BaseModel
 from loratune.runners.queue import Plans, Queue, TrialQueue
 from loratune.runners.runner import (
     AdapterFile,
+    Audited,
+    AuditJob,
     Calibrated,
     CalibrationJob,
+    CutsJob,
+    CutsScored,
     Done,
     Evaluated,
     FinalJob,
@@ -85,13 +94,17 @@ class LargestAdapter:
         self._result = result
         return self._path(result)
 
-    def load(self) -> tuple[TrialResult, Adapter] | None:
-        """The trial and its adapter; None where no trial of the rank stage has finished on all rows."""
+    def file(self) -> tuple[TrialResult, AdapterFile] | None:
+        """The trial and where its adapter is; None where no trial of the rank stage has finished on all rows."""
         if self._result is None:
             return None
         setting = self._result.asked.hyper_parameters
-        file = AdapterFile(folder=self._path(self._result), hyper_parameters=setting)
-        return self._result, read_adapter(file, self._base)
+        return self._result, AdapterFile(folder=self._path(self._result), hyper_parameters=setting)
+
+    def load(self) -> tuple[TrialResult, Adapter] | None:
+        """As `file`, with the adapter itself."""
+        kept = self.file()
+        return None if kept is None else (kept[0], read_adapter(kept[1], self._base))
 
 
 def read_adapter(file: AdapterFile, base: BaseModel) -> Adapter:
@@ -200,6 +213,11 @@ class LocalRunner:
                     yield self._noise(job)
                 case ScoringJob():
                     yield self._evaluated(job)
+                case CutsJob():
+                    yield self._cut(job)
+                case AuditJob():
+                    adapter = read_adapter(job.adapter, self.engine.base)
+                    yield Audited(job=job, strengths=strengths(adapter, self.engine.base.model))
                 case _:
                     pass
 
@@ -267,10 +285,27 @@ class LocalRunner:
 
     def _evaluated(self, job: ScoringJob) -> Evaluated:
         models = [None if each is None else read_adapter(each, self.engine.base) for each in job.adapters]
-        if job.split == "validation":
-            table = self.engine.validation if job.rows is None else self.engine.sample(job.rows)
-        else:
-            assert self.test is not None, "the runner has no test rows"
-            table = self.test
-        evaluations = self.engine.evaluate(models, table, labels=job.labels)
+        evaluations = self.engine.evaluate(models, self._table(job), labels=job.labels)
         return Evaluated(job=job, evaluations=tuple(evaluations))
+
+    def _table(self, job: ScoringJob) -> TokenTable:
+        if job.split == "validation" and job.rows is not None:
+            return self.engine.sample(job.rows)
+        whole = {"train": self.engine.train, "validation": self.engine.validation, "test": self.test}[
+            job.split
+        ]
+        assert whole is not None, "the runner has no test rows"
+        chosen = np.arange(len(whole)) if job.chosen is None else np.array(job.chosen, np.int64)
+        match job.text:
+            case "whole":
+                return whole_text(whole, chosen)
+            case "without last":
+                return without_last(whole, chosen)
+            case _:
+                return whole if job.chosen is None else whole.take(chosen)
+
+    def _cut(self, job: CutsJob) -> CutsScored:
+        adapter = read_adapter(job.adapter, self.engine.base)
+        table = self.engine.validation.take(job.rows)
+        found = cut_scores(self.engine, adapter, job.trial, job.cuts, table, labels=job.labels)
+        return CutsScored(job=job, found=found)

@@ -12,10 +12,14 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from loratune.costs.calibration import Calibration
+from loratune.engine.cutting import Cuts, CutScores
 from loratune.engine.evaluate import Evaluation
+from loratune.lora.spectrum import Strengths
 from loratune.values import HyperParameters, NoiseScale, Trial, TrialResult
 
-Split = Literal["validation", "test"]
+Split = Literal["train", "validation", "test"]
+Text = Literal["supervised", "whole", "without last"]
+"""What of a row counts: what is learnt; all but its first and last token; what is learnt but for its last token."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +82,29 @@ class ScoringJob(Job):
     """Whether to predict labels too."""
     rows: int | None = None
     """So many rows, the same ones every time; None: all. Of the validation split only."""
+    chosen: tuple[int, ...] | None = None
+    """Just these rows of the split; None: as `rows` says."""
+    text: Text = "supervised"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CutsJob(Job):
+    """Cut an adapter to lower ranks and evaluate all cuts together on validation rows."""
+
+    adapter: AdapterFile
+    trial: Trial
+    """Whose it is."""
+    cuts: Cuts
+    rows: tuple[int, ...]
+    labels: bool = False
+    """Whether to predict labels too."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AuditJob(Job):
+    """Measure the matrices of an adapter beside the layers that they change."""
+
+    adapter: AdapterFile
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,7 +143,23 @@ class Evaluated:
     """In the order of the job's adapters."""
 
 
-Done = TrialDone | Calibrated | NoiseMeasured | Evaluated
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CutsScored:
+    """Of a `CutsJob`."""
+
+    job: CutsJob
+    found: CutScores
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Audited:
+    """Of an `AuditJob`."""
+
+    job: AuditJob
+    strengths: Strengths
+
+
+Done = TrialDone | Calibrated | NoiseMeasured | Evaluated | CutsScored | Audited
 
 More = Callable[[Sequence[TrialResult], Sequence[Trial]], Sequence[Trial]]
 """From the results of this call so far and the trials still running to further trials."""

@@ -12,8 +12,9 @@ from pydantic import TypeAdapter
 
 from loratune.analysis.truncation import TruncationRun, patterned
 from loratune.costs.readings import cut_ranks
-from loratune.lora.layout import Adapter, AdapterLayout, find_targets
-from loratune.runners.local import LocalRunner
+from loratune.lora.layout import AdapterLayout, find_targets
+from loratune.runners.local import LocalRunner, read_adapter
+from loratune.runners.runner import AdapterFile
 from loratune.search.claims import note
 from loratune.search.compare import unit
 from loratune.search.layer_ranks import QUESTION, LayerRanksSearch, layer_rank_claims
@@ -59,10 +60,10 @@ class AfterSearch:
 
     def examine(self, decision: Decision, history: list[TrialResult]) -> Decision:
         """The decision with the evidence of the kept adapter; unchanged where the clock or the search left none."""
-        kept = self.runner.largest.load() if self.runner.largest else None
-        if kept is None or self.runner.late or kept[1].layout.r < 2:
+        kept = self.runner.largest.file() if self.runner.largest else None
+        if kept is None or self.runner.late or kept[1].hyper_parameters.r < 2:
             return decision
-        result, adapter = kept
+        result, file = kept
         trained = self._uniform_rank(decision.hyper_parameters)
         self.truncation = self._truncation(kept, trained)
         claims = truncation_claims(self.truncation, trained, unit(self.priced.context))
@@ -75,9 +76,10 @@ class AfterSearch:
             return decision
         setting = decision.hyper_parameters
         targets = find_targets(self.bench.base.profile.targets, setting.target_modules)
-        other = patterned(setting, adapter, targets)
+        other = patterned(setting, read_adapter(file, self.bench.base), targets)
         if other is None or not other.rank_pattern:
-            why = f"rank {setting.r} is all that the rank-{adapter.layout.r} adapter of the search has to share out"
+            largest = file.hyper_parameters.r
+            why = f"rank {setting.r} is all that the rank-{largest} adapter of the search has to share out"
             return replace(
                 decision, evidence=(*decision.evidence, note(f"A rank for each layer was not tried: {why}."))
             )
@@ -91,9 +93,9 @@ class AfterSearch:
             1, round(AdapterLayout.of(setting, own).size / self.priced.context.model.parameters_per_rank)
         )
 
-    def _truncation(self, kept: tuple[TrialResult, Adapter], trained: int) -> Truncation:
+    def _truncation(self, kept: tuple[TrialResult, AdapterFile], trained: int) -> Truncation:
         """Measured once: a resumed run takes what the study holds."""
-        result, adapter = kept
+        result, file = kept
         r = result.asked.hyper_parameters.r
         heal = [k for k in cut_ranks(r) if trained / 2 <= k <= 2 * trained] if self.options.heal else []
         key = [result.asked.key, *heal]
@@ -104,8 +106,8 @@ class AfterSearch:
         if stored is not None and stored[0] == key:
             return stored[1]
         self.tell(StageBegan(name=_FACT))
-        run = TruncationRun(engine=self.bench.engine, context=self.priced.context)
-        found = run.measure(result, adapter, heal=heal)
+        run = TruncationRun(runner=self.runner, subject=self.bench.subject, context=self.priced.context)
+        found = run.measure(result, file, heal=heal)
         self.study.put_fact(_FACT, {"of": key, "found": adapter_of.dump_python(found, mode="json")})
         return found
 

@@ -139,6 +139,7 @@ class FinalRunner:
                 validation=_of_result(result),
                 test=self._scored(each, self.test),
                 adapter=read_adapter(file, self.engine.base),
+                file=file,
                 result=result,
             )
             for (result, file), each in zip(pairs, tested, strict=False)

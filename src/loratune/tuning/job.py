@@ -95,10 +95,10 @@ class Job:
         forget_peak(
             self.bench.base.device
         )  # calibration tries steps as large as fit, whatever the search needs
-        before = self._look()
         strategy, history = self.priced.strategy, self._history()
         tell = Bus(self.tell, FindingsTeller(lambda: strategy.decide(history), self.tell))
         runner = self._runner(tell)
+        before = self._look(runner)
         driver = Driver(
             ask=strategy.ask,
             runner=runner,
@@ -127,13 +127,13 @@ class Job:
         self.tell(PhaseBegan(phase=Phase.FINAL_RUN))
         final = self._final(decision, runner)
         self.tell(PhaseBegan(phase=Phase.WRITING))
-        result = self._write(decision, after.truncation, final, before, cut=cut, stopped=stopped)
+        result = self._write(decision, after.truncation, final, before, runner, cut=cut, stopped=stopped)
         return result, CLOCK_CUT if cut else 0
 
-    def _look(self) -> tuple[Diagnosis, ...]:
+    def _look(self, runner: LocalRunner) -> tuple[Diagnosis, ...]:
         """What is wrong with the rows, told before anything is trained on them."""
-        data = self.bench.data
-        found = before_training(self.bench.engine, data.test, removed=data.profile.duplicates_removed)
+        removed = self.bench.data.profile.duplicates_removed
+        found = before_training(self.bench.subject, runner, removed=removed)
         for each in found:
             self.tell(Note(text=each.sentence))
         return found
@@ -186,6 +186,7 @@ class Job:
         truncation: Truncation | None,
         final: Final,
         before: tuple[Diagnosis, ...],
+        runner: LocalRunner,
         *,
         cut: bool,
         stopped: bool,
@@ -193,6 +194,7 @@ class Job:
         """Adapter, report, and `result.json` last."""
         directory, base = self.options.directory, self.bench.base
         facts = run_facts(
+            runner=runner,
             options=self.options,
             bench=self.bench,
             priced=self.priced,

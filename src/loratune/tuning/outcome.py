@@ -17,6 +17,7 @@ from loratune.lora.layout import Adapter
 from loratune.lora.peft_io import lora_config
 from loratune.metrics import NLL, Metric, find, margin_in_nats, metrics
 from loratune.reporting.facts import Floats, Gain, ModelScores, RunCost, RunFacts
+from loratune.runners.runner import Runner
 from loratune.search.field import believed
 from loratune.tuning.forecast import Forecast
 from loratune.tuning.lessons import survived
@@ -41,6 +42,7 @@ def named_targets(chosen: HyperParameters, adapter: Adapter, bench: Workbench) -
 
 def run_facts(
     *,
+    runner: Runner,
     options: TuneOptions,
     bench: Workbench,
     priced: Forecast,
@@ -54,7 +56,7 @@ def run_facts(
     before: tuple[Diagnosis, ...],
     shortages: tuple[str, ...],
 ) -> RunFacts:
-    """Everything that the report tells of the run."""
+    """Everything that the report tells of the run; `runner` looks at the adapter."""
     context = priced.context
     gains = _gains(final, bench, options.metric)
     earlier = [Evidence(claim=note) for note in priced.corrections.notes]
@@ -67,7 +69,7 @@ def run_facts(
     )
     margin = margin_in_nats(context.wishes.metric, context.wishes.margin)
     tokenizer = bench.base.tokenizer
-    diagnoses = combined(before, of_run(bench.engine, final, results, margin=margin))
+    diagnoses = combined(before, of_run(bench.subject, runner, final, results, margin=margin))
     evidence += tuple(each.to_evidence() for each in diagnoses)
     chosen = named_targets(decision.hyper_parameters, final.adapter, bench)
     return RunFacts(
@@ -95,7 +97,7 @@ def run_facts(
         truncation=truncation,
         diagnoses=diagnoses,
         sensitivity=sensitivity(
-            decision.hyper_parameters, believed(context, results), bench.engine, bench.limits
+            decision.hyper_parameters, believed(context, results), bench.subject, bench.limits
         ),
         versions=versions(),
         notes=(*bench.notes, *final.notes),

@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 
+from loratune.analysis.subject import Subject
 from loratune.costs.budget import Budget, TooSlow, in_words
 from loratune.costs.calibration import Calibration
 from loratune.costs.limits import Limits
@@ -91,6 +92,11 @@ class Workbench:
     engine: PackEngine
     limits: Limits
     """What fits in memory."""
+
+    @property
+    def subject(self) -> Subject:
+        """What analysis is told of the study."""
+        return Subject.of(self.engine, self.data.test)
 
     @property
     def notes(self) -> tuple[str, ...]:
