@@ -30,8 +30,8 @@ COLUMNS, LINES = 110, 34
 PAGE = "1280,1000"
 # rich's own frame, without the font that it would fetch
 FRAME = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
-<style>{styles} .{unique_id}-matrix {{ font-family: ui-monospace, Menlo, Consolas, monospace; font-size: {char_height}px; \
-line-height: {line_height}px; }}</style>
+<style>{styles} .{unique_id}-matrix {{ font-family: ui-monospace, Menlo, Consolas, monospace; \
+font-size: {char_height}px; line-height: {line_height}px; }}</style>
 <defs><clipPath id="{unique_id}-clip-terminal"><rect x="0" y="0" width="{terminal_width}" \
 height="{terminal_height}"/></clipPath>{lines}</defs>
 {chrome}
