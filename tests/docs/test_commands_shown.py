@@ -10,6 +10,7 @@ import shutil
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -45,6 +46,8 @@ def prepare(folder: Path) -> None:
     trl, axolotl = folder / "their.yaml", folder / "axolotl.yaml"
     trl.write_text("model_name_or_path: M\ndataset_name: rows\n", encoding="utf-8")
     axolotl.write_text("base_model: M\ndatasets:\n  - path: train.jsonl\n", encoding="utf-8")
+    theirs = next(each.text for each in blocks("yaml") if each.text.startswith("# options.yaml"))
+    (folder / "options.yaml").write_text(theirs, encoding="utf-8")
     metrics = next(each.text for each in blocks("python") if each.text.startswith("# my_metrics.py"))
     (folder / "my_metrics.py").write_text(metrics, encoding="utf-8")
 
@@ -83,6 +86,7 @@ def one_each(found: list[Command]) -> list[Command]:
     "command", one_each([c for c in LORATUNE if not is_run(c) and c.words[1] not in LASTING]), ids=str
 )
 def test_a_long_command_is_taken(command: Command, shell: Shell) -> None:
+    """`watch` would serve for ever: it is given a directory that is no run."""
     prepare(shell.folder)
     if "--config" in command.words:
         old = shell.folder / "runs" / "mine"
@@ -90,7 +94,8 @@ def test_a_long_command_is_taken(command: Command, shell: Shell) -> None:
         (old / "loratune.toml").write_text('model = "M"\ndata = "train.jsonl"\n', encoding="utf-8")
     ran = shell(*command.words[1:])
     assert ran.code == 2
-    assert re.match(rf"error: ({'|'.join(MODELS)}) was not found locally", ran.error), ran.error
+    expected = rf"({'|'.join(MODELS)}) was not found locally|watch needs the run directory of a tune"
+    assert re.match(f"error: (?:{expected})", ran.error), ran.error
 
 
 @pytest.mark.parametrize("command", one_each([c for c in LORATUNE if is_run(c)]), ids=str)
@@ -168,14 +173,19 @@ def test_no_command_hides_from_the_tests(page: Path) -> None:
     assert not re.findall(rf"^{program}", "\n".join(others), re.MULTILINE)
 
 
+def all_commands(group: Any) -> Iterator[Any]:
+    for command in group.commands.values():
+        yield command
+        yield from all_commands(command) if hasattr(command, "commands") else ()
+
+
+def flags(command: Any) -> set[str]:
+    return {flag for each in command.params for flag in (*each.opts, *each.secondary_opts)}
+
+
 def test_options_in_sentences_exist() -> None:
     """Every `--option` that a page names is one of some command's (other pages have the benches' too)."""
-    known = {
-        name
-        for command in typer.main.get_group(app).commands.values()  # type: ignore[attr-defined]
-        for parameter in command.params
-        for name in (*parameter.opts, *parameter.secondary_opts)
-    }
+    known = {flag for command in all_commands(typer.main.get_group(app)) for flag in flags(command)}
     about_others = ("log.md", "performance.md", "design.md", "evidence.md")
     for page in PAGES:
         if page.name not in about_others:
