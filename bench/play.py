@@ -22,6 +22,7 @@ from loratune.search.space import RateScale, base_batch, hyper_parameters, trial
 from loratune.search.strategy import Strategy
 from loratune.tuning.driver import play as search
 from loratune.values import HyperParameters, SearchContext, Trial, TrialResult
+from loratune.values.plain import to_plain
 
 Key = tuple[int, float, int, float]
 """Rank, learning rate, batch size, alpha."""
@@ -142,7 +143,7 @@ def play_and_score(strategy: Strategy, runner: TableRunner) -> Score:
     history = play(strategy, runner)
     decision = strategy.decide(history)
     cost = sum(result.cost for result in history)
-    evidence = [claim.to_dict() for claim in decision.evidence]
+    evidence = to_plain(decision.evidence)
     return score(runner, decision.hyper_parameters, cost, strategy.context.wishes.margin, evidence)
 
 

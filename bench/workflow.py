@@ -45,6 +45,7 @@ from loratune.values import (
     default_recipe,
 )
 from loratune.values.events import Event, Progress, TrialEnded
+from loratune.values.plain import to_plain
 from peft_side import loop_rate
 from record import append, circumstances
 from rows import drawn_rows
@@ -265,7 +266,7 @@ class Workflow:
     def calibrate(self, part: Part) -> None:
         """As before a plan."""
         recipe = default_recipe(self.recorded.epochs)
-        self.state.calibration = calibrate(self.engine, self.limits, recipe).to_dict()
+        self.state.calibration = to_plain(calibrate(self.engine, self.limits, recipe))
 
     def _planner(self) -> Planner:
         if self.state.calibration is None:

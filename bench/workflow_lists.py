@@ -32,6 +32,7 @@ from loratune.values import (
     TrialResult,
     Wishes,
 )
+from loratune.values.plain import to_plain
 from play import cell_means, score
 from rows import drawn_rows
 from shapes import random_base
@@ -153,7 +154,7 @@ def document(recorder: Recorder) -> dict[str, Any]:
         "test_rows": TEST_ROWS,
         "epochs": EPOCHS,
         "trials": [
-            trial.to_dict() | {"after": after}
+            to_plain(trial) | {"after": after}
             for trial, after in zip(recorder.asked, recorder.after, strict=True)
         ],
         "chosen": recorder.chosen.to_dict(),

@@ -27,6 +27,7 @@ from loratune.lora.packed import PackedAdapters
 from loratune.lora.segments import PackMember, Segment
 from loratune.model.profile import profile_of
 from loratune.values import ALL_LINEAR, HyperParameters, ModelProfile, Trial
+from loratune.values.plain import from_plain, to_plain
 
 GIB = 2**30
 ROWS, LENGTH = 8, 32
@@ -440,7 +441,7 @@ def test_a_correction_is_found_again_and_applied() -> None:
     plain = on_cuda([trial(64, 32)])
     assert later.total == pytest.approx(plain.total + 0.3 * plain.transient - 100 * 2**20, rel=1e-6)
     assert later.steady == plain.steady
-    assert Correction.from_dict(found.to_dict()) == found
+    assert from_plain(Correction, to_plain(found)) == found
 
 
 def peak(transient: int, measured: int) -> Peak:

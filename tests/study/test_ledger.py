@@ -20,6 +20,7 @@ from loratune.study.record import Study
 from loratune.tuning.experience import Corrections, correct, dataset_name, gather, optima_of, task_of_study
 from loratune.tuning.options import PriorOptions
 from loratune.values import HyperParameters, Optimum, StudiedTask, Trial, TrialResult, TrialState
+from loratune.values.plain import from_plain, to_plain
 from tiny import animal_rows, save_tiny_model, write_jsonl
 
 OPTIMUM = Optimum(r=8, lora_alpha=16, batch_size=16, learning_rate=3e-3, nll=0.2, inside=True)
@@ -187,7 +188,7 @@ def test_earlier_studies_move_the_prior_towards_what_they_measured(ledger: Path,
         == before
         == Corrections(rate=before.rate, rank=before.rank)
     )
-    assert Corrections.from_dict(json.loads(json.dumps(after.to_dict()))) == after
+    assert from_plain(Corrections, json.loads(json.dumps(to_plain(after)))) == after
 
 
 @pytest.fixture(scope="module")
@@ -223,8 +224,8 @@ def test_tune_writes_the_ledger_and_the_next_study_says_that_it_used_it(
 
     third = loratune.tune(**place, ranks=[4], out=tmp_path / "three")
     assert any("1 finished study of the ledger" in each.claim for each in third.evidence)
-    kept = Corrections.from_dict(Study.load(tmp_path / "three").get_fact("corrections"))
-    assert kept.rate != Corrections.from_dict(Study.load(tmp_path / "again").get_fact("corrections")).rate
+    kept = from_plain(Corrections, Study.load(tmp_path / "three").get_fact("corrections"))
+    assert kept.rate != from_plain(Corrections, Study.load(tmp_path / "again").get_fact("corrections")).rate
 
 
 def test_a_broken_ledger_stops_no_run(place: dict[str, Any], tmp_path: Path, ledger: Path) -> None:

@@ -18,6 +18,7 @@ from loratune.errors import OutputError
 from loratune.study.record import Study
 from loratune.study.secrets import has_secrets, masked
 from loratune.values import CurvePoint, Stage, TrialResult, TrialState
+from loratune.values.plain import to_plain
 from study_fixture import assert_equal, make_result
 
 FINGERPRINT = {"options": {"ranks": (4, 8), "margin": 0.005}, "model": "tiny", "data": "abc"}
@@ -339,7 +340,7 @@ def test_a_study_of_format_2_goes_on(tmp_path: Path) -> None:
         "train_nll": 0.3, "metrics": {"nll": 1 / 3, "accuracy": 0.8},
         "curve": [[p.step, p.fraction, p.train_nll, p.validation_nll] for p in expected.curve],
         "trained_tokens": 12345, "steps": 20, "cost": 0.26, "seconds": 1.5, "arrays": [],
-        "asked": expected.asked.to_dict(), "ran": None,
+        "asked": to_plain(expected.asked), "ran": None,
     }  # fmt: skip
     old.add_trial(optuna.trial.create_trial(value=1 / 3, user_attrs=attributes))
     study = Study.open(tmp_path, fingerprint={"seed": 0}, resume=True)

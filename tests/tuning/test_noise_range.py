@@ -17,6 +17,7 @@ from loratune.tuning.resumption import begin, open_study, price
 from loratune.tuning.workbench import open_workbench
 from loratune.values import NoiseScale
 from loratune.values.events import nobody
+from loratune.values.plain import from_plain, to_plain
 from tiny import animal_rows, save_tiny_model, write_jsonl
 
 
@@ -72,8 +73,8 @@ def test_a_resumed_search_keeps_the_range_it_began_with(
 
 def test_corrections_come_back_from_json_also_from_before_there_was_a_range() -> None:
     kept = Corrections(rate=2.0, notes=("Told.",), batches=(8.0, 32.0))
-    assert Corrections.from_dict(json.loads(json.dumps(kept.to_dict()))) == kept
-    assert Corrections.from_dict({"rate": 2.0, "rank": 1.0, "notes": ["Told."]}).batches is None
+    assert from_plain(Corrections, json.loads(json.dumps(to_plain(kept)))) == kept
+    assert from_plain(Corrections, {"rate": 2.0, "rank": 1.0, "notes": ["Told."]}).batches is None
 
 
 def test_the_range_is_the_laws_at_the_ends_of_the_interval() -> None:

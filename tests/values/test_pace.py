@@ -15,6 +15,7 @@ from loratune.values import (
     default_recipe,
 )
 from loratune.values.context import optimiser_steps
+from loratune.values.plain import from_plain, to_plain
 
 PACE = Pace(steps=((0.0, 0.01), (400.0, 0.02), (800.0, 0.06)), forward=1000.0, slots=2)
 CONTEXT = SearchContext(
@@ -42,7 +43,7 @@ def test_a_wave_goes_on_with_those_that_are_left() -> None:
     alone = 5 * PACE.step(100)
     assert PACE.wave([(5, 100.0), (5, 100.0), (10, 300.0)]) == pytest.approx(5 * 0.02 + 5 * 0.0175 + alone)
     assert PACE.wave([]) == 0
-    assert Pace.from_dict(PACE.to_dict()) == PACE
+    assert from_plain(Pace, to_plain(PACE)) == PACE
 
 
 def test_steps_are_counted_as_the_engine_does() -> None:

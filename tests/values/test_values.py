@@ -1,11 +1,14 @@
 """What the frozen dataclasses promise."""
 
+import json
 from dataclasses import replace
+from math import inf
 
 import pytest
 
 from loratune.errors import HyperParameterError
-from loratune.values import HyperParameters, Stage, Trial, default_recipe
+from loratune.values import Evidence, HyperParameters, PlannedStage, Stage, Trial, default_recipe
+from loratune.values.plain import finite, from_plain, to_plain
 
 
 def test_a_trial_is_known_by_what_changes_its_result() -> None:
@@ -20,7 +23,7 @@ def test_a_trial_is_known_by_what_changes_its_result() -> None:
         replace(trial, hyper_parameters=replace(trial.hyper_parameters, target_modules=("q_proj",))),
     ]
     assert len({trial.key, *(other.key for other in others)}) == 6
-    assert Trial.from_dict(trial.to_dict()) == trial
+    assert Trial.from_dict(to_plain(trial)) == trial
 
 
 @pytest.mark.parametrize(
@@ -37,3 +40,19 @@ def test_values_out_of_range_are_refused(change: dict[str, object]) -> None:
 
 def test_scaling_is_peft_s() -> None:
     assert HyperParameters(r=8, lora_alpha=16, learning_rate=1, batch_size=1).scaling == 2
+
+
+def test_plain_values_are_json_and_come_back() -> None:
+    """Nested values, tuples, enumerations; PEFT's names for the ranks of single layers; infinite bounds as they are."""
+    setting = HyperParameters(r=8, lora_alpha=16, learning_rate=1e-3, batch_size=16, rank_pattern=(("q", 4),))
+    trial = Trial(hyper_parameters=setting, stage=Stage.ALPHA)
+    stage = PlannedStage(name="alpha", question="Which?", trials=1, cost=0.5, examples=(trial,))
+    values = to_plain(stage)
+    assert values["examples"][0]["stage"] == "alpha"
+    assert values["examples"][0]["hyper_parameters"]["rank_pattern"] == {"q": 4}
+    assert json.loads(json.dumps(values)) == values
+    claim = Evidence(claim="less", value=0.5, interval=(-inf, 0.5))
+    assert from_plain(Evidence, to_plain(claim)) == claim
+    assert finite(to_plain(claim))["interval"] == [None, 0.5]
+    with pytest.raises(ValueError, match="value"):
+        from_plain(Evidence, {"claim": "less", "value": "many"})

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from json import dumps
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -28,6 +27,7 @@ from loratune.model.source import portable_name, read_json
 from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
 from loratune.runners.spec import context_length, model_cache
 from loratune.tuning.record import TrainedRun, load_run
+from loratune.values.plain import to_plain
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _LETTER = ".lora_A.weight"
@@ -43,15 +43,6 @@ class Export:
     """What runs it; empty where nothing is run."""
     losses: tuple[str, ...]
     """What is not repeated there, a sentence each."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {
-            "folder": str(self.folder),
-            "files": list(self.files),
-            "command": self.command,
-            "losses": list(self.losses),
-        }
 
 
 def export(
@@ -218,7 +209,7 @@ def export_command(directory: Path, *, to: str, out: Path | None, model: str | N
     """Write the files; print where they are, what runs them and what they lose."""
     done = export(directory, to=to, out=out, model=model)
     if as_json:
-        print(dumps(done.to_dict()))
+        print(dumps(to_plain(done)))
         return
     print(f"Written to {done.folder}: {', '.join(done.files)}")
     if done.command:

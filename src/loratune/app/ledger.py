@@ -8,6 +8,7 @@ from loratune.errors import InputError
 from loratune.reporting.screen import Screen
 from loratune.reporting.terminal import print_ledger
 from loratune.study.ledger import VARIABLE, LedgerError, ledger_path, read_ledger
+from loratune.values.plain import to_plain
 
 
 def ledger_command(*, as_json: bool) -> None:
@@ -20,7 +21,7 @@ def ledger_command(*, as_json: bool) -> None:
     entries = found.studies
     if as_json:
         studies = [
-            {"finished": each.finished, "directory": each.directory, **each.task.to_dict()}
+            {"finished": each.finished, "directory": each.directory, **to_plain(each.task)}
             for each in entries
         ]
         print(dumps({"path": str(path), "studies": studies}))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from json import dumps
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,7 +24,6 @@ from loratune.model.device import device_memory, pick_device
 from loratune.model.profile import profile_from_config
 from loratune.model.source import locate
 from loratune.model.tokenizer import load_tokenizer
-from loratune.reporting.result import plain
 from loratune.reporting.screen import Screen
 from loratune.reporting.terminal import print_probe, print_profile, print_recommendation, print_survey
 from loratune.runners.spec import model_cache, read_rows
@@ -32,6 +31,7 @@ from loratune.tuning.experience import Experience, gather
 from loratune.tuning.options import RecommendOptions, data_options, keyword_options
 from loratune.tuning.workbench import Workbench, open_workbench, with_survey
 from loratune.values import ALL_LINEAR, BaseLoss, DataProfile, ModelProfile, Probe, Recommendation
+from loratune.values.plain import finite, to_plain
 
 PROBE_SECONDS = 90.0
 _LOSS_SECONDS = 8.0
@@ -59,9 +59,9 @@ class Recommended:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; numbers that are not finite as None."""
         before = self.without_probe
-        document: dict[str, Any] = plain(
+        document: dict[str, Any] = finite(
             {
-                "recommendation": self.recommendation.to_dict(),
+                "recommendation": to_plain(self.recommendation),
                 "data": self.data.to_dict(),
                 "model": {
                     "name": self.model.name,
@@ -69,9 +69,9 @@ class Recommended:
                     "parameters": self.model.parameters,
                     "parameters_per_rank": self.model.parameters_per_rank,
                 },
-                "guide": asdict(self.guide),
-                "probe": self.probe.to_dict() if self.probe else None,
-                "without_probe": before.to_dict() if before else None,
+                "guide": to_plain(self.guide),
+                "probe": to_plain(self.probe),
+                "without_probe": to_plain(before),
                 "notes": self.notes,
                 "data_notes": self.data_notes,
             }

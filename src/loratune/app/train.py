@@ -28,7 +28,6 @@ from loratune.metrics import NLL, Rows
 from loratune.model.source import portable_name
 from loratune.reporting.card import Card
 from loratune.reporting.facts import Gain
-from loratune.reporting.result import plain
 from loratune.runners.local import LocalRunner, early_stopping, read_adapter
 from loratune.runners.runner import (
     AdapterFile,
@@ -66,6 +65,7 @@ from loratune.values.events import (
     TrialEnded,
     nobody,
 )
+from loratune.values.plain import finite, to_plain
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,15 +90,15 @@ class Trained:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        values: dict[str, Any] = plain(
+        values: dict[str, Any] = finite(
             {
                 "schema": 1,
                 "hyper_parameters": self.hyper_parameters.to_dict(),
                 "metrics": self.metrics,
                 "steps": self.steps,
                 "seconds": self.seconds,
-                "training": self.training.to_dict(),
-                "evidence": [each.to_dict() for each in self.evidence],
+                "training": to_plain(self.training),
+                "evidence": to_plain(self.evidence),
             }
         )
         return values

@@ -1,6 +1,6 @@
 """From measured tokens per second to predicted seconds, and from a budget to full-run equivalents."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Self
 
 from loratune.costs.budget import coarse, in_words
@@ -9,6 +9,7 @@ from loratune.costs.readings import READINGS_SHARE, TRUNCATION_SHARE, affordable
 from loratune.costs.step_time import StepTime
 from loratune.errors import BudgetError
 from loratune.values import Pace, SearchContext
+from loratune.values.plain import from_plain
 
 CALIBRATION = "calibration"
 """The fact of a study that holds it."""
@@ -59,15 +60,11 @@ class Calibration:
         limit = self.evaluation_tokens or 2 * int(self.times.micro_batch_tokens)
         return min(limit, max(self.slots, 1 + _FINAL_TRIALS) * longest_table)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {**asdict(self), "steps": [list(point) for point in self.steps]}
-
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Inverse of `to_dict`. Raises `KeyError`, `TypeError` or `ValueError` for anything else."""
+        """Inverse of `to_plain`, of older ones too. Raises `KeyError`, `TypeError` or `ValueError` for other values."""
         steps = tuple((float(tokens), float(seconds)) for tokens, seconds in values.get("steps", ()))
-        correction = Correction.from_dict(values.get("correction", {}))
+        correction = from_plain(Correction, values.get("correction", {}))
         speeds = {name: float(values[name]) for name in ("pack", "alone", "forward")}
         counts = {"slots": int(values["slots"])} | {
             name: int(values.get(name, 0)) for name in ("micro_batch_tokens", "evaluation_tokens", "threads")

@@ -4,8 +4,7 @@ Knows bytes; nothing of how they are measured.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Self
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import lsq_linear
@@ -26,15 +25,6 @@ class Correction:
     scale: float = 1.0
     fixed: int = 0
     """Bytes, negative where the process needs less than the model assumes."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Inverse of `to_dict`."""
-        return cls(**values)
 
 
 UNCORRECTED = Correction()

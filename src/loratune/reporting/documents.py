@@ -8,8 +8,8 @@ from json import dumps
 from loratune.reporting.contents import contents
 from loratune.reporting.facts import RunFacts, to_stored
 from loratune.reporting.html import templates
-from loratune.reporting.result import plain
 from loratune.values.events import TrialEnded, event_values
+from loratune.values.plain import finite
 
 _MARKS = re.compile(r"([\\`*_{}\[\]<>#|~])")
 """Letters that mean something in Markdown."""
@@ -28,7 +28,7 @@ def to_json(facts: RunFacts) -> str:
     trials = [event_values(TrialEnded.of(each)) for each in facts.results]
     for trial in trials:
         del trial["event"]
-    return dumps({**plain(to_stored(facts)), "trials": trials}, indent=1, allow_nan=False) + "\n"
+    return dumps({**finite(to_stored(facts)), "trials": trials}, indent=1, allow_nan=False) + "\n"
 
 
 def _escaped(text: object) -> str:

@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from json import dumps, loads
-from math import inf, isfinite
+from math import inf
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from loratune.errors import HyperParameterError, InputError, OutputError
 from loratune.files.write import write_atomically
@@ -20,6 +18,7 @@ from loratune.reporting.notebook import picture
 from loratune.reporting.opponent import fair_gains, fair_opponent
 from loratune.reporting.wording import price, rate, states
 from loratune.values import Evidence, HyperParameters, StageSummary
+from loratune.values.plain import finite, to_plain
 
 SCHEMA = 1
 _FILE = "result.json"
@@ -129,7 +128,7 @@ class TuneResult:
 def result_values(facts: RunFacts) -> dict[str, Any]:
     """The document, with every key of version 1; numbers that are not finite as None."""
     cost, values = facts.cost, facts.decision.hyper_parameters.to_dict()
-    document: dict[str, Any] = plain(
+    document: dict[str, Any] = finite(
         {
             "schema": SCHEMA,
             "verdict": verdict(facts),
@@ -146,7 +145,7 @@ def result_values(facts: RunFacts) -> dict[str, Any]:
                 "default_recipe": _splits(facts.default_recipe),
                 "fair_opponent": _opponent(facts),
             },
-            "evidence": [{**each.to_dict(), "state": state} for state, each in states(facts)],
+            "evidence": [{**to_plain(each), "state": state} for state, each in states(facts)],
             "cost": {
                 "seconds": cost.seconds,
                 "trained_tokens": facts.trained_tokens,
@@ -157,9 +156,9 @@ def result_values(facts: RunFacts) -> dict[str, Any]:
             },
             "timeline": [{"name": name, "seconds": seconds} for name, seconds in cost.timeline],
             "mean_trials_in_pack": cost.mean_trials_in_pack,
-            "stages": [stage.to_dict() for stage in facts.decision.stages],
-            **({"training": facts.training.to_dict()} if facts.training else {}),
-            **({"sensitivity": facts.sensitivity.to_dict()} if facts.sensitivity else {}),
+            "stages": to_plain(facts.decision.stages),
+            **({"training": to_plain(facts.training)} if facts.training else {}),
+            **({"sensitivity": to_plain(facts.sensitivity)} if facts.sensitivity else {}),
         }
     )
     return document
@@ -235,26 +234,13 @@ def _decode(values: dict[str, Any], directory: Path) -> TuneResult:
 
 
 def evidence_from_dict(values: Mapping[str, Any]) -> Evidence:
-    """Inverse of `Evidence.to_dict` after `plain`: an absent end of an interval is infinite."""
+    """Inverse of `to_plain` and `finite` of one: an absent end of an interval is infinite."""
     values = {name: value for name, value in values.items() if name != "state"}
     bounds = values["interval"]
     if bounds is None:
         return Evidence(**values)
     low, high = bounds
     return Evidence(**{**values, "interval": (-inf if low is None else low, inf if high is None else high)})
-
-
-def plain(value: Any) -> Any:
-    """JSON values only: mappings and sequences copied, numpy unwrapped, NaN and infinities as None."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
-    if isinstance(value, float) and not isfinite(value):
-        return None
-    return value
 
 
 def _whole(value: float) -> float | int:

@@ -18,6 +18,7 @@ from typing import Any
 
 from loratune.files.paths import user_path
 from loratune.values import StudiedTask
+from loratune.values.plain import to_plain
 
 VARIABLE = "LORATUNE_LEDGER"
 _VERSION = 1
@@ -66,7 +67,7 @@ def write_entry(path: Path, key: str, directory: str, task: StudiedTask) -> None
             connection.execute(f"PRAGMA user_version = {_VERSION}")
             connection.execute(
                 "INSERT OR REPLACE INTO studies VALUES (?, ?, ?, ?)",
-                (key, now, directory, dumps(task.to_dict())),
+                (key, now, directory, dumps(to_plain(task))),
             )
 
 

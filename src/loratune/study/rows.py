@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial
 from loratune.files.write import replacing
 from loratune.metrics import find
 from loratune.values import CurvePoint, HyperParameters, Trial, TrialResult, TrialState
+from loratune.values.plain import to_plain
 
 _STATES = {
     TrialState.COMPLETE: optuna.trial.TrialState.COMPLETE,
@@ -86,8 +87,8 @@ def _attributes(result: TrialResult, arrays: tuple[str, ...]) -> dict[str, Any]:
         "seconds": float(result.seconds),
         _OURS: {
             "key": asked.key,
-            "asked": asked.to_dict(),
-            "ran": None if ran == asked else ran.to_dict(),
+            "asked": to_plain(asked),
+            "ran": None if ran == asked else to_plain(ran),
             "metrics": metrics,
             "curve": [
                 [p.step, p.fraction, float(p.train_nll), float(p.validation_nll)] for p in result.curve

@@ -24,6 +24,7 @@ from loratune.values import (
     TrialState,
     Wishes,
 )
+from loratune.values.plain import to_plain
 
 Measure = Callable[[Trial, SearchContext], TrialResult]
 ROUNDING = 1e-6
@@ -187,4 +188,4 @@ def _keys(trials: Sequence[Trial]) -> list[str]:
 
 
 def _told(decision: Decision) -> object:
-    return decision.hyper_parameters, [claim.to_dict() for claim in decision.evidence], decision.settled
+    return decision.hyper_parameters, to_plain(decision.evidence), decision.settled

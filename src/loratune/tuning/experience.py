@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from json import dumps
 from math import isfinite
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from loratune.errors import OutputError
 from loratune.files.paths import user_path
@@ -55,24 +55,6 @@ class Corrections:
     notes: tuple[str, ...] = ()
     batches: tuple[float, float] | None = None
     """Batch sizes worth trying, where a noise scale was measured."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Inverse of `to_dict`."""
-        batches = values.get("batches")
-        return cls(
-            **{
-                **values,
-                "rate": float(values["rate"]),
-                "rank": float(values["rank"]),
-                "notes": tuple(values["notes"]),
-                "batches": None if batches is None else (float(batches[0]), float(batches[1])),
-            }
-        )
 
 
 def dataset_name(options: CommonOptions) -> str:

@@ -20,6 +20,7 @@ from loratune.tuning.pricing import Pricing
 from loratune.tuning.workbench import Workbench, search_context
 from loratune.values import PlannedStage, SearchContext, SearchPlan, Stage
 from loratune.values.events import Planned
+from loratune.values.plain import to_plain
 
 _LAYER_RANK_RUNS = 3
 _TOLD_SHARE = 0.15
@@ -109,11 +110,11 @@ class Forecast:
         return {
             "strategy": self.strategy.name,
             "budget": {"full_runs": self.context.wishes.budget},
-            "stages": [stage.to_dict() for stage in self.plan.stages],
+            "stages": to_plain(self.plan.stages),
             "dropped": list(self.plan.dropped),
             "trials": self.plan.trials,
             "cost": {"full_runs": self.plan.cost},
-            "calibration": self.calibration.to_dict(),
+            "calibration": to_plain(self.calibration),
             "slots": self.slots,
             "final_evaluation": {
                 "looks": self.looks.count,
@@ -127,7 +128,7 @@ class Forecast:
             },
             **self._price(),
             "predicted_peak_memory_bytes": self.peak_bytes,
-            "prior": self.corrections.to_dict(),
+            "prior": to_plain(self.corrections),
         }
 
     def _price(self) -> dict[str, Any]:
@@ -209,7 +210,7 @@ def budget_values(option: str, priced: Forecast) -> dict[str, Any]:
         "option": option,
         "runs": priced.context.wishes.budget,
         "seconds": priced.seconds,
-        "pace": None if pace is None else pace.to_dict(),
+        "pace": to_plain(pace),
     }
 
 

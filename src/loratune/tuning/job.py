@@ -45,6 +45,7 @@ from loratune.values.events import (
     Tell,
     TrialEnded,
 )
+from loratune.values.plain import to_plain
 
 CLOCK_CUT = 3
 """Exit code where the clock, or the user, cut the search."""
@@ -219,7 +220,7 @@ class Job:
         )
         task = self._studied(decision)
         self.study.put_fact("facts", to_stored(facts))
-        self.study.put_fact(TASK, task.to_dict())
+        self.study.put_fact(TASK, to_plain(task))
         self.study.put_fact(CUT, cut)
         write_report(facts, directory, self.tell)
         write_result(replace(facts, cost=self._cost()), directory)

@@ -18,6 +18,7 @@ from loratune.costs.planner import Planner
 from loratune.engine.memory import Place, Shortage
 from loratune.values import Evidence, HyperParameters, Trial
 from loratune.values.events import Note, Tell
+from loratune.values.plain import to_plain
 
 if TYPE_CHECKING:  # only named here: importing it imports Optuna
     from loratune.study.record import Study
@@ -64,7 +65,7 @@ class LearningPlanner:
         if estimate is not None:
             words += f" Predicted were {estimate.total / 2**30:.1f} GiB."
         self.study.put_fact(_SHORTAGES, [*self.sentences, words])
-        self.study.put_fact(CALIBRATION, self.calibration.to_dict())
+        self.study.put_fact(CALIBRATION, to_plain(self.calibration))
         self.tell(Note(text=words))
 
     @property

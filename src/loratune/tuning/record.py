@@ -11,6 +11,7 @@ from loratune.runners.local import early_stopping
 from loratune.tuning.options import CommonOptions, data_options
 from loratune.tuning.workbench import Workbench
 from loratune.values import HyperParameters, TrainingRecord
+from loratune.values.plain import from_plain
 
 _FILE = "result.json"
 _EARLIER = frozenset({"max_length"})
@@ -67,7 +68,7 @@ def load_run(directory: Path) -> TrainedRun:
             hyper_parameters=HyperParameters.from_dict(
                 {name: value for name, value in chosen.items() if name not in _EARLIER}
             ),
-            training=TrainingRecord.from_dict(values["training"]),
+            training=from_plain(TrainingRecord, values["training"]),
             validation_nll=values["metrics"]["validation"].get("nll"),
         )
     except OSError:

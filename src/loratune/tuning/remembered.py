@@ -27,6 +27,7 @@ from loratune.engine.pack import PackEngine
 from loratune.files.write import write_atomically
 from loratune.tuning.options import SearchOptions
 from loratune.values import PLAIN
+from loratune.values.plain import to_plain
 
 _OLDEST = 30 * 86400.0
 """Seconds: drivers and neighbours change."""
@@ -60,7 +61,7 @@ def remember(
     path = _path(folder, engine, limits, options)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(calibration.to_dict()) + "\n")
+        write_atomically(path, json.dumps(to_plain(calibration)) + "\n")
     except OSError:
         return
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, fields, replace
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from shlex import quote
@@ -32,6 +33,7 @@ from loratune.tuning.options import TuneOptions
 from loratune.tuning.workbench import Workbench, check_out, search_context
 from loratune.values import PLAIN, Pace
 from loratune.values.events import Note, Phase, PhaseBegan, Tell
+from loratune.values.plain import from_plain, to_plain
 
 _FREE = (
     "out",
@@ -165,7 +167,7 @@ def _planned(study: Study, options: TuneOptions) -> dict[str, Any] | None:
 def _budget(kept: Any) -> tuple[str, dict[str, Any]]:
     pace = kept.get("pace")  # a version that knew of none planned without
     numbers = {name: float(kept[name]) for name in ("runs", "seconds")}
-    return str(kept["option"]), {**numbers, "pace": None if pace is None else Pace.from_dict(pace)}
+    return str(kept["option"]), {**numbers, "pace": None if pace is None else from_plain(Pace, pace)}
 
 
 def open_study(options: TuneOptions, bench: Workbench, lock: FolderLock, tell: Tell) -> Study:
@@ -196,7 +198,7 @@ def price(
         tell(PhaseBegan(phase=Phase.CALIBRATING))
     calibration = bench.calibrate(options, monotonic() - started) if kept is None else kept
     planned = _planned(study, options) if study else None
-    corrections = study.decode_fact(_CORRECTIONS, Corrections.from_dict) if study else None
+    corrections = study.decode_fact(_CORRECTIONS, partial(from_plain, Corrections)) if study else None
     if corrections is not None:
         return forecast(
             bench, options, calibration, started=started, planned=planned, corrections=corrections
@@ -217,9 +219,9 @@ def begin(study: Study, options: TuneOptions, priced: Forecast) -> None:
         result.unlink()
         study.put_fact("facts", None)
     if study.get_fact(CALIBRATION) is None:
-        study.put_fact(CALIBRATION, priced.calibration.to_dict())
+        study.put_fact(CALIBRATION, to_plain(priced.calibration))
     if study.get_fact(_CORRECTIONS) is None:
-        study.put_fact(_CORRECTIONS, priced.corrections.to_dict())
+        study.put_fact(_CORRECTIONS, to_plain(priced.corrections))
     if _planned(study, options) is None:
         study.put_fact(_BUDGET, budget_values(options.budget, priced))
     write_atomically(options.directory / TOML, to_toml(replace(options, resume=False)))

@@ -1,8 +1,7 @@
 """What analysis after a search found: signs of trouble, what mattered, how cut adapters do."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 from loratune.values.decision import Evidence
 
@@ -86,10 +85,6 @@ class Sensitivity:
     """Share of the variance that no hyper-parameter explains alone: interactions and noise."""
     noise: float | None = None
     """Share of the variance that is between seeds of the same setting, from repeated trials."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
 
 
 class Cut(StrEnum):

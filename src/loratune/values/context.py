@@ -73,20 +73,6 @@ class Pace:
             seconds += (steps - end) * self.step(tokens) if steps > end else 0.0
         return seconds
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {
-            "steps": [list(point) for point in self.steps],
-            "forward": self.forward,
-            "slots": self.slots,
-        }
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Inverse of `to_dict`."""
-        steps = tuple((float(tokens), float(seconds)) for tokens, seconds in values["steps"])
-        return cls(steps=steps, forward=float(values["forward"]), slots=int(values["slots"]))
-
 
 def optimiser_steps(rows: int, batch_size: int, epochs: float, fraction: float = 1.0) -> int:
     """Of a run on a share of the rows, as transformers' Trainer counts them: a part of an epoch is rounded up."""

@@ -17,26 +17,13 @@ class PlannedStage:
     trials: int
     cost: float
     """Full-run equivalents."""
-    examples: tuple[Trial, ...] = ()
-    """The trials as far as they are known now; later stages depend on earlier results."""
     note: str = ""
     packs: int = 0
     """Filled in by the runner, from the memory model."""
     seconds: float = 0.0
     """Predicted; filled in by the runner, from the calibration."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {
-            "name": self.name,
-            "question": self.question,
-            "trials": self.trials,
-            "cost": self.cost,
-            "note": self.note,
-            "packs": self.packs,
-            "seconds": self.seconds,
-            "examples": [trial.to_dict() for trial in self.examples],
-        }
+    examples: tuple[Trial, ...] = ()
+    """The trials as far as they are known now; later stages depend on earlier results."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,17 +58,6 @@ class Evidence:
     holds: bool | None = None
     """None for a note, such as a stage that was dropped for the budget."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {
-            "claim": self.claim,
-            "value": self.value,
-            "unit": self.unit,
-            "interval": list(self.interval) if self.interval else None,
-            "margin": self.margin,
-            "holds": self.holds,
-        }
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageSummary:
@@ -97,19 +73,6 @@ class StageSummary:
     seconds: float = 0.0
     details: Mapping[str, Any] = field(default_factory=dict)
     """JSON-able numbers behind the answer."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {
-            "name": self.name,
-            "question": self.question,
-            "answer": self.answer,
-            "trials": self.trials,
-            "diverged": self.diverged,
-            "cost": self.cost,
-            "seconds": self.seconds,
-            "details": dict(self.details),
-        }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
 from json import dumps
-from math import inf, isfinite, nan
+from math import inf, nan
 from time import time
 from typing import Any, Self, cast
 
 from loratune.values.decision import Evidence, SearchPlan
 from loratune.values.hyperparameters import HyperParameters
+from loratune.values.plain import adapter, finite, from_plain
 from loratune.values.profile import DataProfile, ModelProfile
 from loratune.values.trial import CurvePoint, Stage, Trial, TrialResult, TrialState
 
@@ -259,7 +260,7 @@ def _words(kind: type[Event]) -> str:
 
 def event_values(event: Event) -> dict[str, Any]:
     """The event as JSON values, its name under `event`; numbers that are not finite as None."""
-    values: dict[str, Any] = _finite(_adapter(cast(Hashable, type(event))).dump_python(event, mode="json"))
+    values: dict[str, Any] = finite(adapter(cast(Hashable, type(event))).dump_python(event, mode="json"))
     return {"event": event_name(event), **values}
 
 
@@ -279,7 +280,7 @@ def event_from(values: Mapping[str, Any]) -> Event | None:
         return None
     try:
         plain = {name: value for name, value in values.items() if name not in ("event", "time")}
-        event: Event = _adapter(cast(Hashable, kind)).validate_python(_infinite(plain))
+        event: Event = from_plain(kind, _infinite(plain))
     except Exception:  # whatever decoding makes of what another version, or nobody, has written
         return None
     return event
@@ -291,7 +292,7 @@ def _kinds() -> dict[str, type[Event]]:
 
 
 def _infinite(value: Any, name: str = "") -> Any:
-    """Inverse of `_finite` where None is no value; ends of intervals are infinite too, values of metrics unknown."""
+    """Inverse of `finite` where None is no value; ends of intervals are infinite too, values of metrics unknown."""
     if isinstance(value, dict):
         inner = {key: _infinite(each, str(key)) for key, each in value.items()}
         return (
@@ -304,18 +305,3 @@ def _infinite(value: Any, name: str = "") -> Any:
             return [-inf if value[0] is None else value[0], inf if value[1] is None else value[1]]
         return [_infinite(each) for each in value]
     return inf if value is None and name in _INFINITE else value
-
-
-@cache
-def _adapter(kind: Any) -> Any:
-    from pydantic import TypeAdapter  # takes a while to import, and not every command tells of events
-
-    return TypeAdapter(kind)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not isfinite(value) else value

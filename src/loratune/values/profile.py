@@ -54,10 +54,6 @@ class Probe:
     rate: RateTest | None = None
     absorbed: Absorbed | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; the reader replaces infinities."""
-        return asdict(self)
-
 
 PLAIN = "plain"
 """The weight format of a base whose layers are held in the type that is computed in."""
@@ -266,10 +262,6 @@ class Suggested:
         """Upper over lower end."""
         return self.high / self.low
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recommendation:
@@ -285,7 +277,3 @@ class Recommendation:
     batch_size: Suggested
     epochs: Suggested
     notes: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)

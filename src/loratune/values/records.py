@@ -1,7 +1,7 @@
 """What outlives a run: the tuned task, for the next prior, and what repeating its training needs."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Self
 
@@ -50,13 +50,9 @@ class StudiedTask:
     source: str = ""
     optima: tuple[Optimum, ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {**asdict(self), "optima": [asdict(each) for each in self.optima]}
-
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Inverse of `to_dict`. Raises `TypeError`, `ValueError` or `KeyError` for anything else."""
+        """Inverse of `to_plain`. Raises `TypeError`, `ValueError` or `KeyError` for anything else."""
         optima = tuple(Optimum(**each) for each in values["optima"])
         for each in optima:
             _check(each)
@@ -108,15 +104,6 @@ class PromptFormat:
     template: str = ""
     """With {column} fields, braces doubled; empty unless the kind has one."""
 
-    def to_dict(self) -> dict[str, str]:
-        """Plain values for JSON."""
-        return {"kind": str(self.kind), "template": self.template}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, str]) -> Self:
-        """Inverse of `to_dict`."""
-        return cls(kind=PromptKind(values["kind"]), template=values["template"])
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingRecord:
@@ -156,12 +143,3 @@ class TrainingRecord:
             if self.weight_format == PLAIN
             else f"4 bits ({self.weight_format}), computed in {self.dtype}"
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {**asdict(self), "prompt": self.prompt.to_dict()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Inverse of `to_dict`. Raises `KeyError`, `TypeError` or `ValueError` for anything else."""
-        return cls(**{**values, "prompt": PromptFormat.from_dict(values["prompt"])})

@@ -64,18 +64,9 @@ class Trial:
         """Identity: 16 hex digits of all that changes the result, the same in every process."""
         return _key(self)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {
-            "hyper_parameters": self.hyper_parameters.to_dict(),
-            "seed": self.seed,
-            "fraction": self.fraction,
-            "stage": str(self.stage),
-        }
-
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Inverse of `to_dict`."""
+        """Inverse of `to_plain`."""
         return cls(
             hyper_parameters=HyperParameters.from_dict(values["hyper_parameters"]),
             seed=values["seed"],
