@@ -28,6 +28,7 @@ from loratune.values.events import (
     Started,
     TrialEnded,
 )
+from loratune.values.plain import to_plain
 
 PLACES = 10
 _NOTES = 30
@@ -203,7 +204,7 @@ class WatchedRun:
 
 def _name(trial: Trial) -> str:
     """Who it is, as far as events tell of it."""
-    return dumps(trial.to_dict(), sort_keys=True)
+    return dumps(to_plain(trial), sort_keys=True)
 
 
 def _times(elapsed: float, left: float | None, price: float, *, over: bool) -> str:
