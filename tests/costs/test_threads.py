@@ -100,10 +100,6 @@ def test_doctor_warns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_calibration_keeps_them() -> None:
     found = Calibration(pack=10.0, alone=5.0, forward=20.0, slots=2, threads=3)
-<<<<<<< HEAD
     assert Calibration.from_dict(to_plain(found)).threads == 3
-=======
-    assert Calibration.from_dict(found.to_dict()).threads == 3
->>>>>>> 9588677 (Values: plain values of what landed meanwhile)
     earlier = {name: value for name, value in to_plain(found).items() if name != "threads"}
     assert Calibration.from_dict(earlier).threads == 0
