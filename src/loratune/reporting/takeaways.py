@@ -13,6 +13,7 @@ _WORDS = {
     Stage.RANK: ("rank",),
     Stage.BATCH: ("batch",),
     Stage.ALPHA: ("alpha",),
+    Stage.EPOCHS: ("epochs",),
     Stage.REGULARISATION: ("regularis", "dropout", "weight decay", "over-fit"),
     Stage.FINAL: ("final",),
 }
