@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from json import dumps
 from pathlib import Path
 from time import monotonic
+from typing import Literal
 
 import loratune
 from loratune.app.watching import listening, watching
@@ -47,7 +48,7 @@ def plan(
     learning_rates: Sequence[float] = (),
     batch_sizes: Sequence[int] = (),
     target_modules: Sequence[str] = ALL_LINEAR,
-    epochs: float = 1.0,
+    epochs: float | Literal["auto"] = "auto",
     warmup_ratio: float = 0.05,
     regularise: bool = False,
     tune_targets: bool = False,
@@ -80,7 +81,8 @@ def plan(
             and the loss of it that a cheaper choice may have.
         ranks, learning_rates, batch_sizes: Candidates, e.g. [4, 8, 16]; by default chosen from the data.
         target_modules: Adapted layers, e.g. ["q_proj", "v_proj"]; by default every linear layer but the head.
-        epochs, warmup_ratio: Of one full run: passes over the training rows, share of the steps with a rising rate.
+        epochs, warmup_ratio: Of one full run: passes over the training rows ("auto": by the number of rows, then fewer
+            and more are tried), and the share of the steps with a rising learning rate.
         regularise, tune_targets, layer_ranks, heal: More questions: dropout and decay even without over-fitting,
             which layers, a rank for each layer, and cut adapters trained on for a little.
         patience: Final run: evaluations without improvement before it stops.
