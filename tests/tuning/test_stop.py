@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import optuna
 import pytest
 
 from loratune.app.tune import CLOCK_CUT, run_tune
@@ -49,6 +50,9 @@ def test_stop_and_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert (finished["event"], finished["cut"], finished["stopped"]) == ("finished", True, True)
     (only,) = [each for each in Study.load(out).results() if each.asked.stage is not Stage.FINAL]
     assert 1.79e9 < only.began < only.ended
+
+    shown = optuna.load_study(study_name=None, storage=f"sqlite:///{out}/study.db").user_attrs
+    assert shown["recommended"].startswith(f"rank {result.recommended.r}, learning rate ")
 
     ask_to_stop(out)  # an earlier run was meant
     again, code = run_tune(TuneOptions(**options, resume=True, price_per_hour=1.0))

@@ -12,8 +12,8 @@ from typing import Any
 
 from loratune.reporting.progress import RunProgress
 from loratune.reporting.tables import evidence_number
-from loratune.reporting.wording import MARKS, NOTE, count, duration, money, rate, state_of
-from loratune.values import Evidence, HyperParameters, Trial
+from loratune.reporting.wording import MARKS, NOTE, count, duration, money, rate, setting_words, state_of
+from loratune.values import Evidence, Trial
 from loratune.values.events import (
     Event,
     Findings,
@@ -129,7 +129,7 @@ class WatchedRun:
             "times": _times(self._elapsed, left, price, over=self.over),
             "speed": f"{count(progress.tokens_per_second)} tokens/s" if progress.tokens_per_second else "",
             "pack": f"{len(training)} of {max(self._widest, self._slots)}" if training else "",
-            "answer": _values(self._findings.hyper_parameters) if self._findings else "",
+            "answer": setting_words(self._findings.hyper_parameters) if self._findings else "",
             "evidence": self._evidence(),
             "leaders": self._leaders(),
             "training": [_slot(each) for each in training],
@@ -234,14 +234,7 @@ def _slot(live: LiveTrial) -> list[str]:
 
 def _label(trial: Trial) -> str:
     rows = "" if trial.fraction == 1 else f", {100 * trial.fraction:.3g} % of the rows"
-    return f"{_values(trial.hyper_parameters)}, seed {trial.seed}{rows}"
-
-
-def _values(values: HyperParameters) -> str:
-    return (
-        f"rank {values.r}, learning rate {rate(values.learning_rate)}, batch size {values.batch_size}, "
-        f"alpha {values.lora_alpha:g}"
-    )
+    return f"{setting_words(trial.hyper_parameters)}, seed {trial.seed}{rows}"
 
 
 def claim(state: str, each: Evidence) -> dict[str, str]:

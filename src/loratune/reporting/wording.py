@@ -6,7 +6,7 @@ from collections import Counter
 from math import isfinite
 
 from loratune.reporting.facts import RunFacts
-from loratune.values import Evidence
+from loratune.values import Evidence, HyperParameters
 
 
 def duration(seconds: float) -> str:
@@ -46,6 +46,14 @@ def rate(learning_rate: float) -> str:
     """`1e-4`, `3.5e-4`: two digits, no padding zeros."""
     mantissa, exponent = f"{learning_rate:.1e}".split("e")
     return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+
+
+def setting_words(values: HyperParameters) -> str:
+    """`rank 8, learning rate 1e-3, batch size 16, alpha 16`."""
+    return (
+        f"rank {values.r}, learning rate {rate(values.learning_rate)}, batch size {values.batch_size}, "
+        f"alpha {values.lora_alpha:g}"
+    )
 
 
 def number(value: float | None, digits: int = 4) -> str:

@@ -17,6 +17,7 @@ from loratune.model.source import portable_name
 from loratune.reporting.card import card_of
 from loratune.reporting.facts import RunCost, to_stored
 from loratune.reporting.result import TuneResult, load_result, write_result
+from loratune.reporting.wording import setting_words
 from loratune.runners.local import LargestAdapter, LocalRunner
 from loratune.study.record import Study
 from loratune.tuning.after_search import AfterSearch
@@ -222,6 +223,7 @@ class Job:
         self.study.put_fact("facts", to_stored(facts))
         self.study.put_fact(TASK, to_plain(task))
         self.study.put_fact(CUT, cut)
+        self.study.show("recommended", setting_words(decision.hyper_parameters))
         write_report(facts, directory, self.tell)
         write_result(replace(facts, cost=self._cost()), directory)
         shutil.rmtree(directory / FOLDER, ignore_errors=True)
