@@ -50,7 +50,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> tuple[Truncation, li
     )
     ranks = [arguments.rank, *arguments.trained]
     with open_workbench(options, targets=options.target_modules, ranks=(), epochs=options.epochs) as bench:
-        waiting = [Trial(hyper_parameters=setting(r, options.epochs), seed=1) for r in reversed(ranks)]
+        waiting = [Trial(hyper_parameters=setting(r, arguments.epochs), seed=1) for r in reversed(ranks)]
         done: list[tuple[TrialResult, Adapter]] = []
         bench.engine.run(
             lambda: waiting.pop() if waiting else None,

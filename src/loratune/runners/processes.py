@@ -156,12 +156,14 @@ class ProcessRunner:
     on_shortage: Callable[[Shortage], None] = ignore
     deadline: float | None = None
     """`time.monotonic()` after which no trial is begun and running ones stop at their next reading."""
+    stopped: Callable[[], bool] = lambda: False
+    """Whether somebody has asked that no trial be begun any more; running ones go on to their ends."""
     _busy: set[int] = field(default_factory=set, init=False)
     """Workers that carry out an order."""
 
     @property
     def late(self) -> bool:
-        return self.deadline is not None and monotonic() >= self.deadline
+        return (self.deadline is not None and monotonic() >= self.deadline) or self.stopped()
 
     def run(self, jobs: Sequence[Job], more: More | None = None) -> Generator[Done, None, None]:
         """The trials of the search first, on all devices; then final trials, shared out, and the rest."""
