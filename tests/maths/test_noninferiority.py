@@ -89,6 +89,13 @@ def normal(z: float) -> Comparison:
     return Comparison(difference=z, standard_error=1.0, degrees=inf, margin=5.0)
 
 
+def test_what_is_added_to_a_difference_adds_its_doubt() -> None:
+    """3 and 4 make 5; the degrees are those of the part that was estimated from few runs."""
+    found = replace(normal(2.0), standard_error=3.0, degrees=4.0).moved(-0.5, 4.0)
+    assert (found.difference, found.standard_error) == (1.5, 5.0)
+    assert found.degrees == pytest.approx(5**4 / (3**4 / 4))
+
+
 def test_one_interval_is_left_alone() -> None:
     assert family_intervals([normal(2.0)]) == [pytest.approx((0.04, 3.96), abs=1e-3)]
 

@@ -109,6 +109,16 @@ def test_survives_a_diverging_corner(tmp_path: Path) -> None:
     assert truth.nll(chosen.r, chosen.learning_rate) <= truth.best(chosen.r) + 0.02
 
 
+def test_between_the_best_rate_and_one_that_diverged_another_is_tried(tmp_path: Path) -> None:
+    """The optimum of rank 64 lies just below an edge, above which a ladder of threes steps."""
+    truth = Planted(diverges_above=1.5, rate_at_16=1e-3)
+    _, history = search(truth.write(tmp_path / "edge.csv"), budget=6)
+    asked = [x.asked.hyper_parameters.learning_rate for x in history if x.asked.hyper_parameters.r == 64]
+    failed = min(x.asked.hyper_parameters.learning_rate for x in history if not x.finished)
+    below = [rate for rate in asked if rate < failed]
+    assert max(below) > failed / 2
+
+
 @dataclass
 class FailsOnce:
     """The rule of a flattening curve, in which the first full run of one rank fails."""
@@ -318,14 +328,14 @@ def test_measured_grid_at_a_tenth_of_its_cost(seed: int) -> None:
 
 
 def test_what_later_stages_leave_goes_back_to_the_ranks(tmp_path: Path) -> None:
-    """Two other batch sizes are planned, and cost nothing: the table has the one that was run. Ranks are undecided."""
+    """Two other batch sizes are planned, and cost less: the table has one, mostly run before. Ranks are undecided."""
     path = Planted(scale=0.005, noise=0.004, seeds=8).write(tmp_path / "noisy.csv")
     runner = TableRunner.open(path, "planted")
     context = runner.context(margin=MARGIN, budget=16, seed=0)
     strategy = EvidenceStrategy(context.changed(batch_sizes=(8, 16, 32), largest_batch=32))
     history = play(strategy, runner)
     last = max(index for index, result in enumerate(history) if result.asked.stage is Stage.BATCH)
-    assert sum(result.cost for result in history if result.asked.stage is Stage.BATCH) == 0
+    assert sum(result.cost for result in history if result.asked.stage is Stage.BATCH) <= 1
     assert {result.asked.stage for result in history[last + 1 :]} == {Stage.RANK}
     assert sum(result.cost for result in history[last + 1 :]) >= 1
 

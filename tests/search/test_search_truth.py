@@ -138,6 +138,13 @@ def test_a_power_law_is_answered_well() -> None:
     assert np.mean(tally.regret) < 0.005
 
 
+def test_a_valley_is_walked_into_from_the_largest_rank() -> None:
+    """Step by step, one run after the other: rank 8 is best, 128 overfits."""
+    found = truth.run(WORLDS["U-shaped"], 8.0, 3)
+    assert max(found.regret) < 0.001
+    assert found.overshoot == [0.0] * 3
+
+
 def test_the_opponents_are_played_at_the_same_cost() -> None:
     for name in truth.OPPONENTS:
         tally = truth.run(WORLDS["power law"], 8.0, 2, name=name)

@@ -65,6 +65,18 @@ class Comparison:
     earlier: "Comparison | None" = None
     """The first of two looks, where this is the second."""
 
+    def moved(self, by: float, sd: float) -> "Comparison":
+        """This comparison with something added to the difference that is known up to `sd`, as of many runs."""
+        total = self.standard_error**2 + sd**2
+        share = self.standard_error**4 / self.degrees if isfinite(self.degrees) else 0.0
+        return replace(
+            self,
+            difference=self.difference + by,
+            standard_error=sqrt(total),
+            degrees=total**2 / share if share > 0 else inf,
+            earlier=None if self.earlier is None else self.earlier.moved(by, sd),
+        )
+
     def at_first_look(self, share: float) -> "Comparison":
         """This comparison as the first of two looks, at `share` of the runs of the second."""
         return replace(self, level=1 - first_look_alpha(share, 1 - ONE_SIDED))

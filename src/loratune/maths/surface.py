@@ -24,6 +24,7 @@ _RANK_SIZES = (0.003, 0.02, 0.12)
 _OWN_SHARES = (0.2, 1.0)
 """Of h, in the curvature's unit: how differently ranks react to the learning rate."""
 _NOISES = (0.0005, 0.0015, 0.004, 0.012, 0.04, 0.12)
+_SMALLEST_NOISE = 1e-5
 _NOISE_MEDIAN, _NOISE_SD = 0.01, 1.6
 """Prior of the noise's sd, log-normal: .1 % of the NLL on texts, 7 to 14 % on labels."""
 _CURVATURES = (0.01, 0.04, 0.15)
@@ -36,6 +37,7 @@ _FAR = 0.4
 """In y above a rank's best: beyond, a run is past the edge of stability and says nothing of the bottom."""
 _SLACK = 0.3
 """Of what a place lies above its rank's best: no parabola holds so far up, so the less it says of the bottom."""
+_DRAWS = 200
 _GRID = np.array(list(product(_RANK_SIZES, _OWN_SHARES, _CURVATURES, _NOISES)))
 
 
@@ -54,6 +56,8 @@ class Surface:
 
     runs: tuple[Runs, ...]
     places: tuple[Place, ...]
+    noise: float | None = None
+    """Sd of a run's y where it is known; None: to be inferred."""
 
     @cached_property
     def used(self) -> tuple[Runs, ...]:
@@ -82,7 +86,7 @@ class Surface:
         y = means - level
         within = float(sum(np.var(each.values) * len(each.values) for each in used))
         spare = float(counts.sum() - len(counts))
-        grid = _GRID
+        grid = _GRID if self.noise is None else _known_noise(self.noise)
         known = _covariance(at, at, grid)
         cross, own = _covariance(to, at, grid), _covariance(to, to, grid)
         slope, drift = grid[:, 2, None] * at[1] ** 2, grid[:, 2, None] * to[1] ** 2
@@ -127,6 +131,24 @@ class Surface:
         mean = means[:, place] - means[:, other]
         variance = spread[:, place, place] + spread[:, other, other] - 2 * spread[:, place, other]
         return float(weights @ ndtr((margin - mean) / np.sqrt(np.maximum(variance, 1e-12))))
+
+    def drop(self, count: int) -> tuple[float, float]:
+        """How much farther the first of `count` places lies above the lowest of them than the next place above the
+        lowest of the rest, in y: mean and sd, by draws of the posterior."""
+        weights, means, spread = self._posterior
+        values, vectors = np.linalg.eigh(spread)
+        roots = vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]
+        normal = np.random.default_rng(0).standard_normal((_DRAWS, len(self.places)))
+        drawn = means[:, None, :] + normal @ np.swapaxes(roots, 1, 2)
+        one, other = drawn[:, :, :count], drawn[:, :, count:]
+        drops = one[:, :, 0] - one.min(axis=2) - other[:, :, 0] + other.min(axis=2)
+        mean = float(weights @ drops.mean(axis=1))
+        return mean, float(np.sqrt(weights @ ((drops - mean) ** 2).mean(axis=1)))
+
+
+def _known_noise(sd: float) -> Floats:
+    rows = np.unique(_GRID[:, :3], axis=0)
+    return np.hstack([rows, np.full((len(rows), 1), max(sd, _SMALLEST_NOISE))])
 
 
 def _coordinates(places: Sequence[Place], centre: float) -> tuple[Floats, Floats]:

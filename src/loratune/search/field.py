@@ -24,6 +24,8 @@ CLOSE = 0.05
 """Share of the loss above a rank's lowest measured one within which its neighbours may say that another is lower."""
 STEADY, STEADY_SHARE = 2.0, 0.1
 """Margins, and share of the loss, above a rank's best within which a cell tells of its minimum and of its seeds."""
+BEYOND = 1.6
+"""E-folds beyond the last learning rate tried within which a rank's minimum may lie."""
 _SLOPE_SD = 0.15
 """Prior of how the best learning rate drifts off the law, e-folds per doubling of the rank."""
 _PLACE_SD = 0.35
@@ -104,7 +106,14 @@ class Field:
     def surface(self) -> Surface:
         """Over all cells that may be recommended; their order is that of `_known`."""
         runs = tuple(Runs(self._place(cell), self._values(cell)) for cell in self._known)
-        return _surface(runs)
+        return _surface(runs, self._assumed_noise)
+
+    @property
+    def _assumed_noise(self) -> float | None:
+        """Sd of y from seed to seed where the context assumes one, as nothing can be repeated."""
+        sd = self.context.limits.seed_sd
+        lowest = min(self._mean(cell) for cell in self._known)
+        return sd / lowest if sd is not None and self._nats else None
 
     @cached_property
     def best(self) -> dict[int, Cell]:
@@ -152,6 +161,30 @@ class Field:
     def lowest(self) -> int:
         """The rank with the lowest expected loss."""
         return min(self.best, key=self.level)
+
+    def edge(self, r: int) -> float | None:
+        """The learning rate next above a rank's best, if it diverged."""
+        above = [cell for cell in self.cells if cell.r == r and cell.rate > self.best[r].rate]
+        return above[0].rate if above and above[0].diverged else None
+
+    def shortfall(self, r: int, other: int) -> tuple[float, float]:
+        """How much farther a rank's best cell lies above the rank's minimum over all learning rates than another's
+        above its own: mean and sd, in the metric's unit. 0 where the user named the rates: one of them is the best."""
+        if self.context.wishes.learning_rates:
+            return 0.0, 0.0
+        own, beside = self._around(r), self._around(other)
+        mean, sd = _drop(self.surface.runs, own + beside, len(own), self._assumed_noise)
+        unit = self.level(other) if self._nats else 100.0
+        return mean * unit, sd * unit
+
+    def _around(self, r: int) -> tuple[Place, ...]:
+        """A rank's best, and places up to the rates tried beside it; where none was, beyond the ladder's next step."""
+        place = self._place(self.best[r])[1]
+        tried = [self._place(cell)[1] for cell in self.cells if cell.r == r]
+        low = max((u for u in tried if u < place), default=place - BEYOND)
+        high = min((u for u in tried if u > place), default=place + BEYOND)
+        between = (*np.linspace(low, place, 5)[:-1], *np.linspace(place, high, 5)[1:])
+        return tuple((r, float(u)) for u in (place, *between))
 
     # learning rates of ranks not run yet
 
@@ -273,8 +306,15 @@ class Field:
 
 
 @lru_cache(maxsize=512)  # a search is replayed from its start for every request
-def _surface(runs: tuple[Runs, ...]) -> Surface:
-    return Surface(runs, tuple(each.place for each in runs))
+def _surface(runs: tuple[Runs, ...], noise: float | None) -> Surface:
+    return Surface(runs, tuple(each.place for each in runs), noise)
+
+
+@lru_cache(maxsize=512)
+def _drop(
+    runs: tuple[Runs, ...], places: tuple[Place, ...], count: int, noise: float | None
+) -> tuple[float, float]:
+    return Surface(runs, places, noise).drop(count)
 
 
 def believed(context: SearchContext, results: Sequence[TrialResult]) -> Results:

@@ -25,6 +25,7 @@ from loratune.search.space import (
     search_seed,
     test_seeds,
     trial,
+    two_digits,
     usual_rate,
 )
 from loratune.search.waves import wave
@@ -149,6 +150,7 @@ class RankStage:
         if self.largest not in field.ladders:
             yield self._ladder(self.largest, self.effort.rates)
         yield self._beyond(field, self.largest)
+        yield self._below_edge(field, self.largest)
         if not field.best:
             return
         yield from self._way_down(field)
@@ -158,6 +160,7 @@ class RankStage:
         yield from self._second_chances(field, chosen)
         yield from self._middle(field)
         for r in dict.fromkeys((chosen, self.largest, field.lowest)):
+            yield self._below_edge(field, r)
             yield self._vertex(field, r)
         first, last = self.effort.looks
         yield self._repeats(field, (chosen, self.largest), first)
@@ -226,10 +229,10 @@ class RankStage:
             yield self._ladder(following, 1)
 
     def _lowest_near(self, field: Field) -> int:
-        """The rank to which the way down has led: all above it are within the margin of the best."""
+        """The rank to which the way down has led: it and all between it and the best are within the margin of that."""
         level = field.level(field.lowest) + self.context.wishes.margin
-        reached = self.largest
-        for r in sorted(field.best, reverse=True):
+        reached = field.lowest
+        for r in sorted((r for r in field.best if r < reached), reverse=True):
             if field.level(r) > level:
                 break
             reached = r
@@ -248,6 +251,14 @@ class RankStage:
         between = [r for r in self.candidates if below < r < reached and r not in field.ladders]
         if below and between:
             yield self._ladder(nearest(between, (below * reached) ** 0.5), 1)
+
+    def _below_edge(self, field: Field, r: int) -> list[Trial]:
+        """The middle between a rank's best learning rate and a neighbour that diverged: no parabola goes through
+        these, and the best lies near the edge."""
+        edge = field.edge(r) if r in field.best and not self.scale.given else None
+        if edge is None or edge <= 2 * field.best[r].rate:
+            return []
+        return [self._trial(r, two_digits((field.best[r].rate * edge) ** 0.5), search_seed(self.context))]
 
     def _vertex(self, field: Field, r: int) -> list[Trial]:
         """The minimum of the parabola through a rank's best learning rate and its neighbours, if that is another."""
@@ -377,7 +388,7 @@ class RankStage:
             comparisons=comparisons,
             best=best,
             settled=shown and not beaten,
-            intervals=_intervals(chosen.r, comparisons),
+            intervals=self._intervals(chosen.r, reference.r, comparisons),
             adequate={r: self._adequate(field, r) for r in field.best},
             law=self._law(field, measured),
             noise=self._noise(),
@@ -399,6 +410,18 @@ class RankStage:
             if comparison.verdict is not Verdict.ADEQUATE:
                 break
         return tuple(found)
+
+    def _intervals(
+        self, chosen: int, reference: int, comparisons: Sequence[tuple[int, Comparison]]
+    ) -> dict[int, tuple[float, float] | None]:
+        """Of what the decision rests on, each rank at its own best learning rate, tried or not: wider than the test of
+        the settings that were run. The ranks between have their one-sided bounds, which the test is about."""
+        told = {}
+        for r, comparison in comparisons:
+            if r == chosen or comparison.verdict is not Verdict.ADEQUATE:
+                short, doubt = self.field.shortfall(r, reference)
+                told[r] = comparison.moved(-short, doubt)
+        return dict(zip(told, family_intervals(list(told.values())), strict=True))
 
     def _unmeasured(self, field: Field) -> RankAnswer:
         """Nothing has finished on all rows: the prior's rank, at the best rate of part of the rows if there is one."""
@@ -435,11 +458,3 @@ class RankStage:
         losses = [mean_loss(self.context, m.results) for m in known]
         law = fit_power_law([m.r for m in known], losses)
         return law if law.excess(min(m.r for m in known), self.largest) > 0 else None
-
-
-def _intervals(
-    chosen: int, comparisons: Sequence[tuple[int, Comparison]]
-) -> dict[int, tuple[float, float] | None]:
-    """Of what the decision rests on. The ranks between have their one-sided bounds, which the test is about."""
-    told = {r: c for r, c in comparisons if r == chosen or c.verdict is not Verdict.ADEQUATE}
-    return dict(zip(told, family_intervals(list(told.values())), strict=True))
