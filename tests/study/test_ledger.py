@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 import loratune
+from command_fixture import Shell
 from loratune.costs import measuring
-from loratune.errors import OutputError
-from loratune.maths.learned import measured_tasks
+from loratune.errors import InputError, OutputError
+from loratune.maths.learned import learn_rank, learn_rate, likeness, measured_tasks
 from loratune.study.ledger import LedgerError, ledger_path, read_entries, read_ledger, write_entry
 from loratune.study.record import Study
 from loratune.tuning.experience import Corrections, correct, dataset_name, gather, optima_of, task_of_study
@@ -22,6 +23,8 @@ from loratune.tuning.options import PriorOptions
 from loratune.values import HyperParameters, Optimum, StudiedTask, Trial, TrialResult, TrialState
 from loratune.values.plain import from_plain, to_plain
 from tiny import animal_rows, save_tiny_model, write_jsonl
+
+pytest_plugins = ["command_fixture"]
 
 OPTIMUM = Optimum(r=8, lora_alpha=16, batch_size=16, learning_rate=3e-3, nll=0.2, inside=True)
 TASK = StudiedTask(
@@ -256,3 +259,60 @@ def test_from_study_takes_over_to_a_new_base_model(
     assert any("another file than this one" in note for note in elsewhere.notes)
     with pytest.raises(OutputError, match=r"study\.db"):
         loratune.plan(**options, from_study=tmp_path / "nowhere")
+
+
+def test_a_toy_says_nothing_of_a_large_model_and_all_of_its_like() -> None:
+    """Half the weight for each factor of 2 in width, for each factor of 4 in rows."""
+    assert likeness(TASK, TASK) == 1
+    assert likeness(TASK, replace(TASK, hidden_size=128)) == pytest.approx(0.5)
+    assert likeness(TASK, replace(TASK, hidden_size=32, rows=400.0)) == pytest.approx(0.25)
+    assert likeness(TASK, replace(TASK, hidden_size=4096)) == 0
+    assert likeness(replace(TASK, source="named"), replace(TASK, hidden_size=4096)) == 1
+    large = replace(TASK, dataset="other", model="large", hidden_size=4096, optima=(), needed_rank=0.0)
+    wild = replace(TASK, optima=(replace(OPTIMUM, learning_rate=0.5),), needed_rank=64.0)
+    for learn in (learn_rate, learn_rank):
+        plain = learn(large, measured_tasks())
+        assert learn(large, (*measured_tasks(), wild)) == plain
+        assert (
+            learn(large, (*measured_tasks(), replace(wild, source="named"))).belief.mean > plain.belief.mean
+        )
+    half, full = (learn_rate(replace(large, hidden_size=size), (wild,)).belief.mean for size in (256, 64))
+    assert 0 < half < full
+
+
+def test_which_entries_are_used_is_said_and_can_be_named(ledger: Path, tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "data.jsonl", animal_rows(20))
+    new = replace(TASK, dataset="new", model="new", optima=(), needed_rank=0.0)
+    write_entry(ledger, "like", "/r", TASK)
+    write_entry(ledger, "toy", "/r", replace(TASK, hidden_size=2))
+    found = correct(new, gather(PriorOptions(model="m", data=str(data))))
+    assert (
+        "takes in 1 finished study of the ledger, 0 of them on this data: like (m, weight 1)"
+        in found.notes[0]
+    )
+    assert "1 finished study of the ledger is of models or data of another size" in found.notes[1]
+    named = correct(new, gather(PriorOptions(model="m", data=str(data), ledger=("toy",))))
+    assert "toy (m, weight 1)" in named.notes[0]
+    with pytest.raises(InputError, match="no nowhere"):
+        gather(PriorOptions(model="m", data=str(data), ledger=("toy", "nowhere")))
+
+
+def test_entries_are_listed_shown_and_removed(ledger: Path, shell: Shell) -> None:
+    write_entry(ledger, "k1", "/runs/\x1b[2Ja", TASK)
+    write_entry(ledger, "k2", "/runs/b", replace(TASK, model="[bold]n\x1b[0m"))
+    write_entry(ledger, "bad", "/r", TASK)
+    with closing(sqlite3.connect(ledger)) as connection, connection:
+        connection.execute("UPDATE studies SET task = '{' WHERE key = 'bad'")
+    listed = shell("ledger", "list")
+    assert all(word in listed.out for word in ("k1", "k2", "1 of 3 studies", "Their keys: bad"))
+    assert "\x1b" not in listed.out
+    assert shell("ledger", "--json").document == shell("ledger", "list", "--json").document
+    shown = shell("ledger", "show", "k2")
+    assert "model: [bold]n\\x1b[0m" in shown.out
+    assert shell("ledger", "show", "k2", "--json").document["optima"][0]["r"] == 8
+    for wrong in (("show", "bad"), ("show", "k3"), ("remove", "k1", "k3"), ("remove",)):
+        assert shell("ledger", *wrong).code == 2
+    assert len(read_entries(ledger)) == 2
+    assert "Removed 2 of 3" in shell("ledger", "remove", "k1", "bad").out
+    found = read_ledger(ledger)
+    assert ([each.key for each in found.studies], found.damaged) == (["k2"], 0)

@@ -5,7 +5,7 @@ Reads the weights only for what they alone can tell: the base model's NLL, and t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from json import dumps
@@ -20,6 +20,7 @@ from loratune.errors import LoratuneError, ModelError
 from loratune.files.paths import user_path
 from loratune.maths.laws import GUIDE, GuideRanges
 from loratune.maths.prior import recommend as prior
+from loratune.maths.prior import task_of
 from loratune.model.device import device_memory, pick_device
 from loratune.model.profile import profile_from_config
 from loratune.model.source import locate
@@ -97,6 +98,7 @@ def recommend(
     device: str = "auto",
     device_memory: str | None = None,
     from_study: str | Path | None = None,
+    ledger: Sequence[str] = (),
     no_ledger: bool = False,
     probe: bool = False,
 ) -> Recommended:
@@ -116,7 +118,8 @@ def recommend(
         dtype, device, device_memory: How the base is held ("auto", "float32", "bfloat16"), where ("auto", "cpu",
             "cuda", "cuda:N"), and the memory to plan with ("24GiB"; by default the device's).
         from_study: Run directory of an old study whose results this one starts from, e.g. of another base model.
-        no_ledger: Neither learn from the ledger of your finished studies nor write into it.
+        ledger, no_ledger: Keys of the ledger's entries to learn from, whatever their size (by default all of about
+            this size); neither learn from it nor write into it.
         probe: Measure for one or two minutes: gradient noise, a learning-rate test, bits absorbed.
 
     Raises `InputError` for wrong input.
@@ -173,7 +176,7 @@ def _recommended(
         model=model,
         recommendation=found,
         guide=GUIDE[data.survey.kind],
-        notes=tuple(notes),
+        notes=(*experience.of_ledger(task_of(data, model, dataset=experience.dataset)), *notes),
         data_notes=subject.notes,
     )
 

@@ -61,6 +61,7 @@ def tune(
     device: str = "auto",
     device_memory: str | None = None,
     from_study: str | Path | None = None,
+    ledger: Sequence[str] = (),
     no_ledger: bool = False,
     budget: str = "auto",
     strategy: str = "evidence",
@@ -102,7 +103,8 @@ def tune(
         dtype, device, device_memory: How the base is held ("auto", "float32", "bfloat16"), where ("auto", "cpu",
             "cuda", "cuda:N"), and the memory to plan with ("24GiB"; by default the device's).
         from_study: Run directory of an old study whose results this one starts from, e.g. of another base model.
-        no_ledger: Neither learn from the ledger of your finished studies nor write into it.
+        ledger, no_ledger: Keys of the ledger's entries to learn from, whatever their size (by default all of about
+            this size); neither learn from it nor write into it.
         budget: "30m", "2h", "3x" (the time of so many final runs) or "auto".
         strategy, metric, margin: How is searched, what decides (a name, "package.module:function", or the function),
             and the loss of it that a cheaper choice may have.

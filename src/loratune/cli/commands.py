@@ -146,12 +146,48 @@ def recommend(*, values: dict[str, Any], config: Config = None, json: Json = Fal
     recommend_command(options, as_json=json)
 
 
-@command()
-def ledger(json: Json = False) -> None:
-    """Your finished studies, from which `tune` and `recommend` learn; $LORATUNE_LEDGER moves the file."""
-    from loratune.app.ledger import ledger_command
+ledgers = typer.Typer(
+    invoke_without_command=True,
+    help="Your finished studies, from which `tune` and `recommend` learn; $LORATUNE_LEDGER moves the file.",
+)
+app.add_typer(ledgers, name="ledger")
+Key = Annotated[str, typer.Argument(help="As `loratune ledger list` shows it.")]
 
-    ledger_command(as_json=json)
+
+@ledgers.callback()
+def ledger(context: typer.Context, json: Json = False) -> None:
+    """Your finished studies, from which `tune` and `recommend` learn; $LORATUNE_LEDGER moves the file.
+
+    Without a command of its own: as `loratune ledger list`.
+    """
+    if context.invoked_subcommand is None:
+        ledger_list(json)
+
+
+@ledgers.command("list", cls=Command)
+def ledger_list(json: Json = False) -> None:
+    """All studies, the oldest first, with their keys."""
+    from loratune.app.ledger import list_command
+
+    list_command(as_json=json)
+
+
+@ledgers.command("show", cls=Command)
+def ledger_show(key: Key, json: Json = False) -> None:
+    """All that is known of one study."""
+    from loratune.app.ledger import show_command
+
+    show_command(key, as_json=json)
+
+
+@ledgers.command("remove", cls=Command)
+def ledger_remove(
+    keys: Annotated[list[str], typer.Argument(help="As `loratune ledger list` shows them.")],
+) -> None:
+    """Take studies out of the ledger, damaged entries too: all that are named, or none."""
+    from loratune.app.ledger import remove_command
+
+    remove_command(keys)
 
 
 @command()

@@ -6,11 +6,11 @@ reads them off a table of runs); append lines to both, and every prior and its i
 
 import csv
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from math import exp, log
+from math import exp, log, log2
 
 import numpy as np
 
@@ -71,6 +71,10 @@ likely: what a task needs beyond what any other tells."""
 _PARAMETERS, _TOKENS = (3e5, 1.3e7), (1e4, 5e7)
 """Ranges of the measured tasks: parameters per rank, supervised tokens."""
 
+LEDGER = "ledger"
+"""`StudiedTask.source` of what the user's ledger has."""
+_LEAST_LIKE = 0.1
+"""Weight below which a study is left out."""
 _INSIDE_SD, _EDGE_SD = 0.2, 0.6
 """A learning rate read off a curve with a minimum; one at the edge of what was tried."""
 _CURVE_SD, _STATED_SD = 0.35, 0.7
@@ -123,27 +127,42 @@ def law_rank(task: StudiedTask) -> float:
 
 def learn_rate(target: StudiedTask, tasks: Sequence[StudiedTask]) -> Learned:
     """For the learning rate: one number for all ranks and batch sizes, whose slopes are the law's."""
-    return _learn(target, tasks, rate_residuals(tasks), RATE_SPREAD)
+    return _learn(target, rate_residuals(tasks, target), RATE_SPREAD)
 
 
 def learn_rank(target: StudiedTask, tasks: Sequence[StudiedTask]) -> Learned:
     """For the smallest rank within the default margin of a large one."""
-    return _learn(target, tasks, rank_residuals(tasks), RANK_SPREAD)
+    return _learn(target, rank_residuals(tasks, target), RANK_SPREAD)
 
 
-def _learn(
-    target: StudiedTask, tasks: Sequence[StudiedTask], residuals: Sequence[Residual], spread: Spread
-) -> Learned:
+def likeness(task: StudiedTask, target: StudiedTask) -> float:
+    """Weight of a study of the ledger for another task: halved by each factor of 2 in width, of 4 in rows.
+
+    A toy or a demo then says nothing of a large model, and much of its like. A judgement: the ledger is the user's own,
+    and nobody has measured what a hundredfold difference does. Others (the package's tasks, what the user names) count
+    in full, as their spread was calibrated together; so does what is not known.
+    """
+    if task.source != LEDGER:
+        return 1.0
+    doublings = 0.0
+    for one, other, scale in ((task.hidden_size, target.hidden_size, 1.0), (task.rows, target.rows, 2.0)):
+        if one and other:
+            doublings += abs(log2(one / other)) / scale
+    weight = 2.0**-doublings
+    return weight if weight >= _LEAST_LIKE else 0.0
+
+
+def _learn(target: StudiedTask, residuals: Sequence[Residual], spread: Spread) -> Learned:
     wanted = _residual(target)
     return Learned(
         belief=believe(residuals, wanted, spread), calibration=calibrate(residuals, wanted, spread)
     )
 
 
-def rate_residuals(tasks: Sequence[StudiedTask]) -> list[Residual]:
+def rate_residuals(tasks: Sequence[StudiedTask], target: StudiedTask | None = None) -> list[Residual]:
     """One per task with optima: the mean over its ranks and batch sizes, those inside their curve if there are any."""
     found = []
-    for task in tasks:
+    for task, weight in _weighted(tasks, target):
         inside = [each for each in task.optima if each.inside]
         logs = [
             log(
@@ -153,19 +172,31 @@ def rate_residuals(tasks: Sequence[StudiedTask]) -> list[Residual]:
             for each in inside or task.optima
         ]
         if logs and task.rows:
-            found.append(_residual(task, float(np.mean(logs)), _INSIDE_SD if inside else _EDGE_SD))
+            found.append(
+                _residual(task, float(np.mean(logs)), (_INSIDE_SD if inside else _EDGE_SD) / weight**0.5)
+            )
     return found
 
 
-def rank_residuals(tasks: Sequence[StudiedTask]) -> list[Residual]:
+def rank_residuals(tasks: Sequence[StudiedTask], target: StudiedTask | None = None) -> list[Residual]:
     """One per dense task whose needed rank was stated or can be read off its curve."""
     found = []
-    for task in tasks:
+    for task, weight in _weighted(tasks, target):
         rank = task.needed_rank or needed_rank(task.optima)
         if rank and task.parameters_per_rank:
-            sd = _STATED_SD if task.needed_rank else _CURVE_SD
+            sd = (_STATED_SD if task.needed_rank else _CURVE_SD) / weight**0.5
             found.append(_residual(task, log(rank / law_rank(task)), sd))
     return found
+
+
+def _weighted(
+    tasks: Sequence[StudiedTask], target: StudiedTask | None
+) -> Iterator[tuple[StudiedTask, float]]:
+    """Those that say anything of the target, with their weights; in full where there is none."""
+    for task in tasks:
+        weight = 1.0 if target is None else likeness(task, target)
+        if weight:
+            yield task, weight
 
 
 def _residual(task: StudiedTask, value: float = 0.0, sd: float = 0.0) -> Residual:

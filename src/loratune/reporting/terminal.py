@@ -171,17 +171,36 @@ def _told(name: str, value: float) -> str:
     return rate(value) if name == "learning_rate" else f"{value:.0f}"
 
 
-def print_ledger(console: Console, studies: Sequence[tuple[str, str, StudiedTask]], place: str) -> None:
-    """(finished, directory, task) of every study, and where the ledger is."""
+def print_ledger(console: Console, studies: Sequence[tuple[str, str, str, StudiedTask]], place: str) -> None:
+    """(key, finished, directory, task) of every study, and where the ledger is."""
     if studies:
-        table = _table("finished", "model", "data", "rows", "rank", "learning-rate optima", "directory")
-        for finished, directory, task in studies:
+        table = _table(
+            "key",
+            "finished",
+            "model",
+            "data",
+            "rows",
+            "rank",
+            "learning-rate optima",
+            "directory",
+            right=(4, 5),
+        )
+        for key, finished, directory, task in studies:
             best = min(task.optima, key=lambda each: each.nll, default=None)
             optima = f"{len(task.optima)}" + (
                 f", best {rate(best.learning_rate)} at r {best.r}" if best else ""
             )
             needed = f"{task.needed_rank:.0f}" if task.needed_rank else "–"
-            cells = (finished, task.model, task.dataset[:16], f"{task.rows:.0f}", needed, optima, directory)
+            cells = (
+                key,
+                finished,
+                task.model,
+                task.dataset[:16],
+                f"{task.rows:.0f}",
+                needed,
+                optima,
+                directory,
+            )
             table.add_row(*map(escape, cells))
         console.print(table)
     else:

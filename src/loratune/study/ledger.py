@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -76,8 +76,13 @@ class Entries:
     """All studies that could be read, the oldest first."""
 
     studies: tuple[Entry, ...] = ()
-    damaged: int = 0
-    """Entries that are not what was written; they are left out."""
+    damaged_keys: tuple[str, ...] = ()
+    """Of entries that are not what was written; they are left out."""
+
+    @property
+    def damaged(self) -> int:
+        """How many are left out."""
+        return len(self.damaged_keys)
 
     def note(self, path: Path) -> str | None:
         """A sentence about what was left out; None where nothing was."""
@@ -109,9 +114,21 @@ def read_ledger(path: Path) -> Entries:
         rows = connection.execute(
             "SELECT key, finished, directory, task FROM studies ORDER BY finished, key"
         ).fetchall()
-    found = [_entry(*row) for row in rows]
-    studies = tuple(each for each in found if each is not None)
-    return Entries(studies=studies, damaged=len(found) - len(studies))
+    found = [(str(row[0]), _entry(*row)) for row in rows]
+    return Entries(
+        studies=tuple(entry for _, entry in found if entry is not None),
+        damaged_keys=tuple(key for key, entry in found if entry is None),
+    )
+
+
+def remove_entries(path: Path, keys: Sequence[str]) -> int:
+    """Take entries out, damaged ones too, all in one transaction; returns how many there were. Raises `LedgerError`."""
+    if not path.exists():
+        return 0
+    with _errors(path), closing(_connect(path)) as connection, connection:
+        connection.execute("BEGIN IMMEDIATE")
+        marks = ", ".join("?" * len(keys))
+        return connection.execute(f"DELETE FROM studies WHERE key IN ({marks})", tuple(keys)).rowcount
 
 
 def _entry(key: Any, finished: Any, directory: Any, task: Any) -> Entry | None:

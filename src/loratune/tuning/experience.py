@@ -14,14 +14,14 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from loratune.errors import OutputError
+from loratune.errors import InputError, OutputError
 from loratune.files.paths import user_path
 from loratune.lora.layout import find_targets
 from loratune.maths.curves import best_rate
 from loratune.maths.laws import passes
-from loratune.maths.learned import learn_rank, learn_rate, measured_tasks
+from loratune.maths.learned import LEDGER, learn_rank, learn_rate, likeness, measured_tasks
 from loratune.maths.prior import task_of
-from loratune.study.ledger import LedgerError, ledger_path, read_ledger, write_entry
+from loratune.study.ledger import Entry, LedgerError, ledger_path, read_ledger, write_entry
 from loratune.study.record import Study
 from loratune.tuning.configuration import storage_of
 from loratune.tuning.options import CommonOptions, PriorOptions, SearchOptions
@@ -33,6 +33,10 @@ TASK = "task"
 _SAMPLE = 2**20
 """Bytes read at each end of a data file."""
 _FEWEST_RANKS = 2
+_NAMED = "named"
+"""`StudiedTask.source` of what the user named: it counts in full."""
+_SHOWN = 4
+"""Entries of the ledger that a note names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +48,28 @@ class Experience:
     """All of them, the package's included."""
     notes: tuple[str, ...] = ()
     """What was taken over or could not be, a sentence each."""
+    entries: tuple[Entry, ...] = ()
+    """Of `tasks`, those of the ledger."""
+
+    def of_ledger(self, target: StudiedTask) -> list[str]:
+        """Which entries of the ledger the prior for this task takes in, in sentences."""
+        weights = [(entry, likeness(entry.task, target)) for entry in self.entries]
+        used = [(entry, weight) for entry, weight in weights if weight]
+        told = []
+        if used:
+            same = sum(entry.task.dataset == self.dataset for entry, _ in used)
+            names = [f"{entry.key} ({entry.task.model}, weight {weight:.2g})" for entry, weight in used]
+            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+            told.append(
+                f"The prior takes in {len(used)} finished {'studies' if len(used) > 1 else 'study'} of the ledger, "
+                f"{same} of them on this data: {', '.join(names[:_SHOWN])}{more}."
+            )
+        if far := len(weights) - len(used):
+            told.append(
+                f"{far} finished {'studies' if far > 1 else 'study'} of the ledger {'are' if far > 1 else 'is'} of "
+                "models or data of another size and left out; --ledger KEY takes one in."
+            )
+        return told
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,46 +119,54 @@ def gather(options: PriorOptions, *, own_key: str = "") -> Experience:
     dataset = dataset_name(options)
     tasks = list(measured_tasks())
     notes: list[str] = []
+    entries: list[Entry] = []
     if not options.no_ledger:
         try:
             ledger = read_ledger(ledger_path())
         except LedgerError as error:
             notes.append(str(error))
         else:
-            earlier = [entry.task for entry in ledger.studies if entry.key != own_key]
-            tasks += earlier
-            notes += _ledger_notes(earlier, dataset)
+            entries = _chosen(ledger.studies, options.ledger, own_key)
+            tasks += [entry.task for entry in entries]
             notes += [note] if (note := ledger.note(ledger_path())) else []
     if options.from_study is not None:
         old = task_of_study(user_path(options.from_study))
         tasks = [task for task in tasks if (task.dataset, task.model) != (old.dataset, old.model)]
-        tasks.append(replace(old, dataset=dataset))
+        tasks.append(replace(old, dataset=dataset, source=_NAMED))
         notes += _takeover(old, options.from_study, dataset)
-    return Experience(dataset=dataset, tasks=tuple(tasks), notes=tuple(notes))
+    return Experience(dataset=dataset, tasks=tuple(tasks), entries=tuple(entries), notes=tuple(notes))
+
+
+def _chosen(studies: Sequence[Entry], keys: Sequence[str], own_key: str) -> list[Entry]:
+    """Those that --ledger names, which count in full whatever their size; else all. Never the study's own.
+
+    Raises `InputError` for a key that the ledger does not have.
+    """
+    others = [entry for entry in studies if entry.key != own_key]
+    if not keys:
+        return others
+    if missing := set(keys) - {entry.key for entry in studies}:
+        raise InputError(
+            f"--ledger must name entries of the ledger by their keys, but it has no {', '.join(sorted(missing))}; "
+            "`loratune ledger list` shows them."
+        )
+    return [replace(entry, task=replace(entry.task, source=_NAMED)) for entry in others if entry.key in keys]
 
 
 def correct(task: StudiedTask, experience: Experience) -> Corrections:
     """Factors on the laws for this task, and what they rest on where more than the package's tasks was there."""
     rate = learn_rate(task, experience.tasks).factor
     rank = learn_rank(task, experience.tasks).factor if task.parameters_per_rank else 1.0
-    notes = list(experience.notes)
-    if len(experience.tasks) > len(measured_tasks()):
+    notes = [*experience.of_ledger(task), *experience.notes]
+    if any(
+        each.source == _NAMED or (each.source == LEDGER and likeness(each, task)) for each in experience.tasks
+    ):
         plain = learn_rate(task, measured_tasks()).factor
         notes.append(
             f"With earlier studies the learning rate is expected at {rate:.2g} times the law's "
             f"(without them {plain:.2g}), the rank at {rank:.2g} times."
         )
     return Corrections(rate=rate, rank=rank, notes=tuple(notes))
-
-
-def _ledger_notes(earlier: Sequence[StudiedTask], dataset: str) -> list[str]:
-    if not earlier:
-        return []
-    same = sum(task.dataset == dataset for task in earlier)
-    return [
-        f"The prior takes in {len(earlier)} finished {'studies' if len(earlier) > 1 else 'study'} of the ledger, "
-        f"{same} of them on this data."
-    ]
 
 
 def _takeover(old: StudiedTask, directory: str, dataset: str) -> list[str]:
@@ -175,7 +209,7 @@ def studied(
         task,
         optima=optima,
         needed_rank=float(decision.hyper_parameters.r) if compared else 0.0,
-        source="ledger",
+        source=LEDGER,
     )
 
 

@@ -91,6 +91,10 @@ class PriorOptions(CommonOptions):
     from_study: str | None = option(
         None, "Run directory of an old study whose results this one starts from, e.g. of another base model."
     )
+    ledger: tuple[str, ...] = option(
+        (),
+        "Entries of the ledger to learn from, by their keys, whatever their size; default: all of about this size.",
+    )
     no_ledger: bool = option(
         False, "Neither learn from the ledger of your finished studies nor write this one into it."
     )

@@ -44,6 +44,7 @@ _FREE = (
     "recalibrate",
     "device",
     "device_memory",
+    "ledger",
     "no_ledger",
     "from_study",
     "price_per_hour",
