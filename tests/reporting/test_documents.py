@@ -8,8 +8,9 @@ from markdown_it import MarkdownIt
 
 from loratune.reporting.documents import to_json, to_markdown
 from loratune.reporting.facts import RunFacts, to_stored
-from loratune.reporting.result import load_result, plain, write_result
+from loratune.reporting.result import load_result, write_result
 from loratune.values.held_out import Change, ExampleRow, HeldOut, Reading
+from loratune.values.plain import finite
 from report_fixture import make_facts
 
 ATTACK = "<script>alert('x')</script> | `code`\n# head"
@@ -58,7 +59,7 @@ def test_json_has_all_facts_an_open_end_of_an_interval_as_none() -> None:
     assert values["trials"][0]["trial"]["hyper_parameters"]["r"] == 2
     del values["trials"]
     assert values["decision"]["evidence"][0]["interval"] == [None, 0.0043]
-    assert values == json.loads(json.dumps(plain(to_stored(facts)), allow_nan=False))
+    assert values == json.loads(json.dumps(finite(to_stored(facts)), allow_nan=False))
 
 
 def test_a_result_shows_itself_in_a_notebook(tmp_path: Path) -> None:
