@@ -1,6 +1,7 @@
 """The house rules that a machine can check: import direction, lazy torch, size budget."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -122,3 +123,13 @@ def test_size_budget() -> None:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 size = (node.end_lineno or node.lineno) - node.lineno + 1
                 assert size <= 100, f"{path.relative_to(SOURCE)}:{node.name} has {size} lines"
+
+
+def test_the_tree_of_the_readme_is_that_of_the_folders() -> None:
+    """Every room once, and nothing that is not there."""
+    root = SOURCE.parent.parent
+    named = re.findall(
+        r"^\| `([^`]+)` \|", (root / "README.md").read_text().split("## The tree")[1], re.MULTILINE
+    )
+    rooms = [f"src/loratune/{each.name}" for each in SOURCE.iterdir() if (each / "__init__.py").exists()]
+    assert sorted(named) == sorted([*rooms, "src/loratune/errors.py", "tests", "bench", "docs"])

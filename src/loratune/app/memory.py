@@ -123,7 +123,7 @@ def estimate_memory(
         raise InputError(f"--max-length must be at least 2, got {max_length}; raise it.")
     if not 1 <= trials <= CAPACITY:
         raise InputError(
-            f"--trials must be 1 to {CAPACITY}, which is what one pack holds, got {trials}; change it."
+            f"--trials must be 1 to {CAPACITY}, which is what one pack holds, got {trials}; try --trials {CAPACITY}."
         )
     kinds = get_args(DType)
     if dtype not in kinds:

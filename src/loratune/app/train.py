@@ -184,7 +184,7 @@ def run_train(options: TrainOptions, tell: Tell = nobody) -> Trained:
             sentences.append(shortage.sentence)
             tell(Note(text=shortage.sentence))
 
-        bench = bench.hearing(hear)
+        bench = bench.with_shortage_handler(hear)
         runner = _runner(bench, Path(folder), tell)
         for note in bench.notes:
             tell(Note(text=note))

@@ -197,7 +197,7 @@ def run_tune(
             )
             job = Job(
                 options=options,
-                bench=bench.calibrated(priced.calibration).hearing(planner.learn),
+                bench=bench.calibrated(priced.calibration).with_shortage_handler(planner.learn),
                 priced=priced,
                 planner=planner,
                 study=study,

@@ -2,7 +2,7 @@
 
 Known are the ways that `engine.paths` chooses from: flat rows or padded ones, layers as transformers runs them or
 compiled, adapters segment by segment or by Triton kernels. Correct a constant here when `bench/memory.py` shows that it
-is off; what a single machine deviates by is the `Correction`'s business. Knows no model and no pack.
+is off; a `Correction` holds what a single machine deviates by. Knows no model and no pack.
 """
 
 from dataclasses import dataclass, replace

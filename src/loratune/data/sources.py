@@ -64,7 +64,7 @@ FORMATS_SHOWN = f"{', '.join((*TEXT_FORMATS, '.parquet'))} (or a text format wit
 
 
 def format_of(path: Path) -> str:
-    """The extension in small letters, `.jsonl.gz` in one piece; whether it is known is `FORMATS`' business."""
+    """The extension in small letters, `.jsonl.gz` in one piece; `FORMATS` says whether it is known."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     return "".join(suffixes[-2:] if suffixes[-1:] == [".gz"] else suffixes[-1:])
 

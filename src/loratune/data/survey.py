@@ -108,7 +108,7 @@ class Decoder(Protocol):
 
 
 def survey(data: PreparedData, tokenizer: Decoder, *, seed: int = 0) -> Survey:
-    """What the rows show; never raises for strange data, which is told in `warnings`."""
+    """What the rows show; never raises for strange data, which is reported in `warnings`."""
     rows = sorted(np.random.default_rng(seed).permutation(len(data.train))[:_TEXT_ROWS].tolist())
     texts = [_sides(data.train, row, tokenizer) for row in rows]
     kind, reason = guess_kind(data.profile.shape, len(data.labels), texts)

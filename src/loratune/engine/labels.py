@@ -1,6 +1,6 @@
 """The most likely label after every prompt: by the likelihood of all labels, in one forward pass for a row.
 
-The labels' tokens form a tree (labels with the same beginning share it) that hangs on the prompt; a block
+The labels' tokens form a tree (labels with the same beginning share it) that continues the prompt; a block
 mask lets a node see the prompt and its ancestors only. Models that do not honour such a mask are found by
 a comparison on a few rows and get one plain row per label instead. Where labels are very many the most likely
 one is searched for.

@@ -1,6 +1,6 @@
 """The gradient noise scale, measured where a plan compares batch sizes of its own choice: it sets their range.
 
-Knows the workbench and a priced plan; what the scale means for batch sizes is a law's business.
+Knows the workbench and a priced plan; the laws say what the scale means for batch sizes.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ class Workbench:
         remember(calibrations(), self.engine, self.limits, options, found.calibration)
         return found.calibration
 
-    def hearing(self, on_shortage: Callable[[Shortage], None]) -> Workbench:
+    def with_shortage_handler(self, on_shortage: Callable[[Shortage], None]) -> Workbench:
         """The same with someone who is told of survived out-of-memory errors."""
         return replace(self, engine=replace(self.engine, on_shortage=on_shortage))
 
