@@ -49,7 +49,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> tuple[Truncation, li
         epochs=arguments.epochs,
     )
     ranks = [arguments.rank, *arguments.trained]
-    with open_workbench(options, targets=options.target_modules, ranks=(), epochs=options.epochs) as bench:
+    with open_workbench(options, targets=options.target_modules, ranks=(), epochs=arguments.epochs) as bench:
         waiting = [Trial(hyper_parameters=setting(r, arguments.epochs), seed=1) for r in reversed(ranks)]
         done: list[tuple[TrialResult, Adapter]] = []
         bench.engine.run(
