@@ -108,7 +108,8 @@ def compare(
 ) -> tuple[float, float | None]:
     """Validation NLL of our adapter and of TRL's, of one seed; None where TRL does not train this one."""
     train(
-        data=files["data"], validation=files["validation"], test=files["test"], model=model, out=out, rank=8, learning_rate=options.learning_rate, batch_size=16, seed=seed,
+        data=files["data"], validation=files["validation"], test=files["test"],
+        model=model, out=out, rank=8, learning_rate=options.learning_rate, batch_size=16, seed=seed,
         epochs=options.epochs, max_length=48, device="cpu", dtype="float32",
     )  # fmt: skip
     there = export(out, to="trl").folder
