@@ -123,7 +123,7 @@ def gguf(plain: Path, patch: pytest.MonkeyPatch) -> str:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (without_bitsandbytes, r"bitsandbytes must be installed .*pip install 'loratune\[nf4\]'"),
+        (without_bitsandbytes, r"bitsandbytes must be installed .*pip install 'bitsandbytes>=0.50'"),
         (gguf, r"--dtype nf4 needs a model in safetensors, got the .gguf file .*model.gguf"),
     ],
 )

@@ -20,7 +20,7 @@ from loratune.errors import ModelError
 from loratune.model.source import Source
 
 NF4: Literal["nf4"] = "nf4"
-_INSTALL = "pip install 'loratune[nf4]'"
+_INSTALL = "pip install 'bitsandbytes>=0.50'"
 
 
 def check_quantisation(values: dict[str, Any], name: str) -> None:
