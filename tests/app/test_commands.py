@@ -44,21 +44,23 @@ def test_version_and_bare_call(shell: Shell) -> None:
 # The names that other programs call; one that disappears breaks them, one that comes in is theirs to know.
 COMMON = (
     "data validation test prompt-column completion-column template max-length train-rows validation-rows "
-    "test-rows seed model dtype device device-memory json"
+    "test-rows seed model dtype device device-memory config json"
 )
 SEARCH = (
     "budget strategy metric margin ranks learning-rates batch-sizes target-modules epochs warmup-ratio "
-    "regularise tune-targets layer-ranks heal patience pack-size recalibrate config from-config"
+    "regularise tune-targets layer-ranks heal patience price-per-hour pack-size recalibrate from-config"
 )
+LEDGER = "from-study ledger no-ledger"
 OPTIONS = {
-    "tune": f"{COMMON} {SEARCH} from-study no-ledger out storage resume hash-weights json-lines",
-    "plan": f"{COMMON} {SEARCH} from-study no-ledger json-lines",
-    "recommend": f"{COMMON} from-study no-ledger probe",
+    "tune": f"{COMMON} {SEARCH} {LEDGER} out storage resume report-to hash-weights json-lines",
+    "plan": f"{COMMON} {SEARCH} {LEDGER} json-lines",
+    "recommend": f"{COMMON} {LEDGER} probe",
     "ledger": "json",
     "train": f"{COMMON} rank lora-alpha lora-dropout target-modules learning-rate batch-size weight-decay epochs "
     "warmup-ratio patience out json-lines",
     "memory": "model rank batch-size max-length trials dtype device device-memory target-modules json",
-    "report": "storage",
+    "report": "storage format",
+    "watch": "port",
     "export": "to out model json",
     "generate": "max-new-tokens model device json",
     "merge": "out model device",

@@ -33,8 +33,12 @@ CARDS = tuple(
         ("B200 (192 GB)", 183359),
     )
 )
-"""From small to large. MiB as `nvidia-smi` gives a card's total (its `memory.total`), error correction on where it
-is there, which is less than the data sheets' figure; of cards named together the smaller."""
+"""From small to large, MiB; of cards named together the smaller.
+
+They follow the cards' nominal sizes, less what is usually held back there (error correction, firmware). Two were
+compared with what `nvidia-smi` prints as `memory.total`, the others were not: take a fit within some hundred MiB for a
+tie.
+"""
 
 
 def smallest_card(fits: Callable[[int], bool]) -> Card | None:
