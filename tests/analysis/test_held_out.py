@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from loratune.analysis.comparison import Final, FinalModel, Scored
+from loratune.analysis.comparison import Final, FinalModel, SplitScores
 from loratune.analysis.held_out import EXAMPLES, held_out
 from loratune.data.table import TokenTable
 from loratune.values.held_out import Change, Confusion
@@ -20,7 +20,7 @@ def row(prompt: str, completion: str) -> tuple[list[int], list[bool]]:
     return tokens, [False] * len(prompt) + [True] * (len(completion) + 1)
 
 
-def final(ours: Scored, base: Scored) -> Final:
+def final(ours: SplitScores, base: SplitScores) -> Final:
     return Final(
         recommended=FinalModel(validation=None, test=ours),
         default_recipe=None,
@@ -29,8 +29,8 @@ def final(ours: Scored, base: Scored) -> Final:
     )
 
 
-def scored(nll: list[float], **scores: list[float]) -> Scored:
-    return Scored(
+def scored(nll: list[float], **scores: list[float]) -> SplitScores:
+    return SplitScores(
         metrics={}, example_nll=np.array(nll), example_scores={k: np.array(v) for k, v in scores.items()}
     )
 

@@ -8,7 +8,7 @@ import pytest
 
 from loratune.costs.budget import Budget, coarse, in_words
 from loratune.costs.calibration import Calibration
-from loratune.costs.readings import Looks, Readings, plan_looks, plan_readings
+from loratune.costs.readings import Evaluations, Readings, plan_evaluations, plan_readings
 from loratune.errors import BudgetError
 from loratune.metrics import find
 from loratune.values import DataFacts, HyperParameters, SearchContext, Trial, Wishes
@@ -140,11 +140,11 @@ def test_scoring_labels_is_paid_for() -> None:
 @pytest.mark.parametrize(
     ("rows", "validation_rows", "expected"),
     [
-        (6000, 300, Looks(count=10, rows=114, evaluated_rows=1440, share=0.12)),
-        (100_000, 300, Looks(count=10, rows=300, evaluated_rows=3000, share=0.015)),
-        (3000, 300, Looks(count=6, rows=70, evaluated_rows=720, share=0.12)),
-        (960, 24, Looks(count=9, rows=24, evaluated_rows=216, share=0.1125)),
-        (160, 24, Looks(count=3, rows=24, evaluated_rows=72, share=0.225)),
+        (6000, 300, Evaluations(count=10, rows=114, evaluated_rows=1440, share=0.12)),
+        (100_000, 300, Evaluations(count=10, rows=300, evaluated_rows=3000, share=0.015)),
+        (3000, 300, Evaluations(count=6, rows=70, evaluated_rows=720, share=0.12)),
+        (960, 24, Evaluations(count=9, rows=24, evaluated_rows=216, share=0.1125)),
+        (160, 24, Evaluations(count=3, rows=24, evaluated_rows=72, share=0.225)),
     ],
     ids=[
         "three epochs of 2,000",
@@ -155,9 +155,9 @@ def test_scoring_labels_is_paid_for() -> None:
     ],
 )
 def test_the_final_run_looks_as_often_as_it_can_afford(
-    rows: int, validation_rows: int, expected: Looks
+    rows: int, validation_rows: int, expected: Evaluations
 ) -> None:
-    found = plan_looks(15 * rows, 15 * validation_rows, validation_rows)
+    found = plan_evaluations(15 * rows, 15 * validation_rows, validation_rows)
     assert found == replace(expected, share=pytest.approx(expected.share, abs=1e-3))  # type: ignore[arg-type]
 
 
@@ -167,7 +167,7 @@ def test_evaluation_stays_within_its_share_of_the_final_run() -> None:
     for rows in np.geomspace(100, 1e6, 60).round():
         for share in (0.02, 0.1, 0.3):
             held_out = int(max(8, share * rows))
-            looks = plan_looks(20 * rows, 20 * held_out, held_out)
+            looks = plan_evaluations(20 * rows, 20 * held_out, held_out)
             assert looks.rows <= held_out
             assert looks.rows >= min(64, held_out)
             if looks.count > 3:

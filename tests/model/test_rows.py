@@ -8,7 +8,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from engine_fixture import tiny_llama
 from families import FAMILIES, random_model
 from loratune.data.batches import collate, collate_flat, fill
-from loratune.engine.body import Line
+from loratune.engine.body import FlatRows
 from loratune.engine.machinery import REFERENCE, Paths
 from loratune.engine.selfcheck import random_table, selfcheck
 from loratune.errors import ModelError
@@ -153,7 +153,7 @@ def test_what_fills_a_line_up_is_cut_into_rows_no_longer_than_the_longest() -> N
     table = random_table(97, rows=60, longest=24)
     for rows in (60, 55, 50):
         batch = collate_flat(table, range(rows), device=CPU, tokens=1024)
-        line = Line.of(batch)
+        line = FlatRows.of(batch)
         assert line is not None
         assert isinstance(line.bounds, ByLength)
         lengths = [length for count, length in line.bounds.groups for _ in range(count)]

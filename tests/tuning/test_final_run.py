@@ -8,7 +8,7 @@ import torch
 
 from engine_fixture import engine, tiny_llama, trial
 from loratune.analysis.comparison import Final
-from loratune.costs.readings import plan_looks
+from loratune.costs.readings import plan_evaluations
 from loratune.engine.pack import PackEngine
 from loratune.engine.selfcheck import random_table
 from loratune.runners.local import LocalRunner
@@ -58,7 +58,7 @@ class Run:
 def test_the_final_run_reports_on_all_rows_what_it_chose_on_some(tmp_path: Path) -> None:
     subject = engine(tiny_llama(torch.float32), TRAIN, VALIDATION, max_tokens_per_micro_batch=4096)
     first = Run(subject, tmp_path)
-    looks = plan_looks(2.5 * TRAIN.lengths.sum(), VALIDATION.lengths.sum(), len(VALIDATION))
+    looks = plan_evaluations(2.5 * TRAIN.lengths.sum(), VALIDATION.lengths.sum(), len(VALIDATION))
     assert looks.rows < len(VALIDATION)
     final = first.final
     assert first.stages == [2, "testing"]

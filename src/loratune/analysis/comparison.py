@@ -11,7 +11,7 @@ from loratune.values import TrialResult
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Scored:
+class SplitScores:
     """A model on a split."""
 
     metrics: dict[str, float]
@@ -24,8 +24,8 @@ class Scored:
 class FinalModel:
     """One model of the comparison; the base model has neither adapter nor result."""
 
-    validation: Scored | None
-    test: Scored
+    validation: SplitScores | None
+    test: SplitScores
     adapter: Adapter | None = None
     file: AdapterFile | None = None
     """Where the adapter is while the final run lasts."""

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from loratune.analysis.comparison import Final, Scored
+from loratune.analysis.comparison import Final, SplitScores
 from loratune.data.table import TokenTable
 from loratune.values.held_out import Change, Confusion, ExampleRow, HeldOut, Reading
 
@@ -50,7 +50,7 @@ def held_out(final: Final, table: TokenTable, tokenizer: Decoder, labels: Sequen
 class _Answers:
     """One model's scores on all rows."""
 
-    def __init__(self, scored: Scored, table: TokenTable, labels: Sequence[str]) -> None:
+    def __init__(self, scored: SplitScores, table: TokenTable, labels: Sequence[str]) -> None:
         self.nll = scored.example_nll / np.maximum(1, table.supervised_counts)
         found = scored.example_scores.get(_PREDICTION)
         labelled = found is not None and table.row_labels is not None and bool(labels)

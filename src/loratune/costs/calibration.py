@@ -5,7 +5,13 @@ from typing import Any, Self
 
 from loratune.costs.budget import coarse, in_words
 from loratune.costs.correction import UNCORRECTED, Correction
-from loratune.costs.readings import READINGS_SHARE, TRUNCATION_SHARE, affordable_rows, cut_ranks, final_looks
+from loratune.costs.readings import (
+    READINGS_SHARE,
+    TRUNCATION_SHARE,
+    affordable_rows,
+    cut_ranks,
+    final_evaluations,
+)
 from loratune.costs.step_time import StepTime
 from loratune.errors import BudgetError
 from loratune.values import Pace, SearchContext
@@ -98,7 +104,7 @@ class Calibration:
         """Predicted time of the final pack, its evaluations and the test split, in full."""
         speed = max(self.alone, self.pack * min(1.0, _FINAL_TRIALS / self.slots))
         trained = _FINAL_TRIALS * context.wishes.epochs * context.data.tokens / speed
-        looks = final_looks(context, validation_rows)
+        looks = final_evaluations(context, validation_rows)
         at_end = context.costs.evaluation_passes * context.data.validation_tokens
         before_end = (looks.evaluated_rows / validation_rows - 1) * context.data.validation_tokens
         evaluated = _FINAL_TRIALS * (at_end + before_end)

@@ -45,21 +45,21 @@ class MeasuredStep:
         return self.tokens / self.seconds
 
 
-Drawn = dict[HyperParameters, Adapter]
+InitialAdapters = dict[HyperParameters, Adapter]
 """Initial adapters of recipes, whatever their batch size: drawing one takes a second of an 8B model."""
 
 
 def measure_step(
-    engine: PackEngine, trials: Sequence[Trial], *, seconds: float, drawn: Drawn | None = None
+    engine: PackEngine, trials: Sequence[Trial], *, seconds: float, kept: InitialAdapters | None = None
 ) -> MeasuredStep:
     """Train a pack of `trials` for a warm-up step, and then for about `seconds`.
 
-    `drawn` keeps what was drawn, for further measurements. Raises `ResourceError` where the pack does not fit in
+    `kept` keeps initial adapters for further measurements. Raises `ResourceError` where the pack does not fit in
     memory.
     """
     # attached once, as a pack is: adapters assigned anew at every step would cost more than the step
     with engine.attached() as step:
-        adapters = _alike(engine, trials, {} if drawn is None else drawn)
+        adapters = _alike(engine, trials, {} if kept is None else kept)
         slots = [engine.slot(trial, adapter) for trial, adapter in zip(trials, adapters, strict=True)]
         told = forget_peak(engine.base.device)
 
@@ -76,16 +76,16 @@ def measure_step(
     )
 
 
-def _alike(engine: PackEngine, trials: Sequence[Trial], drawn: Drawn) -> list[Adapter]:
+def _alike(engine: PackEngine, trials: Sequence[Trial], kept: InitialAdapters) -> list[Adapter]:
     """An adapter for each trial, those of one recipe alike."""
     found = []
     for trial in trials:
         recipe = trial.hyper_parameters
         kind = replace(recipe, batch_size=1)
-        if kind not in drawn:
-            drawn[kind] = engine.initial(trial)
-        weights = drawn[kind].weights.clone()
-        found.append(replace(drawn[kind], hyper_parameters=recipe, weights=weights))
+        if kind not in kept:
+            kept[kind] = engine.initial(trial)
+        weights = kept[kind].weights.clone()
+        found.append(replace(kept[kind], hyper_parameters=recipe, weights=weights))
     return found
 
 
@@ -98,13 +98,13 @@ def _largest(engine: PackEngine, trials: Sequence[Trial], steps: int) -> int:
 
 
 def forward_rate(
-    engine: PackEngine, trials: Sequence[Trial], *, seconds: float, drawn: Drawn | None = None
+    engine: PackEngine, trials: Sequence[Trial], *, seconds: float, kept: InitialAdapters | None = None
 ) -> float:
     """Tokens per second of evaluating the initial adapters of `trials` without gradients, all together."""
     rows = engine.validation.take(range(min(len(engine.validation), 32)))
     evaluated = int(rows.lengths.sum()) * len(trials)
     with engine.attached():
-        adapters = _alike(engine, trials, {} if drawn is None else drawn)
+        adapters = _alike(engine, trials, {} if kept is None else kept)
 
         def evaluate() -> int:
             engine.read(adapters, rows)
@@ -168,33 +168,38 @@ def calibrate(
     recipe = replace(recipe, r=min(recipe.r, engine.base.profile.largest_rank))
     slots = pack_size or PACK_SIZE[limits.execution.device]
     slots, allowed = _share_memory(limits, recipe, slots)
-    drawn: Drawn = {}
-    _check_first_step(engine, limits, recipe, least_rate, drawn)
+    kept: InitialAdapters = {}
+    _check_first_step(engine, limits, recipe, least_rate, kept)
     threads = 0
     if limits.execution.device == "cpu" and is_shared():
         trials = _filling(engine, recipe, slots, min(allowed, _RUNGS["cpu"][0]))
-        threads = fastest(lambda: measure_step(engine, trials, seconds=SECONDS, drawn=drawn).rate)
+        threads = fastest(lambda: measure_step(engine, trials, seconds=SECONDS, kept=kept).rate)
     with running(threads):
-        found = _measured(engine, limits, recipe, slots, allowed, drawn)
+        found = _measured(engine, limits, recipe, slots, allowed, kept)
     return replace(found, threads=threads)
 
 
 def _measured(
-    engine: PackEngine, limits: Limits, recipe: HyperParameters, slots: int, allowed: int, drawn: Drawn
+    engine: PackEngine,
+    limits: Limits,
+    recipe: HyperParameters,
+    slots: int,
+    allowed: int,
+    kept: InitialAdapters,
 ) -> Calibration:
-    steps, peaks = _climb(engine, limits, recipe, slots, allowed, drawn)
+    steps, peaks = _climb(engine, limits, recipe, slots, allowed, kept)
     points = [(step.tokens, step.seconds) for step in steps.values()]
     best = efficient_tokens(points, allowed=max(tokens for tokens, _ in points))
     rung = next(rung for rung, step in steps.items() if step.tokens == best)
     lonely = replace(recipe, batch_size=min(recipe.batch_size, len(engine.train)))
     initial = [Trial(hyper_parameters=lonely, seed=seed) for seed in range(min(slots, PACK_SIZE["cpu"]))]
-    alone = measure_step(engine, initial[:1], seconds=SECONDS, drawn=drawn)
+    alone = measure_step(engine, initial[:1], seconds=SECONDS, kept=kept)
     if alone.tokens < min(tokens for tokens, _ in points):  # where launching is most of a step
         points.insert(0, (alone.tokens, alone.seconds))
     return Calibration(
         pack=steps[rung].rate,
         alone=alone.rate,
-        forward=forward_rate(engine, initial, seconds=SECONDS, drawn=drawn),
+        forward=forward_rate(engine, initial, seconds=SECONDS, kept=kept),
         slots=slots,
         steps=tuple(points),
         micro_batch_tokens=max(min(rung, engine.micro_batch_tokens), limits.max_length),
@@ -203,13 +208,13 @@ def _measured(
 
 
 def _check_first_step(
-    engine: PackEngine, limits: Limits, recipe: HyperParameters, least_rate: float, drawn: Drawn
+    engine: PackEngine, limits: Limits, recipe: HyperParameters, least_rate: float, kept: InitialAdapters
 ) -> None:
     """A step of one trial. On a GPU its kernels are compiled, which tells nothing."""
     if limits.execution.device != "cpu" or not least_rate:
         return
     lonely = replace(recipe, batch_size=min(recipe.batch_size, len(engine.train)))
-    first = measure_step(engine, [Trial(hyper_parameters=lonely)], seconds=0.0, drawn=drawn)
+    first = measure_step(engine, [Trial(hyper_parameters=lonely)], seconds=0.0, kept=kept)
     if first.rate * _HOPE < least_rate:
         raise TooSlow(first.rate)
 
@@ -225,7 +230,12 @@ def _share_memory(limits: Limits, recipe: HyperParameters, slots: int) -> tuple[
 
 
 def _climb(
-    engine: PackEngine, limits: Limits, recipe: HyperParameters, slots: int, allowed: int, drawn: Drawn
+    engine: PackEngine,
+    limits: Limits,
+    recipe: HyperParameters,
+    slots: int,
+    allowed: int,
+    kept: InitialAdapters,
 ) -> tuple[dict[int, MeasuredStep], list[Peak]]:
     """Steps by rung, ascending, and the peaks of memory where they can be measured."""
     rungs = [rung for rung in _RUNGS[limits.execution.device] if rung <= allowed] or [allowed]
@@ -235,7 +245,7 @@ def _climb(
         trials = _filling(engine, recipe, slots, rung)
         room = engine.micro_batch_tokens
         engine.forget_recorded()  # or a card with room for this step would have none beside those recorded before
-        step = measure_step(engine, trials, seconds=SECONDS, drawn=drawn)
+        step = measure_step(engine, trials, seconds=SECONDS, kept=kept)
         if steps and engine.micro_batch_tokens < room:
             break  # memory ran out
         gain = step.rate / max(each.rate for each in steps.values()) if steps else 2.0
@@ -247,16 +257,20 @@ def _climb(
         if gain < _GAIN and len(steps) >= _FEWEST_RUNGS:
             break
     if limits.execution.device == "cuda":
-        _again(engine, recipe, slots, drawn, steps)
+        _again(engine, recipe, slots, kept, steps)
     return steps, peaks
 
 
 def _again(
-    engine: PackEngine, recipe: HyperParameters, slots: int, drawn: Drawn, steps: dict[int, MeasuredStep]
+    engine: PackEngine,
+    recipe: HyperParameters,
+    slots: int,
+    kept: InitialAdapters,
+    steps: dict[int, MeasuredStep],
 ) -> None:
     """The first rung once more where kernels compile at first use: all its forms have been met only now."""
     rung, first = next(iter(steps.items()))
-    step = measure_step(engine, _filling(engine, recipe, slots, rung), seconds=SECONDS, drawn=drawn)
+    step = measure_step(engine, _filling(engine, recipe, slots, rung), seconds=SECONDS, kept=kept)
     if step.rate > first.rate:
         steps[rung] = replace(first, tokens=step.tokens, seconds=step.seconds)
 

@@ -44,7 +44,7 @@ _FEWEST_ROWS = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Looks:
+class Evaluations:
     """How often early stopping looks at how many validation rows."""
 
     count: int
@@ -56,7 +56,7 @@ class Looks:
     """What these cost, as a share of the training."""
 
 
-def plan_looks(trained_tokens: float, validation_tokens: int, validation_rows: int) -> Looks:
+def plan_evaluations(trained_tokens: float, validation_tokens: int, validation_rows: int) -> Evaluations:
     """Ten looks at as many rows as `EVALUATION_SHARE` pays for beside the last evaluation, which is on all rows.
 
     Fewer looks where their rows would be fewer than 64, but three in any case: where the training rows are so few
@@ -74,12 +74,12 @@ def plan_looks(trained_tokens: float, validation_tokens: int, validation_rows: i
     if evaluated == count * validation_rows:
         rows = validation_rows
     share = 0.5 * evaluated * per_row / max(1.0, trained_tokens)
-    return Looks(count=count, rows=rows, evaluated_rows=evaluated, share=share)
+    return Evaluations(count=count, rows=rows, evaluated_rows=evaluated, share=share)
 
 
-def final_looks(context: SearchContext, validation_rows: int) -> Looks:
+def final_evaluations(context: SearchContext, validation_rows: int) -> Evaluations:
     """Of a trial of the final run."""
-    return plan_looks(
+    return plan_evaluations(
         context.wishes.epochs * context.data.tokens, context.data.validation_tokens, validation_rows
     )
 

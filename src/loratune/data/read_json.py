@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 from loratune.data.row import Row, first_line, kind_of
 from loratune.errors import DataError
 
-Line = tuple[int, str]
+NumberedLine = tuple[int, str]
 """Its number, from 1, and its text."""
 
 _BETWEEN = re.compile(r"[\s,]*")
@@ -57,7 +57,7 @@ def read_json(name: str, file: BinaryIO) -> Iterator[Row]:
             yield _row(name, number, text)
 
 
-def _lines(name: str, file: BinaryIO) -> Iterator[Line]:
+def _lines(name: str, file: BinaryIO) -> Iterator[NumberedLine]:
     for number, line in enumerate(file, start=1):
         try:
             yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -68,11 +68,11 @@ def _lines(name: str, file: BinaryIO) -> Iterator[Line]:
             ) from None
 
 
-def _filled(lines: Iterator[Line]) -> Iterator[Line]:
+def _filled(lines: Iterator[NumberedLine]) -> Iterator[NumberedLine]:
     return (line for line in lines if line[1].strip())
 
 
-def _joined(read: list[Line], lines: Iterator[Line]) -> str:
+def _joined(read: list[NumberedLine], lines: Iterator[NumberedLine]) -> str:
     """The whole file again, from lines read so far and those to come; lines keep their numbers."""
     pieces: list[str] = []
     for number, text in chain(read, lines):

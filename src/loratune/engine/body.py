@@ -60,7 +60,7 @@ class CompiledLayers:
                 layer._compiled_call_impl = None
 
 
-class Line(NamedTuple):
+class FlatRows(NamedTuple):
     """Where the rows of a flat micro-batch lie."""
 
     places: torch.Tensor
@@ -68,7 +68,7 @@ class Line(NamedTuple):
     bounds: Bounds
 
     @classmethod
-    def of(cls, batch: MicroBatch) -> "Line | None":
+    def of(cls, batch: MicroBatch) -> "FlatRows | None":
         """None where the micro-batch is padded."""
         if not batch.flat:
             return None
@@ -86,13 +86,13 @@ class Body:
         self._layers = layers
 
     @contextmanager
-    def running(self, line: Line | None) -> Iterator[dict[str, torch.Tensor]]:
+    def running(self, rows: FlatRows | None) -> Iterator[dict[str, torch.Tensor]]:
         """For forward and backward passes of one micro-batch; gives the model's inputs beside the tokens.
 
         Only flat micro-batches run compiled.
         """
-        if line is None:
+        if rows is None:
             yield {}
             return
-        with flat(self.model, line.bounds), self._layers.active() if self._layers else nullcontext():
-            yield {"position_ids": line.places}
+        with flat(self.model, rows.bounds), self._layers.active() if self._layers else nullcontext():
+            yield {"position_ids": rows.places}

@@ -13,7 +13,7 @@ import torch
 
 from loratune.data.batches import MicroBatch, Rows
 from loratune.data.table import TokenTable
-from loratune.engine.body import Body, Line
+from loratune.engine.body import Body, FlatRows
 from loratune.engine.portions import Cuts, asked_of, heads_of
 from loratune.lora.layout import Adapter, AdapterLayout
 from loratune.lora.packed import PackedAdapters
@@ -166,7 +166,7 @@ class Evaluator:
         ]
         self.packed.assign([member for member in members if member is not None])
         with (
-            self.body.running(Line.of(batch)) as places,
+            self.body.running(FlatRows.of(batch)) as places,
             self.packed.route(segments, batch.tokens.numel()),
         ):
             hidden, output = self.objective.hidden(batch.tokens, **places, **inputs)

@@ -15,7 +15,7 @@ import torch
 
 from loratune.data.batches import MicroBatch, Rows, collate, collate_flat, cut, fill, to_device, whole_groups
 from loratune.data.table import TokenTable
-from loratune.engine.body import Body, Line
+from loratune.engine.body import Body, FlatRows
 from loratune.engine.slot import Slot
 from loratune.lora.packed import PackedAdapters, Plan
 from loratune.lora.segments import PackMember, Places, Segment
@@ -122,7 +122,7 @@ class Portion(NamedTuple):
     shares: torch.Tensor
     """[slots] supervised tokens of each slot."""
     plan: Plan
-    line: Line | None
+    flat_rows: FlatRows | None
 
 
 class Portions:
@@ -157,7 +157,7 @@ class Portions:
             asked=asked_of(self._objective, batch, weights, heads_of(self._objective, members, shares)),
             shares=to_device(shares, self._device),
             plan=self._packed.plan(segments, batch.tokens.numel(), places, members=members),
-            line=Line.of(batch),
+            flat_rows=FlatRows.of(batch),
         )
 
     def _places(self, gathered: Gathered, piece: Rows, batch: MicroBatch) -> Places | None:

@@ -22,7 +22,7 @@ from loratune.values import Stage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Drawn:
+class Figure:
     """A figure with its sentence, or the sentence that says why there is none."""
 
     sentence: str
@@ -68,7 +68,7 @@ def _breakable(text: str) -> Markup:
     return Markup("_<wbr>").join(text.split("_"))
 
 
-def _figures(facts: RunFacts) -> dict[str, Drawn]:
+def _figures(facts: RunFacts) -> dict[str, Figure]:
     own, single = own_rate_curve(facts), single_rate_curve(facts)
     shown = facts.shown_metric
     metric = own_rate_curve(facts, facts.info(shown)) if shown else None
@@ -77,66 +77,66 @@ def _figures(facts: RunFacts) -> dict[str, Drawn]:
     cut, packs = facts.truncation, facts.cost.packs
     no_rank = takeaways.missing(facts, Stage.RANK)
     return {
-        "own": _drawn(
+        "own": _figure(
             len(own.points) > 1,
             lambda: figures.rank_figure("own", own, facts),
             "Validation loss of each rank at its own learning rate",
             "",
             no_rank,
         ),
-        "single": _drawn(
+        "single": _figure(
             bool(single.points),
             lambda: figures.rank_figure("single", single, facts, own),
             "Validation loss of all ranks at one learning rate",
             "",
             "No learning rate was tried at three ranks or more.",
         ),
-        "metric": _drawn(
+        "metric": _figure(
             metric is not None and len(metric.points) > 1,
             lambda: figures.rank_figure("metric", metric, facts),  # type: ignore[arg-type]
             "Task metric against rank",
             takeaways.metric_sentence(metric) if metric else "",
             no_rank if metric else "No task metric was measured beside the NLL.",
         ),
-        "truncation": _drawn(
+        "truncation": _figure(
             cut is not None,
             lambda: figures.truncation_figure(cut, own),  # type: ignore[arg-type]
             "Validation loss of the largest adapter, cut to lower ranks",
             truncation_sentence(cut) if cut else "",
             "The search kept no adapter to cut: no rank was trained on all rows.",
         ),
-        "batch": _drawn(
+        "batch": _figure(
             bool(cells),
             lambda: figures.batch_figure(cells, facts),
             "Validation loss by learning rate and batch size",
             takeaways.batch_sentence(cells),
             takeaways.missing(facts, Stage.BATCH),
         ),
-        "alpha": _drawn(
+        "alpha": _figure(
             bool(alphas),
             lambda: figures.alpha_figure(alphas, facts),
             "Validation loss against alpha",
             takeaways.alpha_sentence(alphas, facts),
             takeaways.missing(facts, Stage.ALPHA),
         ),
-        "curves": _drawn(
+        "curves": _figure(
             bool(curves),
             lambda: figures.curves_figure(curves),
             "Validation loss during training",
             takeaways.curves_sentence(facts),
             "No trial has a learning curve.",
         ),
-        "gap": _drawn(
+        "gap": _figure(
             bool(gap),
             lambda: figures.gap_figure(gap),
             "Training and validation loss by rank",
             takeaways.gap_sentence(gap),
             no_rank,
         ),
-        "cost": _drawn(
+        "cost": _figure(
             bool(costs), lambda: figures.cost_figure(costs), "Time by stage", "", "No trial was run."
         ),
-        "packs": _drawn(
+        "packs": _figure(
             bool(packs),
             lambda: figures.packs_figure(packs),
             "Trials that trained beside each other",
@@ -146,6 +146,6 @@ def _figures(facts: RunFacts) -> dict[str, Drawn]:
     }
 
 
-def _drawn(there: bool, make: Callable[[], Drawing], title: str, sentence: str, reason: str) -> Drawn:
+def _figure(there: bool, make: Callable[[], Drawing], title: str, sentence: str, reason: str) -> Figure:
     """The sentence is the figure's description, too."""
-    return Drawn(sentence=sentence, html=make().svg(title, sentence)) if there else Drawn(sentence=reason)
+    return Figure(sentence=sentence, html=make().svg(title, sentence)) if there else Figure(sentence=reason)

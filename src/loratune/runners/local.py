@@ -13,7 +13,7 @@ import numpy as np
 
 from loratune.costs.limits import Limits
 from loratune.costs.measuring import calibrate
-from loratune.costs.readings import plan_looks
+from loratune.costs.readings import plan_evaluations
 from loratune.data.profile import whole_text, without_last
 from loratune.data.table import TokenTable
 from loratune.engine.cutting import cut_scores
@@ -166,7 +166,7 @@ class PackTeller:
 def early_stopping(engine: PackEngine, epochs: float, patience: int) -> EarlyStopping:
     """Of final trials of so many epochs."""
     tokens, validation = int(engine.train.lengths.sum()), engine.validation
-    looks = plan_looks(epochs * tokens, int(validation.lengths.sum()), len(validation))
+    looks = plan_evaluations(epochs * tokens, int(validation.lengths.sum()), len(validation))
     return EarlyStopping(evaluations=looks.count, rows=looks.rows, patience=patience)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from loratune.analysis.comparison import Final, FinalModel, Scored
+from loratune.analysis.comparison import Final, FinalModel, SplitScores
 from loratune.data.batches import Rows
 from loratune.data.table import TokenTable
 from loratune.engine.evaluate import Evaluation
@@ -123,9 +123,11 @@ class FinalRunner:
         assert isinstance(found, Evaluated)
         return list(found.evaluations)
 
-    def _scored(self, evaluation: Evaluation, table: TokenTable) -> Scored:
+    def _scored(self, evaluation: Evaluation, table: TokenTable) -> SplitScores:
         metrics, scores = self.engine.scoring.measure(evaluation, table)
-        return Scored(metrics=dict(metrics), example_nll=evaluation.example_nll, example_scores=dict(scores))
+        return SplitScores(
+            metrics=dict(metrics), example_nll=evaluation.example_nll, example_scores=dict(scores)
+        )
 
     def _compare(self, ours: _Trained, other: _Trained | None, notes: tuple[str, ...]) -> Final:
         self.tell(PhaseBegan(phase=Phase.TESTING))
@@ -176,9 +178,9 @@ def _nll(evaluation: Evaluation, table: TokenTable, rows: Rows) -> float:
     return float(evaluation.example_nll[rows].sum()) / supervised
 
 
-def _of_result(result: TrialResult) -> Scored:
+def _of_result(result: TrialResult) -> SplitScores:
     assert result.example_nll is not None
-    return Scored(
+    return SplitScores(
         metrics=dict(result.metrics),
         example_nll=result.example_nll,
         example_scores=dict(result.example_scores),

@@ -10,7 +10,7 @@ from typing import Any
 from loratune.costs.budget import Budget
 from loratune.costs.calibration import Calibration
 from loratune.costs.planner import Planner
-from loratune.costs.readings import Looks, final_looks
+from loratune.costs.readings import Evaluations, final_evaluations
 from loratune.reporting.wording import duration, price
 from loratune.search.layer_ranks import QUESTION
 from loratune.search.strategy import Strategy
@@ -49,7 +49,7 @@ class Forecast:
     """Of that, what comes after the last step."""
     limit: float | None
     """Seconds for everything, where the budget is a time that was to be kept here."""
-    looks: Looks
+    looks: Evaluations
     """Of early stopping, in the final run."""
     peak_bytes: int
     price_per_hour: float = 0.0
@@ -196,7 +196,7 @@ def forecast(
         final_run_seconds=final_run,
         test_seconds=calibration.test_seconds(context, test_tokens),
         limit=None if seconds is None else budget.seconds,
-        looks=final_looks(context, validation_rows),
+        looks=final_evaluations(context, validation_rows),
         peak_bytes=pricing.peak_bytes,
         price_per_hour=options.price_per_hour or 0.0,
         corrections=corrections,
