@@ -18,6 +18,12 @@ _LISTS: dict[Any, tuple[Callable[[str], Any], str, str]] = {
     tuple[str, ...]: (str, "names", "<name,name,…>"),
 }
 """By type of a list: what makes one of its entries from text, their name in messages, and in `--help`."""
+_ADVICE: dict[Any, str] = {
+    int: "give e.g. 8,16",
+    float: "give e.g. 1e-4,3e-4",
+    str: "leave it out, or give names",
+}
+"""By type of an entry: what an error advises."""
 
 _PANELS = ("Data", "Model and device", "Hyper-parameters", "Search", "Output")
 """Their order in `--help`."""
@@ -61,7 +67,7 @@ def _parsed(name: str, hint: Any, value: Any) -> Any:
         entries = ()
     if not entries:
         raise InputError(
-            f"{_flag(name)} must hold {what} separated by commas, got {value!r}; change {_flag(name)}."
+            f"{_flag(name)} must hold {what} separated by commas, got {value!r}; {_ADVICE[kind]}."
         )
     return entries
 

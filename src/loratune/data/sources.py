@@ -48,7 +48,7 @@ class DataOptions:
             if value is not None and value < 2:
                 raise DataError(f"{name} must be at least 2, got {value}; raise --{name.replace('_', '-')}.")
         if self.seed < 0:
-            raise DataError(f"seed must be at least 0, got {self.seed}; change --seed.")
+            raise DataError(f"seed must be at least 0, got {self.seed}; try --seed 0.")
 
 
 TEXT_FORMATS: dict[str, Callable[[str, BinaryIO], Iterator[Row]]] = {

@@ -141,7 +141,7 @@ def _information(folder: Path) -> Mapping[str, Any]:
         return {}
     except ValueError as error:
         raise InputError(
-            f"{str(path)!r} must be JSON, but is not ({error}); correct it or give --data."
+            f"{str(path)!r} must be JSON, but is not ({error}); mend it, or name the rows with --data train.jsonl."
         ) from None
     return values if isinstance(values, dict) else {}
 
@@ -241,7 +241,7 @@ def _number(value: Any) -> float | None:
         return None if value is None else float(value)
     except (TypeError, ValueError):
         raise InputError(
-            f"a number must stand where the file has {value!r}; correct it, for example 3."
+            f"--from-config must hold a number where it has {value!r}; write one there, for example 3."
         ) from None
 
 

@@ -39,7 +39,9 @@ def named(name: str) -> Metric:
 def register(metric: Metric) -> Metric:
     """Make a metric known by its name, in place of an earlier one. Raises `InputError` for a built-in name."""
     if metric.name in BUILT_IN:
-        raise InputError(f"a metric of your own must not be named {metric.name!r}; choose another name.")
+        raise InputError(
+            f"a metric of your own must not be named {metric.name!r}, which is built in; try 'my_{metric.name}'."
+        )
     _OWN[metric.name] = metric
     return metric
 

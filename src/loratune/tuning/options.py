@@ -175,9 +175,11 @@ class SearchOptions(PriorOptions):
                 f"--tune-targets is a stage of --strategy evidence, got {self.strategy!r}; leave one of them out."
             )
         if self.margin is not None and not self.margin > 0:
-            raise InputError(f"--margin must be above 0, got {self.margin}; change --margin.")
+            raise InputError(
+                f"--margin must be above 0, got {self.margin}; leave it out for the metric's own, or give e.g. 0.01."
+            )
         if self.patience < 1:
-            raise InputError(f"--patience must be at least 1, got {self.patience}; change --patience.")
+            raise InputError(f"--patience must be at least 1, got {self.patience}; try --patience 3.")
         if self.price_per_hour is not None and not 0 < self.price_per_hour < inf:
             raise InputError(
                 f"--price-per-hour must be above 0, got {self.price_per_hour}; give e.g. 2.10, or leave it out."
@@ -264,7 +266,7 @@ class TrainOptions(CommonOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.patience < 1:
-            raise InputError(f"--patience must be at least 1, got {self.patience}; change --patience.")
+            raise InputError(f"--patience must be at least 1, got {self.patience}; try --patience 3.")
         self.hyper_parameters()
 
     def hyper_parameters(self) -> HyperParameters:

@@ -42,14 +42,18 @@ class HyperParameters:
     def __post_init__(self) -> None:
         rules = (
             ("r", self.r >= 1 and self.r == int(self.r), "a whole number of at least 1"),
-            ("lora_alpha", self.lora_alpha > 0 and isfinite(self.lora_alpha), "above 0"),
-            ("learning_rate", self.learning_rate > 0 and isfinite(self.learning_rate), "above 0"),
+            ("lora_alpha", self.lora_alpha > 0 and isfinite(self.lora_alpha), "above 0, such as 16"),
+            (
+                "learning_rate",
+                self.learning_rate > 0 and isfinite(self.learning_rate),
+                "above 0, such as 2e-4",
+            ),
             ("batch_size", self.batch_size >= 1 and self.batch_size == int(self.batch_size), "at least 1"),
-            ("lora_dropout", 0 <= self.lora_dropout < 1, "in [0, 1)"),
+            ("lora_dropout", 0 <= self.lora_dropout < 1, "in [0, 1), such as 0.1"),
             ("weight_decay", self.weight_decay >= 0 and isfinite(self.weight_decay), "at least 0"),
-            ("epochs", self.epochs > 0 and isfinite(self.epochs), "above 0"),
-            ("warmup_ratio", 0 <= self.warmup_ratio < 1, "in [0, 1)"),
-            ("target_modules", len(self.target_modules) > 0, "at least one name"),
+            ("epochs", self.epochs > 0 and isfinite(self.epochs), "above 0, such as 3"),
+            ("warmup_ratio", 0 <= self.warmup_ratio < 1, "in [0, 1), such as 0.05"),
+            ("target_modules", len(self.target_modules) > 0, "at least one name, such as all-linear"),
             (
                 "rank_pattern",
                 all(r >= 1 and r == int(r) for _, r in self.rank_pattern),
