@@ -4,7 +4,7 @@ python bench/measured_tables.py DATASET TABLE.csv [--model NAME] > rows.csv
 
 Prints one line per model, rank, alpha and batch size of the table; append those of a new dataset to `optima.csv`, and
 a line per model with its facts to `tasks.csv`. The columns of TABLE.csv are those of simulated runs
-(`docs/design.md`); `--model` is for tables of one model, elsewhere the column `task` names it.
+(`docs/how-it-decides.md`); `--model` is for tables of one model, elsewhere the column `task` names it.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Replays a strategy on a table of measured runs and scores its answer (`docs/design.md`, "Simulated runs").
+"""Replays a strategy on a table of measured runs and scores its answer (`runners/simulated.py`).
 
 python bench/replay.py --table TABLE.csv --strategy evidence [--task T] [--json]
 python bench/replay.py --table TABLE.csv --benchmark OUT.csv --margin 0.0015 --budgets 5 10 15 20 --seeds 5
