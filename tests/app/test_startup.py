@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,11 @@ from loratune.search.make import STRATEGIES
 from loratune.search.names import STRATEGY_NAMES
 
 HEAVY = ("torch", "transformers", "peft", "optuna", "datasets", "numpy", "scipy", "pydantic", "sqlalchemy")
+
+
+def write_rows(path: Path) -> Path:
+    path.write_text('{"text": "a", "label": "b"}\n{"text": "c", "label": "d"}\n', encoding="utf-8")
+    return path
 
 
 def loaded(statement: str) -> set[str]:
@@ -33,6 +39,15 @@ def test_the_options_are_known_before_anything_heavy_is_loaded(statement: str) -
 
 def test_listing_loads_nothing() -> None:
     assert loaded("import loratune; dir(loratune)") == set()
+
+
+def test_init_without_a_model_loads_no_torch(tmp_path: Path) -> None:
+    rows, out = write_rows(tmp_path / "rows.jsonl"), tmp_path / "start.toml"
+    statement = (
+        f"from loratune.app.init import *; init_command({str(rows)!r}, model=None, out=Path({str(out)!r}))"
+    )
+    assert not loaded(statement) & {"torch", "transformers", "peft", "optuna"}
+    assert out.exists()
 
 
 def test_the_names_are_those_of_the_things() -> None:

@@ -13,6 +13,7 @@ from loratune import __version__
 from loratune.cli.generate import Command, options_of
 from loratune.cli.given import merged
 from loratune.files.paths import user_path
+from loratune.tuning.configuration import FILE
 from loratune.tuning.options import RecommendOptions, SearchOptions, TrainOptions, TuneOptions
 
 app = typer.Typer(
@@ -134,6 +135,30 @@ def plan(
     from loratune.app.plan import plan_command
 
     plan_command(options, as_json=json, json_lines=json_lines, started=started)
+
+
+@command()
+def init(
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="Training data: .jsonl, .json, .csv, .tsv (.gz too), .parquet, a folder, or a hub name."
+        ),
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="Base model, to know the rows' lengths in its tokens.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The file: .toml, .yaml or .yml; it must not exist.")] = Path(
+        FILE
+    ),
+) -> None:
+    """Write a commented file of options to start from, for --config, from what the rows show.
+
+    Example: `loratune init train.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct`
+    """
+    from loratune.app.init import init_command
+
+    init_command(data, model=model, out=out)
 
 
 @command()

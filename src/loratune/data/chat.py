@@ -92,7 +92,7 @@ class Messages:
     name: ClassVar[str] = "messages"
     overflow: ClassVar[Overflow] = Overflow.LEAVE_OUT
 
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
     columns: tuple[str, ...] = ("messages",)
     remarks: ChatRemarks = field(default_factory=ChatRemarks)
 
@@ -174,7 +174,7 @@ class Messages:
         place: str,
         generation: bool = False,
     ) -> str:
-        if not self.has_template:
+        if self.tokenizer is None or not self.has_template:
             return "".join(segment.text for segment in _plain(messages, [True] * len(messages)))
         try:
             text = self.tokenizer.apply_chat_template(

@@ -19,7 +19,7 @@ from loratune.data.encode import Encoder
 from loratune.data.profile import Counts, profile_of
 from loratune.data.recognise import recognise, unread_notes
 from loratune.data.row import Example
-from loratune.data.shapes import Classification, Shape, examples, prompt_format
+from loratune.data.shapes import Classification, Shape, check_classes, examples, prompt_format
 from loratune.data.sources import DataOptions, Source, find_sources
 from loratune.data.split import FEWEST_ROWS, Rows, draw, split_off, without_duplicates
 from loratune.data.table import StoredRows, StoreWriter, TokenTable
@@ -120,11 +120,7 @@ def prepare(
     reading = _Reading(shape=shape, encoder=encoder, seed=options.seed, cache=cache)
     stored = {split: reading.read(source) for split, source in sources.items()}
     labels = tuple(sorted(reading.classes))
-    if len(labels) == 1 and shape.name == Classification.name:
-        raise DataError(
-            f"classification must have at least two classes, got only {labels[0]!r} in column "
-            f"{shape.columns[-1]!r}; add rows of other classes."
-        )
+    check_classes(shape, labels)
     stored = {split: _numbered(rows, reading.classes, labels) for split, rows in stored.items()}
     chosen, notes = _choose(stored, options, reading.counts)
     tables = {split: rows.take(documents) for split, (rows, documents) in chosen.items()}

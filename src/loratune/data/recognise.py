@@ -60,7 +60,7 @@ class _Choice:
     source: Source
     options: DataOptions
     first: Row
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -131,18 +131,32 @@ class _Choice:
 
     def example_of_options(self) -> str:
         """Options with which these columns can be read, if there are any."""
-        texts = [
-            column for column, value in self.first.values.items() if isinstance(value, str) and value.strip()
-        ]
-        lists = [column for column, value in self.first.values.items() if is_turns(value)]
+        prompt, completion = self.likely()
+        if completion is None:
+            return ""
+        named = "" if prompt is None else f" --prompt-column {prompt}"
+        plain = " for plain text" if prompt is None and isinstance(self.first.values[completion], str) else ""
+        return f", for example{named} --completion-column {completion}{plain}"
+
+    def likely(self) -> tuple[str | None, str | None]:
+        """Prompt and completion by the columns' names and values, where their names alone do not say it."""
+        values = self.first.values
+        texts = [column for column, value in values.items() if isinstance(value, str) and value.strip()]
+        lists = [column for column, value in values.items() if is_turns(value)]
         if not texts:
-            return f", for example --completion-column {lists[0]}" if lists else ""
-        if len(texts) == 1 and not lists:
-            return f", for example --completion-column {texts[0]} for plain text"
-        completion = next((name for name in _COMPLETIONS if name in texts), texts[-1])
+            return None, lists[0] if lists else None
+        completion = next((name for name in _COMPLETIONS if name in texts), None) or self._of_few_values()
+        if completion is None:
+            if len(texts) == 1 and not lists:
+                return None, texts[0]
+            completion = texts[-1]
         others = [name for name in texts if name != completion]
-        prompt = next((name for name in _PROMPTS if name in others), others[0])
-        return f", for example --prompt-column {prompt} --completion-column {completion}"
+        return next((name for name in _PROMPTS if name in others), others[0] if others else None), completion
+
+    def _of_few_values(self) -> str | None:
+        """A column that looks like a label by its values, one that is called so before others."""
+        by_name = sorted(self.columns, key=lambda name: name.lower() not in _OF_LABELS)
+        return next((name for name in by_name if has_few_values(self.source, name, fewest=2)), None)
 
 
 def is_turns(value: Any) -> bool:
@@ -155,8 +169,16 @@ def is_turns(value: Any) -> bool:
     )
 
 
-def recognise(source: Source, options: DataOptions, tokenizer: Tokenizer) -> Shape:
-    """The shape of a source's rows, from its first row's columns and the options. Raises `DataError`."""
+def likely_columns(source: Source, options: DataOptions) -> tuple[str | None, str | None]:
+    """Prompt and completion to name where columns are not called by usual names; None for what there is not."""
+    return _Choice(source=source, options=options, first=next(iter(source)), tokenizer=None).likely()
+
+
+def recognise(source: Source, options: DataOptions, tokenizer: Tokenizer | None) -> Shape:
+    """The shape of a source's rows, from its first row's columns and the options. Raises `DataError`.
+
+    Without a tokenizer conversations are read as if there were no chat template.
+    """
     choice = _Choice(source=source, options=options, first=next(iter(source)), tokenizer=tokenizer)
     named = options.prompt_column or options.completion_column or options.template
     shape = choice.named() if named else choice.found()

@@ -218,8 +218,22 @@ def examples(shape: Shape, source: Source, unread: Counter[str] | None = None) -
         if not _complete(shape, row):
             raise _incomplete(shape, [row, *islice((each for each in rows if not _complete(shape, each)), 5)])
         if unread is not None:
-            unread.update(c for c, v in row.values.items() if c not in read and v not in (None, "", [], {}))
+            unread.update(column for column in filled(row) if column not in read)
         yield shape.example(row)
+
+
+def filled(row: Row) -> list[str]:
+    """The columns of a row that hold something."""
+    return [column for column, value in row.values.items() if value not in (None, "", [], {})]
+
+
+def check_classes(shape: Shape, labels: Sequence[str]) -> None:
+    """Raise `DataError` where a classification has nothing to tell apart."""
+    if len(labels) == 1 and shape.name == Classification.name:
+        raise DataError(
+            f"classification must have at least two classes, got only {labels[0]!r} in column "
+            f"{shape.columns[-1]!r}; add rows of other classes."
+        )
 
 
 def _complete(shape: Shape, row: Row) -> bool:

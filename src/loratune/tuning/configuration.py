@@ -6,10 +6,11 @@ A file holds options of one command as top-level keys, under the names that they
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
-from dataclasses import asdict, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from json import dumps
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from loratune.errors import InputError, nearest, printable
@@ -19,6 +20,10 @@ from loratune.tuning.options import CommonOptions, TuneOptions
 FILE = "loratune.toml"
 """In a run directory."""
 _YAML = (".yaml", ".yml")
+ENDINGS = (".toml", *_YAML)
+"""Of files of options."""
+_WIDTH = 100
+"""Of a comment."""
 
 
 def hides_storage(options: TuneOptions) -> bool:
@@ -45,12 +50,45 @@ def to_toml(options: TuneOptions) -> str:
 
 
 def toml_value(value: Any) -> str:
-    """As JSON, but for what TOML writes otherwise: infinity, NaN, the delete character, characters beyond 16 bits."""
+    """As JSON, but for what TOML writes otherwise: infinity, NaN, characters beyond 16 bits. YAML reads it as well."""
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(toml_value, value))}]"
     if isinstance(value, float):
         return repr(value)
-    return dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    text = dumps(value, ensure_ascii=False)
+    return "".join(each if each.isprintable() else f"\\U{ord(each):08x}" for each in text)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """An option in a file to start from."""
+
+    name: str
+    value: Any
+    stands: bool = True
+    """Whether it counts; else it is shown as a comment, for who wants to change it."""
+
+
+def commented(parts: Iterable[tuple[Sequence[str], Sequence[Setting]]], path: Path) -> str:
+    """Paragraphs of remarks and settings as TOML or, by the path's name, YAML; remarks as comments, wrapped."""
+    between = ": " if is_yaml(path) else " = "
+    paragraphs = []
+    for remarks, settings in parts:
+        lines = [
+            f"# {line}"
+            for remark in remarks
+            for line in wrap(printable(remark), _WIDTH, break_long_words=False, break_on_hyphens=False)
+        ]
+        lines += [
+            f"{'' if each.stands else '# '}{each.name}{between}{toml_value(each.value)}" for each in settings
+        ]
+        paragraphs.append("\n".join(lines) + "\n")
+    return "\n".join(paragraphs)
+
+
+def is_yaml(path: Path) -> bool:
+    """Whether a file of options is YAML, by its name."""
+    return path.suffix.lower() in _YAML
 
 
 def read_options(path: Path, kind: type[CommonOptions] = TuneOptions) -> dict[str, Any]:
@@ -77,7 +115,7 @@ def _command(kind: type[CommonOptions]) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    yaml = path.suffix.lower() in _YAML
+    yaml = is_yaml(path)
     try:
         text = path.read_text(encoding="utf-8")
         values = _yaml(text) if yaml else tomllib.loads(text)
