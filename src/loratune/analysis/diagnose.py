@@ -69,7 +69,7 @@ def _strange_text(subject: Subject, runner: Runner) -> Diagnosis | None:
     broken = rules.not_finite_base(bad=len(train) - len(ours[0]), rows=len(train))
     if broken is not None:
         return broken
-    # labels are names that the user has coined: there only the text around them tells
+    # labels are names that the user has coined: there only the text around them says anything
     sums, tokens = _sums(base_on(runner, "train", train, "whole" if subject.labelled else "without last"))
     unknown = rules.worse_than_guessing(
         nll=ours[0].sum() / ours[1].sum(),
@@ -270,7 +270,7 @@ def higher_rate_was_worse(chosen: TrialResult, results: Iterable[TrialResult]) -
 
 
 def combined(before: Sequence[Diagnosis], after: Sequence[Diagnosis]) -> tuple[Diagnosis, ...]:
-    """All that is to be told: a cause found before training is not told again by its effects.
+    """All that is to be reported: a cause found before training is not reported again by its effects.
 
     Readings on rows that are wrong say nothing about the length of the training.
     """

@@ -60,7 +60,7 @@ def _engine_path() -> str:
     fast = "Triton kernels for adapters and attention, compiled layers, CUDA graphs"
     return (
         f"{fast if path.triton else 'plain PyTorch'} ({path.reason}); rows in one line without padding where the model "
-        "allows it (`loratune selfcheck --model M` tells)"
+        "allows it (`loratune selfcheck --model M` says)"
     )
 
 

@@ -215,7 +215,7 @@ def _changes(
 
 
 def _device(name: str, memory: str | None) -> tuple[Device, int]:
-    """Its kind and its bytes; a device that is not here needs its memory told."""
+    """Its kind and its bytes; a device that is not here needs its memory named."""
     if name not in ("auto", "cpu", "cuda"):
         raise InputError(f"--device must be auto, cpu or cuda, got {name!r}; change --device.")
     if memory is not None:

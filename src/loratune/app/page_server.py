@@ -68,7 +68,7 @@ class PageServer(ThreadingHTTPServer):
         return f"http://{self.hosts[0]}/#{self.token}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that hangs up is nobody's trouble."""
+        """A browser that hangs up is no error."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)
 
@@ -112,7 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             stopped = run.stop()
         except OSError as error:
-            self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, f"The run cannot be told: {error.strerror}.")
+            self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, f"The run cannot be read: {error.strerror}.")
             return
         if stopped:
             self._send(b"{}", "application/json")

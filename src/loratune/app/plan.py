@@ -88,7 +88,7 @@ def plan(
         regularise, tune_targets, layer_ranks, heal: More questions: dropout and decay even without over-fitting,
             which layers, a rank for each layer, and cut adapters trained on for a little.
         patience: Final run: evaluations without improvement before it stops.
-        price_per_hour: What an hour of this machine costs: money is told beside time.
+        price_per_hour: What an hour of this machine costs: money is shown beside time.
         pack_size, recalibrate: Trials trained at once (by default what memory and device suit); whether the device's
             speed is measured anew.
         on_event: Called with each event (`loratune.values.events`) as it happens.
@@ -102,7 +102,7 @@ def plan(
 
 
 def run_plan(options: SearchOptions, tell: Tell = nobody, *, started: float | None = None) -> Forecast:
-    """`plan` with someone who is told of events; `started` as in `tune.run_tune`."""
+    """`plan` with a subscriber of its events; `started` as in `tune.run_tune`."""
     started = monotonic() if started is None else started
     tell(Started(command="plan", model=options.model, data=options.data, version=loratune.__version__))
     tell(PhaseBegan(phase=Phase.LOADING))

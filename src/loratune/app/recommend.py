@@ -221,7 +221,7 @@ def _why_not_weights(options: RecommendOptions) -> str:
         profile = _profile(options)
         device = pick_device(options.device)
     except LoratuneError:
-        return ""  # told where everything is opened
+        return ""  # reported where everything is opened
     if device.type == "cpu" and profile.parameters > _LARGEST_ON_CPU:
         return f"{profile.parameters / 1e9:.1f}B parameters take long on a CPU; --probe does it"
     if profile.parameters * profile.bytes_per_parameter > device_memory(device):

@@ -1,4 +1,4 @@
-"""The exactness rule checked on the user's model, and told in numbers."""
+"""The exactness rule checked on the user's model, and reported in numbers."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ _KEPT_BACK = frozenset({"storage", "resume", "out", "report_to", "no_ledger", "h
 
 @contextmanager
 def tracking(options: TuneOptions, trackers: Mapping[str, Tracker], bus: Bus) -> Iterator[None]:
-    """Each tracker is told of what the bus tells, and has had it all in the end, or says why not."""
+    """Each tracker receives the events of the bus, all of them by the end, or says why not."""
 
     def hide(text: str) -> str:
         return without_secrets(text, options.storage)

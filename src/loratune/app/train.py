@@ -166,7 +166,7 @@ def train(
 
 
 def run_train(options: TrainOptions, tell: Tell = nobody) -> Trained:
-    """`train` with someone who is told of events. Raises `ResourceError` where the trial diverges."""
+    """`train` with a subscriber of its events. Raises `ResourceError` where the trial diverges."""
     started = monotonic()
     chosen = options.hyper_parameters()
     check_out(user_path(options.out))

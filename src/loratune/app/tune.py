@@ -115,12 +115,12 @@ def tune(
         regularise, tune_targets, layer_ranks, heal: More questions: dropout and decay even without over-fitting,
             which layers, a rank for each layer, and cut adapters trained on for a little.
         patience: Final run: evaluations without improvement before it stops.
-        price_per_hour: What an hour of this machine costs: money is told beside time.
+        price_per_hour: What an hour of this machine costs: money is shown beside time.
         pack_size, recalibrate: Trials trained at once (by default what memory and device suit); whether the device's
             speed is measured anew.
         out, storage: Run directory, and Optuna's storage URL where the study is not in it (study.db).
         resume, hash_weights: Go on with the study in `out` (see `resume`), comparing every byte of the weights.
-        report_to: Experiment trackers that are told of every trial, e.g. ["tensorboard"].
+        report_to: Experiment trackers that receive every trial, e.g. ["tensorboard"].
         on_event: Called with each event (`loratune.values.events`) as it happens.
         progress: Bars by tqdm; None: in notebooks.
 
@@ -165,7 +165,7 @@ def resume(
 def run_tune(
     options: TuneOptions, tell: Tell = nobody, *, started: float | None = None
 ) -> tuple[TuneResult, int]:
-    """`tune` with someone who is told of events; also the exit code (3 where the clock cut the search).
+    """`tune` with a subscriber of its events; also the exit code (3 where the clock cut the search).
 
     `started`: `time.monotonic()` as the user's clock began to run, if it was before now.
     """
@@ -212,7 +212,7 @@ def run_tune(
 
 @contextmanager
 def _workbench(options: TuneOptions, study: Study | None, tell: Tell) -> Iterator[Workbench]:
-    """Model and rows, after those who look on were told that a run begins, or goes on with this study."""
+    """Model and rows, after the event that a run begins, or goes on with this study."""
     tell(
         Started(
             command="tune",

@@ -1,4 +1,4 @@
-"""How a command ends: errors as one sentence and an exit code, signals, streams that nobody reads any more."""
+"""How a command ends: errors as one sentence and an exit code, signals, streams that are no longer read."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def _missing(names: list[str], given: Mapping[str, Any]) -> InputError:
 
 
 def _incoming(path: Path | None) -> dict[str, Any]:
-    """Options of another trainer's file; what they are is told on stderr."""
+    """Options of another trainer's file; what they are is printed on stderr."""
     if path is None:
         return {}
     from loratune.export.incoming import options_from

@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def _run(received: Received) -> int:
-    """The exit code of the command line, an error told as one sentence."""
+    """The exit code of the command line, an error printed as one sentence."""
     if sys.argv[1:] == ["--version"]:  # in less time than it takes to load the commands
         print(f"loratune {__version__}")
         return 0

@@ -32,7 +32,7 @@ UNCORRECTED = Correction()
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Peak:
-    """One prediction in the parts that a correction tells apart, and what was measured; bytes."""
+    """One prediction in the parts that a correction separates, and what was measured; bytes."""
 
     steady: int
     """Predicted parts that are known exactly: base, adapters, optimiser."""
@@ -48,7 +48,7 @@ def fit_correction(peaks: Sequence[Peak]) -> Correction:
     """Least squares of measured = steady + runtime + fixed + scale · transient, within bounds; then raised
     until no measured peak is above its prediction.
 
-    With one size in flight only `scale` or `fixed` can be told: all of the difference is laid to the fixed part
+    With one size in flight only `scale` or `fixed` can be determined: all of the difference is laid to the fixed part
     where it is negative (libraries that take less), else to the scale. No peaks: no correction.
     """
     if not peaks:
@@ -69,7 +69,7 @@ def fit_correction(peaks: Sequence[Peak]) -> Correction:
 
 
 def _of_one_size(rest: float, transient: float, lowest: float) -> tuple[float, float]:
-    """Scale, and fixed bytes, where sizes do not tell the two apart."""
+    """Scale, and fixed bytes, where sizes do not separate the two."""
     if rest <= transient:
         return 1.0, max(rest - transient, lowest)
     scale = min(SCALES[1], rest / transient)

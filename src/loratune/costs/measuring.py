@@ -37,7 +37,7 @@ class MeasuredStep:
     largest: int
     """Tokens, padding included, of the largest of its micro-batches."""
     peak_bytes: int | None
-    """Most memory during the steps, on a GPU of tensors alone; None where the system cannot tell."""
+    """Most memory during the steps, on a GPU of tensors alone; None where the system does not say."""
 
     @property
     def rate(self) -> float:
@@ -210,7 +210,7 @@ def _measured(
 def _check_first_step(
     engine: PackEngine, limits: Limits, recipe: HyperParameters, least_rate: float, kept: InitialAdapters
 ) -> None:
-    """A step of one trial. On a GPU its kernels are compiled, which tells nothing."""
+    """A step of one trial. On a GPU its kernels are compiled, so its time says nothing."""
     if limits.execution.device != "cpu" or not least_rate:
         return
     lonely = replace(recipe, batch_size=min(recipe.batch_size, len(engine.train)))

@@ -231,7 +231,7 @@ def collate(table: TokenTable, rows: Sequence[int] | Rows, *, device: torch.devi
 def collate_flat(
     table: TokenTable, rows: Sequence[int] | Rows, *, device: torch.device, tokens: int
 ) -> MicroBatch:
-    """Rows of a table as one line of `tokens` tokens, those beyond the rows' nobody's."""
+    """Rows of a table as one line of `tokens` tokens, those beyond the rows belonging to none."""
     own, flags, starts = _tokens_of(table, rows)
     line = np.zeros(tokens, np.int64)
     line[: len(own)] = own

@@ -158,7 +158,7 @@ class Messages:
                 return manner
             refusals.insert(
                 0, DataError(f"{place}: {refusal}.")
-            )  # what is lost tells more than what a template raised
+            )  # what is lost says more than what a template raised
         raise refusals[0]
 
     def _hidden(self, conversation: Conversation, manner: Manner, place: str) -> tuple[list[Part], str]:

@@ -243,7 +243,7 @@ def _present(table: TokenTable) -> set[int]:
 
 
 def _class_notes(tables: dict[str, TokenTable], labels: tuple[str, ...]) -> list[str]:
-    """Classes that a split lacks. Raises `DataError` where the training rows have nothing to tell apart."""
+    """Classes that a split lacks. Raises `DataError` where the training rows have one class alone."""
     if not labels:
         return []
     present = _present(tables["train"])

@@ -54,11 +54,11 @@ class Failure:
 
     message: str
     needed: int
-    """Bytes that the process held then, with those that it asked for where the error tells."""
+    """Bytes that the process held then, with those that it asked for where the error says so."""
 
     @classmethod
     def of(cls, error: BaseException, device: torch.device) -> Self:
-        """What an error tells; to be asked before memory is given back."""
+        """What an error says; to be read before memory is given back."""
         asked = _ASKED.search(str(error))
         wanted = float(asked[1]) * _UNITS[asked[2].lower()] if asked else 0.0
         return cls(message=str(error).split("\n")[0], needed=held_memory(device) + int(wanted))
@@ -111,7 +111,7 @@ class Shortage:
     tokens: int
     """Of the micro-batch that failed, at most, padding included."""
     needed: int
-    """Bytes that were held, with those that were asked for where the error told."""
+    """Bytes that were held, with those that were asked for where the error said so."""
     now: int
     """Tokens of a micro-batch, or trials beside each other, at most, from now on."""
 

@@ -75,7 +75,7 @@ class PackEngine:
     paths: Paths | None = None
     """Which paths to take; None chooses the fastest that are right here."""
     on_shortage: Callable[[Shortage], None] = ignore
-    """Told of every out-of-memory error that has been survived."""
+    """Called with every out-of-memory error that was recovered from."""
 
     machines: Machines = field(default_factory=Machines)
     """Keeps what is built on the base model; `dataclasses.replace` hands it on."""

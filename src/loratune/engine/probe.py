@@ -41,7 +41,7 @@ _WARMUP = 5
 _FEWEST_STEPS, _MOST_STEPS = 8, 40
 _FEWEST_NORMS = 4
 _FEWEST_ALONE = 16
-"""Steps without which a search is told no noise scale: eleven are left after the warm-up."""
+"""Fewer steps give a search no noise scale: eleven are left after the warm-up."""
 _ARM_BATCH = 8
 _SHORTEST_RUN, _LONGEST_RUN = 10, 100
 """Optimiser steps of an arm of the rate test."""

@@ -88,7 +88,7 @@ class Format(Protocol):
 
     @property
     def name(self) -> str:
-        """Short, as targets tell shapes apart."""
+        """Short, as targets distinguish shapes."""
 
     def write(self, rows: Sequence[Row], codec: Codec) -> list[Written]:
         """One result per row."""

@@ -45,7 +45,7 @@ class Owner:
 class FolderLock:
     """Released at the latest when the process ends, however it ends; nothing is written before `acquire`.
 
-    On a file system that knows no locks it holds nobody off.
+    On a file system without locks it has no effect.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -83,7 +83,7 @@ class Places(NamedTuple):
 
 
 def unseen_tokens(shape: Sequence[int], tokens: int, name: str = "one") -> str:
-    """What to tell when a layer does not see the whole micro-batch (a mixture's experts, say)."""
+    """What to say when a layer does not see the whole micro-batch (a mixture's experts, say)."""
     return (
         f"an adapted layer must see every token, {name} saw {tuple(shape[:-1])} of {tokens}; "
         "leave it out of target_modules."

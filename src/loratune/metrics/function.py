@@ -76,7 +76,7 @@ def metric(
     Args:
         function: predictions and references of rows, as text → a score for each row.
         larger_is_better: whether a larger score is a better one.
-        unit: what differences are told in. `points`: scores lie in [0, 1], and a point is a hundredth.
+        unit: what differences are given in. `points`: scores lie in [0, 1], and a point is a hundredth.
         margin: tolerated loss for a cheaper choice, in `unit`; must be given unless the unit is points (then 1).
         title: its name in sentences; the function's own where there is none.
 

@@ -3,7 +3,7 @@
 import re
 
 BUILT_IN_NAMES = ("nll", "perplexity", "exact_match", "accuracy", "f1")
-"""In the order in which they are told."""
+"""In the order in which they are shown."""
 _ADDRESS = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 
 

@@ -1,4 +1,4 @@
-"""The one list of metrics: by name, in the order in which they are told."""
+"""The one list of metrics: by name, in the order in which they are shown."""
 
 from collections.abc import Mapping
 
@@ -47,7 +47,7 @@ def register(metric: Metric) -> Metric:
 
 
 def metrics(chosen: str = NLL.name) -> tuple[Metric, ...]:
-    """Those built in, in the order in which they are told, and the chosen one."""
+    """Those built in, in the order in which they are shown, and the chosen one."""
     return tuple(dict.fromkeys((*BUILT_IN.values(), find(chosen))))
 
 

@@ -98,7 +98,7 @@ def check_packing(source: Source, config: PreTrainedConfig, dtype: str) -> bool:
 
 
 def quantisation(config: PreTrainedConfig, dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    """What `from_pretrained` is told so that plain weights are packed as they are read; None where they are already."""
+    """For `from_pretrained`, so that plain weights are packed as they are read; None where they are packed already."""
     if is_packed(config):
         return None
     return BitsAndBytesConfig(

@@ -180,7 +180,7 @@ class FlatPath(NamedTuple):
 
 @torch.no_grad()
 def flat_path(model: PreTrainedModel, *, longest: int) -> FlatPath:
-    """Compare flat with padded hidden states on a few random rows: no flag of transformers tells.
+    """Compare flat with padded hidden states on a few random rows: no flag of transformers says it.
 
     One of them reaches past the model's attention window where rows of `longest` tokens do.
     """

@@ -21,7 +21,7 @@ _NEW_TOKENS = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Card:
-    """What a model card tells."""
+    """What a model card says."""
 
     base: str
     """The base model's name, as others find it."""
@@ -190,7 +190,7 @@ def _difference(gain: Gain) -> str:
 
 
 def _shown(data: str) -> str:
-    """A path on somebody's machine is nobody else's business."""
+    """A path on the user's machine does not belong into a public card."""
     return Path(data).name if Path(data).exists() or data.startswith((".", "/", "~")) else data
 
 

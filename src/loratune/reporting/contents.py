@@ -90,7 +90,7 @@ def contents(facts: RunFacts) -> dict[str, Any]:
 
 
 def notes(facts: RunFacts) -> list[str]:
-    """The plan's reductions, the run's notes, and claims that ask nothing; what the curves say is told with them."""
+    """The plan's reductions, the run's notes, and claims that ask nothing; what the curves say stands with them."""
     signs = {_bare(each.sentence) for each in facts.diagnoses or ()}
     claimed = [each.claim for state, each in states(facts) if state == NOTE]
     found: dict[str, str] = {}

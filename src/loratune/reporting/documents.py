@@ -24,7 +24,7 @@ def to_markdown(facts: RunFacts) -> str:
 
 
 def to_json(facts: RunFacts) -> str:
-    """All facts, and of each trial what there is to tell of it but the values of single rows."""
+    """All facts, and for each trial all but the values of single rows."""
     trials = [event_values(TrialEnded.of(each)) for each in facts.results]
     for trial in trials:
         del trial["event"]

@@ -1,4 +1,4 @@
-"""Everything that a renderer may tell about a run, as plain values and as JSON: no live study, model or files."""
+"""Everything that a renderer may show of a run, as plain values and as JSON: no live study, model or files."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -183,7 +183,7 @@ class RunFacts:
 
     @property
     def told_metrics(self) -> tuple[MetricInfo, ...]:
-        """All that may be told of: those built in, and the chosen one."""
+        """All that may be shown: those built in, and the chosen one."""
         built_in = tuple(each.info for each in metrics())
         own = self.info(self.metric)
         return built_in if any(each.name == own.name for each in built_in) else (*built_in, own)

@@ -1,6 +1,6 @@
 """Progress on stderr while a command works: a live view on a terminal, now and then a plain line elsewhere.
 
-A subscriber of events; asks nobody and decides nothing.
+A subscriber of events: it asks for nothing and decides nothing.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class LiveView:
                 self._show()
 
     def _show(self) -> None:
-        """A new view each time: one that has been shown wipes as many lines as it had, whoever's they are now."""
+        """A new view each time: a shown one wipes as many lines as it had, though others may have written since."""
         if self._plain:
             return
         self._live = Live(
@@ -121,7 +121,7 @@ class LiveView:
             case Note(text=text):
                 self._say(text)
             case PhaseBegan(phase=phase) if phase not in (Phase.SEARCHING, Phase.FINAL_RUN):
-                left = self._left if phase is Phase.TESTING else ""  # nobody tells of steps there
+                left = self._left if phase is Phase.TESTING else ""  # there are no events of steps there
                 self._say(f"{duration(self._run.elapsed)}  {phase}{left}")
             case Resumed(trials=trials) if trials:
                 self._say(f"Resumed with {len(trials)} finished trials.")

@@ -1,4 +1,4 @@
-"""How far a run is, by what its events tell: counts, leaders, speed, time left. Every view of a run shows these."""
+"""How far a run is, from its events: counts, leaders, speed, time left. Every view of a run shows these."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from loratune.values.events import (
 )
 
 _TRAINING = (Phase.SEARCHING, Phase.FINAL_RUN)
-"""Phases of which the stages are told, not the phase."""
+"""Phases of which the stages are shown, not the phase."""
 
 
 class RunProgress:

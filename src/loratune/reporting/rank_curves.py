@@ -28,7 +28,7 @@ class Setting:
     results: tuple[TrialResult, ...]
 
     def values(self, metric: MetricInfo) -> list[float]:
-        """One per seed; all results must know the metric. What the NLL decides is told as NLL."""
+        """One per seed; all results must know the metric. What the NLL decides is shown as NLL."""
         return [result.nll if metric.by_nll else result.metrics[metric.name] for result in self.results]
 
     def mean(self, metric: MetricInfo) -> float:

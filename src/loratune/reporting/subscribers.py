@@ -45,7 +45,7 @@ class Terminal(LiveView):
         super().__exit__(*error)
 
     def _beat_on(self) -> None:
-        """Loading, calibrating and scoring tell of no steps, and may take minutes."""
+        """Loading, calibrating and scoring have no events of steps, and may take minutes."""
         while not self._left_alone.wait(BEAT_SECONDS):
             self.beat()
 

@@ -63,7 +63,7 @@ class Drawing:
     _tips: list[str] = field(default_factory=list)
 
     def tip(self, x: float, y: float, text: str) -> None:
-        """What is told where the mouse rests on a point."""
+        """The text shown where the mouse rests on a point."""
         self.axes.plot(
             [x], [y], "o", markersize=18, alpha=0.0, gid=f"tip{len(self._tips)}", scalex=False, scaley=False
         )
@@ -132,7 +132,7 @@ class Drawing:
 
 
 def blank(name: str, height: int, *, quantity: str = "") -> Drawing:
-    """Axes of `WIDTH` x `height`; `quantity` is what the y axis shows, told above it."""
+    """Axes of `WIDTH` x `height`; `quantity` is what the y axis shows, written above it."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 

@@ -196,7 +196,7 @@ class HealthLine:
 
 
 def health_lines(facts: RunFacts) -> list[HealthLine]:
-    """One line per diagnosis, those that need the user first; empty where nobody looked."""
+    """One line per diagnosis, those that need the user first; empty where the run was not examined."""
     if facts.diagnoses is None:
         return []
     if not facts.diagnoses:

@@ -37,7 +37,7 @@ _POINTS = 60
 
 
 class WatchedRun:
-    """A subscriber of events that another process has told; a run that goes on begins anew with `Started`."""
+    """A subscriber of another process's events; a run that goes on begins anew with `Started`."""
 
     def __init__(self) -> None:
         self._now = 0.0
@@ -203,7 +203,7 @@ class WatchedRun:
 
 
 def _name(trial: Trial) -> str:
-    """Who it is, as far as events tell of it."""
+    """Which trial it is, as far as events say."""
     return dumps(to_plain(trial), sort_keys=True)
 
 

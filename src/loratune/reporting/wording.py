@@ -90,7 +90,7 @@ def states(facts: RunFacts) -> list[tuple[str, Evidence]]:
 
 
 def state_of(evidence: Evidence) -> str:
-    """What was tested and left open cannot be told; the rest is a note.
+    """What was tested and left open is `cannot tell`; the rest is a note.
 
     Tested is what has a margin or an interval, and a bracket of learning rates, which has neither.
     """

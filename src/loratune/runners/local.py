@@ -143,7 +143,7 @@ class PackTeller:
             self.flush()
 
     def flush(self) -> None:
-        """Tell of the steps that nobody was told of."""
+        """Publish the steps that no event has reported yet."""
         if self._latest is None:
             return
         trials = tuple(
@@ -186,7 +186,7 @@ class LocalRunner:
     largest: LargestAdapter | None = None
     """Where the best adapter of the largest rank of the search is kept; None: nowhere."""
     tell: Tell = nobody
-    """Told how far a pack is."""
+    """Called with how far a pack is."""
     deadline: float | None = None
     """`time.monotonic()` after which no trial is begun and running ones stop at their next reading."""
     stopped: Callable[[], bool] = lambda: False

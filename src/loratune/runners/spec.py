@@ -132,7 +132,7 @@ def _limit_memory(spec: EngineSpec) -> None:
 
 
 def _why_packed(spec: EngineSpec, longest: int) -> str:
-    """A sentence where the base model is held in 4 bits though nobody asked for it; else empty."""
+    """A sentence where the base model is held in 4 bits without having been asked for; else empty."""
     if spec.dtype != "auto" or spec.weight_format is not None:
         return ""
     return why_packed(spec.model, device=spec.device, memory=spec.device_memory, longest=longest)
@@ -220,7 +220,7 @@ def read_rows(
 
 
 def data_facts(data: PreparedData) -> DataFacts:
-    """What a strategy is told of the rows."""
+    """What a strategy knows of the rows."""
     labels = data.validation.row_labels if data.labels else None
     return DataFacts(
         rows=len(data.train),

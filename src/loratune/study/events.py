@@ -23,7 +23,7 @@ PROGRESS_SECONDS = 2.0
 
 
 class EventLog:
-    """A subscriber that keeps what it is told in memory until a run directory is there, then writes it.
+    """A subscriber that keeps events in memory until a run directory is there, then writes it.
 
     Every line is handed to the system at once, so that a killed process has left all of it. A disk that is full
     ends the log, not the run.

@@ -41,7 +41,7 @@ class StrategyContract:
         raise NotImplementedError
 
     def context(self, budget: float) -> SearchContext:
-        """What it is told."""
+        """What it knows."""
         return SearchContext(
             data=DataFacts(rows=10_000, tokens=1_000_000, supervised_tokens=0),
             model=ModelFacts(largest_rank=64),

@@ -26,7 +26,7 @@ class TensorBoard:
     def trial(self, trial: TrackedTrial) -> None:
         folder = self._folder / trial.name
         if folder.exists():
-            return  # an earlier part of the run told of it
+            return  # an earlier part of the run has written it
         writer = _writer(folder)
         for step, values in trial.curve:
             for name, value in values.items():

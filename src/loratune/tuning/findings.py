@@ -1,4 +1,4 @@
-"""Evidence as it comes: what the search would decide if it ended now, told now and then while it goes on."""
+"""Evidence as it comes: what the search would decide if it ended now, published now and then while it goes on."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from loratune.values.plain import to_plain
 
 _LAYER_RANK_RUNS = 3
 _TOLD_SHARE = 0.15
-"""Of evaluation in the final run's training, above which it is told."""
+"""Of evaluation in the final run's training, above which the plan says so."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,7 +88,7 @@ class Forecast:
         return tuple(found)
 
     def event(self, bench: Workbench) -> Planned:
-        """The plan as everyone is told of it."""
+        """The plan as an event."""
         return Planned(
             data=bench.data.profile,
             model=bench.base.profile,

@@ -67,7 +67,7 @@ class Job:
     started: float
     timeline: Timeline
     occupancy: Occupancy
-    """Both are subscribed to what is told."""
+    """Both subscribe to the events."""
 
     def __post_init__(self) -> None:
         self.timeline.begin_with(self.study.get_fact(TIMELINE, {}))
@@ -133,7 +133,7 @@ class Job:
         return result, CLOCK_CUT if cut else 0
 
     def _look(self, runner: LocalRunner) -> tuple[Diagnosis, ...]:
-        """What is wrong with the rows, told before anything is trained on them."""
+        """What is wrong with the rows, reported before anything is trained on them."""
         removed = self.bench.data.profile.duplicates_removed
         found = before_training(self.bench.subject, runner, removed=removed)
         for each in found:

@@ -1,6 +1,6 @@
-"""What out-of-memory errors teach: told, kept with the study's calibration, heeded by the next packs.
+"""What follows from out-of-memory errors: reported, kept with the study's calibration, applied to the next packs.
 
-Knows plans and numbers; the engine has survived the error before anything is learnt from it here.
+Knows plans and numbers; the engine has recovered from the error before anything is learnt from it here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class LearningPlanner:
     planner: Planner
     calibration: Calibration
     tell: Tell
-    """Told of every error."""
+    """Called with every error."""
 
     def load(self, trial: Trial) -> TrialLoad:
         """As `Planner.load`."""
@@ -70,7 +70,7 @@ class LearningPlanner:
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """One for every error that the study has survived, earlier parts of a resumed run included."""
+        """One for every error that the study has recovered from, earlier parts of a resumed run included."""
         return self.study.decode_fact(_SHORTAGES, _sentences) or ()
 
 

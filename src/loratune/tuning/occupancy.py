@@ -1,4 +1,4 @@
-"""How many trials trained beside each other at every moment of a run, by what its events tell."""
+"""How many trials trained beside each other at every moment of a run, from its events."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def option(default: Any, text: str, panel: str = "Search") -> Any:
 
 
 RUNS = "runs/loratune"
-"""Where `tune` writes if nobody says where."""
+"""Where `tune` writes by default."""
 DATA, MODEL, TRAINING = "Data", "Model and device", "Hyper-parameters"
 
 
@@ -151,7 +151,7 @@ class SearchOptions(PriorOptions):
     )
     patience: int = option(3, "Final run: evaluations without improvement before it stops.")
     price_per_hour: float | None = option(
-        None, "What an hour of this machine costs, e.g. 2.10: money is told beside time.", "Output"
+        None, "What an hour of this machine costs, e.g. 2.10: money is shown beside time.", "Output"
     )
     pack_size: int | None = option(
         None, "Trials trained at once; default: what memory and device suit.", MODEL

@@ -1,4 +1,4 @@
-"""What a run came to: the facts that the report tells, the claims of the final run."""
+"""What a run came to: the facts that the report shows, the claims of the final run."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def run_facts(
     before: tuple[Diagnosis, ...],
     shortages: tuple[str, ...],
 ) -> RunFacts:
-    """Everything that the report tells of the run; `runner` looks at the adapter."""
+    """Everything that the report shows of the run; `runner` looks at the adapter."""
     context = priced.context
     gains = _gains(final, bench, options.metric)
     earlier = [Evidence(claim=note) for note in priced.corrections.notes]

@@ -1,4 +1,4 @@
-"""Where the wall clock of a run goes, by what its events tell; their sum is the clock's."""
+"""Where the wall clock of a run goes, from its events; their sum is the clock's."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ class Workbench:
 
     @property
     def subject(self) -> Subject:
-        """What analysis is told of the study."""
+        """What analysis knows of the study."""
         return Subject.of(self.engine, self.data.test)
 
     @property
@@ -137,7 +137,7 @@ class Workbench:
         return found.calibration
 
     def with_shortage_handler(self, on_shortage: Callable[[Shortage], None]) -> Workbench:
-        """The same with someone who is told of survived out-of-memory errors."""
+        """The same with a function that is called with each out-of-memory error that was recovered from."""
         return replace(self, engine=replace(self.engine, on_shortage=on_shortage))
 
     def calibrated(self, calibration: Calibration) -> Workbench:
@@ -236,7 +236,7 @@ def open_workbench(
 
 
 def model_facts(profile: ModelProfile, target_modules: tuple[str, ...]) -> ModelFacts:
-    """What a strategy is told of the base model."""
+    """What a strategy knows of the base model."""
     targets = find_targets(profile.targets, target_modules)
     return ModelFacts(
         hidden_size=profile.hidden_size,

@@ -7,7 +7,7 @@ from loratune.values.decision import Evidence
 
 
 class Sign(StrEnum):
-    """What can be told from losses, gradients and rows; each has its own cause and its own remedy."""
+    """What losses, gradients and rows can show; each has its own cause and its own remedy."""
 
     PADDING = "padding is learnt"
     TEMPLATE = "template or mask"

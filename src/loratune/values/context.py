@@ -1,4 +1,4 @@
-"""What a strategy is told before it starts; nothing in here changes during a search."""
+"""What a strategy knows before it starts; nothing in here changes during a search."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What happens while a command works, as frozen values: all that a reporter ever learns of it.
 
-A reporter is a function of one event. Terminal, plain log, JSON lines and `events.jsonl` are told the same ones, and
+A reporter is a function of one event. Terminal, plain log, JSON lines and `events.jsonl` receive the same ones, and
 a worker elsewhere can send them: they hold no live object, and `event_values` makes JSON of each.
 """
 
@@ -122,7 +122,7 @@ class LiveTrial:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress(Event):
-    """A pack has taken steps; told a few times a second at most."""
+    """A pack has taken steps; published a few times a second at most."""
 
     trials: tuple[LiveTrial, ...]
     """Those that train beside each other now."""

@@ -11,7 +11,7 @@ class NoiseScale:
     """Gradient noise scale tr(Σ)/|G|², in rows."""
 
     rows: float
-    """Infinite where the gradient's mean cannot be told from zero."""
+    """Infinite where the gradient's mean cannot be distinguished from zero."""
     low: float
     high: float
     """Ends of a 90 % interval."""
