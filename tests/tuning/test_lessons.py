@@ -85,7 +85,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
 def small_device() -> Iterator[set[str]]:
     """Memory runs out once in each part of a run that the search has begun; gives the parts still to come."""
     left = {"search", "final", "entry", "evaluation", "labels"}
-    train, make, search = TrainingStep._train, PackEngine.slot, LocalRunner._search
+    train, make, search = TrainingStep._train, PackEngine.slot, LocalRunner.search
     score, likelihood = Causal.score, Causal.likelihood
     begun: list[bool] = []
 
@@ -122,7 +122,7 @@ def small_device() -> Iterator[set[str]]:
         patch.setattr(PackEngine, "slot", made)
         patch.setattr(Causal, "score", scored)
         patch.setattr(Causal, "likelihood", likely)
-        patch.setattr(LocalRunner, "_search", searched)
+        patch.setattr(LocalRunner, "search", searched)
         yield left
 
 
