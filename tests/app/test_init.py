@@ -132,9 +132,8 @@ def test_a_guess_by_values_is_called_one(shell: Shell) -> None:
 def test_plan_takes_the_file(shell: Shell, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "SECONDS", 0.05)
     assert shell("init", place.data, "--model", place.model).code == 0
-    ran = shell(
-        "plan", "--config", "loratune.toml", "--device", "cpu", "--ranks", "2", "--pack-size", "1", "--json"
-    )
+    few = ("--device", "cpu", "--strategy", "random", "--ranks", "2", "--budget", "3x")
+    ran = shell("plan", "--config", "loratune.toml", *few, "--json")
     assert ran.code == 0, ran.err
     assert ran.document["trials"] > 0
 

@@ -5,6 +5,7 @@ says so after all options were read and checked, and not before.
 """
 
 import ast
+import inspect
 import re
 import shutil
 import tomllib
@@ -19,14 +20,13 @@ import loratune
 from command_fixture import Place, Ran, Shell
 from loratune.cli.commands import app
 from loratune.costs import measuring
-from loratune.tuning import options
 from shown import PAGES, ROOT, Command, blocks, commands, outside_blocks
 from tiny import animal_rows, write_jsonl
 
 pytest_plugins = ["command_fixture"]
 
 MODELS = ("M", "N", "HuggingFaceTB/SmolLM2-135M-Instruct")
-CHEAP = {"doctor", "generate", "ledger", "memory", "merge", "export", "recommend", "report"}
+CHEAP = {"doctor", "generate", "init", "ledger", "memory", "merge", "export", "recommend", "report"}
 """Run to their end on a tiny model, or on a run of it."""
 LASTING = {"watch"}
 """Serves until it is ended."""
@@ -43,6 +43,7 @@ def _short_calibration() -> Iterator[None]:
 
 def prepare(folder: Path) -> None:
     """Files that commands name, beside the rows."""
+    (folder / "loratune.toml").write_text('model = "M"\ndata = "train.jsonl"\n', encoding="utf-8")
     trl, axolotl = folder / "their.yaml", folder / "axolotl.yaml"
     trl.write_text("model_name_or_path: M\ndataset_name: rows\n", encoding="utf-8")
     axolotl.write_text("base_model: M\ndatasets:\n  - path: train.jsonl\n", encoding="utf-8")
@@ -183,7 +184,8 @@ def flags(command: Any) -> set[str]:
 
 def test_options_in_sentences_exist() -> None:
     """Every `--option` that a page names is one of some command's (other pages have the benches' too)."""
-    known = {flag for command in all_commands(typer.main.get_group(app)) for flag in flags(command)}
+    group = typer.main.get_group(app)
+    known = {flag for command in (group, *all_commands(group)) for flag in flags(command)}
     about_others = ("log.md", "performance.md", "design.md", "evidence.md")
     for page in PAGES:
         if page.name not in about_others:
@@ -192,12 +194,12 @@ def test_options_in_sentences_exist() -> None:
 
 
 def test_python_blocks_use_keywords_that_exist() -> None:
-    kinds = {"tune": options.TuneOptions, "train": options.TrainOptions, "plan": options.SearchOptions}
     seen = 0
     for block in blocks("python"):
         for call in ast.walk(ast.parse(block.text)):
             if isinstance(call, ast.Call) and ast.unparse(call.func).startswith("loratune."):
-                known = kinds[ast.unparse(call.func).removeprefix("loratune.")].__dataclass_fields__
+                function = getattr(loratune, ast.unparse(call.func).removeprefix("loratune."))
+                known = inspect.signature(function).parameters
                 assert {each.arg for each in call.keywords} <= known.keys(), block.page
                 seen += 1
     assert seen >= 3
