@@ -184,7 +184,7 @@ def flags(command: Any) -> set[str]:
 
 def test_options_in_sentences_exist() -> None:
     """Every `--option` that a page names is one of some command's (other pages have the benches' too)."""
-    group = typer.main.get_group(app)
+    group = typer.main.get_command(app)
     known = {flag for command in (group, *all_commands(group)) for flag in flags(command)}
     about_others = ("log.md", "performance.md", "design.md", "evidence.md")
     for page in PAGES:
