@@ -95,7 +95,7 @@ def interrupted(stop: KeyboardInterrupt, message: str) -> Interrupted:
 
 @contextmanager
 def panics_as(rule: str, advice: str) -> Iterator[None]:
-    """Raise `ModelError` where a library written in Rust breaks off: its error is no `Exception`, so nobody expects it.
+    """Raise `ModelError` where a library written in Rust breaks off: its error is no `Exception`.
 
     The sentence is `rule: reason; advice.`
     """

@@ -90,7 +90,7 @@ def plan(
         patience: Final run: evaluations without improvement before it stops.
         price_per_hour: What an hour of this machine costs: money is shown beside time.
         pack_size, recalibrate: Trials trained at once (by default what memory and device suit); whether the device's
-            speed is measured anew.
+            speed is measured again.
         on_event: Called with each event (`loratune.values.events`) as it happens.
         progress: Bars by tqdm; None: in notebooks.
 

@@ -117,7 +117,7 @@ def tune(
         patience: Final run: evaluations without improvement before it stops.
         price_per_hour: What an hour of this machine costs: money is shown beside time.
         pack_size, recalibrate: Trials trained at once (by default what memory and device suit); whether the device's
-            speed is measured anew.
+            speed is measured again.
         out, storage: Run directory, and Optuna's storage URL where the study is not in it (study.db).
         resume, hash_weights: Go on with the study in `out` (see `resume`), comparing every byte of the weights.
         report_to: Experiment trackers that receive every trial, e.g. ["tensorboard"].

@@ -1,4 +1,4 @@
-"""Who looks on while a command works: at the command line, or from Python."""
+"""Subscribers of a command's events: at the command line, or from Python."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def watching(*, as_json: bool, json_lines: bool = False) -> Iterator[Bus]:
 
 @contextmanager
 def listening(on_event: Tell | None, progress: bool | None) -> Iterator[Bus]:
-    """A bus of those who look on from Python: a function, and bars, by default in a notebook alone."""
+    """A bus of subscribers from Python: a function, and progress bars, by default in a notebook alone."""
     bus = Bus() if on_event is None else Bus(on_event)
     if not (in_notebook() if progress is None else progress):
         yield bus

@@ -129,7 +129,7 @@ def _mlp_bytes(model: ModelProfile, models: int, execution: Execution) -> float:
 
 
 def _attention_bytes(model: ModelProfile, execution: Execution) -> float:
-    """Per token: queries and keys with what is made of them, where attention runs in float32; else the MLP is more."""
+    """Per token: queries, keys and their copies, where attention runs in float32; else the MLP is more."""
     if not execution.float32_attention:
         return 0.0
     queries, keys = (

@@ -63,7 +63,7 @@ class Execution:
     workspace: int
     """Bytes that the libraries of matrix products set aside, and the tables of the kernels."""
     allocator: float
-    """Share of short-lived memory that the allocator holds and nobody uses."""
+    """Share of short-lived memory that the allocator holds unused."""
     evaluation_slack: int = 0
     """Bytes more that it holds in pieces where rows are evaluated between steps."""
     runtime: int

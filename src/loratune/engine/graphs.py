@@ -19,7 +19,7 @@ from loratune.maths.sizes import recorded_tokens
 
 _LARGEST_COUNT = 32
 _SHORTAGES = 8
-"""After so many nothing is recorded: recording anew takes up to a second."""
+"""After so many nothing is recorded: recording again takes up to a second."""
 _ATTEMPTS = 2
 """The first may fail because a library loads its kernels while recording."""
 

@@ -82,7 +82,7 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Callers:
-    """Who brings trials and looks on; see `PackEngine.results`."""
+    """Callables that bring trials and observe them; see `PackEngine.results`."""
 
     next_trial: Callable[[], Trial | None]
     on_progress: Callable[[PackProgress], None] | None
@@ -160,7 +160,7 @@ class PackLoop:
         )
 
     def _attempt(self, work: Callable[[], T]) -> T | Failure:
-        """Where nobody is live what fails is tried again, now that what it had made is given back."""
+        """Where no slot is live what fails is tried again, now that what it had made is given back."""
         found = self._work.attempt(work)
         return self._work.attempt(work) if isinstance(found, Failure) and not self._live else found
 

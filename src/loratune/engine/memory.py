@@ -149,7 +149,7 @@ def _resize(tensors: Sequence[torch.Tensor], sizes: Sequence[int]) -> None:
 
 
 class Parked:
-    """Tensors whose memory is given back; until `restore` nobody may read them or their views.
+    """Tensors whose memory is given back; until `restore` they and their views must not be read.
 
     Of `zeros` no numbers are kept: they come back as zeros.
     """

@@ -100,7 +100,7 @@ def probe(engine: PackEngine, *, r: int, lora_alpha: float, seconds: float, seed
 
 
 class _Lane(Slot):
-    """A small batch of a larger one: it keeps its gradient and leaves the step to whoever sums the lanes."""
+    """A small batch of a larger one: it keeps its gradient and leaves the step to the caller, who sums the lanes."""
 
     moves = False
 

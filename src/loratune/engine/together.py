@@ -19,7 +19,7 @@ _BLOCK, _TURNS = 1024, 4
 
 
 class UpdateTogether:
-    """The slots are given anew for every step; what is known of them is kept while they stay the same."""
+    """The slots are given for every step; what is known of them is kept while they stay the same."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

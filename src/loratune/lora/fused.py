@@ -86,7 +86,7 @@ class Route:
     """A micro-batch as the kernels see it."""
 
     pieces: torch.Tensor
-    """[runs + blocks, 3] int32, first token, end and slot (-1: nobody's) each: the runs of tokens of one slot, then
+    """[runs + blocks, 3] int32, first token, end and slot (-1: none) each: the runs of tokens of one slot, then
     the same cut into blocks."""
     runs: int
     tokens: int
@@ -115,7 +115,7 @@ def route_of(
     places: Places | None,
     device: torch.device,
 ) -> Route:
-    """Cut segments into blocks; tokens between them are nobody's. `slots` numbers members by id."""
+    """Cut segments into blocks; tokens between them belong to none. `slots` numbers members by id."""
     runs: list[tuple[int, int, int]] = []
     end = 0
     for segment in segments:
@@ -150,7 +150,7 @@ def to_device(values: npt.NDArray[np.int32], device: torch.device) -> torch.Tens
 
 
 def _padded(pieces: npt.NDArray[np.int32], count: int) -> npt.NDArray[np.int32]:
-    """With empty pieces of nobody up to `count`, and on to a multiple of four: tables begin at 16 bytes."""
+    """With empty pieces of no slot up to `count`, and on to a multiple of four: tables begin at 16 bytes."""
     rest = -(-count // 4) * 4 - len(pieces)
     return np.concatenate([pieces, np.tile(np.array([0, 0, -1], np.int32), (rest, 1))])
 

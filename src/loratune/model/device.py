@@ -104,7 +104,7 @@ def limit_memory(device: torch.device, size: int | None) -> None:
 
 
 def forget_peak(device: torch.device) -> bool:
-    """Begin to measure `peak_memory` anew; False where the system cannot."""
+    """Begin to measure `peak_memory` afresh; False where the system cannot."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
@@ -121,7 +121,7 @@ def forget_peak(device: torch.device) -> bool:
 def trim_heap(device: torch.device) -> None:
     """On a CPU, where the C library can: what its heap keeps of earlier work goes back to the system.
 
-    Some hundredths of a second, and as much again where the memory is taken anew.
+    Some hundredths of a second, and as much again where the memory is taken again.
     """
     if device.type == "cpu":
         with suppress(OSError, AttributeError, TypeError):

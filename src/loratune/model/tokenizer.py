@@ -11,7 +11,7 @@ from loratune.model.source import Source, drop_copy, find_copy, keep_copy, locat
 
 _REPLY = "loratune"
 _SAMPLE = "A text: 1 + 1 = 2, größer 猫🐈\n"
-"""Encoded once, as a tokenizer whose files are broken may load all the same."""
+"""Encoded once, since a tokenizer whose files are broken may still load."""
 
 
 def load_tokenizer(name: str, *, cache: Path | None = None) -> PreTrainedTokenizerBase:

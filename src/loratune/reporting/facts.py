@@ -141,7 +141,7 @@ class RunFacts:
     truncation: Truncation | None = None
     """How the largest adapter of the search does when it is cut to lower ranks."""
     diagnoses: tuple[Diagnosis, ...] | None = None
-    """Signs of trouble that were found; None where nobody looked."""
+    """Signs of trouble that were found; None where the run was not examined."""
     sensitivity: Sensitivity | None = None
     """What mattered; None where it was not looked at."""
     versions: Mapping[str, str] = field(default_factory=dict)

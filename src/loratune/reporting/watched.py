@@ -37,7 +37,7 @@ _POINTS = 60
 
 
 class WatchedRun:
-    """A subscriber of another process's events; a run that goes on begins anew with `Started`."""
+    """A subscriber of another process's events; a resumed run begins again with `Started`."""
 
     def __init__(self) -> None:
         self._now = 0.0

@@ -15,7 +15,7 @@ from loratune.runners.runner import Done, Job, More, TrialDone, TrialJob
 from loratune.values import Stage, Trial, TrialResult
 
 Measure = Callable[[Trial], TrialResult]
-"""What comes of a trial."""
+"""The result of a trial."""
 
 
 def _trials(jobs: Sequence[Job]) -> list[Trial]:
@@ -33,7 +33,7 @@ class InstantRunner:
     """A `Runner` whose trials end the moment they are asked for, in that order."""
 
     measure: Callable[[Sequence[Trial]], Sequence[TrialResult]]
-    """What comes of trials that are asked for together."""
+    """The results of trials that are asked for together."""
 
     @property
     def late(self) -> bool:

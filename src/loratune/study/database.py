@@ -100,7 +100,7 @@ def read_storage(directory: Path, storage: str | None) -> BaseStorage | None:
 
 
 def settle(directory: Path) -> None:
-    """Make `study.db` one plain file again, where nobody else has it open; otherwise whoever opens it next does."""
+    """Make `study.db` one plain file again, where no other process has it open; else the next to open it does so."""
     file = directory / FILE
     if not file.is_file():
         return

@@ -250,7 +250,7 @@ class Study:
             ) from None
 
     def close(self) -> None:
-        """Leave the run directory with one plain `study.db`, as far as nobody else has it open."""
+        """Leave the run directory with one plain `study.db`, if no other process has it open."""
         if self._storage is None:
             settle(self.directory)
 

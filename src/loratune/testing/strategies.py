@@ -49,7 +49,7 @@ class StrategyContract:
         )
 
     def measure(self, trial: Trial, context: SearchContext) -> TrialResult:
-        """What comes of a trial, at the cost that was predicted; here a power law in the rank, a parabola in the
+        """The result of a trial, at the cost that was predicted; here a power law in the rank, a parabola in the
         logarithm of the learning rate."""
         setting = trial.hyper_parameters
         best = 1e-3 * (setting.r / 16) ** -0.5

@@ -184,7 +184,7 @@ def _takeover(old: StudiedTask, directory: str, dataset: str) -> list[str]:
         return [note]
     return [
         note,
-        f"The data of {directory} is another file than this one; it is taken for the same task all the same.",
+        f"The data of {directory} is another file than this one; it is still taken for the same task.",
     ]
 
 

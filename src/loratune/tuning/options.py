@@ -158,7 +158,7 @@ class SearchOptions(PriorOptions):
     )
     recalibrate: bool = option(
         False,
-        "Measure this device's speed anew instead of using what an earlier command has measured.",
+        "Measure this device's speed again instead of using an earlier command's measurement.",
         MODEL,
     )
 

@@ -1,7 +1,7 @@
 """Calibrations of earlier commands on this machine: measured once for a device, a model's shape and a kind of rows.
 
 Small JSON files, one a calibration, in the user's cache ($LORATUNE_CALIBRATIONS moves them). One that cannot be read,
-is older than a month or no longer fits into memory is measured anew.
+is older than a month or no longer fits into memory is measured again.
 """
 
 from __future__ import annotations

@@ -212,7 +212,7 @@ def price(
 def begin(study: Study, options: TuneOptions, priced: Forecast) -> None:
     """Write down what a resumption relies on, where it is new or a kill left it out.
 
-    A complete run becomes an incomplete one: its clock starts anew and its result goes.
+    A complete run becomes an incomplete one: its clock starts again and its result is removed.
     """
     result = options.directory / _RESULT
     if result.exists():

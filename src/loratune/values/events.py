@@ -230,7 +230,7 @@ Tell = Callable[[Event], None]
 
 
 def nobody(event: Event) -> None:
-    """Nobody looks on."""
+    """A subscriber that ignores every event."""
 
 
 class Bus:

@@ -141,7 +141,7 @@ class TrialResult:
     message: str = ""
     """Why it diverged or was stopped; empty otherwise."""
     failure: str = ""
-    """Why its guard ended it; with early stopping it is complete all the same, with earlier weights."""
+    """Why its guard ended it; with early stopping it is still complete, with earlier weights."""
 
     @property
     def finished(self) -> bool:
