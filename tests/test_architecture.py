@@ -133,3 +133,24 @@ def test_the_tree_of_the_readme_is_that_of_the_folders() -> None:
     )
     rooms = [f"src/loratune/{each.name}" for each in SOURCE.iterdir() if (each / "__init__.py").exists()]
     assert sorted(named) == sorted([*rooms, "src/loratune/errors.py", "tests", "bench", "docs"])
+
+
+def test_the_design_page_is_of_these_rooms() -> None:
+    """Its table has the layers, its sections every room, and whom a section names as a user imports that room."""
+    page = (SOURCE.parent.parent / "docs" / "design.md").read_text()
+    table = [
+        set(re.findall(r"`(\w+)`", line)) for line in re.findall(r"^\| L\d+ \|(.*)$", page, re.MULTILINE)
+    ]
+    assert table == LAYERS[:-1]
+    sections = re.findall(
+        r"^### (`.*?):.*?\*\*Used by\*\*: (.*?)\*\*Must not know", page, re.MULTILINE | re.DOTALL
+    )
+    described = [re.findall(r"`(\w+)`", heading) for heading, _ in sections]
+    assert sorted(room for rooms in described for room in rooms) == sorted(set.union(*table))
+    users: dict[str, set[str]] = {room: set() for room in LEVEL}
+    for path in FILES:
+        for module in imported_modules(path):
+            if module.startswith("loratune."):
+                users[module.split(".")[1]].add(room_of(path))
+    for rooms, (_, named) in zip(described, sections, strict=True):
+        assert set(re.findall(r"`(\w+)[`/]", named)) <= set.union(*(users[room] for room in rooms)), rooms
