@@ -55,7 +55,7 @@ OPTIONS = {
     "tune": f"{COMMON} {SEARCH} {LEDGER} out storage resume report-to hash-weights json-lines",
     "plan": f"{COMMON} {SEARCH} {LEDGER} json-lines",
     "recommend": f"{COMMON} {LEDGER} probe",
-    "init": "model out",
+    "init": "model prompt-column completion-column template out",
     "ledger": "json",
     "train": f"{COMMON} rank lora-alpha lora-dropout target-modules learning-rate batch-size weight-decay epochs "
     "warmup-ratio patience out json-lines",

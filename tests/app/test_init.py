@@ -129,6 +129,24 @@ def test_a_guess_by_values_is_called_one(shell: Shell) -> None:
     assert "labels from column 'verdict'" in read_as(found)
 
 
+@pytest.mark.parametrize("template", [None, "Q {text}\\nA"])
+def test_what_is_named_stands(template: str | None, shell: Shell) -> None:
+    """A refusal's advice is one that the command takes."""
+    rows = [{"text": f"words {i}", "label": ["a", "b"], "id": f"number {i}"} for i in range(20)]
+    write_jsonl(shell.folder / "rows.jsonl", rows)
+    refused = shell("init", "rows.jsonl")
+    assert refused.code == 2
+    assert "--completion-column text" in refused.error
+    given = {"completion_column": "id"} | ({} if template is None else {"template": template})
+    ran = shell("init", "rows.jsonl", *(f"--{n.replace('_', '-')}={value}" for n, value in given.items()))
+    assert ran.code == 0, ran.err
+    assert "Guessed" not in ran.out
+    found = read_options(shell.folder / "loratune.toml")
+    assert given.items() <= found.items()
+    assert read_as(found) in " ".join(ran.out.split())
+    assert ("prompt 'Q {text}" in ran.out) == (template is not None)
+
+
 def test_plan_takes_the_file(shell: Shell, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "SECONDS", 0.05)
     assert shell("init", place.data, "--model", place.model).code == 0

@@ -43,9 +43,7 @@ def test_listing_loads_nothing() -> None:
 
 def test_init_without_a_model_loads_no_torch(tmp_path: Path) -> None:
     rows, out = write_rows(tmp_path / "rows.jsonl"), tmp_path / "start.toml"
-    statement = (
-        f"from loratune.app.init import *; init_command({str(rows)!r}, model=None, out=Path({str(out)!r}))"
-    )
+    statement = f"from loratune.app.init import *; init_command(data={str(rows)!r}, model=None, out=Path({str(out)!r}))"
     assert not loaded(statement) & {"torch", "transformers", "peft", "optuna"}
     assert out.exists()
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from loratune.data.overview import Overview, look
 from loratune.data.sources import DataOptions
@@ -45,7 +46,9 @@ class Start:
     def facts(self) -> Iterator[str]:
         """What was seen, a sentence each."""
         seen = self.seen
-        rows = ", ".join(f"{count} {split} rows" for split, count in seen.rows.items())
+        rows = ", ".join(
+            f"{count} {split} row{'' if count == 1 else 's'}" for split, count in seen.rows.items()
+        )
         yield f"{rows}, columns {', '.join(seen.columns)}."
         yield from self.notes or (seen.description, *seen.notes)
         if seen.labels:
@@ -74,10 +77,9 @@ def _labels(seen: Overview) -> str:
     return f"{len(seen.labels)} labels with their rows: {named}{more}."
 
 
-def start(data: str, model: str | None = None) -> Start:
-    """Read all rows. Raises `InputError` for data or a tokenizer that cannot be used."""
-    options = data_options(TuneOptions(model=model or "M", data=data))
-    seen = look(options)
+def start(*, model: str | None, **data: Any) -> Start:
+    """Read all rows, `data` being options of them. Raises `InputError` for data or a tokenizer that cannot be used."""
+    seen = look(data_options(TuneOptions(model=model or "M", **data)))
     if model is None:
         return Start(model=None, seen=seen)
     profile, notes = _as_tokens(model, seen.options)
@@ -131,19 +133,23 @@ def _inputs(found: Start) -> Iterator[Part]:
 
 
 def _of_columns(seen: Overview) -> str:
-    if seen.options.completion_column:
+    if seen.guessed:
         return "The columns' names do not say what is what: guessed by their values. Change what is wrong."
+    if any(setting.stands for setting in _columns(seen)):
+        return "As named."
     return "Read so by the columns' names. To read them otherwise:"
 
 
 def _columns(seen: Overview) -> Iterator[Setting]:
     """Those that are named stand; of others what would read the rows in the same way is shown."""
-    named = seen.options.completion_column is not None
-    if seen.options.prompt_column is not None:
-        yield Setting("prompt_column", seen.options.prompt_column)
-    if named or seen.template is not None:
-        yield Setting("completion_column", seen.completion, named)
-    if seen.template is not None:
+    given = seen.options
+    if given.prompt_column is not None:
+        yield Setting("prompt_column", given.prompt_column)
+    if given.completion_column is not None or seen.template is not None:
+        yield Setting("completion_column", seen.completion, given.completion_column is not None)
+    if given.template is not None:
+        yield Setting("template", given.template)
+    elif seen.template is not None:
         yield Setting("template", seen.template, False)
 
 
@@ -178,19 +184,22 @@ def _search(found: Start) -> Iterator[Part]:
     )
 
 
-def init_command(data: str, *, model: str | None, out: Path) -> None:
-    """Write the file and print what was seen. Raises `InputError`, also where the file is there already."""
+def init_command(*, model: str | None, out: Path, **data: Any) -> None:
+    """Write the file and print what was seen; `data` as in `start`.
+
+    Raises `InputError`, also where the file is there already.
+    """
     path = user_path(out)
     _check_new(path)
-    found = start(data, model)
+    found = start(model=model, **data)
     text = file_of(found, path)
     _check_new(path)  # reading the rows may have taken long
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, text)
     console = Screen()
     facts = list(found.facts())
-    if settings := [each for each in _columns(found.seen) if each.stands]:
-        named = ", ".join(f"{each.name} {each.value!r}" for each in settings)
+    if found.seen.guessed:
+        named = ", ".join(f"{each.name} {each.value!r}" for each in _columns(found.seen) if each.stands)
         facts.append(
             f"Guessed, as the columns' names do not say it: {named}; change it in the file where it is wrong."
         )

@@ -148,9 +148,14 @@ def init(
     model: Annotated[
         str | None, typer.Option(help="Base model, to know the rows' lengths in its tokens.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="The file: .toml, .yaml or .yml; it must not exist.")] = Path(
-        FILE
-    ),
+    prompt_column: Annotated[str | None, typer.Option(help="Column that holds the prompt.")] = None,
+    completion_column: Annotated[
+        str | None, typer.Option(help="Column that holds the completion or label.")
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option(help="Prompt template with {column} fields, as tune takes it.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The new file: .toml, .yaml or .yml.")] = Path(FILE),
 ) -> None:
     """Write a commented file of options to start from, for --config, from what the rows show.
 
@@ -158,7 +163,14 @@ def init(
     """
     from loratune.app.init import init_command
 
-    init_command(data, model=model, out=out)
+    init_command(
+        model=model,
+        out=out,
+        data=data,
+        prompt_column=prompt_column,
+        completion_column=completion_column,
+        template=template,
+    )
 
 
 @command()

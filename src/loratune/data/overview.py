@@ -19,7 +19,9 @@ class Overview:
     """What was seen, all rows read once."""
 
     options: DataOptions
-    """As given, with the columns that had to be named to read the rows."""
+    """As given, with the columns that were guessed."""
+    guessed: bool
+    """Whether columns had to be named to read the rows, and nobody did."""
     columns: tuple[str, ...]
     """Of the first row."""
     shape: Shape
@@ -58,7 +60,7 @@ def look(options: DataOptions) -> Overview:
     """Read all rows. Raises `DataError` as `prepare` does, but for what only tokens or splits can show."""
     sources = find_sources(options)
     train = sources["train"]
-    options, shape = _read_as(train, options)
+    read_with, shape = _read_as(train, options)
     unread: Counter[str] = Counter()
     labels: Counter[str] = Counter()
     lengths: list[int] = []
@@ -72,7 +74,8 @@ def look(options: DataOptions) -> Overview:
         rows[split] = len(lengths) - before
     check_classes(shape, tuple(labels))
     return Overview(
-        options=options,
+        options=read_with,
+        guessed=read_with != options,
         columns=tuple(next(iter(train)).values),
         shape=shape,
         rows=rows,
@@ -84,10 +87,12 @@ def look(options: DataOptions) -> Overview:
 
 
 def _read_as(train: Source, options: DataOptions) -> tuple[DataOptions, Shape]:
-    """The shape; where the columns' names do not say it, with the likely columns named."""
+    """The shape; where the columns' names do not say it, and the user does not, with the likely columns named."""
     try:
         return options, recognise(train, options, None)
     except DataError:
+        if options.prompt_column or options.completion_column or options.template:
+            raise
         prompt, completion = likely_columns(train, options)
         if completion is None:
             raise
