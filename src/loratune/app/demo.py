@@ -77,6 +77,7 @@ def demo_options(out: Path, *, resume: bool = False) -> TuneOptions:
         test_rows=500,
         max_length=32,
         ranks=(2, 8, 32),
+        epochs=1.0,
         budget="18x",
         out=str(out),
         no_ledger=True,  # what ten words of news teach is nothing for a user's own data
