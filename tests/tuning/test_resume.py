@@ -261,7 +261,7 @@ def test_costs_of_all_parts_count(copy: Path, place: Place) -> None:
 def command(place: Place, out: Path, *more: str) -> subprocess.Popen[str]:
     words = ["tune", "--model", str(place.model), "--data", str(place.data), "--out", str(out), *more]
     for name, value in WISHES.items():
-        words += [f"--{name}", ",".join(map(str, value)) if isinstance(value, list) else value]
+        words += [f"--{name}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
     return subprocess.Popen(
         [sys.executable, "-m", "loratune", *words],
         env={**os.environ, "OMP_NUM_THREADS": "1"},

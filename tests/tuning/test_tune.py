@@ -126,7 +126,7 @@ def test_result_has_the_keys_that_other_programs_rely_on(done: TuneResult) -> No
     values = document(done)
     assert set(values) - {"sensitivity"} == {
         "schema", "recommended", "metrics", "evidence", "cost", "stages", "training", "timeline",
-        "mean_trials_in_pack",
+        "mean_trials_in_pack", "verdict",
     }  # fmt: skip
     assert values["schema"] == 1
     assert set(values["recommended"]) == {
