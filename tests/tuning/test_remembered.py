@@ -9,6 +9,7 @@ import pytest
 
 import loratune
 from loratune.costs import measuring
+from loratune.tuning import remembered
 from tiny import animal_rows, save_tiny_model, write_jsonl
 
 WISHES: dict[str, Any] = {"ranks": [2, 8], "budget": "8x", "epochs": 1.0, "dtype": "float32", "device": "cpu"}
@@ -24,6 +25,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(measuring, "SECONDS", 0.05)
+    for module in (measuring, remembered):
+        monkeypatch.setattr(module, "is_shared", lambda: False)
     monkeypatch.setenv("LORATUNE_CALIBRATIONS", str(tmp_path / "calibrations"))
     return tmp_path / "calibrations"
 
@@ -55,6 +58,16 @@ def test_the_second_plan_measures_nothing_and_plans_alike(
     assert second.plan.stages == first.plan.stages
     loratune.plan(**place, recalibrate=True)
     assert measured
+
+
+def test_what_neighbours_slowed_is_not_kept(
+    place: dict[str, Any], kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (measuring, remembered):
+        monkeypatch.setattr(module, "is_shared", lambda: True)
+    monkeypatch.setattr(measuring, "fastest", lambda rate: 1)
+    assert loratune.plan(**place).calibration.threads == 1
+    assert not kept.exists()
 
 
 def test_other_circumstances_and_damaged_or_old_files_are_measured_anew(

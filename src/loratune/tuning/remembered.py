@@ -57,7 +57,12 @@ def remembered(
 def remember(
     folder: Path, engine: PackEngine, limits: Limits, options: SearchOptions, calibration: Calibration
 ) -> None:
-    """Keep it for the next command; a cache that cannot be written is none."""
+    """Keep it for the next command; a cache that cannot be written is none.
+
+    What was measured with fewer threads says more of the neighbours than of the device, and they may be gone by then.
+    """
+    if calibration.threads:
+        return
     path = _path(folder, engine, limits, options)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
