@@ -215,3 +215,10 @@ def test_completion(tmp_path: Path) -> None:
     )
     found = subprocess.run(["bash", "-c", f"{script}\n{asked}", program], env=dict(os.environ), **run).stdout
     assert found.split() == ["--ranks"]
+
+
+def test_a_word_for_epochs_that_is_none(shell: Shell, place: Place) -> None:
+    ran = shell("tune", *place.options, "--epochs", "soon", "--out", "run")
+    assert ran.code == 2
+    assert ran.error == "error: --epochs must be a number, such as 3, or auto, got 'soon'."
+    assert shell.written == []

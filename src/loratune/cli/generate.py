@@ -82,7 +82,7 @@ def _number(name: str, texts: tuple[str, ...], value: str) -> float:
         return float(value)
     except ValueError:
         raise InputError(
-            f"{_flag(name)} must be a number or {' or '.join(texts)}, got {value!r}; change {_flag(name)}."
+            f"{_flag(name)} must be a number, such as 3, or {' or '.join(texts)}, got {value!r}."
         ) from None
 
 
