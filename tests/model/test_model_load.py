@@ -1,6 +1,7 @@
 """Loading: frozen, exact, without the network; every refusal is one clear sentence."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +45,16 @@ def test_every_family_loads_frozen_with_the_profile_of_its_config(family: str, t
     torch.testing.assert_close(
         model(input_ids=tokens).logits, random_model(family).eval()(input_ids=tokens).logits
     )
+
+
+def test_plain_models_load_without_bitsandbytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is an extra."""
+    save_family("llama", tmp_path)
+    monkeypatch.delitem(sys.modules, "loratune.model.four_bit", raising=False)
+    for name in [name for name in sys.modules if name.split(".")[0] == "bitsandbytes"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    assert load_model(str(tmp_path)).weight_format == "plain"
 
 
 def test_profile_of_a_tied_llama_counted_by_hand(tmp_path: Path) -> None:

@@ -134,9 +134,12 @@ def adopt_layers(model: PreTrainedModel, dtype: torch.dtype, name: str) -> None:
 
     Raises `ModelError` where a weight was no number: it would be one in all weights of its block.
     """
+    packed = packed_layers(model)
+    if not packed:
+        return
     from loratune.model.four_bit import adopt
 
-    for path in packed_layers(model):
+    for path in packed:
         layer = model.get_submodule(path)
         state = layer.weight.quant_state
         scales = [state.absmax] if state.state2 is None else [state.state2.absmax, state.offset]
