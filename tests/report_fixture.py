@@ -20,8 +20,17 @@ from loratune.values import (
     TrialState,
     default_recipe,
 )
-from loratune.values.analysis import Diagnosis, Impact, Sensitivity, Sign
-from loratune.values.held_out import Change, Confusion, ExampleRow, HeldOut, Reading
+from loratune.values.analysis import (
+    Change,
+    Confusion,
+    Diagnosis,
+    ExampleRow,
+    HeldOut,
+    Impact,
+    Reading,
+    Sensitivity,
+    Sign,
+)
 
 ROWS = 120
 RATES = (3e-4, 1e-3, 3e-3)

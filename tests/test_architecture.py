@@ -40,7 +40,7 @@ TORCH_ROOMS = {
     "objectives",
     "testing",
 }
-TORCH_FILES = {"data/batches.py", "trackers/tensorboard.py"}
+TORCH_FILES = {"data/batches.py", "trackers/libraries.py"}
 HEAVY = {"torch", "transformers", "peft"}
 FILES = sorted(SOURCE.rglob("*.py"))
 

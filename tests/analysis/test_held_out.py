@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from loratune.analysis.comparison import Final, FinalModel, SplitScores
-from loratune.analysis.held_out import EXAMPLES, held_out
+from loratune.analysis.final import EXAMPLES, Final, FinalModel, SplitScores, held_out
 from loratune.data.table import TokenTable
-from loratune.values.held_out import Change, Confusion
+from loratune.values.analysis import Change, Confusion
 
 
 class Letters:

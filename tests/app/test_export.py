@@ -17,7 +17,7 @@ from command_fixture import Place, Shell
 from loratune.app.export import export
 from loratune.app.train import train
 from loratune.errors import DataError, ModelError
-from loratune.export.registry import TARGETS
+from loratune.export import TARGETS
 from tiny import END, save_tiny_model, write_jsonl
 
 pytest_plugins = ["command_fixture"]

@@ -8,7 +8,7 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
-from loratune.cli.endings import explain
+from loratune.cli.main import explain
 from loratune.errors import OutputError, printable
 from loratune.files.paths import disk_is_full
 from loratune.files.write import replacing, write_atomically

@@ -12,7 +12,7 @@ from transformers import LlamaConfig
 import loratune
 from command_fixture import Place, Shell
 from loratune.app.memory import estimate_memory
-from loratune.costs.cards import CARDS
+from loratune.costs.limits import CARDS
 
 pytest_plugins = ["command_fixture"]
 

@@ -15,7 +15,7 @@ import pytest
 import loratune
 from command_fixture import Place
 from loratune.errors import InputError, OutputError
-from loratune.reporting.bars import Bars, in_notebook
+from loratune.reporting.notebook import Bars, in_notebook
 from loratune.tuning.configuration import to_toml
 from loratune.tuning.options import RecommendOptions, SearchOptions, TrainOptions, TuneOptions
 from loratune.values import Stage, Trial, default_recipe

@@ -16,7 +16,7 @@ import loratune
 from loratune.app import recommend as command
 from loratune.cli.main import main
 from loratune.maths.laws import GUIDE
-from loratune.reporting.html import render
+from loratune.reporting.documents import render
 from loratune.reporting.tables import guide_line, length_bars, probe_lines, survey_lines
 from loratune.reporting.terminal import print_ledger, print_survey
 from loratune.values import (

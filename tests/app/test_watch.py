@@ -16,8 +16,7 @@ from loratune.app.live_page import watch
 from loratune.app.page_server import PageServer
 from loratune.app.tune import CLOCK_CUT, run_tune
 from loratune.costs import measuring
-from loratune.files.lock import FolderLock
-from loratune.files.stop import is_asked_to_stop
+from loratune.files.lock import FolderLock, is_asked_to_stop
 from loratune.study.events import FILE, EventLog
 from loratune.tuning.options import TuneOptions
 from loratune.values.events import Finished, Note, Phase, PhaseBegan, StageBegan, Started

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from loratune.errors import InputError
+from loratune.export import find_target
 from loratune.export.incoming import options_from
-from loratune.export.registry import find_target
 from loratune.tuning.options import TuneOptions
 from recipe_fixture import recipe
 

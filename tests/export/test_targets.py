@@ -9,7 +9,7 @@ import yaml
 
 from loratune.engine.slot import schedule
 from loratune.errors import InputError
-from loratune.export.registry import TARGETS, find_target
+from loratune.export import TARGETS, find_target
 from recipe_fixture import LAYERS, PATTERN, recipe
 
 

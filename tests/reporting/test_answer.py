@@ -9,9 +9,8 @@ from loratune.reporting.answer import exit_sentence, next_command, recipe_senten
 from loratune.reporting.facts import ModelScores, RunFacts
 from loratune.reporting.opponent import OPPONENT, fair_gains, fair_opponent
 from loratune.reporting.result import result_values
-from loratune.reporting.tables import score_table
+from loratune.reporting.tables import score_table, timeline_parts
 from loratune.reporting.takeaways import headline_gains
-from loratune.reporting.timeline import timeline_parts
 from loratune.reporting.wording import CANNOT_TELL, NO, NOTE, YES, state_of, states, sureness
 from loratune.values import Decision, Evidence, TrialResult, TrialState
 from report_fixture import DIAGNOSES, OURS, make_facts, make_trial

@@ -2,8 +2,8 @@
 
 import pytest
 
-from loratune.reporting.classes import class_scores, matrix, mistakes
-from loratune.values.held_out import Confusion
+from loratune.reporting.held_out import class_scores, matrix, mistakes
+from loratune.values.analysis import Confusion
 
 
 def pairs(*found: tuple[int, int, int]) -> tuple[Confusion, ...]:

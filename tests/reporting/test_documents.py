@@ -9,7 +9,7 @@ from markdown_it import MarkdownIt
 from loratune.reporting.documents import to_json, to_markdown
 from loratune.reporting.facts import RunFacts, to_stored
 from loratune.reporting.result import load_result, write_result
-from loratune.values.held_out import Change, ExampleRow, HeldOut, Reading
+from loratune.values.analysis import Change, ExampleRow, HeldOut, Reading
 from loratune.values.plain import finite
 from report_fixture import make_facts
 

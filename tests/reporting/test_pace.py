@@ -2,7 +2,7 @@
 
 import pytest
 
-from loratune.reporting.pace import Pace, Part
+from loratune.reporting.progress import Pace, Part
 
 
 def pace() -> Pace:

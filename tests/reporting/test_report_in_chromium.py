@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from browser import WIDTHS, Seen, opened
-from loratune.reporting.html import write_html
+from loratune.reporting.documents import write_html
 from loratune.values import Cut, CutPoint, Truncation
 from report_fixture import make_facts
 

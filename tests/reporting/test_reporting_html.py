@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from loratune.reporting import html
+from loratune.reporting import documents as html
+from loratune.reporting.documents import render, write_html
 from loratune.reporting.facts import ModelScores
-from loratune.reporting.html import render, write_html
 from loratune.values import Decision, Evidence, SearchPlan, TrialState
 from report_fixture import OURS, make_facts, make_trial
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from loratune.app.tracking import tracking
+from loratune import trackers
+from loratune.app.watching import tracking
 from loratune.cli.main import main
 from loratune.errors import InputError
 from loratune.reporting.result import write_result
-from loratune.trackers import registry
-from loratune.trackers.registry import make_tracker
+from loratune.trackers import make_tracker
 from loratune.trackers.subscriber import Tracking
 from loratune.trackers.tracker import TrackedAnswer, TrackedRun, TrackedTrial
 from loratune.tuning.options import TuneOptions
@@ -225,7 +225,7 @@ def test_an_unknown_tracker_names_the_nearest(
 def test_a_missing_library_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(registry, "find_spec", lambda name: None)
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     model, out = save_tiny_model(tmp_path / "model"), tmp_path / "out"
     said = refused(monkeypatch, capsys, "--model", model, "--report-to", "wandb", "--out", out)
     assert "pip install 'loratune[wandb]'" in said

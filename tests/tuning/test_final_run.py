@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engine_fixture import engine, tiny_llama, trial
-from loratune.analysis.comparison import Final
+from loratune.analysis.final import Final
 from loratune.costs.readings import plan_evaluations
 from loratune.engine.pack import PackEngine
 from loratune.engine.selfcheck import random_table

@@ -1,7 +1,7 @@
 """How many trials trained beside each other and when, from events by a clock that is known."""
 
 from loratune.reporting.facts import PackSpan
-from loratune.tuning.occupancy import Occupancy
+from loratune.tuning.timeline import Occupancy
 from loratune.values.events import Progress, StageBegan
 
 

@@ -9,7 +9,7 @@ import pytest
 from loratune.app.tune import CLOCK_CUT, run_tune
 from loratune.costs import measuring
 from loratune.errors import InputError
-from loratune.files.stop import ask_to_stop, is_asked_to_stop
+from loratune.files.lock import ask_to_stop, is_asked_to_stop
 from loratune.study.events import read_events
 from loratune.study.record import Study
 from loratune.tuning.options import TuneOptions

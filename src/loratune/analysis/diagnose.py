@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from loratune.analysis import audit
 from loratune.analysis import signs as rules
-from loratune.analysis.comparison import Final
+from loratune.analysis.final import Final
 from loratune.analysis.subject import Subject, audited, base_on
 from loratune.data.batches import Rows
 from loratune.data.profile import repeats_at_the_ends, shared_rows

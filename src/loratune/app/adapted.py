@@ -22,7 +22,7 @@ from loratune.model.nf4 import is_packed
 from loratune.model.quiet import first_sentence, quiet
 from loratune.model.source import locate
 from loratune.runners.spec import model_cache
-from loratune.tuning.record import TrainedRun, load_run
+from loratune.tuning.outcome import TrainedRun, load_run
 from loratune.tuning.workbench import check_out
 from loratune.values import PLAIN, PromptFormat, PromptKind
 

@@ -17,8 +17,8 @@ from loratune.data.sources import DataOptions
 from loratune.data.table import TokenTable
 from loratune.engine.slot import warmup_steps
 from loratune.errors import DataError, InputError, ModelError, OutputError
+from loratune.export import find_target
 from loratune.export.recipe import Recipe
-from loratune.export.registry import find_target
 from loratune.export.rows import Codec, Format, Written, rows_of
 from loratune.export.target import Exported, Target
 from loratune.files.paths import user_path
@@ -26,7 +26,7 @@ from loratune.files.write import new_folder
 from loratune.model.source import portable_name, read_json
 from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
 from loratune.runners.spec import context_length, model_cache
-from loratune.tuning.record import TrainedRun, load_run
+from loratune.tuning.outcome import TrainedRun, load_run
 from loratune.values.plain import to_plain
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

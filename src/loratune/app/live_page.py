@@ -10,9 +10,8 @@ from typing import Any
 
 from loratune.app.page_server import PageServer
 from loratune.errors import InputError, LoratuneError, Stop
-from loratune.files.lock import seems_held
+from loratune.files.lock import ask_to_stop, is_asked_to_stop, seems_held
 from loratune.files.paths import user_path
-from loratune.files.stop import ask_to_stop, is_asked_to_stop
 from loratune.reporting.watched import HEADS, WatchedRun, claim
 from loratune.study.events import FILE, EventTail
 

@@ -8,9 +8,8 @@ from json import dumps
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from loratune.costs.cards import CARDS, Card, smallest_card
 from loratune.costs.execution import Device
-from loratune.costs.limits import Limits, device_bytes, execution_of
+from loratune.costs.limits import CARDS, Card, Limits, device_bytes, execution_of, smallest_card
 from loratune.costs.memory import MemoryEstimate, Verdict
 from loratune.errors import InputError, ModelError
 from loratune.maths.sizes import CAPACITY

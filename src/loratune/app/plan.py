@@ -13,8 +13,7 @@ from loratune.app.watching import listening, watching
 from loratune.metrics import Metric
 from loratune.metrics.function import RowFunction
 from loratune.tuning.experience import correct, gather, task_at_hand
-from loratune.tuning.forecast import Forecast
-from loratune.tuning.noise import first_forecast
+from loratune.tuning.forecast import Forecast, first_forecast
 from loratune.tuning.options import SearchOptions, keyword_options
 from loratune.tuning.workbench import open_workbench
 from loratune.values import ALL_LINEAR

@@ -40,8 +40,7 @@ from loratune.runners.runner import (
 )
 from loratune.tuning.lessons import survived
 from loratune.tuning.options import TrainOptions, keyword_options
-from loratune.tuning.outcome import named_targets, versions
-from loratune.tuning.record import training_record
+from loratune.tuning.outcome import named_targets, training_record, versions
 from loratune.tuning.workbench import Workbench, check_out, open_workbench
 from loratune.values import (
     ALL_LINEAR,

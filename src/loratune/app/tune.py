@@ -10,21 +10,18 @@ from typing import Literal
 
 import loratune
 from loratune.app.report import print_answer
-from loratune.app.tracking import tracking
-from loratune.app.watching import listening, watching
-from loratune.files.lock import FolderLock, check_free
+from loratune.app.watching import listening, tracking, watching
+from loratune.files.lock import FolderLock, check_free, forget_stop
 from loratune.files.paths import user_path
-from loratune.files.stop import forget_stop
 from loratune.metrics import Metric
 from loratune.metrics.function import RowFunction
 from loratune.reporting.result import TuneResult, load_result
 from loratune.study.events import EventLog
 from loratune.study.record import Study
-from loratune.trackers.registry import make_tracker
+from loratune.trackers import make_tracker
 from loratune.tuning.configuration import resumed_options
 from loratune.tuning.job import CLOCK_CUT, Job
 from loratune.tuning.lessons import LearningPlanner
-from loratune.tuning.occupancy import Occupancy
 from loratune.tuning.options import TuneOptions, keyword_options
 from loratune.tuning.resumption import (
     begin,
@@ -35,7 +32,7 @@ from loratune.tuning.resumption import (
     price,
     resumable,
 )
-from loratune.tuning.timeline import Timeline
+from loratune.tuning.timeline import Occupancy, Timeline
 from loratune.tuning.workbench import Workbench, open_workbench
 from loratune.values import ALL_LINEAR
 from loratune.values.events import Bus, Event, Finished, Note, Phase, PhaseBegan, Started, Tell, nobody

@@ -1,4 +1,4 @@
-"""One writer for a folder: a lock that ends with its process, and who holds it since when."""
+"""One run to a directory: its lock, and the file by which another process asks it to stop."""
 
 from __future__ import annotations
 
@@ -120,3 +120,21 @@ def is_empty(folder: Path) -> bool:
         path.name in (_LOCK, _OWNER) or (path.name.startswith(".") and ".tmp" in path.suffix)
         for path in folder.iterdir()
     )
+
+
+FILE = "stop"
+
+
+def ask_to_stop(directory: Path) -> None:
+    """The search begins no trial any more, and what runs ends at its next reading. Raises `OSError` as files do."""
+    write_atomically(directory / FILE, "Asks the run in this folder to end its search with what is known.\n")
+
+
+def is_asked_to_stop(directory: Path) -> bool:
+    """Whether somebody has."""
+    return (directory / FILE).exists()
+
+
+def forget_stop(directory: Path) -> None:
+    """A run that begins or has ended was not meant by it."""
+    (directory / FILE).unlink(missing_ok=True)

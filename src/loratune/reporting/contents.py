@@ -9,10 +9,8 @@ from shlex import quote
 from typing import Any
 
 from loratune.reporting import answer, takeaways
-from loratune.reporting.classes import class_scores, matrix, mistakes
-from loratune.reporting.example_rows import rows_sentence, shown_rows
 from loratune.reporting.facts import RunFacts
-from loratune.reporting.glossary import GLOSSARY
+from loratune.reporting.held_out import class_scores, matrix, mistakes, rows_sentence, shown_rows
 from loratune.reporting.impacts import HEADS, impact_table
 from loratune.reporting.later_stages import stage_costs
 from loratune.reporting.opponent import fair_opponent
@@ -23,13 +21,14 @@ from loratune.reporting.tables import (
     evidence_number,
     health_lines,
     length_bars,
+    predictions,
     recipe_table,
     score_table,
     survey_lines,
+    timeline_parts,
     value_tiles,
 )
-from loratune.reporting.timeline import predictions, timeline_parts
-from loratune.reporting.wording import MARKS, NOTE, rate, states, sureness
+from loratune.reporting.wording import GLOSSARY, MARKS, NOTE, rate, states, sureness
 from loratune.values import Evidence, Stage, StageSummary
 
 

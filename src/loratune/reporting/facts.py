@@ -20,8 +20,7 @@ from loratune.values import (
     TrialResult,
     Truncation,
 )
-from loratune.values.analysis import Diagnosis, Sensitivity
-from loratune.values.held_out import HeldOut
+from loratune.values.analysis import Diagnosis, HeldOut, Sensitivity
 
 Floats = npt.NDArray[np.float64]
 

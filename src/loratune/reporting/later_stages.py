@@ -1,4 +1,6 @@
-"""Learning rate x batch size, alpha and cost by stage, as tuples. Knows results, not plots."""
+"""Learning rate x batch size, alpha, the truncation curve and cost by stage. Knows results, not plots."""
+
+from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -7,7 +9,7 @@ from dataclasses import dataclass
 from loratune.metrics import NLL
 from loratune.reporting.facts import RunFacts
 from loratune.reporting.rank_curves import Measured, Setting, measure, same_rate, settings
-from loratune.values import HyperParameters, Stage, TrialResult, TrialState
+from loratune.values import HyperParameters, Stage, TrialResult, TrialState, Truncation
 
 _OTHER_LAYERS = (Stage.TARGETS, Stage.LAYER_RANKS, Stage.FINAL)
 """Stages whose trials differ in what neither the grid nor the alpha curve shows."""
@@ -140,3 +142,22 @@ def _peers(facts: RunFacts, stage: Stage, fixed: Sequence[str]) -> list[TrialRes
 def _place(result: TrialResult, fixed: Sequence[str]) -> tuple[object, ...]:
     values: HyperParameters = result.trial.hyper_parameters
     return result.trial.fraction, values.epochs, *(getattr(values, name) for name in fixed)
+
+
+def truncation_sentence(found: Truncation) -> str:
+    """What the curve shows, and what it does not."""
+    text = (
+        f"The rank-{found.r} adapter can be cut to rank {found.deployable} without training on"
+        if found.deployable < found.r
+        else f"No cut of the rank-{found.r} adapter was shown to be as good as whole"
+    )
+    entropy = sorted(layer.entropy_rank for layer in found.layers)
+    if entropy:
+        text += (
+            f"; by the entropy of their singular values its layers use {entropy[0]:.1f} to {entropy[-1]:.1f} "
+            f"ranks (median {entropy[len(entropy) // 2]:.1f})"
+        )
+    return (
+        f"{text}. On {found.rows} validation rows; dotted line: the whole adapter. "
+        "Training at a rank is measured above and decides; cuts beyond 8-fold are pessimistic."
+    )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from loratune.analysis.comparison import Final, FinalModel, SplitScores
+from loratune.analysis.final import Final, FinalModel, SplitScores
 from loratune.data.batches import Rows
 from loratune.data.table import TokenTable
 from loratune.engine.evaluate import Evaluation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import isfinite
 from time import monotonic
 from typing import Any
 
@@ -11,15 +12,19 @@ from loratune.costs.budget import Budget
 from loratune.costs.calibration import Calibration
 from loratune.costs.planner import Planner
 from loratune.costs.readings import Evaluations, final_evaluations
+from loratune.maths.laws import useful_batches
 from loratune.reporting.wording import duration, price
+from loratune.runners.local import LocalRunner
+from loratune.runners.runner import NoiseJob, NoiseMeasured, only
 from loratune.search.layer_ranks import QUESTION
+from loratune.search.space import prior_setting
 from loratune.search.strategy import Strategy
 from loratune.tuning.experience import Corrections
 from loratune.tuning.options import SearchOptions
 from loratune.tuning.pricing import Pricing
 from loratune.tuning.workbench import Workbench, search_context
-from loratune.values import PlannedStage, SearchContext, SearchPlan, Stage
-from loratune.values.events import Planned
+from loratune.values import NoiseScale, PlannedStage, SearchContext, SearchPlan, Stage
+from loratune.values.events import Note, Planned, Tell
 from loratune.values.plain import to_plain
 
 _LAYER_RANK_RUNS = 3
@@ -226,4 +231,72 @@ def _after_search(options: SearchOptions) -> tuple[PlannedStage, ...]:
             cost=float(_LAYER_RANK_RUNS),
             note="beyond the search's budget; a single run where it looks no better",
         ),
+    )
+
+
+SHARE = 0.1
+"""Of the rows of one full run that the measurement may read."""
+STRATEGY = "evidence"
+"""The strategy whose batch sizes are relative to a law."""
+
+
+def first_forecast(
+    bench: Workbench,
+    options: SearchOptions,
+    calibration: Calibration,
+    *,
+    started: float,
+    corrections: Corrections,
+    tell: Tell,
+) -> Forecast:
+    """The plan of a new search, with the noise scale measured where it is of use.
+
+    A search that goes on keeps the range that it began with: its trials so far rest on it.
+    """
+    priced = forecast(bench, options, calibration, started=started, corrections=corrections)
+    if not _compares_batches(options, priced):
+        return priced
+    tell(Note(text="Measuring the gradient noise scale: it sets the range of batch sizes."))
+    corrections = _with_range(bench.calibrated(calibration), options, priced)
+    return forecast(bench, options, calibration, started=started, corrections=corrections)
+
+
+def _compares_batches(options: SearchOptions, priced: Forecast) -> bool:
+    """Whether the plan tries batch sizes that the user has not named."""
+    planned = any(stage.name == str(Stage.BATCH) and stage.trials for stage in priced.plan.stages)
+    return options.strategy == STRATEGY and not options.batch_sizes and planned
+
+
+def _with_range(bench: Workbench, options: SearchOptions, priced: Forecast) -> Corrections:
+    """The plan's corrections with a range of batch sizes, or with a note why there is none."""
+    context = priced.context
+    setting = prior_setting(context)
+    job = NoiseJob(
+        r=setting.r,
+        lora_alpha=setting.lora_alpha,
+        share=SHARE,
+        epochs=context.wishes.epochs,
+        seed=options.seed,
+    )
+    measured = only(LocalRunner(engine=bench.engine).run([job]))
+    assert isinstance(measured, NoiseMeasured)
+    noise, known = measured.noise, priced.corrections
+    if noise is None:
+        note = (
+            "The gradient noise scale was not measured (it takes more than a tenth of a full run here): the batch "
+            "sizes tried are those around the law's."
+        )
+        return replace(known, notes=(*known.notes, note))
+    batches = useful_batches(rows=context.data.rows, epochs=context.wishes.epochs, noise=noise)
+    return replace(known, notes=(*known.notes, _told(noise, batches)), batches=batches)
+
+
+def _told(noise: NoiseScale, batches: tuple[float, float]) -> str:
+    low, value, high = (
+        f"{end:.0f}" if isfinite(end) else "no upper end" for end in (noise.low, noise.rows, noise.high)
+    )
+    found = f"is {value} rows" if isfinite(noise.rows) else "has no upper end"
+    return (
+        f"The gradient noise scale {found} (90 % [{low}, {high}], measured over {noise.steps} early steps; it grows as "
+        f"the loss falls), so batch sizes from {batches[0]:g} to {batches[1]:g} are worth trying."
     )

@@ -6,11 +6,11 @@ import shutil
 from dataclasses import dataclass, replace
 from time import monotonic
 
-from loratune.analysis.comparison import Final
 from loratune.analysis.diagnose import before_training
+from loratune.analysis.final import Final
 from loratune.costs.budget import Budget
 from loratune.costs.limits import measured_peak
-from loratune.files.stop import forget_stop, is_asked_to_stop
+from loratune.files.lock import forget_stop, is_asked_to_stop
 from loratune.lora.peft_io import save_adapter
 from loratune.model.device import forget_peak
 from loratune.model.source import portable_name
@@ -21,17 +21,15 @@ from loratune.reporting.wording import setting_words
 from loratune.runners.local import LargestAdapter, LocalRunner
 from loratune.study.record import Study
 from loratune.tuning.after_search import AfterSearch
-from loratune.tuning.driver import Driver
+from loratune.tuning.driver import Driver, FindingsTeller, findings_of
 from loratune.tuning.experience import TASK, remember, studied, study_key, task_at_hand
 from loratune.tuning.final import FOLDER, FinalRunner, best_seed
-from loratune.tuning.findings import FindingsTeller, findings_of
 from loratune.tuning.forecast import Forecast
 from loratune.tuning.lessons import LearningPlanner
-from loratune.tuning.occupancy import PACKS, Occupancy
 from loratune.tuning.options import TuneOptions
 from loratune.tuning.outcome import run_facts, write_report
 from loratune.tuning.resumption import CLOCK_START, CUT, PEAK, SECONDS, fingerprint, predicted_seconds
-from loratune.tuning.timeline import TIMELINE, Timeline
+from loratune.tuning.timeline import PACKS, TIMELINE, Occupancy, Timeline
 from loratune.tuning.workbench import Workbench
 from loratune.values import Decision, Stage, StudiedTask, TrialResult, Truncation
 from loratune.values.analysis import Diagnosis

@@ -20,7 +20,7 @@ from loratune.files.paths import user_path
 from loratune.maths.sizes import CAPACITY
 from loratune.metrics.names import BUILT_IN_NAMES, usual_seed_sd
 from loratune.search.names import STRATEGY_NAMES
-from loratune.trackers.names import TRACKER_NAMES
+from loratune.trackers import TRACKER_NAMES
 from loratune.values import ALL_LINEAR, NLL_MARGIN, HyperParameters, default_recipe
 
 _RECIPE = default_recipe()

@@ -27,8 +27,7 @@ from loratune.study.secrets import masked
 from loratune.tuning.configuration import FILE as TOML
 from loratune.tuning.configuration import hides_storage, to_toml
 from loratune.tuning.experience import Corrections, correct, gather, study_key, task_at_hand
-from loratune.tuning.forecast import Forecast, budget_values, forecast
-from loratune.tuning.noise import first_forecast
+from loratune.tuning.forecast import Forecast, budget_values, first_forecast, forecast
 from loratune.tuning.options import TuneOptions
 from loratune.tuning.workbench import Workbench, check_out, search_context
 from loratune.values import PLAIN, Pace

@@ -1,16 +1,63 @@
-"""The test rows behind the final figures: a few as text, and which class was taken for which."""
+"""The comparison of the final run: its models and their scores, and the test rows behind them.
+
+Trains and decides nothing.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from loratune.analysis.comparison import Final, SplitScores
 from loratune.data.table import TokenTable
-from loratune.values.held_out import Change, Confusion, ExampleRow, HeldOut, Reading
+from loratune.lora.layout import Adapter
+from loratune.runners.runner import AdapterFile
+from loratune.values import TrialResult
+from loratune.values.analysis import Change, Confusion, ExampleRow, HeldOut, Reading
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SplitScores:
+    """A model on a split."""
+
+    metrics: dict[str, float]
+    example_nll: npt.NDArray[np.float64]
+    """[rows] nats, summed over each row's supervised tokens."""
+    example_scores: dict[str, npt.NDArray[np.float64]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FinalModel:
+    """One model of the comparison; the base model has neither adapter nor result."""
+
+    validation: SplitScores | None
+    test: SplitScores
+    adapter: Adapter | None = None
+    file: AdapterFile | None = None
+    """Where the adapter is while the final run lasts."""
+    result: TrialResult | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Final:
+    """The comparison of the final run."""
+
+    recommended: FinalModel
+    default_recipe: FinalModel | None
+    """None where it diverged or was not asked for."""
+    base_model: FinalModel
+    before: float
+    """NLL of the base model on the rows that early stopping looked at."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def adapter(self) -> Adapter:
+        assert self.recommended.adapter is not None
+        return self.recommended.adapter
+
 
 EXAMPLES = 10
 _SHARES = ((Change.BETTER, 4), (Change.WORSE, 3), (Change.STILL_WRONG, 3), (Change.STILL_RIGHT, 0))
