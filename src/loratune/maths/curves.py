@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from math import exp, isfinite, log
 
 import numpy as np
-from kneed import KneeLocator
 
 from loratune.values import NLL_MARGIN, Optimum
 
@@ -87,6 +86,8 @@ def elbow(ranks: Sequence[int], values: Sequence[float], *, larger_is_better: bo
     """
     if len(ranks) < 3:
         return None
+    from kneed import KneeLocator  # brings pyplot along, a second of every start
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # kneed warns where it finds no knee; None says the same
         located = KneeLocator(

@@ -23,7 +23,7 @@ def pick_device(name: str) -> torch.device:
     Raises `InputError` for another name, `ResourceError` if it is absent.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise InputError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}; change --device.")
     device = torch.device(name)
@@ -100,7 +100,7 @@ def limit_memory(device: torch.device, size: int | None) -> None:
     if device.type == "cuda":
         whole = torch.cuda.get_device_properties(device).total_memory
         share = 1.0 if size is None else min(1.0, max(0, size) / whole)
-        torch.cuda.set_per_process_memory_fraction(share, device)
+        torch.cuda.set_per_process_memory_fraction(share, device.index)  # takes no device without an index
 
 
 def forget_peak(device: torch.device) -> bool:
