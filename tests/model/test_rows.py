@@ -64,7 +64,7 @@ def test_a_window_that_is_ignored_is_found_out_only_where_rows_reach_it(
     model = random_model("gemma3_text").eval().requires_grad_(False)
     original = rows_module._by_length
     monkeypatch.setattr(
-        rows_module, "_by_length", lambda q, k, v, scale, window, lines: original(q, k, v, scale, None, lines)
+        rows_module, "_by_length", lambda q, k, v, scale, window, *more: original(q, k, v, scale, None, *more)
     )
     monkeypatch.setattr(rows_module, "_CHECKED_LENGTHS", (5, 3, 7))
     assert flat_path(model, longest=8).flat

@@ -1,39 +1,24 @@
 """Classes by a trained head: the contract, and packs against PEFT's own `SEQ_CLS` models trained alone, in float64."""
 
-from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from torch.nn.functional import cross_entropy
-from transformers import (
-    LlamaConfig,
-    LlamaForSequenceClassification,
-    PreTrainedModel,
-    get_linear_schedule_with_warmup,
-)
+from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedModel
 
-from engine_fixture import VOCABULARY, engine, frozen, tiny_llama, trial
-from loratune.data.table import TokenTable
+from classifier_fixture import CLASSES, PAD, alone, classes_table, classifiers, loss_of, relative, trained
+from engine_fixture import VOCABULARY, frozen, tiny_llama, trial
 from loratune.engine.machinery import REFERENCE
-from loratune.engine.pack import PackEngine
-from loratune.engine.reference import _replace_dropout
-from loratune.engine.slot import MAX_GRADIENT_NORM, Slot, warmup_steps
 from loratune.errors import ModelError
-from loratune.lora.dropout import row_keys
-from loratune.lora.layout import Adapter
-from loratune.lora.peft_io import load_adapter, lora_config, save_adapter
+from loratune.lora.peft_io import load_adapter, save_adapter
 from loratune.model.base import BaseModel
 from loratune.objectives.classification import Classification
 from loratune.objectives.objective import Asked, Objective
 from loratune.testing.objectives import ObjectiveContract
-from loratune.values import Trial
-
-CLASSES, PAD = 3, 96
 
 
 def tiny_decoder() -> BaseModel:
@@ -60,21 +45,6 @@ class TestClassification(ObjectiveContract):
         return cross_entropy(torch.cat(logits), asked.targets, reduction="none")
 
 
-def classes_table(rows: int, seed: int = 0) -> TokenTable:
-    """Random tokens of the class's third of the vocabulary; asked at the last one."""
-    random = np.random.default_rng(seed)
-    pairs, answers = [], []
-    for _ in range(rows):
-        kind, length = int(random.integers(CLASSES)), int(random.integers(3, 13))
-        tokens = 30 * kind + random.integers(0, 30, length)
-        pairs.append((tokens.tolist(), [False] * (length - 1) + [True]))
-        answers.append(kind)
-    table = TokenTable.from_rows(pairs)
-    return TokenTable(
-        tokens=table.tokens, supervised=table.supervised, offsets=table.offsets, answers=np.array(answers)
-    )
-
-
 TABLE = classes_table(26)
 TRIALS = [
     trial(1, batch_size=4, learning_rate=2e-2, weight_decay=0.1),
@@ -83,74 +53,11 @@ TRIALS = [
 ]
 
 
-def classifiers(base: BaseModel, table: TokenTable = TABLE, **changes: Any) -> PackEngine:
-    return engine(base, table, objective=Classification, **changes)
-
-
-def trained(packs: PackEngine, trials: Sequence[Trial], steps: int) -> list[Slot]:
-    slots = packs.slots(trials)
-    with packs.attached() as step:
-        for _ in range(steps):
-            if going := [slot for slot in slots if not slot.done]:
-                step(going)
-    return slots
-
-
-def alone(
-    model: PreTrainedModel, asked: Trial, initial: Adapter, batches: Any, table: TokenTable, steps: int
-) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """PEFT's `SEQ_CLS` model, its loss by its own head on padded rows, torch's AdamW and clipping."""
-    setting, targets = asked.hyper_parameters, initial.layout.targets
-    torch.manual_seed(asked.seed)
-    wrapped = get_peft_model(model, lora_config(setting, model, targets, head=initial.head()))
-    wrapped.eval()
-    masks = _replace_dropout(wrapped, targets, setting.lora_dropout) if setting.lora_dropout else []
-    own = {
-        name.replace("base_model.model.", "").replace(".modules_to_save.default", ""): parameter
-        for name, parameter in wrapped.named_parameters()
-        if parameter.requires_grad
-    }
-    with torch.no_grad():
-        for name, value in initial.head().items():
-            own[name].copy_(value)
-    optimiser = torch.optim.AdamW(
-        own.values(), lr=setting.learning_rate, eps=1e-8, weight_decay=setting.weight_decay
-    )
-    total = len(batches)
-    scheduler = get_linear_schedule_with_warmup(optimiser, warmup_steps(setting, total), total)
-    losses = []
-    for step, rows in enumerate(islice(batches, steps)):
-        for mask in masks:
-            mask.keys = torch.from_numpy(row_keys(asked.seed, step, range(len(rows))))
-        loss = loss_of(wrapped, table, rows)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(own.values(), MAX_GRADIENT_NORM)
-        optimiser.step()
-        scheduler.step()
-        optimiser.zero_grad()
-        losses.append(loss.item())
-    return losses, {name: value.detach().clone() for name, value in own.items()}
-
-
-def loss_of(model: Any, table: TokenTable, rows: np.ndarray) -> torch.Tensor:
-    """As transformers' classifiers have it, on rows padded to the right."""
-    assert table.answers is not None
-    pieces = [torch.from_numpy(table.row(int(row))[0].astype(np.int64)) for row in rows]
-    tokens = torch.nn.utils.rnn.pad_sequence(pieces, batch_first=True, padding_value=PAD)
-    labels = torch.from_numpy(table.answers[rows].astype(np.int64))
-    loss: torch.Tensor = model(input_ids=tokens, attention_mask=(tokens != PAD).long(), labels=labels).loss
-    return loss
-
-
-def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
-
-
 @pytest.mark.parametrize("paths", [None, REFERENCE], ids=["flat", "padded"])
 def test_a_pack_of_heads_is_exact(paths: Any) -> None:
     """Three trials that differ in everything, small micro-batches, each as PEFT trains it alone."""
     base, steps = tiny_decoder(), 8
-    packs = classifiers(base, paths=paths, max_tokens_per_micro_batch=60)
+    packs = classifiers(base, TABLE, paths=paths, max_tokens_per_micro_batch=60)
     initials = packs.initials(TRIALS)
     slots = trained(packs, TRIALS, steps)
     assert {packs.chosen_paths.rows.flat} == {paths is None}
@@ -169,8 +76,8 @@ def test_a_pack_of_heads_is_exact(paths: Any) -> None:
 
 def test_a_neighbour_that_is_not_finite_leaves_the_others_on_their_course() -> None:
     base = tiny_decoder()
-    healthy = [slot.losses for slot in trained(classifiers(base), TRIALS[:2], 4)]
-    packs = classifiers(base)
+    healthy = [slot.losses for slot in trained(classifiers(base, TABLE), TRIALS[:2], 4)]
+    packs = classifiers(base, TABLE)
     slots = packs.slots(TRIALS)
     with packs.attached() as step:
         for now in range(4):
@@ -185,8 +92,8 @@ def test_a_neighbour_that_is_not_finite_leaves_the_others_on_their_course() -> N
 def test_what_is_put_aside_comes_back_with_its_head() -> None:
     """Parked in the middle, a trial takes the course that it takes undisturbed."""
     base = tiny_decoder()
-    (whole,) = trained(classifiers(base), TRIALS[:1], 5)
-    packs = classifiers(base)
+    (whole,) = trained(classifiers(base, TABLE), TRIALS[:1], 5)
+    packs = classifiers(base, TABLE)
     (slot,) = packs.slots(TRIALS[:1])
     with packs.attached() as step:
         for now in range(5):

@@ -142,6 +142,8 @@ class MicroBatch:
     """[supervised, …] the token to be predicted there, or the row's answer."""
     counts: Rows
     """[rows] supervised tokens of each row."""
+    lengths: Rows
+    """[rows] tokens of each row."""
     starts: Rows
     """[rows + 1] flat index at which each row begins."""
     longest: int
@@ -207,7 +209,8 @@ def _targets(
 def collate(table: TokenTable, rows: Sequence[int] | Rows, *, device: torch.device) -> MicroBatch:
     """Rows of a table as one right-padded rectangle.
 
-    A causal model never looks to the right, so the padding needs no attention mask, whatever token it is.
+    A causal model never looks to the right, so the padding needs no attention mask, whatever token it is; for one that
+    does, `MicroBatch.lengths` say where it begins.
     """
     tokens, flags, starts = _tokens_of(table, rows)
     lengths = np.diff(starts)
@@ -222,6 +225,7 @@ def collate(table: TokenTable, rows: Sequence[int] | Rows, *, device: torch.devi
         positions=to_device(at[where] - _before(table), device),
         targets=to_device(_targets(table, rows, tokens[where], counts), device),
         counts=counts,
+        lengths=lengths,
         starts=corners,
         longest=width,
         flat=False,
@@ -241,6 +245,7 @@ def collate_flat(
         positions=to_device(where - _before(table), device),
         targets=to_device(_targets(table, rows, line[where], counts), device),
         counts=counts,
+        lengths=np.diff(starts),
         starts=starts,
         longest=int(np.diff(starts).max()),
         flat=True,

@@ -72,6 +72,13 @@ class TokenTable:
             return self.labels
         return self.labels[self.index]
 
+    @property
+    def row_answers(self) -> npt.NDArray[Any] | None:
+        """[rows, …] what each row is to be answered with, or None."""
+        if self.answers is None or self.index is None:
+            return self.answers
+        return self.answers[self.index]
+
     def take(self, rows: npt.NDArray[np.int64] | Sequence[int]) -> Self:
         """The same arrays seen through a selection of rows; copies no tokens."""
         chosen = np.asarray(rows, dtype=np.int64)

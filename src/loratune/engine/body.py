@@ -7,15 +7,17 @@ adapters' operators stay in one piece inside the compiled layers.
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from typing import NamedTuple, ParamSpec, TypeVar
 
+import numpy as np
 import torch
 import torch._dynamo
 from torch import nn
 from transformers import PreTrainedModel
 
 from loratune.data.batches import MicroBatch, to_device
-from loratune.model.rows import Bounds, bounds_of, flat
+from loratune.model.rows import Bounds, body_of, bounds_of, flat, sees_ahead
 
 _FORMS = 64
 """Of one layer that may be compiled: with and without gradients, of its input too, for each model of a process."""
@@ -35,7 +37,7 @@ def compiled(function: Callable[P, T]) -> Callable[P, T]:
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     """The repeated blocks of the decoder: its longest list of modules of one class; empty where none is."""
-    lists = [list(module) for module in model.get_decoder().modules() if isinstance(module, nn.ModuleList)]
+    lists = [list(module) for module in body_of(model).modules() if isinstance(module, nn.ModuleList)]
     alike = [layers for layers in lists if len({type(layer) for layer in layers}) == 1]
     return max(alike, key=len, default=[])
 
@@ -76,23 +78,54 @@ class FlatRows(NamedTuple):
         return cls(to_device(batch.places[None], device), bounds_of(batch.edges, device))
 
 
+class PaddedRows(NamedTuple):
+    """What of a padded micro-batch belongs to rows."""
+
+    real: torch.Tensor
+    """[rows, T] 1 where a token is a row's, 0 where it is padding."""
+
+    @classmethod
+    def of(cls, batch: MicroBatch) -> "PaddedRows":
+        """Of a micro-batch that is not flat."""
+        real = np.arange(batch.tokens.shape[1]) < batch.lengths[:, None]
+        return cls(to_device(real.astype(np.int64), batch.tokens.device))
+
+
 class Body:
     """A model whose layers are put into the form in which they run."""
 
-    def __init__(self, model: PreTrainedModel, layers: CompiledLayers | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, layers: CompiledLayers | None = None, *, first_position: int = 0
+    ) -> None:
+        """`first_position`: of a flat row's first token, as `FlatPath` has it."""
         self.model = model
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         self._layers = layers
+        self._first = first_position
+
+    @cached_property
+    def sees_ahead(self) -> bool:
+        """Whether a token sees those after it."""
+        return sees_ahead(self.model)
+
+    def rows(self, batch: MicroBatch) -> FlatRows | PaddedRows | None:
+        """Where its rows lie; None where the model need not know."""
+        found = FlatRows.of(batch)
+        if found is not None:
+            return found._replace(places=found.places + self._first) if self._first else found
+        return PaddedRows.of(batch) if self.sees_ahead else None
 
     @contextmanager
-    def running(self, rows: FlatRows | None) -> Iterator[dict[str, torch.Tensor]]:
+    def running(self, rows: FlatRows | PaddedRows | None) -> Iterator[dict[str, torch.Tensor]]:
         """For forward and backward passes of one micro-batch; gives the model's inputs beside the tokens.
 
         Only flat micro-batches run compiled.
         """
         if rows is None:
             yield {}
-            return
-        with flat(self.model, rows.bounds), self._layers.active() if self._layers else nullcontext():
-            yield {"position_ids": rows.places}
+        elif isinstance(rows, PaddedRows):
+            yield {"attention_mask": rows.real}
+        else:
+            with flat(self.model, rows.bounds), self._layers.active() if self._layers else nullcontext():
+                yield {"position_ids": rows.places}

@@ -74,6 +74,7 @@ def arrange(
         positions=torch.from_numpy(np.concatenate(states)).to(device),
         targets=torch.zeros(0, dtype=torch.int64, device=device),
         counts=np.array([len(tree.fed) + 1 for tree in trees]),
+        lengths=np.full(len(prompts), width),
         starts=np.arange(len(prompts) + 1) * width,
         longest=width,
         flat=False,

@@ -13,7 +13,7 @@ import torch
 
 from loratune.data.batches import MicroBatch, Rows
 from loratune.data.table import TokenTable
-from loratune.engine.body import Body, FlatRows
+from loratune.engine.body import Body
 from loratune.engine.portions import Cuts, asked_of, heads_of
 from loratune.lora.layout import Adapter, AdapterLayout
 from loratune.lora.packed import PackedAdapters
@@ -40,8 +40,9 @@ class Evaluation:
     """What the rows count for in the mean: their supervised tokens, or what the objective counts."""
     tokens: npt.NDArray[np.int32] | None = None
     """[supervised tokens] the most likely one at each position, row after row; None where they were not kept."""
-    predictions: npt.NDArray[np.int64] | None = None
-    """[rows] index of the most likely label, for labelled data."""
+    predictions: npt.NDArray[Any] | None = None
+    """[rows] index of the most likely label, for labelled data; where tables have answers [rows, …] what was found in
+    their place."""
 
     @property
     def nll(self) -> float:
@@ -86,14 +87,19 @@ class Evaluator:
         supervised = int(table.supervised_counts.sum())
         starts = np.cumsum(table.supervised_counts) - table.supervised_counts
         kept = np.zeros((len(models), supervised), np.int32) if self.keeps_tokens else None
+        answers = table.row_answers
+        found = None if answers is None else np.zeros((len(models), *answers.shape), answers.dtype)
         work = self.work(models, table.lengths, self.cuts)
         scored = [(chosen, rows, *self._score(table, rows, members)) for chosen, rows, members in work]
         # read at the end, so that the device never waits for the host
         for chosen, rows, counts, losses, hits, tokens in scored:
             shape = (len(chosen), -1)
             owner = np.repeat(np.arange(len(rows)), counts)
-            if kept is not None and tokens is not None:
-                first = np.cumsum(counts) - counts
+            first = np.cumsum(counts) - counts
+            if found is not None and tokens is not None:  # a row's answer is found at its last position
+                given = tokens.cpu().numpy().reshape(len(chosen), -1, *tokens.shape[1:])
+                found[np.ix_(chosen, rows)] = given[:, first + counts - 1]
+            elif kept is not None and tokens is not None:
                 places = np.arange(len(owner)) + (starts[rows] - first)[owner]
                 kept[np.ix_(chosen, places)] = tokens.cpu().numpy().reshape(shape)
             losses_of = losses.double().cpu().numpy().reshape(shape)
@@ -108,7 +114,8 @@ class Evaluator:
                 exact_match=misses[i] == 0,
                 counts=table.supervised_counts,
                 supervised_tokens=counted,
-                tokens=None if kept is None else kept[i],
+                tokens=None if kept is None or found is not None else kept[i],
+                predictions=None if found is None else found[i],
             )
             for i in range(len(models))
         ]
@@ -125,8 +132,9 @@ class Evaluator:
             batch.counts.reshape(len(members), -1).sum(1),
         )
         losses, found = self.objective.score(states, asked_of(self.objective, batch, heads=heads), output)
-        tokens = found if self.keeps_tokens else None
-        return batch.counts[: len(rows)], losses, found == batch.targets, tokens
+        hits = found == batch.targets
+        tokens = found if self.keeps_tokens or table.answers is not None else None
+        return batch.counts[: len(rows)], losses, hits.flatten(1).all(1) if hits.ndim > 1 else hits, tokens
 
     @staticmethod
     def work(
@@ -166,7 +174,7 @@ class Evaluator:
         ]
         self.packed.assign([member for member in members if member is not None])
         with (
-            self.body.running(FlatRows.of(batch)) as places,
+            self.body.running(None if inputs else self.body.rows(batch)) as places,
             self.packed.route(segments, batch.tokens.numel()),
         ):
             hidden, output = self.objective.hidden(batch.tokens, **places, **inputs)

@@ -291,5 +291,5 @@ class PackLoop:
         """Metrics of its verdict and scores of its rows; empty where it has none."""
         if entry.final is None:
             return {}, {}
-        verdict = replace(entry.final, predictions=predictions)
+        verdict = entry.final if predictions is None else replace(entry.final, predictions=predictions)
         return self._work.scoring.measure(verdict, self._work.validation)

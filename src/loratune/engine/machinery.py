@@ -77,7 +77,8 @@ class Machinery:
 
     @cached_property
     def body(self) -> Body:
-        return Body(self.base.model, CompiledLayers(self.base.model) if self.paths.compiled else None)
+        layers = CompiledLayers(self.base.model) if self.paths.compiled else None
+        return Body(self.base.model, layers, first_position=self.paths.rows.first_position)
 
     @cached_property
     def objective(self) -> Objective:

@@ -297,7 +297,7 @@ class PackEngine:
     ) -> Sequence[npt.NDArray[np.int64] | None]:
         """[rows] the most likely label of each row, per model, inside `attached`; None where there are no labels."""
         labels = self._labels
-        if labels is None or table.row_labels is None or not models:
+        if labels is None or table.row_labels is None or not models or table.answers is not None:
             return [None] * len(models)
         return self._halving(lambda: labels.predict(models, table), len(models), table)
 
@@ -325,4 +325,7 @@ class PackEngine:
             if not labels:
                 return evaluations
             predictions = self.predict(models, table)
-        return [replace(e, predictions=p) for e, p in zip(evaluations, predictions, strict=True)]
+        return [
+            e if p is None else replace(e, predictions=p)
+            for e, p in zip(evaluations, predictions, strict=True)
+        ]

@@ -15,7 +15,7 @@ import torch
 
 from loratune.data.batches import MicroBatch, Rows, collate, collate_flat, cut, fill, to_device, whole_groups
 from loratune.data.table import TokenTable
-from loratune.engine.body import Body, FlatRows
+from loratune.engine.body import Body, FlatRows, PaddedRows
 from loratune.engine.slot import Slot
 from loratune.lora.packed import PackedAdapters, Plan
 from loratune.lora.segments import PackMember, Places, Segment
@@ -122,7 +122,8 @@ class Portion(NamedTuple):
     shares: torch.Tensor
     """[slots] supervised tokens of each slot."""
     plan: Plan
-    flat_rows: FlatRows | None
+    rows: FlatRows | PaddedRows | None
+    """Where the rows lie, as far as the model must know."""
 
 
 class Portions:
@@ -132,6 +133,7 @@ class Portions:
         self, body: Body, objective: Objective, packed: PackedAdapters, table: TokenTable, cuts: Cuts
     ) -> None:
         self.table = table
+        self._body = body
         self._objective = objective
         self._packed = packed
         self._cuts = cuts
@@ -157,7 +159,7 @@ class Portions:
             asked=asked_of(self._objective, batch, weights, heads_of(self._objective, members, shares)),
             shares=to_device(shares, self._device),
             plan=self._packed.plan(segments, batch.tokens.numel(), places, members=members),
-            flat_rows=FlatRows.of(batch),
+            rows=self._body.rows(batch),
         )
 
     def _places(self, gathered: Gathered, piece: Rows, batch: MicroBatch) -> Places | None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from loratune.data.batches import Rows
 from loratune.data.table import TokenTable
-from loratune.engine.body import Body, FlatRows
+from loratune.engine.body import Body, FlatRows, PaddedRows
 from loratune.engine.graphs import Graphs
 from loratune.engine.memory import DoesNotFit, Failure, Place, Shortage, attempt, ignore
 from loratune.engine.portions import Cuts, Gathered, Portion, Portions
@@ -203,14 +203,14 @@ class TrainingStep:
 
     def _losses(self, portion: Portion) -> torch.Tensor:
         """Losses [S] at the supervised positions; the gradients of Σ weights · losses are added to the slots'."""
-        batch, asked, _, plan, flat_rows = portion
+        batch, asked, _, plan, rows = portion
         tokens, positions = batch.tokens, batch.positions
         # a recording would have to know how many rows belong together, or how many positions each head has
         plain = asked.rows is None and not asked.heads
         record = self._graphs is not None and self._graphs.takes(tokens.numel()) and plain
-        if not record or flat_rows is None or plan.route is None or self._graphs is None:
-            return self._pass(tokens, positions, asked, flat_rows, plan)
-        assert isinstance(flat_rows.bounds, torch.Tensor), "graphs are recorded on GPUs only"
+        if not record or not isinstance(rows, FlatRows) or plan.route is None or self._graphs is None:
+            return self._pass(tokens, positions, asked, rows, plan)
+        assert isinstance(rows.bounds, torch.Tensor), "graphs are recorded on GPUs only"
         count = len(positions)
         rest = few_sizes(count, multiple=64, parts=2) - count  # of the line's last token, with weight zero
         positions = nn.functional.pad(positions, (0, rest), value=tokens.numel() - 1)
@@ -224,7 +224,7 @@ class TrainingStep:
             now = replace(plan, route=replace(route, pieces=pieces, places=drawn))
             return self._pass(own, at, Asked(targets, weights), FlatRows(where, ranges), now)
 
-        tensors = (*filled, flat_rows.places, flat_rows.bounds, route.pieces, *dropout)
+        tensors = (*filled, rows.places, rows.bounds, route.pieces, *dropout)
         kind = route.largest, route.rank_blocks, route.aligned, route.eights, bool(dropout)
         key = kind, route.runs, *(tuple(tensor.shape) for tensor in tensors)
         return self._graphs.run(key, body, tensors, kind=kind, tokens=plan.tokens)[:count]
@@ -234,11 +234,11 @@ class TrainingStep:
         tokens: torch.Tensor,
         positions: torch.Tensor,
         asked: Asked,
-        flat_rows: FlatRows | None,
+        rows: FlatRows | PaddedRows | None,
         plan: Plan,
     ) -> torch.Tensor:
         """Forward and backward pass; returns the losses [S] at `positions`."""
-        with self._body.running(flat_rows) as more, self._packed.routed(plan):
+        with self._body.running(rows) as more, self._packed.routed(plan):
             hidden, output = self._objective.hidden(tokens, **more)
             states = Picked.apply(hidden, positions)  # type: ignore[no-untyped-call]
             losses, gradient = self._objective.loss_and_gradient(states, asked, output)

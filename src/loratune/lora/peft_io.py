@@ -38,9 +38,19 @@ def _target_names(model: nn.Module, targets: Sequence[Target]) -> list[str]:
     return sorted(suffixes if selected == wanted else wanted)
 
 
-def modules_to_save(head: Iterable[str]) -> list[str]:
-    """PEFT's name for the modules that hold a head's parameters: the outermost ones."""
-    return sorted({name.partition(".")[0] for name in head})
+def modules_to_save(model: nn.Module, head: Iterable[str]) -> list[str]:
+    """PEFT's name for the modules that hold a head's parameters and no others: the outermost ones, by their full names.
+
+    A pooler within the body is one, as PEFT would leave it behind under any other name.
+    """
+    own, rest = set(head), {name for name, _ in model.named_parameters()}
+    rest -= own
+    found: set[str] = set()
+    for name in own:
+        parts = name.split(".")
+        ways = (".".join(parts[:depth]) for depth in range(1, len(parts)))
+        found.add(next(way for way in ways if not any(each.startswith(f"{way}.") for each in rest)))
+    return sorted(found)
 
 
 def lora_config(
@@ -55,7 +65,7 @@ def lora_config(
     classifies = type(model).__name__.endswith("ForSequenceClassification")
     return LoraConfig(
         task_type="SEQ_CLS" if classifies else "CAUSAL_LM",
-        modules_to_save=modules_to_save(head) or None,
+        modules_to_save=modules_to_save(model, head) or None,
         r=hyper_parameters.r,
         lora_alpha=_whole(hyper_parameters.lora_alpha),
         rank_pattern=dict(hyper_parameters.rank_pattern),
@@ -156,4 +166,5 @@ def _head_of(folder: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, tor
             f"an adapter folder must hold a readable adapter_config.json, {folder} has none."
         ) from error
     names = {name: name.removeprefix(_PREFIX) for name in tensors}
-    return {names[name]: value for name, value in tensors.items() if names[name].partition(".")[0] in modules}
+    inside = tuple(f"{module}." for module in modules)
+    return {names[name]: value for name, value in tensors.items() if names[name].startswith(inside)}

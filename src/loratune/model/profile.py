@@ -31,7 +31,7 @@ def adaptable_layers(model: PreTrainedModel) -> tuple[Shape, ...]:
     """Every nn.Linear and Conv1D of the text decoder but the head, in `named_modules` order.
 
     Without output embeddings (a classifier) all that stands outside of the body is head, and its pooler sees one token
-    alone. The same as PEFT's `all-linear` on dense text models. Of a mixture of experts only the attention
+    alone; DeBERTa projects positions, which are no trial's own (`positional_layers`). The same as PEFT's `all-linear` on dense text models. Of a mixture of experts only the attention
     projections: a token passes few of the experts, whose weights are often no linear modules at all.
     Raises `ModelError` where nothing is left.
     """
@@ -39,6 +39,7 @@ def adaptable_layers(model: PreTrainedModel) -> tuple[Shape, ...]:
     composite = model.config.get_text_config() is not model.config
     whole = model.base_model if head is None else model
     inside = {id(module) for module in (model.get_decoder() if composite else whole).modules()}
+    positional = positional_layers(model.config)
     linears = [
         (name, *_shape(module))
         for name, module in model.named_modules()
@@ -46,6 +47,7 @@ def adaptable_layers(model: PreTrainedModel) -> tuple[Shape, ...]:
         and module is not head
         and id(module) in inside
         and "pooler" not in name.split(".")
+        and name.rpartition(".")[2] not in positional
     ]
     if is_mixture_of_experts(model):
         linears = [shape for shape in linears if any(word in shape[0].lower() for word in _ATTENTION)]
@@ -55,6 +57,16 @@ def adaptable_layers(model: PreTrainedModel) -> tuple[Shape, ...]:
             f"choose another model."
         )
     return tuple(linears)
+
+
+def positional_layers(config: PreTrainedConfig) -> tuple[str, ...]:
+    """Last names of the layers that see the table of relative positions, in place of tokens or beside them."""
+    if config.model_type not in ("deberta", "deberta-v2") or not getattr(config, "relative_attention", False):
+        return ()
+    if config.model_type == "deberta":
+        return "pos_proj", "pos_q_proj"
+    shared = ("query_proj", "key_proj") if getattr(config, "share_att_key", False) else ()
+    return "pos_key_proj", "pos_query_proj", *shared
 
 
 def is_mixture_of_experts(model: PreTrainedModel) -> bool:
@@ -168,7 +180,9 @@ def norm_features(model: PreTrainedModel) -> int:
     """Features per token that the decoder's normalisation layers see; those of single heads count per head."""
     linears = {name: outputs for name, _, outputs in adaptable_layers(model)}
     total = 0
-    for name, module in model.get_decoder().named_modules():
+    for name, module in (
+        model.get_decoder() if model.get_output_embeddings() is not None else model.base_model
+    ).named_modules():
         weight = getattr(module, "weight", None)
         if "norm" not in type(module).__name__.lower() or not isinstance(weight, torch.Tensor):
             continue

@@ -8,6 +8,7 @@ attention interface. Knows nothing of adapters or trials.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,17 +85,25 @@ def _attend(
     **other: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: [1, heads, N, D] in, [1, N, heads, D] out."""
-    if softcap is not None or other.get("s_aux") is not None:
-        raise ValueError("row attention has neither soft caps nor sinks")
+    if softcap is not None or any(other.get(name) is not None for name in ("s_aux", "position_bias")):
+        raise ValueError("row attention has neither soft caps nor sinks nor biases of positions")
     assert _bounds is not None, "row attention runs inside `flat`"
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    causal = _is_causal(module, other.get("is_causal"))
     if isinstance(_bounds, ByLength):
-        return _by_length(query, key, value, scale, sliding_window, _bounds), None
+        return _by_length(query, key, value, scale, sliding_window, _bounds, causal), None
+    if not causal:
+        raise ValueError("no kernel for attention in both directions")
     if value.shape[-1] != query.shape[-1]:
         raise ValueError(f"values of {value.shape[-1]} features beside queries of {query.shape[-1]}")
     window = -1 if sliding_window is None else sliding_window - 1
     lines = (each[0].transpose(0, 1) for each in (query, key, value))
     return torch.ops.loratune.row_attention(*lines, scale, window)[0].unsqueeze(0), None
+
+
+def _is_causal(module: nn.Module, given: bool | None) -> bool:
+    """As transformers' own attention functions have it."""
+    return bool(getattr(module, "is_causal", True) if given is None else given)
 
 
 def _by_length(
@@ -104,8 +113,9 @@ def _by_length(
     scale: float,
     window: int | None,
     lines: ByLength,
+    causal: bool,
 ) -> torch.Tensor:
-    """Attention [1, N, heads, D] of rows of one length at a time.
+    """Attention [1, N, heads, D] of rows of one length at a time; a `window` counts the token itself.
 
     In half precision CPUs compute it in float32: torch's backward pass in bfloat16 takes several times as long.
     """
@@ -116,15 +126,20 @@ def _by_length(
     parts = (torch.split(each[0].index_select(1, lines.order), sizes, 1) for each in (query, key, value))
     found = []
     for (rows, length), *own in zip(lines.groups, *parts, strict=True):
-        places = torch.arange(length, device=query.device)
-        distance = places[:, None] - places
-        mask = (distance >= 0) & (distance < window) if window is not None and length > window else None
+        mask = _window(length, window, causal, query.device) if window and length > window else None
         q, k, v = (each.view(len(each), rows, length, -1).transpose(0, 1) for each in own)
         out = nn.functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
+            q, k, v, attn_mask=mask, is_causal=causal and mask is None, scale=scale, enable_gqa=True
         )
         found.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(found).index_select(0, lines.inverse).unsqueeze(0).to(dtype)
+
+
+def _window(length: int, window: int, causal: bool, device: torch.device) -> torch.Tensor:
+    """[length, length] which tokens see which: those less than `window` away, in both directions or to the left."""
+    places = torch.arange(length, device=device)
+    distance = places[:, None] - places
+    return (distance >= 0) & (distance < window) if causal else distance.abs() < window
 
 
 def _window_of_mask(*, local_size: int | None = None, **_: Any) -> torch.Tensor | None:
@@ -141,8 +156,12 @@ def _attend_checked(
     sliding_window: int | None = None,
     **other: Any,
 ) -> tuple[torch.Tensor, None]:
-    """`_attend`, which sees no mask: refuses a window that stands in the mask alone."""
-    if attention_mask is not None and int(attention_mask) != sliding_window:
+    """`_attend`, which sees no mask: refuses a window that stands in the mask alone.
+
+    In both directions a mask's window does not count the token itself.
+    """
+    itself = 0 if _is_causal(module, other.get("is_causal")) else 1
+    if attention_mask is not None and int(attention_mask) + itself != sliding_window:
         raise ValueError(f"a window of {int(attention_mask)} tokens that attention is not told")
     return _attend(module, query, key, value, None, sliding_window=sliding_window, **other)
 
@@ -176,6 +195,38 @@ class FlatPath(NamedTuple):
 
     flat: bool
     reason: str
+    first_position: int = 0
+    """Of a row's first token: RoBERTa's rows begin after the number of its padding."""
+
+
+def body_of(model: PreTrainedModel) -> nn.Module:
+    """What turns tokens into hidden states: all but the head."""
+    head = model.get_output_embeddings()
+    body: nn.Module = model.base_model if head is None else model.get_decoder()
+    return body
+
+
+@torch.no_grad()
+def sees_ahead(model: PreTrainedModel) -> bool:
+    """Whether a token sees those after it, so that padding must be masked: tried, since no flag says it.
+
+    Causal language models do not.
+    """
+    if model.get_output_embeddings() is not None:
+        return False
+    device = next(model.parameters()).device
+    rows = _plain_tokens(model, torch.arange(2, 8, device=device).repeat(2, 1))
+    rows[1, -1] = _plain_tokens(model, rows[1, -1] + 1)
+    states = _states(model, rows, attention_mask=torch.ones_like(rows))[:, 0]
+    return bool(_deviation(states[1], states[0]) > _SEEN)
+
+
+def _states(model: PreTrainedModel, tokens: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+    """Last hidden states [rows, T, D]; encoders know no cache."""
+    body = body_of(model)
+    cache = {"use_cache": False} if "use_cache" in signature(body.forward).parameters else {}
+    states: torch.Tensor = body(input_ids=tokens, **cache, **inputs).last_hidden_state
+    return states
 
 
 @torch.no_grad()
@@ -196,38 +247,72 @@ def flat_path(model: PreTrainedModel, *, longest: int) -> FlatPath:
     windows = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
     reached = [window + 9 for window in windows if isinstance(window, int) and 0 < window < longest]
     lengths = [*_CHECKED_LENGTHS, *reached]
-    rows = [torch.arange(n, device=parameter.device) * 7 % config.vocab_size for n in lengths]
-    decoder = model.get_decoder()
-    padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    others = [rows[0], *((row + 1) % config.vocab_size for row in rows[1:])]
+    rows = [_plain_tokens(model, torch.arange(n, device=parameter.device) * 7) for n in lengths]
     try:
-        states = decoder(input_ids=padded, use_cache=False).last_hidden_state
-        found, again = (_flat_states(decoder, model, line) for line in (rows, others))
+        expected = _padded_states(model, rows)
+        for first in _first_positions(model):
+            path = _compared(model, rows, expected, first)
+            if path.flat:
+                break
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of transformers, torch or Triton; the padded path will say more
         return FlatPath(False, f"the architecture refuses it ({first_sentence(error)[:80]})")
-    expected = torch.cat([row[:length] for row, length in zip(states, lengths, strict=True)])
+    return path
+
+
+def _compared(
+    model: PreTrainedModel, rows: Sequence[torch.Tensor], expected: torch.Tensor, first: int
+) -> FlatPath:
+    """Flat rows that begin at position `first` against their `expected` states [N, D]."""
+    others = [rows[0], *(_plain_tokens(model, row + 1) for row in rows[1:])]
+    found, again = (_flat_states(model, line, first) for line in (rows, others))
     seen = _deviation(again[: len(rows[0])], found[: len(rows[0])])
     if not seen <= _SEEN:
         return FlatPath(False, f"rows see each other there (deviation {seen:.2g})")
     deviation = _deviation(found, expected)
-    if not deviation <= _TOLERANCE.get(parameter.dtype, _HALF_TOLERANCE):
+    if not deviation <= _TOLERANCE.get(found.dtype, _HALF_TOLERANCE):
         return FlatPath(False, f"differs from padded rows (deviation {deviation:.2g})")
-    attention = (
-        "Triton kernels" if parameter.device.type == "cuda" else "PyTorch, rows of one length together"
+    attention = "Triton kernels" if found.device.type == "cuda" else "PyTorch, rows of one length together"
+    reason = f"attention by {attention}; agrees with padded rows to {deviation:.1g}"
+    return FlatPath(True, reason, first)
+
+
+def _first_positions(model: PreTrainedModel) -> list[int]:
+    """Where rows may begin: at 0, or where positions are counted from the padding's number on."""
+    padding = {getattr(module, "padding_idx", None) for module in model.modules()}
+    return [0, *sorted(number + 1 for number in padding if isinstance(number, int) and number > 0)]
+
+
+def _plain_tokens(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
+    """Tokens as random text has them: in the vocabulary, and none that stands for padding."""
+    config = model.config.get_text_config()
+    tokens = tokens % config.vocab_size
+    padding = getattr(config, "pad_token_id", None)
+    return (
+        tokens
+        if padding is None
+        else tokens.masked_fill(tokens == padding, (padding + 1) % config.vocab_size)
     )
-    return FlatPath(True, f"attention by {attention}; agrees with padded rows to {deviation:.1g}")
 
 
-def _flat_states(decoder: nn.Module, model: PreTrainedModel, rows: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Last hidden states [N, D] of rows in one line."""
+def _padded_states(model: PreTrainedModel, rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Last hidden states [N, D] of rows in a rectangle, one behind the other."""
+    lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
+    padded = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+    real = torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
+    masked = {"attention_mask": real.long()} if sees_ahead(model) else {}
+    return _states(model, padded, **masked)[real]
+
+
+def _flat_states(model: PreTrainedModel, rows: Sequence[torch.Tensor], first: int) -> torch.Tensor:
+    """Last hidden states [N, D] of rows in one line, whose positions begin at `first`."""
     device = rows[0].device
-    places = torch.cat([torch.arange(len(row), device=device) for row in rows]).unsqueeze(0)
+    places = first + torch.cat([torch.arange(len(row), device=device) for row in rows]).unsqueeze(0)
     ends = np.cumsum([0, *(len(row) for row in rows)])
+    tokens = torch.cat(list(rows)).unsqueeze(0)
     with flat(model, bounds_of(ends, device), _CHECKED):
-        output = decoder(input_ids=torch.cat(list(rows)).unsqueeze(0), position_ids=places, use_cache=False)
-    return output.last_hidden_state[0]  # type: ignore[no-any-return]
+        return _states(model, tokens, position_ids=places)[0]
 
 
 def _deviation(found: torch.Tensor, expected: torch.Tensor) -> float:
