@@ -31,8 +31,9 @@ def adaptable_layers(model: PreTrainedModel) -> tuple[Shape, ...]:
     """Every nn.Linear and Conv1D of the text decoder but the head, in `named_modules` order.
 
     Without output embeddings (a classifier) all that stands outside of the body is head, and its pooler sees one token
-    alone; DeBERTa projects positions, which are no trial's own (`positional_layers`). The same as PEFT's `all-linear` on dense text models. Of a mixture of experts only the attention
-    projections: a token passes few of the experts, whose weights are often no linear modules at all.
+    alone; DeBERTa projects positions, which are no trial's own (`positional_layers`). Else the same as PEFT's
+    `all-linear` on dense text models. Of a mixture of experts only the attention projections: a token passes few of the
+    experts, whose weights are often no linear modules at all.
     Raises `ModelError` where nothing is left.
     """
     head = model.get_output_embeddings()

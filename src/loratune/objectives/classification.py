@@ -153,7 +153,7 @@ class Classification:
         if not isinstance(self._pooler, nn.Linear):
             pooled_output: torch.Tensor = self._pooler(lines)
             return pooled_output
-        activation: nn.Module = self.body.pooler_activation  # ALBERT's stands beside it
+        activation: Any = self.body.pooler_activation  # ALBERT's stands beside it
         of_first: torch.Tensor = activation(self._pooler(lines[:, 0]))
         return of_first
 
