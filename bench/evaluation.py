@@ -82,7 +82,9 @@ class Bench:
     def final(self) -> dict[str, Any]:
         """The final run, which never stops early here."""
         engine = self.engine()
-        return self._run(engine, 1, early_stopping(engine, self.facts.wishes.epochs, patience=ALONE))
+        epochs = self.facts.wishes.epochs
+        stopping = early_stopping(engine.train, engine.validation, epochs, patience=ALONE)
+        return self._run(engine, 1, stopping)
 
     def _run(self, engine: TimedEngine, count: int, stopping: EarlyStopping | None) -> dict[str, Any]:
         waiting = [

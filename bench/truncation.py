@@ -17,7 +17,7 @@ from loratune.analysis.truncation import TruncationRun
 from loratune.app.demo import smollm2, write_reuters
 from loratune.lora.layout import Adapter
 from loratune.lora.peft_io import save_adapter
-from loratune.runners.local import LocalRunner
+from loratune.runners.engines import LocalEngines
 from loratune.runners.runner import AdapterFile
 from loratune.tuning.options import SearchOptions
 from loratune.tuning.workbench import open_workbench, search_context
@@ -52,7 +52,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> tuple[Truncation, li
     with open_workbench(options, targets=options.target_modules, ranks=(), epochs=arguments.epochs) as bench:
         waiting = [Trial(hyper_parameters=setting(r, arguments.epochs), seed=1) for r in reversed(ranks)]
         done: list[tuple[TrialResult, Adapter]] = []
-        bench.engine.run(
+        assert isinstance(bench.engines, LocalEngines)
+        engine = bench.engines.engine
+        engine.run(
             lambda: waiting.pop() if waiting else None,
             slots=len(ranks),
             on_result=lambda result, adapter: done.append((result, adapter)),
@@ -61,11 +63,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> tuple[Truncation, li
         context = search_context(bench, options)
         with TemporaryDirectory() as place:
             result, adapter = largest
-            save_adapter(adapter, Path(place) / "whole", bench.base.model)
+            save_adapter(adapter, Path(place) / "whole", engine.base.model)
             file = AdapterFile(folder=Path(place) / "whole", hyper_parameters=adapter.hyper_parameters)
-            run = TruncationRun(
-                runner=LocalRunner(engine=bench.engine), subject=bench.subject, context=context
-            )
+            run = TruncationRun(runner=bench.runner, subject=bench.subject, context=context)
             return run.measure(result, file, heal=arguments.heal), [result for result, _ in done]
 
 

@@ -25,6 +25,7 @@ from typing import Any, cast
 
 import torch
 
+from loratune.analysis.subject import Subject
 from loratune.costs.calibration import Calibration
 from loratune.costs.limits import Limits, limits_here
 from loratune.costs.measuring import calibrate
@@ -313,9 +314,8 @@ class Workflow:
                 runner=LocalRunner(
                     engine=self.engine, test=self.test, folder=Path(folder) / FOLDER, tell=part
                 ),
-                engine=self.engine,
+                subject=Subject.of(self.engine, self.test),
                 study=cast(Any, Kept(Path(folder))),
-                test=self.test,
                 patience=NEVER,
                 tell=part,
             ).run(self.recorded.chosen, None, seed=0)

@@ -234,9 +234,8 @@ def test_a_final_run_that_broke_down_is_repeated_at_half_the_rate_and_both_are_t
     test = task(32, seed=9)
     runner = FinalRunner(
         runner=LocalRunner(engine=packs, test=test, folder=study.directory / FOLDER, tell=events.append),
-        engine=packs,
+        subject=Subject.of(packs, test),
         study=study,
-        test=test,
         patience=3,
         tell=events.append,
     )

@@ -19,7 +19,7 @@ from loratune.lora.layout import Adapter
 from loratune.lora.peft_io import save_adapter
 from loratune.lora.spectrum import decompose
 from loratune.model.base import BaseModel
-from loratune.runners.local import LargestAdapter, LocalRunner
+from loratune.runners.local import LargestAdapter, LocalRunner, read_adapter
 from loratune.runners.runner import AdapterFile
 from loratune.study.record import Study
 from loratune.values import (
@@ -205,27 +205,27 @@ def test_the_best_adapter_of_the_largest_rank_is_kept(tmp_path: Path) -> None:
         asked = replace(trial(seed=seed, fraction=fraction, r=r), stage=stage)
         state = TrialState.DIVERGED if nll == inf else TrialState.COMPLETE
         result = TrialResult(asked=asked, trial=asked, state=state, nll=nll, metrics={"nll": nll})
-        largest.offer(result, packs.initial(asked))
+        largest.offer(result, packs.initial(asked), base.model)
         study.record(result)
         return asked
 
-    largest = LargestAdapter(study.directory, base, study.results())
-    assert largest.load() is None
+    largest = LargestAdapter(study.directory, study.results())
+    assert largest.file() is None
     offer(largest, 8, 0, 0.5, fraction=0.25)
     offer(largest, 8, 1, inf)
     offer(largest, 8, 2, 0.5, stage=Stage.ALPHA)
-    assert largest.load() is None
+    assert largest.file() is None
     offer(largest, 4, 0, 0.1)
     offer(largest, 8, 3, 0.6)
     best = offer(largest, 8, 4, 0.5)
     offer(largest, 8, 5, 0.55)
     offer(largest, 4, 1, 0.05)
-    for kept in (largest, LargestAdapter(study.directory, base, study.results())):
-        loaded = kept.load()
-        assert loaded is not None
-        assert loaded[0].asked == best
-        assert torch.equal(loaded[1].weights, packs.initial(best).weights)
+    for kept in (largest, LargestAdapter(study.directory, study.results())):
+        found = kept.file()
+        assert found is not None
+        assert found[0].asked == best
+        assert torch.equal(read_adapter(found[1], base.profile).weights, packs.initial(best).weights)
     assert [path.name for path in (tmp_path / "largest").iterdir()] == [best.key]
     (tmp_path / "largest" / "unrecorded").mkdir()
-    assert offer(LargestAdapter(study.directory, base, study.results()), 16, 0, 0.9).hyper_parameters.r == 16
+    assert offer(LargestAdapter(study.directory, study.results()), 16, 0, 0.9).hyper_parameters.r == 16
     assert len(list((tmp_path / "largest").iterdir())) == 1

@@ -67,7 +67,7 @@ class TestProcesses(RunnerContract):
         self.built, self.pool = built, pool
 
     def make_runner(self, folder: Path) -> Runner:
-        largest = LargestAdapter(folder, self.built.base, [])
+        largest = LargestAdapter(folder, [])
         return ProcessRunner(pool=self.pool, planner=planner(self.built), largest=largest)
 
     def trials(self) -> Sequence[Trial]:
@@ -79,7 +79,7 @@ def test_one_trial_is_the_local_one_to_the_last_bit(built: Built, pool: WorkerPo
     trial = trials()[2]
     found = {}
     for name in ("here", "there"):
-        largest = LargestAdapter(tmp_path / name, built.base, [])
+        largest = LargestAdapter(tmp_path / name, [])
         runner: Runner = ProcessRunner(pool=pool, planner=planner(built), largest=largest)
         if name == "here":
             runner = LocalRunner(engine=built.engine, planner=planner(built), largest=largest)

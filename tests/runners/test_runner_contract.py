@@ -71,8 +71,7 @@ def planner() -> Planner:
 
 class TestLocal(RunnerContract):
     def make_runner(self, folder: Path) -> Runner:
-        base = subject().base
-        return LocalRunner(engine=subject(), planner=planner(), largest=LargestAdapter(folder, base, []))
+        return LocalRunner(engine=subject(), planner=planner(), largest=LargestAdapter(folder, []))
 
     def trials(self) -> Sequence[Trial]:
         return trials()

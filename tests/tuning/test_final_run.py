@@ -8,6 +8,7 @@ import torch
 
 from engine_fixture import engine, tiny_llama, trial
 from loratune.analysis.final import Final
+from loratune.analysis.subject import Subject
 from loratune.costs.readings import plan_evaluations
 from loratune.engine.pack import PackEngine
 from loratune.engine.selfcheck import random_table
@@ -32,9 +33,8 @@ class Run:
         study = Study.find(folder) or Study.open(folder, fingerprint={})
         runner = FinalRunner(
             runner=LocalRunner(engine=subject, test=TEST, folder=folder / FOLDER, tell=self.events.append),
-            engine=subject,
+            subject=Subject.of(subject, TEST),
             study=study,
-            test=TEST,
             patience=3,
             tell=self.events.append,
         )

@@ -19,6 +19,7 @@ from loratune.errors import InputError
 from loratune.metrics import find, registry
 from loratune.reporting.facts import from_stored
 from loratune.reporting.result import TuneResult
+from loratune.runners.engines import LocalEngines
 from loratune.study.record import Study
 from loratune.tuning.options import TuneOptions, keyword_options
 from loratune.tuning.workbench import open_workbench
@@ -106,14 +107,14 @@ def test_the_reported_value_is_what_the_function_gives(free: Place) -> None:
     """The base model's most likely tokens, decoded by hand from plain logits."""
     with open_workbench(options(free), targets=("q_proj",), ranks=(), epochs=1.0, metric=NAME) as bench:
         assert not bench.data.labels
-        table, tokenizer = bench.data.test, bench.base.tokenizer
-        assert tokenizer is not None
-        (evaluation,) = bench.engine.evaluate([None], table)
-        values, scores = bench.engine.scoring.measure(evaluation, table)
+        assert isinstance(bench.engines, LocalEngines)
+        table, tokenizer, engine = bench.data.test, bench.tokenizer, bench.engines.engine
+        (evaluation,) = engine.evaluate([None], table)
+        values, scores = engine.scoring.measure(evaluation, table)
         by_hand = []
         for i in range(len(table)):
             tokens, learned = (torch.tensor(each.tolist()) for each in table.row(i))
-            likeliest = bench.base.model(input_ids=tokens[None]).logits[0].argmax(-1)
+            likeliest = engine.base.model(input_ids=tokens[None]).logits[0].argmax(-1)
             predicted = tokenizer.decode(likeliest[:-1][learned[1:]].tolist(), skip_special_tokens=True)
             true = tokenizer.decode(tokens[learned].tolist(), skip_special_tokens=True)
             assert re.fullmatch("(meow|woof|moo) [0-9a-f]+", true), "without the end-of-turn token"
@@ -132,10 +133,12 @@ def test_labelled_rows_give_the_words_of_labels(place: Place) -> None:
     name = keyword_options({"metric": keeps})["metric"]
     wished = options(place, metric=name)
     with open_workbench(wished, targets=("q_proj",), ranks=(), epochs=1.0, metric=name) as bench:
-        assert bench.engine.labels_at_end
-        assert not bench.engine.scoring.keeps_tokens
-        (evaluation,) = bench.engine.evaluate([None], bench.data.validation, labels=True)
-        values, _ = bench.engine.scoring.measure(evaluation, bench.data.validation)
+        assert isinstance(bench.engines, LocalEngines)
+        engine = bench.engines.engine
+        assert engine.labels_at_end
+        assert not engine.scoring.keeps_tokens
+        (evaluation,) = engine.evaluate([None], bench.data.validation, labels=True)
+        values, _ = engine.scoring.measure(evaluation, bench.data.validation)
         assert values[name] == values["accuracy"]
         assert all(set(texts) <= {"cat", "cow", "dog"} for pair in seen for texts in pair)
 

@@ -89,7 +89,7 @@ def test_a_study_keeps_its_format(wide: Path, place: Place, tmp_path: Path) -> N
     def opened(wishes: TuneOptions, kept: str | None = None) -> tuple[str, dict[str, object], str]:
         with open_workbench(wishes, targets=ALL_LINEAR, ranks=(2,), epochs=1.0, weight_format=kept) as bench:
             notes = " ".join(bench.notes)
-            return bench.base.weight_format, fingerprint(wishes, bench), notes
+            return bench.profile.weight_format, fingerprint(wishes, bench), notes
 
     first, made, note = opened(short)
     assert first == made["weight_format"] == "nf4"

@@ -58,6 +58,12 @@ class Final:
         assert self.recommended.adapter is not None
         return self.recommended.adapter
 
+    @property
+    def file(self) -> AdapterFile:
+        """The adapter's, while the final run lasts."""
+        assert self.recommended.file is not None
+        return self.recommended.file
+
 
 EXAMPLES = 10
 _SHARES = ((Change.BETTER, 4), (Change.WORSE, 3), (Change.STILL_WRONG, 3), (Change.STILL_RIGHT, 0))

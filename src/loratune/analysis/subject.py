@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Self
 
-from loratune.data.batches import Rows, TrialBatches, batches_of
+from loratune.data.batches import Rows, TrialBatches, batches_of, sampled_rows
 from loratune.data.table import TokenTable
 from loratune.engine.evaluate import Evaluation
 from loratune.engine.pack import PackEngine
@@ -54,6 +54,10 @@ class Subject:
             group=engine.group,
             on_cpu=engine.base.device.type == "cpu",
         )
+
+    def sampled_rows(self, rows: int | None) -> Rows:
+        """Validation rows: those that an engine's readings take; None: all."""
+        return sampled_rows(len(self.validation), rows, seed=self.seed, group=self.group)
 
     def batches(self, trial: Trial) -> TrialBatches:
         """The rows of a trial, step by step."""

@@ -14,8 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from loratune.data.survey import check_embeddings
-from loratune.engine.probe import base_loss, guessing_loss
-from loratune.engine.probe import probe as measure
+from loratune.engine.probe import guessing_loss
 from loratune.errors import LoratuneError, ModelError
 from loratune.files.paths import user_path
 from loratune.maths.laws import GUIDE, GuideRanges
@@ -27,6 +26,7 @@ from loratune.model.source import locate
 from loratune.model.tokenizer import load_tokenizer
 from loratune.reporting.screen import Screen
 from loratune.reporting.terminal import print_probe, print_profile, print_recommendation, print_survey
+from loratune.runners.runner import BaseLossJob, BaseLossMeasured, Probed, ProbeJob, only
 from loratune.runners.spec import model_cache, read_rows
 from loratune.tuning.experience import Experience, gather
 from loratune.tuning.options import RecommendOptions, data_options, keyword_options
@@ -135,21 +135,24 @@ def _recommend(options: RecommendOptions) -> Recommended:
         bench = subject.bench
         if bench is None:
             return _recommended(subject, experience, notes)
-        loss = base_loss(bench.engine, seconds=_LOSS_SECONDS, seed=options.seed)
-        subject = replace(subject, data=_with_loss(subject.data, loss, guessing_loss(bench.engine)))
+        lost = only(bench.runner.run([BaseLossJob(seconds=_LOSS_SECONDS, seed=options.seed)]))
+        assert isinstance(lost, BaseLossMeasured)
+        guessing = guessing_loss(bench.profile.vocabulary)
+        subject = replace(subject, data=_with_loss(subject.data, lost.loss, guessing))
         before = _recommended(subject, experience, notes)
         if not options.probe:
             return before
         expected = before.recommendation
-        measured = measure(
-            bench.engine,
+        job = ProbeJob(
             r=round(expected.r.value),
             lora_alpha=expected.lora_alpha.value,
             seconds=PROBE_SECONDS,
             seed=options.seed,
         )
-    after = _recommended(subject, experience, notes, measured)
-    return replace(after, probe=measured, without_probe=expected)
+        measured = only(bench.runner.run([job]))
+        assert isinstance(measured, Probed)
+    after = _recommended(subject, experience, notes, measured.probe)
+    return replace(after, probe=measured.probe, without_probe=expected)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -187,7 +190,7 @@ def _subject(options: RecommendOptions) -> Iterator[_Subject]:
     reason = "" if options.probe else _why_not_weights(options)
     if not reason:
         with open_workbench(options, targets=ALL_LINEAR, ranks=(), epochs=1.0, surveyed=True) as bench:
-            yield _Subject(data=bench.data.profile, model=bench.base.profile, notes=bench.notes, bench=bench)
+            yield _Subject(data=bench.data.profile, model=bench.profile, notes=bench.notes, bench=bench)
         return
     tokenizer = load_tokenizer(options.model, cache=model_cache())
     with TemporaryDirectory(prefix="loratune-") as folder:

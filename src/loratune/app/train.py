@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from json import dumps
 from pathlib import Path
@@ -22,13 +22,12 @@ from loratune.engine.memory import Shortage
 from loratune.errors import ResourceError
 from loratune.files.paths import user_path
 from loratune.files.write import write_atomically
-from loratune.lora.layout import Adapter
-from loratune.lora.peft_io import save_adapter
+from loratune.lora.peft_io import publish_adapter
 from loratune.metrics import NLL, Rows
 from loratune.model.source import portable_name
 from loratune.reporting.card import Card
 from loratune.reporting.facts import Gain
-from loratune.runners.local import LocalRunner, early_stopping, read_adapter
+from loratune.runners.local import early_stopping
 from loratune.runners.runner import (
     AdapterFile,
     Evaluated,
@@ -173,7 +172,11 @@ def run_train(options: TrainOptions, tell: Tell = nobody) -> Trained:
     tell(PhaseBegan(phase=Phase.LOADING))
     with (
         open_workbench(
-            options, targets=chosen.target_modules, ranks=(chosen.r,), epochs=chosen.epochs
+            options,
+            targets=chosen.target_modules,
+            ranks=(chosen.r,),
+            epochs=chosen.epochs,
+            labels_at_end=True,
         ) as bench,
         TemporaryDirectory(prefix="loratune-") as folder,
     ):
@@ -183,8 +186,7 @@ def run_train(options: TrainOptions, tell: Tell = nobody) -> Trained:
             sentences.append(shortage.sentence)
             tell(Note(text=shortage.sentence))
 
-        bench = bench.with_shortage_handler(hear)
-        runner = _runner(bench, Path(folder), tell)
+        runner = bench.engines.runner(bench.spec, folder=Path(folder), tell=tell, on_shortage=hear)
         for note in bench.notes:
             tell(Note(text=note))
         before = before_training(bench.subject, runner, removed=bench.data.profile.duplicates_removed)
@@ -198,7 +200,9 @@ def run_train(options: TrainOptions, tell: Tell = nobody) -> Trained:
                 f"The run diverged: {result.message}; lower --learning-rate (it was {chosen.learning_rate:g})."
             )
         tell(PhaseBegan(phase=Phase.TESTING))
-        looked_at = early_stopping(bench.engine, chosen.epochs, options.patience).rows
+        looked_at = early_stopping(
+            bench.data.train, bench.data.validation, chosen.epochs, options.patience
+        ).rows
         diagnoses = _diagnosed(bench, runner, result, file, before, looked_at)
         for each in diagnoses:
             if each not in before:
@@ -225,7 +229,7 @@ def run_train(options: TrainOptions, tell: Tell = nobody) -> Trained:
                 )
             )
         tell(PhaseBegan(phase=Phase.WRITING))
-        _save(trained, gain, read_adapter(file, bench.base), bench)
+        _save(trained, gain, file, bench)
         write_atomically(trained.directory / "result.json", dumps(trained.to_dict(), indent=1) + "\n")
         tell(Finished(directory=str(trained.directory), seconds=trained.seconds))
     return trained
@@ -239,11 +243,6 @@ def _started(options: TrainOptions) -> Started:
         directory=options.out,
         version=loratune.__version__,
     )
-
-
-def _runner(bench: Workbench, folder: Path, tell: Tell) -> LocalRunner:
-    engine = replace(bench.engine, labels_at_end=bool(bench.data.labels))
-    return LocalRunner(engine=engine, test=bench.data.test, folder=folder, tell=tell)
 
 
 def _train(runner: Runner, options: TrainOptions, tell: Tell) -> tuple[TrialResult, AdapterFile | None]:
@@ -282,7 +281,7 @@ def _tested(bench: Workbench, runner: Runner, file: AdapterFile) -> tuple[dict[s
     table = bench.data.test
     job = ScoringJob(adapters=(file, None), split="test", labels=bool(bench.data.labels))
     ours, base = _scored(runner, job)
-    measure = bench.engine.scoring.measure
+    measure = bench.subject.scoring.measure
     metrics = {
         "test": dict(measure(ours, table)[0]),
         "base_model_test": dict(measure(base, table)[0]),
@@ -292,12 +291,12 @@ def _tested(bench: Workbench, runner: Runner, file: AdapterFile) -> tuple[dict[s
     return metrics, Gain.from_rows(*pair, over="base model", split="test", metric=NLL, rows=rows)
 
 
-def _save(trained: Trained, gain: Gain, adapter: Adapter, bench: Workbench) -> None:
+def _save(trained: Trained, gain: Gain, file: AdapterFile, bench: Workbench) -> None:
     """The adapter's folder, complete."""
     name = portable_name(bench.options.model)
     card = Card(
         base=name,
-        hyper_parameters=named_targets(trained.hyper_parameters, adapter, bench),
+        hyper_parameters=named_targets(trained.hyper_parameters, file),
         training=trained.training,
         scores={
             "this adapter": trained.metrics["test"],
@@ -307,12 +306,11 @@ def _save(trained: Trained, gain: Gain, adapter: Adapter, bench: Workbench) -> N
         gains=(gain,),
         versions=versions(),
     )
-    save_adapter(
-        adapter,
+    publish_adapter(
+        file.folder,
         trained.directory / "adapter",
-        bench.base.model,
         base_name=name,
-        tokenizer=bench.base.tokenizer,
+        tokenizer=bench.tokenizer,
         card=card.text,
     )
 

@@ -16,6 +16,7 @@ from loratune.files.paths import user_path
 from loratune.metrics import Metric
 from loratune.metrics.function import RowFunction
 from loratune.reporting.result import TuneResult, load_result
+from loratune.runners.engines import Host, in_process
 from loratune.study.events import EventLog
 from loratune.study.record import Study
 from loratune.trackers import make_tracker
@@ -160,11 +161,11 @@ def resume(
 
 
 def run_tune(
-    options: TuneOptions, tell: Tell = nobody, *, started: float | None = None
+    options: TuneOptions, tell: Tell = nobody, *, started: float | None = None, host: Host = in_process
 ) -> tuple[TuneResult, int]:
     """`tune` with a subscriber of its events; also the exit code (3 where the clock cut the search).
 
-    `started`: `time.monotonic()` as the user's clock began to run, if it was before now.
+    `started`: `time.monotonic()` as the user's clock began to run, if it was before now. `host` has the engines.
     """
     started = monotonic() if started is None else started
     trackers = {name: make_tracker(name) for name in options.report_to}
@@ -181,7 +182,7 @@ def run_tune(
         tell = bus = Bus(log, timeline, occupancy, tell)
         with (
             tracking(options, trackers, bus),
-            _workbench(options, existing, tell) as bench,
+            _workbench(options, existing, tell, host) as bench,
         ):
             study = open_study(options, bench, lock, tell) if existing is not None else None
             priced = price(options, bench, study, started, tell)
@@ -194,7 +195,7 @@ def run_tune(
             )
             job = Job(
                 options=options,
-                bench=bench.calibrated(priced.calibration).with_shortage_handler(planner.learn),
+                bench=bench.calibrated(priced.calibration),
                 priced=priced,
                 planner=planner,
                 study=study,
@@ -208,7 +209,7 @@ def run_tune(
 
 
 @contextmanager
-def _workbench(options: TuneOptions, study: Study | None, tell: Tell) -> Iterator[Workbench]:
+def _workbench(options: TuneOptions, study: Study | None, tell: Tell, host: Host) -> Iterator[Workbench]:
     """Model and rows, after the event that a run begins, or goes on with this study."""
     tell(
         Started(
@@ -229,6 +230,7 @@ def _workbench(options: TuneOptions, study: Study | None, tell: Tell) -> Iterato
         metric=options.metric,
         surveyed=True,
         weight_format=None if study is None else kept_format(study),
+        host=host,
     ) as bench:
         yield bench
 

@@ -78,6 +78,12 @@ def batches_of(trial: Trial, rows: int, *, study_seed: int, group: int = 1) -> T
     )
 
 
+def sampled_rows(count: int, rows: int | None, *, seed: int, group: int = 1) -> Rows:
+    """[rows] ascending, at most `count`; of one shuffle by `seed`, so that samples are nested; None: all."""
+    shuffled = np.random.default_rng(seed).permutation(count // group)
+    return whole_groups(np.sort(shuffled[: None if rows is None else max(1, rows // group)]), group)
+
+
 def cut(lengths: Sequence[int] | Rows, *, launch_tokens: int, max_tokens: int) -> list[Rows]:
     """Cut rows into micro-batches at the least cost, by dynamic programming over the rows sorted by length.
 

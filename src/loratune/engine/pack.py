@@ -12,7 +12,7 @@ from typing import Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from loratune.data.batches import Rows, TrialBatches, batches_of, whole_groups
+from loratune.data.batches import Rows, TrialBatches, batches_of, sampled_rows
 from loratune.data.table import TokenTable
 from loratune.engine.body import Body
 from loratune.engine.evaluate import Evaluation, Evaluator
@@ -159,9 +159,7 @@ class PackEngine:
 
     def sampled_rows(self, rows: int | None) -> Rows:
         """[rows] ascending, at most as many as there are; of one shuffle, so that samples are nested; None: all."""
-        group = self._objective.group
-        shuffled = np.random.default_rng(self.study_seed).permutation(len(self.validation) // group)
-        return whole_groups(np.sort(shuffled[: None if rows is None else max(1, rows // group)]), group)
+        return sampled_rows(len(self.validation), rows, seed=self.study_seed, group=self.group)
 
     def sample(self, rows: int | None) -> TokenTable:
         """So many validation rows, the same every time."""

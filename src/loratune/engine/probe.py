@@ -78,9 +78,9 @@ def base_loss(engine: PackEngine, *, seconds: float, most_rows: int = 256, seed:
     )
 
 
-def guessing_loss(engine: PackEngine) -> float:
+def guessing_loss(vocabulary: int) -> float:
     """ln V: what a model that knows nothing has, nats per token."""
-    return log(engine.base.profile.vocabulary)
+    return log(vocabulary)
 
 
 def probe(engine: PackEngine, *, r: int, lora_alpha: float, seconds: float, seed: int = 0) -> Probe:

@@ -21,6 +21,7 @@ from loratune.lora.layout import Adapter, AdapterLayout, Target
 from loratune.values import HyperParameters
 
 _PREFIX = "base_model.model."
+_WEIGHTS = "adapter_model.safetensors"
 
 
 class Tokenizer(Protocol):
@@ -105,12 +106,37 @@ def save_adapter(
         adapter.hyper_parameters, model, adapter.layout.targets, base_name=base_name, head=head
     )
     config.inference_mode = True
+    _write(tensors, config, folder, tokenizer, card)
+
+
+def saved_config(folder: Path) -> LoraConfig:
+    """PEFT's configuration of an adapter that `save_adapter` wrote."""
+    config: LoraConfig = LoraConfig.from_pretrained(str(folder))
+    return config
+
+
+def publish_adapter(
+    source: Path, folder: Path, *, base_name: str, tokenizer: Tokenizer | None, card: str
+) -> None:
+    """Write the adapter in `source`, of `save_adapter`, as a folder that can be used and handed on; see there."""
+    config = saved_config(source)
+    config.base_model_name_or_path = base_name
+    _write(load_file(source / _WEIGHTS), config, folder, tokenizer, card)
+
+
+def _write(
+    tensors: dict[str, torch.Tensor],
+    config: LoraConfig,
+    folder: Path,
+    tokenizer: Tokenizer | None,
+    card: str,
+) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh, old = (folder.with_name(f".{folder.name}.{end}") for end in ("new", "old"))
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
     fresh.mkdir()
-    save_file(tensors, fresh / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, fresh / _WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(str(fresh))
     if tokenizer is not None:
         tokenizer.save_pretrained(str(fresh))
@@ -129,7 +155,7 @@ def load_adapter(
 
     Raises `ModelError` where the file is missing, broken, or holds other modules or shapes.
     """
-    path = folder / "adapter_model.safetensors"
+    path = folder / _WEIGHTS
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:

@@ -10,6 +10,8 @@ from pathlib import Path
 from time import monotonic
 
 import numpy as np
+import torch
+from torch import nn
 
 from loratune.costs.limits import Limits
 from loratune.costs.measuring import calibrate
@@ -20,16 +22,17 @@ from loratune.engine.cutting import cut_scores
 from loratune.engine.live import EarlyStopping
 from loratune.engine.loop import PackProgress
 from loratune.engine.pack import PackEngine
-from loratune.engine.probe import gradient_noise
+from loratune.engine.probe import base_loss, gradient_noise, probe
 from loratune.lora.layout import Adapter, find_targets
 from loratune.lora.peft_io import load_adapter, save_adapter
 from loratune.lora.spectrum import strengths
-from loratune.model.base import BaseModel
 from loratune.runners.queue import Plans, Queue, TrialQueue
 from loratune.runners.runner import (
     AdapterFile,
     Audited,
     AuditJob,
+    BaseLossJob,
+    BaseLossMeasured,
     Calibrated,
     CalibrationJob,
     CutsJob,
@@ -41,37 +44,37 @@ from loratune.runners.runner import (
     More,
     NoiseJob,
     NoiseMeasured,
+    Probed,
+    ProbeJob,
     ScoringJob,
     TrialDone,
     TrialJob,
 )
 from loratune.search.compare import FULL
-from loratune.values import CurvePoint, Stage, Trial, TrialResult, TrialState
+from loratune.values import CurvePoint, ModelProfile, Stage, Trial, TrialResult, TrialState
 from loratune.values.events import LiveTrial, Progress, Tell, nobody
 
 
 class LargestAdapter:
     """Offered every adapter of the search, it keeps the one that the truncation curve is measured on."""
 
-    def __init__(
-        self, directory: Path, base: BaseModel, results: Iterable[TrialResult], *, alone: bool = True
-    ) -> None:
+    def __init__(self, directory: Path, results: Iterable[TrialResult], *, alone: bool = True) -> None:
         """`results`: those of the search so far; `alone`: whether the folders of earlier ones are removed."""
         self._folder = directory / "largest"
-        self._base, self._alone = base, alone
+        self._alone = alone
         self._result = max((each for each in results if self._path(each).is_dir()), key=_merit, default=None)
 
     def _path(self, result: TrialResult) -> Path:
         return self._folder / result.asked.key
 
-    def offer(self, result: TrialResult, adapter: Adapter) -> Path | None:
-        """Keep the adapter if it is of a larger rank than the kept one, or as large and better; returns where.
+    def offer(self, result: TrialResult, adapter: Adapter, model: nn.Module) -> Path | None:
+        """Keep an adapter of `model` if its rank is larger than the kept one's, or as large and better; returns where.
 
         To be called before the result is recorded: a folder without a result means nothing.
         """
         if not self._wanted(result):
             return None
-        save_adapter(adapter, self._path(result), self._base.model)
+        save_adapter(adapter, self._path(result), model)
         return self._kept(result)
 
     def take(self, result: TrialResult, folder: Path) -> Path | None:
@@ -101,16 +104,14 @@ class LargestAdapter:
         setting = self._result.asked.hyper_parameters
         return self._result, AdapterFile(folder=self._path(self._result), hyper_parameters=setting)
 
-    def load(self) -> tuple[TrialResult, Adapter] | None:
-        """As `file`, with the adapter itself."""
-        kept = self.file()
-        return None if kept is None else (kept[0], read_adapter(kept[1], self._base))
 
+def read_adapter(file: AdapterFile, profile: ModelProfile, device: torch.device | None = None) -> Adapter:
+    """An adapter of such a base model from its folder, in the CPU's memory where no device is given.
 
-def read_adapter(file: AdapterFile, base: BaseModel) -> Adapter:
-    """An adapter from its folder. Raises `ModelError` where it is missing or broken."""
-    targets = find_targets(base.profile.targets, file.hyper_parameters.target_modules)
-    return load_adapter(file.folder, file.hyper_parameters, targets, device=base.device)
+    Raises `ModelError` where it is missing or broken.
+    """
+    targets = find_targets(profile.targets, file.hyper_parameters.target_modules)
+    return load_adapter(file.folder, file.hyper_parameters, targets, device=device or torch.device("cpu"))
 
 
 def _merit(result: TrialResult) -> tuple[int, float]:
@@ -163,9 +164,9 @@ class PackTeller:
         self._tell(event)
 
 
-def early_stopping(engine: PackEngine, epochs: float, patience: int) -> EarlyStopping:
-    """Of final trials of so many epochs."""
-    tokens, validation = int(engine.train.lengths.sum()), engine.validation
+def early_stopping(train: TokenTable, validation: TokenTable, epochs: float, patience: int) -> EarlyStopping:
+    """Of final trials of so many epochs on these rows."""
+    tokens = int(train.lengths.sum())
     looks = plan_evaluations(epochs * tokens, int(validation.lengths.sum()), len(validation))
     return EarlyStopping(evaluations=looks.count, rows=looks.rows, patience=patience)
 
@@ -216,8 +217,13 @@ class LocalRunner:
                 case CutsJob():
                     yield self._cut(job)
                 case AuditJob():
-                    adapter = read_adapter(job.adapter, self.engine.base)
-                    yield Audited(job=job, strengths=strengths(adapter, self.engine.base.model))
+                    found = strengths(self._adapter(job.adapter), self.engine.base.model)
+                    yield Audited(job=job, strengths=found)
+                case BaseLossJob():
+                    loss = base_loss(self.engine, seconds=job.seconds, seed=job.seed)
+                    yield BaseLossMeasured(job=job, loss=loss)
+                case ProbeJob():
+                    yield self._probed(job)
                 case _:
                     pass
 
@@ -241,7 +247,7 @@ class LocalRunner:
                 queue.ended(result.asked, None if stopped else result)
                 if stopped:
                     continue
-                kept = self.largest.offer(result, adapter) if self.largest is not None else None
+                kept = self.largest.offer(result, adapter, self.engine.base.model) if self.largest else None
                 yield TrialDone(job=TrialJob(trial=result.asked), result=result, adapter=kept)
         teller.flush()
 
@@ -254,7 +260,10 @@ class LocalRunner:
             slots=len(waiting),
             on_progress=teller,
             early_stopping=early_stopping(
-                self.engine, jobs[0].trial.hyper_parameters.epochs, jobs[0].patience
+                self.engine.train,
+                self.engine.validation,
+                jobs[0].trial.hyper_parameters.epochs,
+                jobs[0].patience,
             ),
         )
         with closing(results):
@@ -283,8 +292,15 @@ class LocalRunner:
         )
         return NoiseMeasured(job=job, noise=found)
 
+    def _probed(self, job: ProbeJob) -> Probed:
+        found = probe(self.engine, r=job.r, lora_alpha=job.lora_alpha, seconds=job.seconds, seed=job.seed)
+        return Probed(job=job, probe=found)
+
+    def _adapter(self, file: AdapterFile) -> Adapter:
+        return read_adapter(file, self.engine.base.profile, self.engine.base.device)
+
     def _evaluated(self, job: ScoringJob) -> Evaluated:
-        models = [None if each is None else read_adapter(each, self.engine.base) for each in job.adapters]
+        models = [None if each is None else self._adapter(each) for each in job.adapters]
         evaluations = self.engine.evaluate(models, self._table(job), labels=job.labels)
         return Evaluated(job=job, evaluations=tuple(evaluations))
 
@@ -305,7 +321,7 @@ class LocalRunner:
                 return whole if job.chosen is None else whole.take(chosen)
 
     def _cut(self, job: CutsJob) -> CutsScored:
-        adapter = read_adapter(job.adapter, self.engine.base)
+        adapter = self._adapter(job.adapter)
         table = self.engine.validation.take(job.rows)
         found = cut_scores(self.engine, adapter, job.trial, job.cuts, table, labels=job.labels)
         return CutsScored(job=job, found=found)

@@ -5,7 +5,9 @@ Whoever has a free slot gets the next trial, so that no device waits for another
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+import shutil
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -15,17 +17,21 @@ from time import monotonic
 from typing import Self, cast
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
+from loratune.data.prepare import PreparedData
 from loratune.engine.memory import Shortage, ignore
 from loratune.errors import ResourceError
+from loratune.runners.engines import Host, never
 from loratune.runners.local import LargestAdapter
 from loratune.runners.queue import Plans, TrialQueue
 from loratune.runners.runner import Done, FinalJob, Job, More, TrialDone, TrialJob
-from loratune.runners.spec import EngineSpec
+from loratune.runners.spec import EngineFacts, EngineSpec
 from loratune.runners.worker import (
     Abandon,
     Do,
     Ended,
+    ForgetPeak,
     Give,
     Message,
     Order,
@@ -73,15 +79,19 @@ class WorkerPool:
             there.close()
             self._lines.append(here)
             self._processes.append(process)
-        self._await_engines()
+        self.facts = self._await_engines()
+        """Of the first worker's engine."""
+        self.peaks = [0] * len(devices)
+        """Most bytes that each worker has held, as it last said."""
 
-    def _await_engines(self) -> None:
+    def _await_engines(self) -> EngineFacts:
         try:
-            for number in range(len(self)):
-                self._received(self._lines[number])
+            found = [self._received(line) for line in self._lines]
         except BaseException:
             self.close()
             raise
+        assert isinstance(found[0], EngineFacts)
+        return found[0]
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -123,6 +133,14 @@ class WorkerPool:
             "finished are kept: go on with --resume, with less memory or fewer devices if it was killed for memory."
         )
 
+    def forget_peaks(self) -> None:
+        """Have all workers count memory from now on; none of them has an order to carry out."""
+        for worker in range(len(self)):
+            self.send(worker, ForgetPeak())
+            message = self._received(self._lines[worker])
+            assert isinstance(message, Ended)
+            self.peaks[worker] = message.peak_bytes
+
     def abandon(self, workers: Sequence[int]) -> None:
         """Have them let go of what they do; what they still send is dropped."""
         for worker in workers:
@@ -148,6 +166,10 @@ class ProcessRunner:
     """A `Runner` on a pool; what a kind of job does not need may be left out, as for `LocalRunner`."""
 
     pool: WorkerPool
+    spec: EngineSpec | None = None
+    """Whose micro-batches and threads the workers take; None: as they began."""
+    folder: Path | None = None
+    """Where final adapters are kept; None: where the pool was told."""
     planner: Plans | None = None
     """Packs the trials of the search, on each device alike."""
     largest: LargestAdapter | None = None
@@ -181,7 +203,7 @@ class ProcessRunner:
         while True:
             if queue.waiting and not self.late:
                 for worker in set(range(len(self.pool))) - self._busy:
-                    self._order(worker, Search(slots=queue.slots, deadline=self.deadline))
+                    self._order(worker, Search(spec=self.spec, slots=queue.slots, deadline=self.deadline))
             if not self._busy:
                 return
             worker, message = self.pool.receive(sorted(self._busy))
@@ -203,7 +225,7 @@ class ProcessRunner:
         shares[0] += [job for job in jobs if not isinstance(job, FinalJob)]
         for worker, share in enumerate(shares):
             if share:
-                self._order(worker, Do(jobs=tuple(share)))
+                self._order(worker, Do(spec=self.spec, jobs=tuple(share), folder=self.folder))
         while self._busy:
             worker, message = self.pool.receive(sorted(self._busy))
             if isinstance(message, Done):
@@ -219,6 +241,7 @@ class ProcessRunner:
         """What needs no answer."""
         match message:
             case Ended():
+                self.pool.peaks[worker] = message.peak_bytes
                 self._busy.discard(worker)
             case Event():
                 self.tell(message)
@@ -232,3 +255,60 @@ class ProcessRunner:
         if done.adapter is None or self.largest is None:
             return None
         return self.largest.take(done.result, done.adapter)
+
+
+@dataclass(frozen=True, eq=False)
+class PooledEngines:
+    """`Engines` in the processes of a pool."""
+
+    pool: WorkerPool
+
+    @property
+    def facts(self) -> EngineFacts:
+        return self.pool.facts
+
+    def runner(
+        self,
+        spec: EngineSpec,
+        *,
+        planner: Plans | None = None,
+        folder: Path | None = None,
+        largest: LargestAdapter | None = None,
+        tell: Tell = nobody,
+        on_shortage: Callable[[Shortage], None] = ignore,
+        deadline: float | None = None,
+        stopped: Callable[[], bool] = never,
+    ) -> ProcessRunner:
+        return ProcessRunner(
+            pool=self.pool,
+            spec=spec,
+            folder=folder,
+            planner=planner,
+            largest=largest,
+            tell=tell,
+            on_shortage=on_shortage,
+            deadline=deadline,
+            stopped=stopped,
+        )
+
+    def peak_bytes(self) -> int:
+        return max(self.pool.peaks)
+
+    def forget_peak(self) -> None:
+        self.pool.forget_peaks()
+
+
+def in_processes(devices: Sequence[str], scratch: Path) -> Host:
+    """A `Host` of one process for each device; `scratch` is on the file system of the run, and removed in the end."""
+
+    @contextmanager
+    def host(
+        spec: EngineSpec, data: PreparedData, tokenizer: PreTrainedTokenizerBase
+    ) -> Iterator[PooledEngines]:
+        try:
+            with WorkerPool(spec.sealed(data), devices, scratch) as pool:
+                yield PooledEngines(pool)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    return host

@@ -15,7 +15,7 @@ from loratune.costs.calibration import Calibration
 from loratune.engine.cutting import Cuts, CutScores
 from loratune.engine.evaluate import Evaluation
 from loratune.lora.spectrum import Strengths
-from loratune.values import HyperParameters, NoiseScale, Trial, TrialResult
+from loratune.values import BaseLoss, HyperParameters, NoiseScale, Probe, Trial, TrialResult
 
 Split = Literal["train", "validation", "test"]
 Text = Literal["supervised", "whole", "without last"]
@@ -61,6 +61,24 @@ class NoiseJob(Job):
     lora_alpha: float
     share: float
     epochs: float
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BaseLossJob(Job):
+    """Evaluate the base model on training rows drawn by `seed`, as many as the time allows."""
+
+    seconds: float
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProbeJob(Job):
+    """Measure gradient noise, absorbed bits and learning rates at one rank and alpha."""
+
+    r: int
+    lora_alpha: float
+    seconds: float
     seed: int
 
 
@@ -135,6 +153,22 @@ class NoiseMeasured:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BaseLossMeasured:
+    """Of a `BaseLossJob`."""
+
+    job: BaseLossJob
+    loss: BaseLoss
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Probed:
+    """Of a `ProbeJob`."""
+
+    job: ProbeJob
+    probe: Probe
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluated:
     """Of a `ScoringJob`."""
 
@@ -159,7 +193,7 @@ class Audited:
     strengths: Strengths
 
 
-Done = TrialDone | Calibrated | NoiseMeasured | Evaluated | CutsScored | Audited
+Done = TrialDone | Calibrated | NoiseMeasured | BaseLossMeasured | Probed | Evaluated | CutsScored | Audited
 
 More = Callable[[Sequence[TrialResult], Sequence[Trial]], Sequence[Trial]]
 """From the results of this call so far and the trials still running to further trials."""

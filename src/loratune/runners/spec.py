@@ -6,12 +6,15 @@ A spec can be pickled and holds no arrays: a worker reads rows and weights itsel
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self
 
 import numpy as np
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from loratune.costs.limits import Limits, execution_of, limits_here, why_packed
@@ -37,7 +40,7 @@ from loratune.model.source import locate
 from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
 from loratune.objectives.causal import Causal
 from loratune.objectives.objective import Factory
-from loratune.values import ALL_LINEAR, DataFacts, SearchContext, TrialCosts, Wishes
+from loratune.values import ALL_LINEAR, DataFacts, ModelProfile, SearchContext, TrialCosts, Wishes
 
 OBJECTIVES: Mapping[str, Factory] = {"causal": Causal}
 """What `EngineSpec.objective` may name."""
@@ -60,6 +63,8 @@ class EngineSpec:
     objective: str = "causal"
     metric: str = "nll"
     """Its name, or `package.module:function`, which `build` imports: never build a spec from somebody else's folder."""
+    labels_at_end: bool | None = None
+    """Whether labels are predicted at the end of every trial; None: where the metric asks for it."""
     epochs: float | Literal["auto"] = 1.0
     """Of the runs that readings and costs are planned for; auto: by the number of rows."""
     target_modules: tuple[str, ...] = ALL_LINEAR
@@ -71,6 +76,8 @@ class EngineSpec:
     """In training, as measured; None: what memory is predicted to allow."""
     evaluation_tokens: int | None = None
     """In evaluation; None: twice as many."""
+    threads: int = 0
+    """torch's, as measured; 0: as many as the process has."""
     rows_digest: str = ""
     """What `PreparedData.fingerprint` must be; empty: whatever it is."""
     weights_digest: str = ""
@@ -80,6 +87,31 @@ class EngineSpec:
         """The same for another process, which is to find just these rows and weights. Reads parts of the weights."""
         digest = weights_digest(locate(self.model))
         return replace(self, rows_digest=data.fingerprint, weights_digest=digest)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineFacts:
+    """What a driver must know of an engine that is somewhere else."""
+
+    profile: ModelProfile
+    dtype: str
+    """What is computed in, such as `float32`."""
+    device: str
+    """cpu, or cuda:N."""
+    device_name: str
+    """As its maker calls it; on a CPU the processor and its cores."""
+    limits: Limits
+    """What fits in memory."""
+    paths: Paths
+    group: int = 1
+    """Rows that belong together, by what is learnt."""
+    notes: tuple[str, ...] = ()
+    """What was settled where the user left it open, a sentence each."""
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether trials are trained on a CPU."""
+        return self.device == "cpu"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -93,24 +125,47 @@ class Built:
     engine: PackEngine
     limits: Limits
     """What fits in memory."""
+    notes: tuple[str, ...] = ()
+    """As in `EngineFacts`."""
+
+    @cached_property
+    def facts(self) -> EngineFacts:
+        """For whoever has no engine."""
+        device = self.base.device
+        cuda = device.type == "cuda"
+        return EngineFacts(
+            profile=self.base.profile,
+            dtype=str(self.base.dtype).removeprefix("torch."),
+            device=str(device),
+            device_name=torch.cuda.get_device_name(device)
+            if cuda
+            else f"{platform.processor()} {os.cpu_count()}",
+            limits=self.limits,
+            paths=self.engine.chosen_paths,
+            group=self.engine.group,
+            notes=self.notes,
+        )
 
 
-def build(spec: EngineSpec, folder: Path, *, tokenizer: PreTrainedTokenizerBase | None = None) -> Built:
+def build(spec: EngineSpec, folder: Path) -> Built:
     """Read rows, load the model, make the engine. Large rows are kept in files in `folder`.
 
     Raises `InputError` of all kinds for wrong input, other rows or weights than `spec` names included;
     `ResourceError` for a device that is absent or too small.
     """
+    tokenizer = load_tokenizer(spec.model, cache=model_cache())
+    return build_on(spec, read_rows(spec.model, spec.data, tokenizer, folder), tokenizer)
+
+
+def build_on(spec: EngineSpec, data: PreparedData, tokenizer: PreTrainedTokenizerBase) -> Built:
+    """As `build`, on rows that have been read."""
     cache = model_cache()
-    tokenizer = load_tokenizer(spec.model, cache=cache) if tokenizer is None else tokenizer
-    data = read_rows(spec.model, spec.data, tokenizer, folder)
     _check_same(spec, data)
     longest = max(int(table.lengths.max(initial=0)) for table in (data.train, data.validation, data.test))
     _limit_memory(spec)
     reason = _why_packed(spec, longest)
     packs = bool(reason) or spec.weight_format == NF4
     base = load_model(spec.model, dtype=NF4 if packs else spec.dtype, device=spec.device, cache=cache)
-    data = replace(data, notes=(*data.notes, *([reason] if reason else [])))
     check_embeddings(data, base.profile.vocabulary, tokenizer)
     for rank in spec.ranks:
         check_rank(find_targets(base.profile.targets, spec.target_modules), rank)
@@ -120,7 +175,9 @@ def build(spec: EngineSpec, folder: Path, *, tokenizer: PreTrainedTokenizerBase 
         limits = replace(limits, micro_batch_tokens=spec.micro_batch_tokens)
     engine = _engine(spec, data, base, paths, limits, tokenizer)
     settled = replace(spec, weight_format=base.weight_format)
-    return Built(spec=settled, data=data, base=base, engine=engine, limits=limits)
+    return Built(
+        spec=settled, data=data, base=base, engine=engine, limits=limits, notes=(reason,) if reason else ()
+    )
 
 
 def _limit_memory(spec: EngineSpec) -> None:
@@ -146,14 +203,13 @@ def _engine(
     limits: Limits,
     tokenizer: PreTrainedTokenizerBase,
 ) -> PackEngine:
-    metric, finding = named(spec.metric), labelling_passes(data.label_tokens, data.validation)
+    scoring, finding = scoring_of(spec, data, tokenizer), labelling_passes(data.label_tokens, data.validation)
     facts = SearchContext(
         data=data_facts(data),
-        costs=trial_costs(metric, data, finding),
+        costs=trial_costs(scoring.metric, data, finding),
         wishes=Wishes(epochs=passes(spec.epochs, len(data.train)), metric=spec.metric),
     )
     readings = plan_readings(facts, len(data.validation))
-    scoring = Scoring(metric=metric, tokenizer=tokenizer, labels=data.labels)
     return PackEngine(
         base=base,
         train=data.train,
@@ -161,7 +217,7 @@ def _engine(
         study_seed=spec.data.seed,
         cost=facts.cost,
         label_tokens=data.label_tokens or None,
-        labels_at_end=scoring.asks_labels,
+        labels_at_end=scoring.asks_labels if spec.labels_at_end is None else spec.labels_at_end,
         scoring=scoring,
         validation_subset_size=readings.rows,
         evaluations_per_trial=readings.count,
@@ -170,6 +226,11 @@ def _engine(
         objective=OBJECTIVES[spec.objective],
         paths=paths,
     )
+
+
+def scoring_of(spec: EngineSpec, data: PreparedData, tokenizer: PreTrainedTokenizerBase) -> Scoring:
+    """What is measured of an evaluation; code that `spec.metric` names is imported."""
+    return Scoring(metric=named(spec.metric), tokenizer=tokenizer, labels=data.labels)
 
 
 def _check_same(spec: EngineSpec, data: PreparedData) -> None:

@@ -8,18 +8,20 @@ from __future__ import annotations
 import signal
 from collections.abc import Generator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 
+from loratune.costs.budget import TooSlow
 from loratune.engine.memory import Shortage
 from loratune.errors import LoratuneError
-from loratune.runners.local import LargestAdapter, LocalRunner
+from loratune.runners.engines import LocalEngines
+from loratune.runners.local import LargestAdapter
 from loratune.runners.runner import Done, Job
-from loratune.runners.spec import Built, EngineSpec, build
+from loratune.runners.spec import EngineFacts, EngineSpec, build
 from loratune.values import Trial, TrialResult
 from loratune.values.events import Event
 
@@ -28,6 +30,8 @@ from loratune.values.events import Event
 class Search:
     """Order: train what is given for the asking, in one pack."""
 
+    spec: EngineSpec | None
+    """Whose micro-batches and threads; None: as the worker began."""
     slots: int
     deadline: float | None
 
@@ -36,7 +40,16 @@ class Search:
 class Do:
     """Order: these jobs, none of them a trial of the search."""
 
+    spec: EngineSpec | None
+    """As in `Search`."""
     jobs: tuple[Job, ...]
+    folder: Path | None
+    """Where final adapters are kept; None: where the worker's setting says."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ForgetPeak:
+    """Order: count memory from now on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,11 +78,15 @@ class Stopped:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ended:
-    """An order has been carried out, or let go of; at first: the engine is there."""
+    """An order has been carried out, or let go of."""
+
+    peak_bytes: int
+    """Most that the worker has held."""
 
 
-Order = Search | Do | Give | Abandon
-Message = Wants | Stopped | Ended | Done | Event | Shortage | Exception
+Order = Search | Do | Give | Abandon | ForgetPeak
+Message = EngineFacts | Wants | Stopped | Ended | Done | Event | Shortage | Exception
+"""The first says that the engine is there."""
 
 
 class _Abandoned(Exception):
@@ -113,44 +130,47 @@ class _Worker:
         except Exception as error:
             self._line.send(_portable(error))
             return
-        self._line.send(Ended())
+        engines = LocalEngines(built)
+        self._line.send(engines.facts)
         while True:
             order = self._line.recv()
             if isinstance(order, Abandon):  # of what has ended meanwhile
                 continue
             try:
-                self._carry_out(order, built)
+                self._carry_out(order, engines)
             except _Abandoned:
                 pass
             except (EOFError, BrokenPipeError, ConnectionResetError):
                 raise
             except Exception as error:
                 self._line.send(_portable(error))
-            self._line.send(Ended())
+            self._line.send(Ended(peak_bytes=engines.peak_bytes()))
 
-    def _carry_out(self, order: Order, built: Built) -> None:
-        with closing(self._results(order, built)) as results:
+    def _carry_out(self, order: Order, engines: LocalEngines) -> None:
+        with closing(self._results(order, engines)) as results:
             for done in results:
                 self._line.send(done)
 
-    def _results(self, order: Order, built: Built) -> Generator[Done, None, None]:
-        runner = self._runner(built)
+    def _results(self, order: Order, engines: LocalEngines) -> Generator[Done, None, None]:
         if isinstance(order, Search):
-            kept = LargestAdapter(self._setting.scratch, built.base, (), alone=False)
-            queue = _RemoteQueue(self._line, order.slots)
-            yield from replace(runner, largest=kept, deadline=order.deadline).search(queue)
+            runner = engines.runner(
+                order.spec or engines.built.spec,
+                largest=LargestAdapter(self._setting.scratch, (), alone=False),
+                tell=self._tell,
+                on_shortage=self._line.send,
+                deadline=order.deadline,
+            )
+            yield from runner.search(_RemoteQueue(self._line, order.slots))
         elif isinstance(order, Do):
+            runner = engines.runner(
+                order.spec or engines.built.spec,
+                folder=order.folder or self._setting.final,
+                tell=self._tell,
+                on_shortage=self._line.send,
+            )
             yield from runner.run(order.jobs)
-
-    def _runner(self, built: Built) -> LocalRunner:
-        engine = replace(built.engine, on_shortage=self._line.send)
-        return LocalRunner(
-            engine=engine,
-            limits=built.limits,
-            test=built.data.test,
-            folder=self._setting.final,
-            tell=self._tell,
-        )
+        elif isinstance(order, ForgetPeak):
+            engines.forget_peak()
 
     def _tell(self, event: Event) -> None:
         if self._line.poll():  # unasked, nothing else comes while an order is carried out
@@ -181,4 +201,8 @@ class _RemoteQueue:
 
 def _portable(error: Exception) -> Exception:
     """As it can be raised at the other end."""
-    return error if isinstance(error, LoratuneError) else RuntimeError(f"{type(error).__name__}: {error}")
+    return (
+        error
+        if isinstance(error, LoratuneError | TooSlow)
+        else RuntimeError(f"{type(error).__name__}: {error}")
+    )

@@ -13,8 +13,8 @@ from pydantic import TypeAdapter
 from loratune.analysis.truncation import TruncationRun, patterned
 from loratune.costs.readings import cut_ranks
 from loratune.lora.layout import AdapterLayout, find_targets
-from loratune.runners.local import LocalRunner, read_adapter
-from loratune.runners.runner import AdapterFile
+from loratune.runners.local import LargestAdapter, read_adapter
+from loratune.runners.runner import AdapterFile, Runner
 from loratune.search.claims import note
 from loratune.search.compare import unit
 from loratune.search.layer_ranks import QUESTION, LayerRanksSearch, layer_rank_claims
@@ -53,14 +53,16 @@ class AfterSearch:
     priced: Forecast
     study: Study
     tell: Tell
-    runner: LocalRunner
+    runner: Runner
+    largest: LargestAdapter
+    """Of the search."""
     driver: Driver
     """Of the search, with all its results."""
     truncation: Truncation | None = field(default=None, init=False)
 
     def examine(self, decision: Decision, history: list[TrialResult]) -> Decision:
         """The decision with the evidence of the kept adapter; unchanged where the clock or the search left none."""
-        kept = self.runner.largest.file() if self.runner.largest else None
+        kept = self.largest.file()
         if kept is None or self.runner.late or kept[1].hyper_parameters.r < 2:
             return decision
         result, file = kept
@@ -75,8 +77,8 @@ class AfterSearch:
         if not self.options.layer_ranks:
             return decision
         setting = decision.hyper_parameters
-        targets = find_targets(self.bench.base.profile.targets, setting.target_modules)
-        other = patterned(setting, read_adapter(file, self.bench.base), targets)
+        targets = find_targets(self.bench.profile.targets, setting.target_modules)
+        other = patterned(setting, read_adapter(file, self.bench.profile), targets)
         if other is None or not other.rank_pattern:
             largest = file.hyper_parameters.r
             why = f"rank {setting.r} is all that the rank-{largest} adapter of the search has to share out"
@@ -87,7 +89,7 @@ class AfterSearch:
 
     def _uniform_rank(self, setting: HyperParameters) -> int:
         """The rank that takes as many parameters on the layers that the search started from."""
-        available = self.bench.base.profile.targets
+        available = self.bench.profile.targets
         own = find_targets(available, setting.target_modules)
         return max(
             1, round(AdapterLayout.of(setting, own).size / self.priced.context.model.parameters_per_rank)

@@ -100,8 +100,8 @@ def task_at_hand(bench: Workbench, options: SearchOptions) -> StudiedTask:
     """The facts of what is about to be tuned; parameters per rank are of the layers that are targeted."""
     profile = bench.data.profile
     epochs = passes(options.epochs, profile.rows)
-    task = task_of(profile, bench.base.profile, epochs=epochs, dataset=dataset_name(options))
-    targets = find_targets(bench.base.profile.targets, options.target_modules)
+    task = task_of(profile, bench.profile, epochs=epochs, dataset=dataset_name(options))
+    targets = find_targets(bench.profile.targets, options.target_modules)
     parameters = sum(target.in_features + target.out_features for target in targets)
     return replace(task, parameters_per_rank=parameters if task.parameters_per_rank else 0)
 

@@ -1,6 +1,6 @@
 """The final run: the recommended trial beside the default recipe, early stopping, and the test split, once.
 
-Knows the engine and the study; the recommendation comes from outside.
+Knows a runner and the study; the recommendation comes from outside.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from loratune.analysis.final import Final, FinalModel, SplitScores
+from loratune.analysis.subject import Subject
 from loratune.data.batches import Rows
 from loratune.data.table import TokenTable
 from loratune.engine.evaluate import Evaluation
-from loratune.engine.pack import PackEngine
 from loratune.errors import ResourceError
 from loratune.runners.local import early_stopping, read_adapter
 from loratune.runners.runner import (
@@ -44,10 +44,9 @@ class FinalRunner:
 
     runner: Runner
     """Keeps final adapters in `FOLDER` of the study's directory."""
-    engine: PackEngine
-    """Whose rows they are."""
+    subject: Subject
+    """Whose rows they are, those for the test included."""
     study: Study
-    test: TokenTable
     patience: int
     tell: Tell = nobody
 
@@ -124,23 +123,26 @@ class FinalRunner:
         return list(found.evaluations)
 
     def _scored(self, evaluation: Evaluation, table: TokenTable) -> SplitScores:
-        metrics, scores = self.engine.scoring.measure(evaluation, table)
+        metrics, scores = self.subject.scoring.measure(evaluation, table)
         return SplitScores(
             metrics=dict(metrics), example_nll=evaluation.example_nll, example_scores=dict(scores)
         )
 
     def _compare(self, ours: _Trained, other: _Trained | None, notes: tuple[str, ...]) -> Final:
         self.tell(PhaseBegan(phase=Phase.TESTING))
-        labelled = self.engine.label_tokens is not None
+        subject, test = self.subject, self.subject.test
+        assert test is not None, "a final run has test rows"
         pairs = [ours] if other is None else [ours, other]
-        tested = self._score([*(file for _, file in pairs), None], "test", labels=labelled)
-        (base_validation,) = self._score([None], "validation", labels=labelled and self.engine.labels_at_end)
-        stopping = early_stopping(self.engine, ours[0].trial.hyper_parameters.epochs, self.patience)
+        tested = self._score([*(file for _, file in pairs), None], "test", labels=subject.labelled)
+        asked = subject.labelled and subject.scoring.asks_labels
+        (base_validation,) = self._score([None], "validation", labels=asked)
+        epochs = ours[0].trial.hyper_parameters.epochs
+        stopping = early_stopping(subject.train, subject.validation, epochs, self.patience)
         found = [
             FinalModel(
                 validation=_of_result(result),
-                test=self._scored(each, self.test),
-                adapter=read_adapter(file, self.engine.base),
+                test=self._scored(each, test),
+                adapter=read_adapter(file, subject.profile),
                 file=file,
                 result=result,
             )
@@ -150,10 +152,10 @@ class FinalRunner:
             recommended=found[0],
             default_recipe=found[1] if other is not None else None,
             base_model=FinalModel(
-                validation=self._scored(base_validation, self.engine.validation),
-                test=self._scored(tested[-1], self.test),
+                validation=self._scored(base_validation, subject.validation),
+                test=self._scored(tested[-1], test),
             ),
-            before=_nll(base_validation, self.engine.validation, self.engine.sampled_rows(stopping.rows)),
+            before=_nll(base_validation, subject.validation, subject.sampled_rows(stopping.rows)),
             notes=notes,
         )
 

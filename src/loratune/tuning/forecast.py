@@ -14,7 +14,6 @@ from loratune.costs.planner import Planner
 from loratune.costs.readings import Evaluations, final_evaluations
 from loratune.maths.laws import useful_batches
 from loratune.reporting.wording import duration, price
-from loratune.runners.local import LocalRunner
 from loratune.runners.runner import NoiseJob, NoiseMeasured, only
 from loratune.search.layer_ranks import QUESTION
 from loratune.search.space import prior_setting
@@ -96,7 +95,7 @@ class Forecast:
         """The plan as an event."""
         return Planned(
             data=bench.data.profile,
-            model=bench.base.profile,
+            model=bench.profile,
             plan=self.plan,
             slots=self.slots,
             peak_bytes=self.peak_bytes,
@@ -172,7 +171,7 @@ def forecast(
     budget = Budget.parse(options.budget)
     seconds = None  # no limit
     alone = context.seconds_alone if context.costs.pace else 0.0
-    runs = planned["runs"] if planned else budget.runs_on(alone=alone, gpu=bench.base.device.type == "cuda")
+    runs = planned["runs"] if planned else budget.runs_on(alone=alone, gpu=bench.on_gpu)
     if runs is None:
         assert budget.seconds is not None
         further = _LAYER_RANK_RUNS if options.layer_ranks else 0
@@ -278,7 +277,7 @@ def _with_range(bench: Workbench, options: SearchOptions, priced: Forecast) -> C
         epochs=context.wishes.epochs,
         seed=options.seed,
     )
-    measured = only(LocalRunner(engine=bench.engine).run([job]))
+    measured = only(bench.runner.run([job]))
     assert isinstance(measured, NoiseMeasured)
     noise, known = measured.noise, priced.corrections
     if noise is None:

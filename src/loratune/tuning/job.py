@@ -9,16 +9,15 @@ from time import monotonic
 from loratune.analysis.diagnose import before_training
 from loratune.analysis.final import Final
 from loratune.costs.budget import Budget
-from loratune.costs.limits import measured_peak
 from loratune.files.lock import forget_stop, is_asked_to_stop
-from loratune.lora.peft_io import save_adapter
-from loratune.model.device import forget_peak
+from loratune.lora.peft_io import publish_adapter
 from loratune.model.source import portable_name
 from loratune.reporting.card import card_of
 from loratune.reporting.facts import RunCost, to_stored
 from loratune.reporting.result import TuneResult, load_result, write_result
 from loratune.reporting.wording import setting_words
-from loratune.runners.local import LargestAdapter, LocalRunner
+from loratune.runners.local import LargestAdapter
+from loratune.runners.runner import Runner
 from loratune.study.record import Study
 from loratune.tuning.after_search import AfterSearch
 from loratune.tuning.driver import Driver, FindingsTeller, findings_of
@@ -82,7 +81,7 @@ class Job:
     @property
     def peak_bytes(self) -> int:
         """Most that the process has held, earlier parts of a resumed run included."""
-        return max(self.earlier_peak, measured_peak(self.bench.base.device, self.bench.limits.execution))
+        return max(self.earlier_peak, self.bench.engines.peak_bytes())
 
     def keep_costs(self) -> None:
         """For a later part of the run."""
@@ -92,12 +91,11 @@ class Job:
         self.study.put_fact(PACKS, self.occupancy.kept())
 
     def run(self) -> tuple[TuneResult, int]:
-        forget_peak(
-            self.bench.base.device
-        )  # calibration tries steps as large as fit, whatever the search needs
+        self.bench.engines.forget_peak()  # calibration tries steps as large as fit, whatever the search needs
         strategy, history = self.priced.strategy, self._history()
         tell = Bus(self.tell, FindingsTeller(lambda: strategy.decide(history), self.tell))
-        runner = self._runner(tell)
+        largest = LargestAdapter(self.options.directory, self.study.results())
+        runner = self._runner(tell, largest)
         before = self._look(runner)
         driver = Driver(
             ask=strategy.ask,
@@ -119,6 +117,7 @@ class Job:
             study=self.study,
             tell=self.tell,
             runner=runner,
+            largest=largest,
             driver=driver,
         )
         decision = after.examine(strategy.decide(history), history)
@@ -130,7 +129,7 @@ class Job:
         result = self._write(decision, after.truncation, final, before, runner, cut=cut, stopped=stopped)
         return result, CLOCK_CUT if cut else 0
 
-    def _look(self, runner: LocalRunner) -> tuple[Diagnosis, ...]:
+    def _look(self, runner: Runner) -> tuple[Diagnosis, ...]:
         """What is wrong with the rows, reported before anything is trained on them."""
         removed = self.bench.data.profile.duplicates_removed
         found = before_training(self.bench.subject, runner, removed=removed)
@@ -141,14 +140,14 @@ class Job:
     def _history(self) -> list[TrialResult]:
         return [result for result in self.study.results() if result.asked.stage is not Stage.FINAL]
 
-    def _runner(self, tell: Tell) -> LocalRunner:
-        return LocalRunner(
-            engine=self.bench.engine,
+    def _runner(self, tell: Tell, largest: LargestAdapter) -> Runner:
+        return self.bench.engines.runner(
+            self.bench.spec,
             planner=self.planner,
-            test=self.bench.data.test,
             folder=self.options.directory / FOLDER,
             tell=tell,
-            largest=LargestAdapter(self.options.directory, self.bench.base, self.study.results()),
+            largest=largest,
+            on_shortage=self.planner.learn,
             deadline=self._deadline(),
             stopped=self._stopped,
         )
@@ -166,16 +165,15 @@ class Job:
         left = budget.seconds - used - _FINAL_RESERVE * self.priced.final_seconds
         return self.started + left
 
-    def _final(self, decision: Decision, runner: LocalRunner) -> Final:
+    def _final(self, decision: Decision, runner: Runner) -> Final:
         recipe = self.options.hyper_parameters(epochs=self.priced.context.wishes.epochs)
         seed = self.options.seed
         known = best_seed(self._history(), decision.hyper_parameters)
         fits = recipe.r <= self.priced.context.model.largest_rank
         return FinalRunner(
             runner=runner,
-            engine=self.bench.engine,
+            subject=self.bench.subject,
             study=self.study,
-            test=self.bench.data.test,
             patience=self.options.patience,
             tell=self.tell,
         ).run(decision.hyper_parameters, recipe if fits else None, seed if known is None else known, seed)
@@ -186,13 +184,13 @@ class Job:
         truncation: Truncation | None,
         final: Final,
         before: tuple[Diagnosis, ...],
-        runner: LocalRunner,
+        runner: Runner,
         *,
         cut: bool,
         stopped: bool,
     ) -> TuneResult:
         """Adapter, report, and `result.json` last."""
-        directory, base = self.options.directory, self.bench.base
+        directory = self.options.directory
         facts = run_facts(
             runner=runner,
             options=self.options,
@@ -209,12 +207,11 @@ class Job:
             cost=self._cost(),
         )
         name = portable_name(self.options.model)
-        save_adapter(
-            final.adapter,
+        publish_adapter(
+            final.file.folder,
             directory / "adapter",
-            base.model,
             base_name=name,
-            tokenizer=base.tokenizer,
+            tokenizer=self.bench.tokenizer,
             card=card_of(facts, name),
         )
         task = self._studied(decision)

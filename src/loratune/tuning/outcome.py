@@ -14,12 +14,11 @@ from loratune.analysis.sensitivity import sensitivity
 from loratune.data.table import TokenTable
 from loratune.engine.scoring import table_rows
 from loratune.errors import OutputError
-from loratune.lora.layout import Adapter
-from loratune.lora.peft_io import lora_config
+from loratune.lora.peft_io import saved_config
 from loratune.metrics import NLL, Metric, find, margin_in_nats, metrics
 from loratune.reporting.facts import Floats, Gain, ModelScores, RunCost, RunFacts
 from loratune.runners.local import early_stopping
-from loratune.runners.runner import Runner
+from loratune.runners.runner import AdapterFile, Runner
 from loratune.search.field import believed
 from loratune.tuning.forecast import Forecast
 from loratune.tuning.lessons import survived
@@ -54,23 +53,21 @@ def training_record(
     options: CommonOptions, bench: Workbench, *, seed: int, epochs: float, patience: int
 ) -> TrainingRecord:
     """Of a final run on this workbench."""
-    tokenizer = bench.base.tokenizer
-    assert tokenizer is not None, "rows have been tokenised"
-    stopping = early_stopping(bench.engine, epochs, patience)
+    stopping = early_stopping(bench.data.train, bench.data.validation, epochs, patience)
     return TrainingRecord(
         model=options.model,
         data=options.data,
         data_fingerprint=bench.data.fingerprint,
         data_options=asdict(data_options(options)),
         prompt=bench.data.prompt,
-        dtype=str(bench.base.dtype).removeprefix("torch."),
-        weight_format=bench.base.weight_format,
+        dtype=bench.facts.dtype,
+        weight_format=bench.profile.weight_format,
         seed=seed,
         rows=len(bench.data.train),
         max_length=bench.data.profile.max_length,
         evaluations=stopping.evaluations,
         patience=patience,
-        end_of_turn=str(tokenizer.eos_token),
+        end_of_turn=str(bench.tokenizer.eos_token),
     )
 
 
@@ -103,12 +100,12 @@ def load_run(directory: Path) -> TrainedRun:
 _PACKAGES = ("torch", "transformers", "peft", "optuna", "numpy")
 
 
-def named_targets(chosen: HyperParameters, adapter: Adapter, bench: Workbench) -> HyperParameters:
-    """The hyper-parameters of a final adapter with its modules by name, as PEFT's config has them."""
-    trained = adapter.hyper_parameters
-    config = lora_config(trained, bench.base.model, adapter.layout.targets)
+def named_targets(chosen: HyperParameters, file: AdapterFile) -> HyperParameters:
+    """The hyper-parameters of a final adapter with its modules by name, as the PEFT config beside it has them."""
     return replace(
-        chosen, learning_rate=trained.learning_rate, target_modules=tuple(sorted(config.target_modules))
+        chosen,
+        learning_rate=file.hyper_parameters.learning_rate,
+        target_modules=tuple(sorted(saved_config(file.folder).target_modules or ())),
     )
 
 
@@ -140,10 +137,9 @@ def run_facts(
         *_final_claims(final, gains),
     )
     margin = margin_in_nats(context.wishes.metric, context.wishes.margin)
-    tokenizer = bench.base.tokenizer
     diagnoses = combined(before, of_run(bench.subject, runner, final, results, margin=margin))
     evidence += tuple(each.to_evidence() for each in diagnoses)
-    chosen = named_targets(decision.hyper_parameters, final.adapter, bench)
+    chosen = named_targets(decision.hyper_parameters, final.file)
     return RunFacts(
         model=options.model,
         data=options.data,
@@ -182,9 +178,7 @@ def run_facts(
             epochs=chosen.epochs,
             patience=options.patience,
         ),
-        held_out=None
-        if tokenizer is None
-        else held_out(final, bench.data.test, tokenizer, bench.data.labels),
+        held_out=held_out(final, bench.data.test, bench.tokenizer, bench.data.labels),
     )
 
 

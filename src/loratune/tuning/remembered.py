@@ -7,8 +7,6 @@ is older than a month or no longer fits into memory is measured again.
 from __future__ import annotations
 
 import json
-import os
-import platform
 from dataclasses import replace
 from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
@@ -21,10 +19,10 @@ import numpy as np
 import torch
 
 from loratune.costs.calibration import Calibration
-from loratune.costs.limits import Limits
 from loratune.costs.threads import is_shared
-from loratune.engine.pack import PackEngine
+from loratune.data.table import TokenTable
 from loratune.files.write import write_atomically
+from loratune.runners.spec import EngineFacts
 from loratune.tuning.options import SearchOptions
 from loratune.values import PLAIN
 from loratune.values.plain import to_plain
@@ -34,28 +32,29 @@ _OLDEST = 30 * 86400.0
 
 
 def remembered(
-    folder: Path, engine: PackEngine, limits: Limits, options: SearchOptions
+    folder: Path, facts: EngineFacts, train: TokenTable, options: SearchOptions
 ) -> Calibration | None:
     """What was measured for such a model and such rows here; None where nothing was that still holds."""
-    path = _path(folder, engine, limits, options)
+    path = _path(folder, facts, train, options)
     try:
         if time() - path.stat().st_mtime > _OLDEST:
             return None
         found = Calibration.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
+    limits = facts.limits
     seen = replace(
         limits,
         micro_batch_tokens=max(found.micro_batch_tokens, limits.max_length),
         correction=found.correction,
     )
     recipe = options.hyper_parameters()
-    recipe = replace(recipe, r=min(recipe.r, engine.base.profile.largest_rank))
+    recipe = replace(recipe, r=min(recipe.r, facts.profile.largest_rank))
     return found if found.slots >= 1 and seen.fits([recipe] * found.slots) else None
 
 
 def remember(
-    folder: Path, engine: PackEngine, limits: Limits, options: SearchOptions, calibration: Calibration
+    folder: Path, facts: EngineFacts, train: TokenTable, options: SearchOptions, calibration: Calibration
 ) -> None:
     """Keep it for the next command; a cache that cannot be written is none.
 
@@ -63,7 +62,7 @@ def remember(
     """
     if calibration.threads:
         return
-    path = _path(folder, engine, limits, options)
+    path = _path(folder, facts, train, options)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(to_plain(calibration)) + "\n")
@@ -71,18 +70,17 @@ def remember(
         return
 
 
-def _path(folder: Path, engine: PackEngine, limits: Limits, options: SearchOptions) -> Path:
+def _path(folder: Path, facts: EngineFacts, train: TokenTable, options: SearchOptions) -> Path:
     """A name for all that the measurement depends on; lengths count in steps of a quarter doubling."""
-    text = json.dumps(_circumstances(engine, limits, options), sort_keys=True)
+    text = json.dumps(_circumstances(facts, train, options), sort_keys=True)
     return folder / f"{blake2b(text.encode(), digest_size=12).hexdigest()}.json"
 
 
-def _circumstances(engine: PackEngine, limits: Limits, options: SearchOptions) -> dict[str, Any]:
-    device, profile, train = engine.base.device, engine.base.profile, engine.train
-    cuda = device.type == "cuda"
+def _circumstances(facts: EngineFacts, train: TokenTable, options: SearchOptions) -> dict[str, Any]:
+    profile = facts.profile
     return {
-        "device": torch.cuda.get_device_name(device) if cuda else f"{platform.processor()} {os.cpu_count()}",
-        "threads": [0, False] if cuda else [torch.get_num_threads(), is_shared()],
+        "device": facts.device_name,
+        "threads": [torch.get_num_threads(), is_shared()] if facts.on_cpu else [0, False],
         "versions": [_version(name) for name in ("loratune", "torch", "transformers", "triton")],
         "model": [
             profile.family,
@@ -92,12 +90,12 @@ def _circumstances(engine: PackEngine, limits: Limits, options: SearchOptions) -
             profile.vocabulary,
         ],
         "targets": [options.target_modules, profile.parameters_per_rank],
-        "dtype": str(engine.base.dtype),
-        **({} if engine.base.weight_format == PLAIN else {"weights": engine.base.weight_format}),
-        "paths": str(engine.chosen_paths),
+        "dtype": f"torch.{facts.dtype}",
+        **({} if profile.weight_format == PLAIN else {"weights": profile.weight_format}),
+        "paths": str(facts.paths),
         "pack_size": options.pack_size,
         "memory": options.device_memory,  # what is free changes by the minute: whether it fits is checked instead
-        "rows": [_step(float(train.lengths.mean())), _step(limits.max_length), min(len(train), 1024)],
+        "rows": [_step(float(train.lengths.mean())), _step(facts.limits.max_length), min(len(train), 1024)],
         "supervised": _step(float(np.mean(train.supervised_counts) / np.mean(train.lengths))),
     }
 

@@ -78,8 +78,8 @@ def fingerprint(options: TuneOptions, bench: Workbench) -> dict[str, Any]:
         "model_digest": model_digest(options.model),
         "tokenizer_digest": tokenizer_digest(locate(options.model)),
         "weights_digest": weights_digest(locate(options.model), every_byte=options.hash_weights),
-        "base_dtype": str(bench.base.dtype).removeprefix("torch."),
-        **_format_of(bench.base.weight_format),
+        "base_dtype": bench.facts.dtype,
+        **_format_of(bench.profile.weight_format),
         "largest_batch": search_context(bench, options).limits.largest_batch,
     }
 

@@ -6,14 +6,15 @@ Everything that can be wrong with the user's input is found here, before anythin
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
-import torch
+from transformers import PreTrainedTokenizerBase
 
 from loratune.analysis.subject import Subject
 from loratune.costs.budget import Budget, TooSlow, in_words
@@ -24,18 +25,23 @@ from loratune.data.prepare import PreparedData
 from loratune.data.survey import Decoder, survey
 from loratune.data.table import TokenTable
 from loratune.engine.labels import labelling_passes
-from loratune.engine.memory import Shortage
-from loratune.engine.pack import PackEngine
 from loratune.errors import BudgetError, InputError, OutputError
 from loratune.files.lock import is_empty
 from loratune.lora.layout import find_targets
 from loratune.maths.laws import EPOCH_CHOICES, passes
 from loratune.metrics import BUILT_IN, Metric, Needs, Outputs, default_margin, find, metrics
-from loratune.model.base import BaseModel
 from loratune.model.tokenizer import load_tokenizer
-from loratune.runners.local import LocalRunner
-from loratune.runners.runner import Calibrated, CalibrationJob, only
-from loratune.runners.spec import EngineSpec, build, data_facts, model_cache, trial_costs
+from loratune.runners.engines import Engines, Host, in_process
+from loratune.runners.runner import Calibrated, CalibrationJob, Evaluated, Runner, ScoringJob, only
+from loratune.runners.spec import (
+    EngineFacts,
+    EngineSpec,
+    data_facts,
+    model_cache,
+    read_rows,
+    scoring_of,
+    trial_costs,
+)
 from loratune.tuning.options import CommonOptions, SearchOptions, data_options
 from loratune.tuning.remembered import remember, remembered
 from loratune.values import (
@@ -50,18 +56,19 @@ from loratune.values import (
 ROWS = 32
 
 
-def try_metric(engine: PackEngine) -> tuple[str, ...]:
+def try_metric(subject: Subject, runner: Runner) -> tuple[str, ...]:
     """Score the base model on a few validation rows, and the references against themselves; notes on what is odd.
 
     Raises `InputError` where the metric fails or gives anything but a finite score for each row.
     """
-    metric = engine.scoring.metric
-    if metric.name in BUILT_IN:
+    scoring = subject.scoring
+    if scoring.metric.name in BUILT_IN:
         return ()
-    table = engine.sample(ROWS)
-    (base,) = engine.evaluate([None], table, labels=engine.scoring.asks_labels)
-    outputs = engine.scoring.outputs(base, table)
-    return _oddities(metric, outputs, table)
+    table = subject.validation.take(subject.sampled_rows(ROWS))
+    job = ScoringJob(adapters=(None,), split="validation", rows=ROWS, labels=scoring.asks_labels)
+    done = only(runner.run([job]))
+    assert isinstance(done, Evaluated)
+    return _oddities(scoring.metric, scoring.outputs(done.evaluations[0], table), table)
 
 
 def _oddities(metric: Metric, outputs: Outputs, table: TokenTable) -> tuple[str, ...]:
@@ -86,22 +93,53 @@ class Workbench:
 
     options: CommonOptions
     spec: EngineSpec
-    """What `engine` was built from, as it is trained now."""
+    """Of the engines, as they train now."""
     data: PreparedData
-    base: BaseModel
-    engine: PackEngine
+    tokenizer: PreTrainedTokenizerBase
+    engines: Engines
+    """In this process or elsewhere; what needs one of them is a job of a runner."""
     limits: Limits
     """What fits in memory."""
 
     @property
+    def facts(self) -> EngineFacts:
+        """What is known of the engines."""
+        return self.engines.facts
+
+    @property
+    def profile(self) -> ModelProfile:
+        """Of the base model."""
+        return self.facts.profile
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether trials are trained on one."""
+        return not self.facts.on_cpu
+
+    @cached_property
     def subject(self) -> Subject:
         """What analysis knows of the study."""
-        return Subject.of(self.engine, self.data.test)
+        return Subject(
+            train=self.data.train,
+            validation=self.data.validation,
+            scoring=scoring_of(self.spec, self.data, self.tokenizer),
+            profile=self.profile,
+            labelled=bool(self.data.label_tokens),
+            seed=self.spec.data.seed,
+            test=self.data.test,
+            group=self.facts.group,
+            on_cpu=self.facts.on_cpu,
+        )
+
+    @property
+    def runner(self) -> Runner:
+        """One for jobs that train no trial of a search."""
+        return self.engines.runner(self.spec)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What is unusual about the model, and how the rows were read: a sentence each."""
-        return (*self.base.profile.notes, *self.data.notes)
+        return (*self.profile.notes, *self.data.notes)
 
     @property
     def labelling_passes(self) -> float:
@@ -113,10 +151,11 @@ class Workbench:
 
         `spent`: seconds since the start. Raises `BudgetError` as soon as a budget in time is seen not to work.
         """
-        known = None if options.recalibrate else remembered(calibrations(), self.engine, self.limits, options)
+        known = (
+            None if options.recalibrate else remembered(calibrations(), self.facts, self.data.train, options)
+        )
         if known is not None:
             return known
-        runner = LocalRunner(engine=self.engine, limits=self.limits)
         recipe, budget = options.hyper_parameters(), Budget.parse(options.budget)
         tokens = _FINAL_TRIALS * recipe.epochs * float(self.data.train.lengths.sum())
         left = None if budget.seconds is None else _left(options, budget.seconds - spent, spent)
@@ -124,7 +163,7 @@ class Workbench:
             recipe=recipe, pack_size=options.pack_size, least_rate=0.0 if left is None else tokens / left
         )
         try:
-            found = only(runner.run([job]))
+            found = only(self.runner.run([job]))
         except TooSlow as slow:
             final = tokens / slow.rate
             raise BudgetError(
@@ -133,17 +172,11 @@ class Workbench:
                 f"{in_words(spent + 2 * final)} or lower --train-rows."
             ) from None
         assert isinstance(found, Calibrated)
-        remember(calibrations(), self.engine, self.limits, options, found.calibration)
+        remember(calibrations(), self.facts, self.data.train, options, found.calibration)
         return found.calibration
-
-    def with_shortage_handler(self, on_shortage: Callable[[Shortage], None]) -> Workbench:
-        """The same with a function that is called with each out-of-memory error that was recovered from."""
-        return replace(self, engine=replace(self.engine, on_shortage=on_shortage))
 
     def calibrated(self, calibration: Calibration) -> Workbench:
         """The same with the micro-batches and the memory that were measured here; steps run with those threads."""
-        if calibration.threads:
-            torch.set_num_threads(calibration.threads)
         tokens = calibration.micro_batch_tokens or self.limits.micro_batch_tokens
         tokens = max(tokens, self.limits.max_length)
         return replace(
@@ -152,9 +185,7 @@ class Workbench:
                 self.spec,
                 micro_batch_tokens=tokens,
                 evaluation_tokens=calibration.evaluation_tokens or None,
-            ),
-            engine=self.engine.with_micro_batches(
-                tokens, in_evaluation=calibration.evaluation_tokens or None
+                threads=calibration.threads,
             ),
             limits=replace(self.limits, micro_batch_tokens=tokens, correction=calibration.correction),
         )
@@ -198,13 +229,19 @@ def open_workbench(
     ranks: tuple[int, ...],
     epochs: float | Literal["auto"],
     metric: str = "nll",
+    labels_at_end: bool | None = None,
     surveyed: bool = False,
     weight_format: str | None = None,
+    host: Host = in_process,
 ) -> Iterator[Workbench]:
     """Load and check everything; the tokens of large data live in a temporary folder that goes in the end.
 
-    With `surveyed` the data's profile has its survey, which takes seconds. `weight_format`: of the base model where
-    an earlier part of the study has settled it.
+    Args:
+        labels_at_end: as in `EngineSpec`.
+        surveyed: whether the data's profile has its survey, which takes seconds.
+        weight_format: of the base model where an earlier part of the study has settled it.
+        host: has the engines.
+
     Raises `InputError` of all kinds for wrong input, `ResourceError` for a device that is absent or too small.
     """
     spec = EngineSpec(
@@ -218,21 +255,23 @@ def open_workbench(
         target_modules=targets,
         ranks=ranks,
         weight_format=weight_format,
+        labels_at_end=labels_at_end,
     )
     tokenizer = load_tokenizer(options.model, cache=model_cache())
     with TemporaryDirectory(prefix="loratune-") as folder:
-        built = build(spec, Path(folder), tokenizer=tokenizer)
-        data = with_survey(built.data, tokenizer, options.seed) if surveyed else built.data
-        data = replace(data, notes=(*data.notes, *try_metric(built.engine)))
-        with running(0):  # a calibration may choose fewer threads, for this command alone
-            yield Workbench(
+        data = read_rows(spec.model, spec.data, tokenizer, Path(folder))
+        with host(spec, data, tokenizer) as engines, running(0):  # a calibration may choose fewer threads
+            facts = engines.facts
+            bench = Workbench(
                 options=options,
-                spec=built.spec,
-                data=data,
-                base=built.base,
-                engine=built.engine,
-                limits=built.limits,
+                spec=replace(spec, weight_format=facts.profile.weight_format),
+                data=with_survey(data, tokenizer, options.seed) if surveyed else data,
+                tokenizer=tokenizer,
+                engines=engines,
+                limits=facts.limits,
             )
+            notes = (*data.notes, *facts.notes, *try_metric(bench.subject, bench.runner))
+            yield replace(bench, data=replace(bench.data, notes=notes))
 
 
 def model_facts(profile: ModelProfile, target_modules: tuple[str, ...]) -> ModelFacts:
@@ -254,7 +293,7 @@ _FINAL_TRIALS = 2
 
 def search_context(bench: Workbench, options: SearchOptions) -> SearchContext:
     """Everything but the budget. Raises `InputError` for a metric that the data cannot have."""
-    data, profile = bench.data, bench.base.profile
+    data, profile = bench.data, bench.profile
     metric = find(options.metric)
     if metric.needs is Needs.LABELS and not data.labels:
         others = ", ".join(each.name for each in metrics() if each.needs is not Needs.LABELS)

@@ -1,0 +1,125 @@
+"""Whoever has the engines of a study: a driver asks for runners on them and need not have an engine itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from loratune.costs.limits import measured_peak
+from loratune.data.prepare import PreparedData
+from loratune.engine.memory import Shortage, ignore
+from loratune.engine.pack import PackEngine
+from loratune.model.device import forget_peak
+from loratune.runners.local import LargestAdapter, LocalRunner
+from loratune.runners.queue import Plans
+from loratune.runners.runner import Runner
+from loratune.runners.spec import Built, EngineFacts, EngineSpec, build_on
+from loratune.values.events import Tell, nobody
+
+
+def never() -> bool:
+    """Nobody asks for an end."""
+    return False
+
+
+class Engines(Protocol):
+    """Engines of one specification, wherever they are."""
+
+    @property
+    def facts(self) -> EngineFacts:
+        """What is to be known of them."""
+
+    def runner(
+        self,
+        spec: EngineSpec,
+        *,
+        planner: Plans | None = None,
+        folder: Path | None = None,
+        largest: LargestAdapter | None = None,
+        tell: Tell = nobody,
+        on_shortage: Callable[[Shortage], None] = ignore,
+        deadline: float | None = None,
+        stopped: Callable[[], bool] = never,
+    ) -> Runner:
+        """A runner on them, with the micro-batches and threads of `spec`; the rest as in `LocalRunner`."""
+
+    def peak_bytes(self) -> int:
+        """Most that a process of theirs has held since `forget_peak`, on its device."""
+
+    def forget_peak(self) -> None:
+        """Count what is held from now on."""
+
+
+Host = Callable[[EngineSpec, PreparedData, PreTrainedTokenizerBase], AbstractContextManager[Engines]]
+"""Starts the engines of a specification, for rows that have been read here. Raises what building an engine raises."""
+
+
+class LocalEngines:
+    """One engine, in this process."""
+
+    def __init__(self, built: Built) -> None:
+        self.built = built
+        self.engine: PackEngine = built.engine
+        """With the micro-batches of the last runner."""
+        self._tokens: tuple[int | None, int | None] = (
+            built.spec.micro_batch_tokens,
+            built.spec.evaluation_tokens,
+        )
+
+    @property
+    def facts(self) -> EngineFacts:
+        return self.built.facts
+
+    def runner(
+        self,
+        spec: EngineSpec,
+        *,
+        planner: Plans | None = None,
+        folder: Path | None = None,
+        largest: LargestAdapter | None = None,
+        tell: Tell = nobody,
+        on_shortage: Callable[[Shortage], None] = ignore,
+        deadline: float | None = None,
+        stopped: Callable[[], bool] = never,
+    ) -> LocalRunner:
+        self._adjust(spec)
+        return LocalRunner(
+            engine=replace(self.engine, on_shortage=on_shortage),
+            limits=self.built.limits,
+            planner=planner,
+            test=self.built.data.test,
+            folder=folder,
+            largest=largest,
+            tell=tell,
+            deadline=deadline,
+            stopped=stopped,
+        )
+
+    def _adjust(self, spec: EngineSpec) -> None:
+        """What is built on the model stays as it is."""
+        if spec.threads:
+            torch.set_num_threads(spec.threads)
+        tokens = spec.micro_batch_tokens, spec.evaluation_tokens
+        if tokens != self._tokens and tokens[0] is not None:
+            self.engine = self.engine.with_micro_batches(tokens[0], in_evaluation=tokens[1])
+            self._tokens = tokens
+
+    def peak_bytes(self) -> int:
+        return measured_peak(self.built.base.device, self.built.limits.execution)
+
+    def forget_peak(self) -> None:
+        forget_peak(self.built.base.device)
+
+
+@contextmanager
+def in_process(
+    spec: EngineSpec, data: PreparedData, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[LocalEngines]:
+    """A `Host`: the engine in this process."""
+    yield LocalEngines(build_on(spec, data, tokenizer))
