@@ -5,7 +5,7 @@ from math import inf
 import numpy as np
 import pytest
 
-from loratune.maths.noise_scale import data_efficiency, noise_scale
+from loratune.maths.noise_scale import noise_scale
 
 
 def squared_norms(
@@ -50,10 +50,6 @@ def test_a_mean_that_cannot_be_told_from_zero_is_an_infinite_scale() -> None:
         highs.append(noise_scale(small, large, small_rows=2, large_rows=16).high)
     assert highs.count(inf) >= 12
     assert noise_scale([2.0] * 4, [0.1] * 4, small_rows=2, large_rows=16).rows == inf
-
-
-def test_data_efficiency() -> None:
-    assert [data_efficiency(b, 80) for b in (10, 20, 80)] == pytest.approx([1.125, 1.25, 2.0])
 
 
 @pytest.mark.parametrize(("small", "large"), [([1.0] * 3, [1.0] * 3), ([1.0] * 5, [1.0] * 4)])

@@ -32,13 +32,13 @@ def test_noise_pulls_the_exponent_to_the_prior() -> None:
 def test_a_curve_that_rises_with_rank_is_flat() -> None:
     law = fit_power_law(RANKS, [0.5 + 0.001 * r for r in RANKS])
     assert law.scale == 0
-    assert law.smallest_within(RANKS, 0.0) == 1
+    assert all(law.excess(r, max(RANKS)) == 0 for r in RANKS)
 
 
-def test_smallest_within() -> None:
+def test_the_excess_of_a_rank_is_the_truths() -> None:
     law = fit_power_law(RANKS, [0.5 + 0.04 * r**-0.65 for r in RANKS])
-    truth = next(r for r in RANKS if 0.04 * (r**-0.65 - 128**-0.65) <= 0.005)
-    assert law.smallest_within(RANKS, 0.005) == truth
+    for r in RANKS:
+        assert law.excess(r, 128) == pytest.approx(0.04 * (r**-0.65 - 128**-0.65), abs=1e-6)
 
 
 @pytest.mark.parametrize("losses", [[], [float("nan")], [float("inf")]])

@@ -16,7 +16,7 @@ from command_fixture import Shell
 from loratune.costs import measuring
 from loratune.errors import InputError, OutputError
 from loratune.maths.learned import learn_rank, learn_rate, likeness, measured_tasks
-from loratune.study.ledger import LedgerError, ledger_path, read_entries, read_ledger, write_entry
+from loratune.study.ledger import LedgerError, ledger_path, read_ledger, write_entry
 from loratune.study.record import Study
 from loratune.tuning.experience import Corrections, correct, dataset_name, gather, optima_of, task_of_study
 from loratune.tuning.options import PriorOptions
@@ -42,12 +42,12 @@ def test_where_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_entries_come_back_and_a_repetition_replaces_its_own(ledger: Path) -> None:
-    assert read_entries(ledger) == []
+    assert not read_ledger(ledger).studies
     assert not ledger.exists()
     write_entry(ledger, "k1", "/runs/a", TASK)
     write_entry(ledger, "k2", "/runs/b", replace(TASK, model="n"))
     write_entry(ledger, "k1", "/runs/c", replace(TASK, needed_rank=8.0))
-    entries = {entry.key: entry for entry in read_entries(ledger)}
+    entries = {entry.key: entry for entry in read_ledger(ledger).studies}
     assert set(entries) == {"k1", "k2"}
     assert entries["k2"].task == replace(TASK, model="n")
     assert (entries["k1"].directory, entries["k1"].task.needed_rank) == ("/runs/c", 8.0)
@@ -62,7 +62,7 @@ def test_many_processes_write_at_once_and_nothing_is_lost(ledger: Path) -> None:
     )
     running = [subprocess.Popen([sys.executable, "-c", script, str(ledger), str(n)]) for n in range(4)]
     assert [process.wait() for process in running] == [0] * 4
-    assert len(read_entries(ledger)) == 40
+    assert len(read_ledger(ledger).studies) == 40
 
 
 def break_it(path: Path, how: str) -> None:
@@ -103,7 +103,7 @@ def test_a_broken_ledger_is_one_sentence_and_is_left_as_it_is(how: str, ledger: 
     break_it(ledger, how)
     before = None if ledger.is_dir() else ledger.read_bytes()
     with pytest.raises(LedgerError, match=str(ledger)):
-        read_entries(ledger)
+        read_ledger(ledger)
     data = write_jsonl(tmp_path / "data.jsonl", animal_rows(20))
     found = gather(PriorOptions(model="m", data=str(data)))
     assert found.tasks == measured_tasks()
@@ -138,10 +138,10 @@ def test_a_locked_ledger_is_waited_for_and_then_told(ledger: Path, monkeypatch: 
         with pytest.raises(LedgerError, match="locked"):
             write_entry(ledger, "other", "/r", TASK)
         with pytest.raises(LedgerError, match="locked"):
-            read_entries(ledger)
+            read_ledger(ledger)
     finally:
         holder.close()
-    assert len(read_entries(ledger)) == 1
+    assert len(read_ledger(ledger).studies) == 1
 
 
 def result(rate: float, nll: float, *, r: int = 8, seed: int = 0, **changes: Any) -> TrialResult:
@@ -214,7 +214,7 @@ def test_tune_writes_the_ledger_and_the_next_study_says_that_it_used_it(
     place: dict[str, Any], tmp_path: Path, ledger: Path
 ) -> None:
     loratune.tune(**place, ranks=[2, 8], out=tmp_path / "one")
-    (entry,) = read_entries(ledger)
+    (entry,) = read_ledger(ledger).studies
     assert entry.directory == str((tmp_path / "one").resolve())
     assert entry.task == task_of_study(tmp_path / "one")
     assert {each.r for each in entry.task.optima} == {2, 8}
@@ -223,7 +223,7 @@ def test_tune_writes_the_ledger_and_the_next_study_says_that_it_used_it(
 
     repeated = loratune.tune(**place, ranks=[2, 8], out=tmp_path / "again")
     assert not any("ledger" in each.claim for each in repeated.evidence)  # alike, whatever it left behind
-    assert len(read_entries(ledger)) == 1
+    assert len(read_ledger(ledger).studies) == 1
 
     third = loratune.tune(**place, ranks=[4], out=tmp_path / "three")
     assert any("1 finished study of the ledger" in each.claim for each in third.evidence)
@@ -312,7 +312,7 @@ def test_entries_are_listed_shown_and_removed(ledger: Path, shell: Shell) -> Non
     assert shell("ledger", "show", "k2", "--json").document["optima"][0]["r"] == 8
     for wrong in (("show", "bad"), ("show", "k3"), ("remove", "k1", "k3"), ("remove",)):
         assert shell("ledger", *wrong).code == 2
-    assert len(read_entries(ledger)) == 2
+    assert len(read_ledger(ledger).studies) == 2
     assert "Removed 2 of 3" in shell("ledger", "remove", "k1", "bad").out
     found = read_ledger(ledger)
     assert ([each.key for each in found.studies], found.damaged) == (["k2"], 0)

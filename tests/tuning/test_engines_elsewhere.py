@@ -51,7 +51,7 @@ def test_nothing_is_built_in_the_drivers_process(
     for owner in (BaseModel, PackEngine, LocalEngines):
         monkeypatch.setattr(owner, "__init__", refuse)
     scratch = tmp_path / "scratch"
-    result, code = run_tune(options, host=in_processes(("cpu", "cpu"), scratch))
+    result, code = run_tune(options, host=in_processes(("cpu",), scratch))
     assert code == 0
     assert result.metrics["test"][METRIC] >= 0
     assert result.metrics["test"]["nll"] < result.metrics["base_model"]["test"]["nll"]

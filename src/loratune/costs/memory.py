@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
-from typing import Any, Literal
+from typing import Literal
 
 from loratune.costs.activations import base_bytes_per_token
 from loratune.costs.correction import UNCORRECTED, Correction, Peak
@@ -98,10 +98,6 @@ class MemoryEstimate:
         """This (uncorrected) estimate beside the measured whole, as `fit_correction` wants it."""
         fixed = self.runtime + self.workspace
         return Peak(steady=self.steady, runtime=fixed, transient=self.transient, measured=measured)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, `total` included."""
-        return {**self.parts, "total": self.total}
 
 
 def estimate_pack(

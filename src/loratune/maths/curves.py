@@ -38,10 +38,6 @@ class PowerLaw:
         """Expected loss of rank r above that of the reference rank."""
         return self.predict(r) - self.predict(reference)
 
-    def smallest_within(self, ranks: Sequence[int], margin: float) -> int:
-        """The smallest of `ranks` whose expected loss lies within `margin` of the largest one's."""
-        return next(r for r in sorted(ranks) if self.excess(r, max(ranks)) <= margin)
-
 
 def fit_power_law(
     ranks: Sequence[float], losses: Sequence[float], standard_errors: Sequence[float] | None = None

@@ -67,8 +67,3 @@ def _ratio(noise: npt.NDArray[np.float64], signal: npt.NDArray[np.float64]) -> n
     """Noise over signal: 0 without noise, infinite without signal."""
     found = np.divide(noise, signal, out=np.full_like(noise, inf), where=signal > 0)
     return np.maximum(found, 0.0)
-
-
-def data_efficiency(batch_size: float, noise_rows: float) -> float:
-    """Examples needed against the smallest batches: 1 + B/Bₙ (McCandlish); 2 at the noise scale itself."""
-    return 1 + batch_size / noise_rows

@@ -94,11 +94,6 @@ class Entries:
         )
 
 
-def read_entries(path: Path) -> list[Entry]:
-    """The studies of `read_ledger`. Raises `LedgerError`."""
-    return list(read_ledger(path).studies)
-
-
 def read_ledger(path: Path) -> Entries:
     """What is in the ledger; nothing where there is none. Raises `LedgerError` where it cannot be used at all."""
     if not path.exists():
