@@ -97,7 +97,7 @@ def summarise(results: Sequence[TrialResult], centre: float, *, refine: bool) ->
 
 
 def closed_within(ladder: Bracket, given: Sequence[float]) -> bool:
-    """Whether each side of the best has a worse one, or no further candidate: who names the rates sets the range."""
+    """Whether each side of the best has a worse one, or no further candidate, as with the user's own rates."""
     finite = [pair for pair in ladder.tried if pair[1] < inf]
     if not finite:
         return False
@@ -126,7 +126,7 @@ class SharedRate:
 
 
 def shared_rate(context: SearchContext, brackets: Sequence[Bracket]) -> SharedRate | None:
-    """The rate that costs the worst-off bracket least; None where no rate was tried in all of them."""
+    """The rate with the smallest worst loss over the brackets; None where no rate was tried in all of them."""
     curves = []
     for found in brackets:
         runs: dict[float, list[float]] = defaultdict(list)

@@ -15,16 +15,16 @@ from loratune.search.space import RateScale, prior_setting
 from loratune.values import Evidence, HyperParameters, SearchContext, Stage, Trial, TrialResult
 
 ONE_STEP = 1.1
-"""Steps of the learning-rate scale up to which two rates count as one apart: rates are rounded to two digits."""
+"""Steps of the learning-rate scale up to which two rates count as neighbours: rates are rounded to two digits."""
 
 IN_QUESTION = 0.05
-"""Probability of being adequate from which a rank is in question."""
+"""A rank at least this likely to be adequate is in question."""
 BOUND_Z, POWER_Z = 1.645, 0.84
 """Normal quantiles of the test's level and of its power."""
 MOST_TOLD = 400
-"""Runs beyond which it is not told how many would decide."""
+"""Above this, the claim does not say how many runs would decide."""
 TOLD_EXCESS = 0.1
-"""Of the margin: a power law that expects less of the rank taken says nothing."""
+"""Share of the margin: a power law that expects a smaller loss of the chosen rank says nothing."""
 EDGE_OF_STABILITY = 10.0
 """Ratio of the sd between seeds to the usual one from which a learning rate is called unstable."""
 
@@ -35,7 +35,7 @@ def note(text: str) -> Evidence:
 
 
 def rank_claims(context: SearchContext, answer: RankAnswer) -> tuple[Evidence, ...]:
-    """One claim for each rank tested, and on what they rest."""
+    """One claim for each rank tested, and what the claims rest on."""
     if answer.reference is None:
         return (note(f"No rank was measured on all rows: rank {answer.chosen.r} is the prior's."),)
     if len(answer.measured) < 2:
@@ -106,7 +106,7 @@ def rank_verdict(context: SearchContext, answer: RankAnswer, r: int, comparison:
 
 
 def _open_words(context: SearchContext, unfair: Sequence[Measured]) -> str:
-    """Whose learning rate has no worse one on both sides, and what would give it one."""
+    """Which rank's learning rate lacks a worse one on one side, and how many runs would close the gap."""
     names = " and ".join(f"rank {m.r}" for m in unfair)
     runs = sum(_missing_sides(m) for m in unfair)
     return (
@@ -133,14 +133,14 @@ def _minutes(context: SearchContext, runs: int) -> str:
 
 
 def _power(context: SearchContext, comparison: Comparison) -> str:
-    """What an undecided comparison could have found."""
+    """The smallest difference that an undecided comparison could have detected."""
     if comparison.smallest_detectable is None:
         return "too little was repeated to know the noise"
     return f"the runs could have detected {comparison.smallest_detectable:.4g} {unit(context)} (80 % power)"
 
 
 def _taken_claim(context: SearchContext, answer: RankAnswer) -> Evidence:
-    """By how much ranks differ, which one is taken and why, and what would decide."""
+    """How much ranks differ, which one is taken and why, and what would decide."""
     assert answer.reference is not None
     chosen, reference = answer.chosen, answer.reference
     near = [
@@ -310,7 +310,7 @@ def refusals(ledger: Ledger, stage: Stage) -> tuple[Evidence, ...]:
 def alternatives_not_run(
     stage: Stage, settings: Sequence[HyperParameters], results: Sequence[TrialResult], ledger: Ledger
 ) -> tuple[Evidence, ...]:
-    """How many of a stage's alternatives have no run at all, and why."""
+    """How many of a stage's alternatives were not run at all, and why."""
     run = {result.asked.hyper_parameters for result in results}
     unpaid = {trial.hyper_parameters for trial in ledger.refused.values()} - run
     refused = sum(setting in unpaid for setting in settings)
@@ -333,7 +333,7 @@ def _sentence(text: str) -> str:
 def challenge_claims(
     context: SearchContext, answer: ChallengeAnswer, describe: Callable[[HyperParameters], str]
 ) -> tuple[Evidence, ...]:
-    """One claim for each alternative, that which the decision relies on, and what follows.
+    """One claim for each alternative, the claim that the decision relies on, and what follows.
 
     `describe` names a setting by the hyper-parameter in question, such as `batch size 8`.
     """
@@ -361,7 +361,7 @@ def challenge_claims(
 
 
 def _challenge_holds(answer: ChallengeAnswer, contender: Contender, comparison: Comparison) -> bool | None:
-    """What is taken was shown to be good; what is not taken was shown worse, or it cannot be told."""
+    """Whether the alternative taken was shown good, or the others shown worse; None where it cannot be told."""
     if contender is answer.winner:
         return True
     return None if comparison.shown_better(len(answer.compared)) is None else True

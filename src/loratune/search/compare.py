@@ -36,13 +36,13 @@ def mean_loss(context: SearchContext, results: Sequence[TrialResult]) -> float:
 
 
 def distinct(results: Sequence[TrialResult]) -> tuple[TrialResult, ...]:
-    """One result for each cell that was really run, whatever was asked for."""
+    """One result for each cell that was actually run, whatever was asked for."""
     cells = {(x.trial.hyper_parameters, x.trial.seed, x.trial.fraction): x for x in results}
     return tuple(cells.values())
 
 
 def finished(context: SearchContext, results: Sequence[TrialResult]) -> tuple[TrialResult, ...]:
-    """Those with a finite loss, one for each cell that was really run."""
+    """Those with a finite loss, one for each cell that was actually run."""
     return tuple(result for result in distinct(results) if loss(context, result) < inf)
 
 
@@ -61,7 +61,7 @@ def seed_noise(context: SearchContext, results: Sequence[TrialResult]) -> SeedNo
 
 
 def _row_part(context: SearchContext, group: Sequence[TrialResult]) -> float:
-    """Variance of one run's loss that comes from the rows; 0 where no values of each row were kept."""
+    """Variance of one run's loss that comes from the rows; 0 where values by row were not kept."""
     metric, rows = find(context.wishes.metric), rows_of(context)
     runs = metric.rows_of_all(group)
     return 0.0 if runs is None or not metric.comparable(rows) else metric.noise_of_rows(runs, rows)
@@ -96,6 +96,6 @@ def compare(
 
 
 def rows_are_paired(context: SearchContext, results: Sequence[TrialResult]) -> bool:
-    """Whether comparisons of these results use values of each validation row."""
+    """Whether these results are compared row by row."""
     metric = find(context.wishes.metric)
     return metric.comparable(rows_of(context)) and metric.rows_of_all(results) is not None

@@ -16,11 +16,11 @@ from loratune.search.waves import is_wide, wave_cost
 from loratune.values import SearchContext
 
 CORE_RUNS = 10
-"""Full runs that the ranks need, one after the other, before anything else: a bracket, the way down, a repeat."""
+"""Full runs that the ranks need in sequence before anything else: a bracket, the way down, a repeat."""
 FEWEST_RATES, MOST_RATES = 3, 5
 """Learning rates of a rank in the first wave."""
 OPENING = 0.6
-"""Of the budget, at most, in the first wave where width is nearly free: what it says is followed up."""
+"""Share of the budget, at most, in the first wave where width is nearly free; the rest follows up its results."""
 FIRST_LOOK, LAST_LOOK = 2, 4
 """Test seeds of a rank at the two looks of the test where runs come one after the other."""
 WIDE_LOOKS = 3, 8
@@ -61,7 +61,7 @@ class Effort:
 
 
 def fit_effort(context: SearchContext) -> tuple[Effort, tuple[str, ...]]:
-    """What the budget buys, and one sentence for each thing that it leaves out.
+    """What the budget buys, and a sentence for each thing left out.
 
     Raises `BudgetError` where the budget does not pay for one trial.
     """
@@ -106,7 +106,7 @@ def fit_effort(context: SearchContext) -> tuple[Effort, tuple[str, ...]]:
 
 
 def _longest(context: SearchContext) -> float:
-    """What the longest of the other numbers of passes costs against the usual one, at most."""
+    """Highest cost of the longest alternative number of passes, relative to the usual one."""
     return max((count / context.wishes.epochs for count in other_epochs(context)), default=1.0)
 
 
@@ -124,7 +124,7 @@ def _looks(context: SearchContext, wide: bool) -> tuple[int, int]:
 def _opening(context: SearchContext, *, wide: bool) -> tuple[tuple[int, ...], int]:
     """Ranks and learning rates of the first request: the richest design that leaves enough to follow it up.
 
-    Where width costs as much as it holds, the largest rank alone.
+    Where a wider pack saves no time, the largest rank alone.
     """
     candidates = candidate_ranks(context)
     if wide:

@@ -1,4 +1,4 @@
-"""Results as the laws expect them: what a search would run if nothing surprises it. Trains nothing."""
+"""Results as the laws predict them: what a search would run if nothing were surprising. Trains nothing."""
 
 from collections.abc import Mapping
 from math import log
@@ -11,9 +11,9 @@ from loratune.values import SearchContext, Trial, TrialResult
 _LEVEL = 50.0
 """Loss of a good trial, in margins."""
 _WIDTH = 2.0
-"""Margins by which a learning rate e times too high or too low is worse."""
+"""Loss, in margins, of a learning rate that is off by a factor e."""
 _SEEDS = 0.3
-"""Margins between the mean and a run, above or below."""
+"""Distance of a run from the mean, in margins."""
 
 
 def expected_history(strategy: Strategy) -> tuple[TrialResult, ...]:
@@ -25,7 +25,7 @@ def expected_history(strategy: Strategy) -> tuple[TrialResult, ...]:
 
 
 def expected(trial: Trial, context: SearchContext) -> TrialResult:
-    """A result as the laws expect it: best at the usual learning rate, worse below the prior's rank, some noise."""
+    """A result as the laws predict it: best at the usual learning rate, worse below the prior's rank, noisy."""
     setting = trial.hyper_parameters
     usual = usual_rate(context, setting.r, setting.batch_size, trial.fraction)
     margins = _LEVEL + rank_prior(context).value / (2 * setting.r)

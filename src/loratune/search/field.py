@@ -1,4 +1,4 @@
-"""All runs that compare ranks, by rank and learning rate: what they say together, and what failed. Decides nothing."""
+"""All runs that compare ranks, by rank and learning rate: a joint model of them, and which failed. Decides nothing."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ from loratune.search.space import usual_rate
 from loratune.values import HyperParameters, SearchContext, TrialResult
 
 STANDS_OUT = 0.15
-"""Share of the loss by which a run lies above both neighbouring ranks where it is not believed (and five margins)."""
+"""A run this share of the loss (and five margins) above both neighbouring ranks is taken for a failure."""
 BESIDE = 1.2
 """E-folds of the learning rate, off the law, up to which runs of neighbouring ranks are compared: a grid step."""
 CLOSE = 0.05
-"""Share of the loss above a rank's lowest measured one within which its neighbours may say that another is lower."""
+"""Share of the loss above a rank's lowest measured one within which its neighbours can make another cell the best."""
 STEADY, STEADY_SHARE = 2.0, 0.1
-"""Margins, and share of the loss, above a rank's best within which a cell tells of its minimum and of its seeds."""
+"""Margins, and share of the loss, above a rank's best within which a cell informs its minimum and its seed noise."""
 BEYOND = 1.6
 """E-folds beyond the last learning rate tried within which a rank's minimum may lie."""
 _SLOPE_SD = 0.15

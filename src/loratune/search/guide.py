@@ -1,6 +1,6 @@
 """The published recipe to the letter, kept as a baseline: ranks at one learning rate, elbow, grid, alpha.
 
-It knows no noise and makes no test; what it claims is what it read off its curves.
+It ignores noise and makes no test; its claims are read off its curves.
 """
 
 from collections.abc import Sequence

@@ -37,7 +37,7 @@ class LayerRanksSearch:
         patterned: HyperParameters,
         history: Sequence[TrialResult],
     ) -> "LayerRanksSearch":
-        """With as many seeds as the uniform setting has had, at least two (or all there are)."""
+        """With as many seeds as the uniform setting was run with, at least two (or all there are)."""
         present = {result.asked.key for result in history}
         seeds = len(test_seeds(context, FEWEST_SEEDS))
         while len(test_seeds(context, seeds + 1)) > seeds and all(

@@ -26,6 +26,6 @@ def make_strategy(name: str, context: SearchContext) -> Strategy:
     """The strategy of that name. Raises `InputError` for a name that does not exist."""
     if name not in STRATEGIES:
         raise InputError(
-            f"--strategy must be one of {', '.join(STRATEGIES)}, got {name!r}; change --strategy."
+            f"--strategy must be one of {', '.join(STRATEGIES)}, got {name!r}; for example --strategy evidence."
         )
     return STRATEGIES[name](context)

@@ -1,3 +1,3 @@
-"""The strategies' names, for those who must not wait for what they import."""
+"""The strategies' names, without the imports that the strategies need."""
 
 STRATEGY_NAMES = ("evidence", "guide", "grid", "random", "tpe", "gp")

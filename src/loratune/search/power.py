@@ -1,4 +1,4 @@
-"""How likely a budget is to decide, before anything is spent: by the seeds that it pays for and their usual scatter."""
+"""How likely a budget is to decide, before anything is spent, from its seeds and their usual scatter."""
 
 from collections import defaultdict
 from collections.abc import Sequence

@@ -2,7 +2,7 @@
 
 A procedure is a generator: it yields the trials it wants and is sent the results that it gets. `ask` runs it
 from its start against the history until it wants something that is missing; `decide` runs it to its end with
-what there is. So a strategy is a pure function of the history, whatever the order, and resumes from any part.
+what there is. So a strategy is a pure function of the history, whatever the order, and can resume at any point.
 Knows nothing of hyper-parameters.
 """
 
@@ -22,7 +22,7 @@ ROUNDING = 1e-9
 
 @dataclass(slots=True)
 class Ledger:
-    """What the procedure has spent so far in this replay, in final runs alone, and what it could not."""
+    """What the procedure has spent so far in this replay, in runs alone, and which trials it could not pay for."""
 
     budget: float
     spent: float = 0.0
@@ -38,7 +38,7 @@ Search = Callable[[Ledger], Procedure[T]]
 
 
 class Wave:
-    """What trials that are asked for together cost: each what it adds to those before it.
+    """Cost of trials that are asked for together: each counts what it adds to those before it.
 
     By what is expected of them, never by a clock, so that a resumed search decides alike. Without a pace a result
     says itself what it cost; with one it was free only where it says 0, such as a cell of a table that was run before.

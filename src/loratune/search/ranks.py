@@ -62,7 +62,7 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankAnswer:
-    """What the first question ended with."""
+    """The answer to the first question."""
 
     chosen: Measured
     reference: Measured | None
@@ -70,7 +70,7 @@ class RankAnswer:
     measured: tuple[Measured, ...]
     """Ascending by rank."""
     comparisons: tuple[tuple[int, Comparison], ...]
-    """(rank, against the reference), from the largest downwards, as far as the test went."""
+    """(rank, comparison with the reference), from the largest downwards, as far as the test went."""
     best: Measured | None
     """The one with the lowest expected loss."""
     settled: bool
@@ -291,7 +291,7 @@ class RankStage:
 
     @staticmethod
     def _asked(cell: Cell) -> float:
-        """The learning rate that was asked for where this cell came, the nearest of several."""
+        """The learning rate that was asked for when this cell was run; the nearest where there were several."""
         rates = {x.asked.hyper_parameters.learning_rate for x in cell.results}
         return min(rates, key=lambda rate: (abs(log2(rate / cell.rate)), rate))
 
@@ -309,7 +309,7 @@ class RankStage:
         return min(sorted(allowed), key=lambda r: self.expected_loss(field, r))
 
     def expected_loss(self, field: Field, r: int) -> float:
-        """Of taking that rank, in the worth of one inferior rank.
+        """Regret of taking that rank, in units of one inferior rank.
 
         Losing up to the margin is free, as the user tolerates it; each margin beyond is one more inferior rank.
         """
@@ -370,7 +370,7 @@ class RankStage:
         return seed_noise(self.context, self.field.near_best)
 
     def answer(self) -> RankAnswer:
-        """What all results so far say."""
+        """The answer by all results so far."""
         field = self.field
         if not field.best:
             return self._unmeasured(field)

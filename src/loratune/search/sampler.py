@@ -1,7 +1,7 @@
 """Optuna's samplers as strategies: trials are asked in batches and answered from the history.
 
-A batch depends on the results of those before it alone: each time an in-memory study is rebuilt and a sampler with
-the batch's own seed is asked, so the search stays a function of its history. Tests nothing; its evidence says so.
+A batch depends only on the results before it: an in-memory study is rebuilt each time and a sampler with the batch's
+own seed is asked, so the search stays a function of its history. It makes no test, and its evidence says so.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
 
 LARGEST_BATCH = 8
-"""Trials asked at once, at most: they know nothing of one another's results."""
+"""Trials asked for at once, at most: none sees another's result."""
 BATCHES = 4
 """Batches, at least, where there are as many trials."""
 RETRIES = 10
 """Proposals in a batch of settings that were run already."""
 SEED_STEP = 7919
-"""Between the seeds of the samplers of two batches, for each trial asked."""
+"""Distance between the sampler seeds of two batches, for each trial asked for."""
 
 
 def tpe(seed: int, startup: int) -> BaseSampler:

@@ -15,7 +15,7 @@ ALPHA_RATIOS = (1.0, 1.5, 2.0, 3.0)
 FEWEST_STEPS = 10
 """A batch size is tried only where it leaves at least this many optimiser steps."""
 SCREENED_STEPS = 25
-"""A trial on part of the rows has at least this many, or uses more rows: fewer say little of a schedule."""
+"""A trial on part of the rows has at least this many, or uses more rows: fewer say little about a schedule."""
 
 
 def nearest(candidates: Sequence[int], value: float) -> int:
@@ -156,7 +156,7 @@ def search_seed(context: SearchContext) -> int:
 
 
 def test_seeds(context: SearchContext, count: int) -> tuple[int, ...]:
-    """Seeds of the trials that are compared: others than the one that chose, as far as there are others."""
+    """Seeds of the trials that are compared: other than the seed that chose, as far as there are others."""
     if context.limits.seeds == 1:
         return (context.wishes.seed,)
     available = count if context.limits.seeds == 0 else min(count, context.limits.seeds - 1)
@@ -175,7 +175,7 @@ def screening_fraction(context: SearchContext, batch: int, affordable: float) ->
 
 
 def unit_cost(context: SearchContext, fraction: float = 1.0) -> float:
-    """Cost of one trial alone on `fraction` of the rows, as the budget counts."""
+    """Cost of one trial alone on `fraction` of the rows, in the budget's unit."""
     return context.wave_cost([Trial(hyper_parameters=prior_setting(context), fraction=fraction)])
 
 

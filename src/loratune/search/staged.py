@@ -24,7 +24,7 @@ Answers = dict[Stage, tuple[str, dict[str, Any]]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Conclusion:
-    """What a search ends with."""
+    """The result of a search."""
 
     hyper_parameters: HyperParameters
     evidence: tuple[Evidence, ...]

@@ -21,7 +21,7 @@ class Strategy(Protocol):
     def context(self) -> SearchContext: ...
 
     def plan(self) -> SearchPlan:
-        """What it would run if all goes as expected, fitted to `context.budget`."""
+        """What it would run if everything goes as expected, fitted to `context.budget`."""
         ...
 
     def ask(self, history: Sequence[TrialResult], running: Sequence[Trial] = ()) -> tuple[Trial, ...]:
@@ -32,5 +32,5 @@ class Strategy(Protocol):
         ...
 
     def decide(self, history: Sequence[TrialResult]) -> Decision:
-        """The best answer that the history supports, at any time (a clock may cut the search)."""
+        """The best answer that the history supports; may be asked at any time, as a clock may cut the search."""
         ...

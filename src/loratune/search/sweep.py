@@ -1,6 +1,6 @@
 """Strategies that fix all their trials beforehand and take the best: full grid and random.
 
-They test nothing; their evidence says so.
+They make no test, and their evidence says so.
 """
 
 from collections.abc import Callable, Sequence

@@ -24,7 +24,7 @@ RESERVED_SHARE = 1 / 3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TargetsAnswer:
-    """What the stage ended with."""
+    """The stage's result."""
 
     winner: Contender
     found: ChallengeAnswer
@@ -121,7 +121,7 @@ def _cheapest(context: SearchContext, found: ChallengeAnswer, earlier: Sequence[
 
 
 def targets_claims(context: SearchContext, answer: TargetsAnswer, ledger: Ledger) -> tuple[Evidence, ...]:
-    """One claim for each choice of layers that was compared, what was not, and what follows."""
+    """One claim for each choice of layers compared, what was left out, and what follows."""
     found, before = answer.found, answer.describe(answer.found.incumbent.setting)
     claims = [
         Evidence(

@@ -1,4 +1,4 @@
-"""How wide to ask: whether trials beside others cost less than the answers that they might make superfluous.
+"""How many trials to ask for at once: whether a trial beside others costs less than waiting for the answers before it.
 
 One rule from the pace of the device, whatever the device: where a trial in a full pack costs at most `NEARLY_FREE` of
 one alone, a request holds everything that may turn out to be useful; elsewhere only what is needed next.
@@ -11,9 +11,9 @@ from loratune.search.space import prior_setting
 from loratune.values import SearchContext, Trial
 
 NEARLY_FREE = 0.4
-"""Of a run alone: what a trial may cost that is asked for on suspicion."""
+"""Share of a run alone that a speculative trial may cost."""
 MOST = 64
-"""Trials in flight beyond which no device was measured to gain."""
+"""No device was measured to gain from more trials in flight."""
 
 
 def wave_cost(context: SearchContext, count: int) -> float:
@@ -31,12 +31,12 @@ def width_price(context: SearchContext) -> float:
 
 
 def is_wide(context: SearchContext) -> bool:
-    """Whether width is nearly free here."""
+    """Whether more trials in a pack cost nearly nothing here."""
     return width_price(context) <= NEARLY_FREE
 
 
 def affordable(context: SearchContext, wanted: Sequence[Trial], room: float) -> int:
-    """How many of these, from the first on, take at most `room` together."""
+    """How many of these, counted from the first, cost at most `room` together."""
     if context.wave_cost(wanted) <= room + ROUNDING:
         return len(wanted)
     low, high = 0, len(wanted)
