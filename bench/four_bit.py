@@ -119,7 +119,8 @@ def predicted_gib(base: BaseModel, cell: Cell) -> float:
         supervised=cell.supervised / int(cell.length),
     )
     trials = [recipe(cell, cell.ranks[0])] * cell.slots
-    return limits.estimate(trials).allocated / 2**30
+    step = cell.slots * cell.batch * int(cell.length)
+    return limits.estimate(trials, step_tokens=step).allocated / 2**30
 
 
 def qlora(base: BaseModel, cell: Cell, seconds: float) -> tuple[float, float]:
@@ -146,13 +147,14 @@ def measure(name: str, setting: FourBit, seconds: float) -> None:
     with held_to(four, setting.memory):
         found = packed(four, cell, cell.slots, seconds)
         alone = packed(four, cell, 1, seconds)
+        predicted = predicted_gib(four, cell)  # before QLoRA changes the model, and with it the paths
     with held_to(four, setting.memory):
         peft, peft_peak = qlora(four, cell, seconds)
     row |= {
         "plain_pack": round(whole.rate, 1), "nf4_pack": round(found.rate, 1), "nf4_one_trial": round(alone.rate, 1),
         "qlora": round(peft, 1), "over_plain": round(found.rate / whole.rate, 3),
         "over_qlora": round(found.rate / peft, 2), "plain_gib": round(whole.peak_gib, 2),
-        "nf4_gib": round(found.peak_gib, 2), "predicted_gib": round(predicted_gib(four, cell), 2),
+        "nf4_gib": round(found.peak_gib, 2), "predicted_gib": round(predicted, 2),
         "qlora_gib": round(peft_peak, 2),
     }  # fmt: skip
     print(row, flush=True)

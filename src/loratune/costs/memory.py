@@ -175,6 +175,9 @@ def tokens_in_flight(
         return min(limit, step)
     count = ceil(step / limit)
     largest = step if count == 1 else min(limit, ceil(step / count) + max_length - 1)
+    if step_tokens is not None and step == rows * max_length:  # rows known to be alike
+        count = ceil(rows / (limit // max_length))
+        largest = ceil(rows / count) * max_length
     return line_tokens(largest, multiple=execution.token_multiple, recorded=recorded)
 
 
