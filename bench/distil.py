@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from loratune.engine.pack import PackEngine
 from loratune.lora.layout import Target
 from loratune.objectives.causal import Causal
-from loratune.objectives.objective import Asked, Objective
+from loratune.objectives.objective import Asked, Objective, Scored
 
 
 def planted_teacher(
@@ -75,14 +75,14 @@ class Taught(Causal):
             losses[part] = loss.detach()
         return losses, gradient
 
-    def score(self, states: torch.Tensor, asked: Asked, output: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def score(self, states: torch.Tensor, asked: Asked, output: Any) -> Scored:
         """KL [S], and the target where both find the same token most likely [S], else -1."""
         losses = torch.empty(len(states), dtype=states.dtype, device=states.device)
         agree = torch.empty(len(states), dtype=torch.bool, device=states.device)
         width = states.shape[1] // 2
         for part in self.chunks(len(states)):
             losses[part], agree[part] = self._divergence(states[part, :width], states[part, width:], output)
-        return losses, torch.where(agree, asked.targets, -1).to(torch.int32)
+        return Scored(losses, torch.where(agree, asked.targets, -1).to(torch.int32))
 
     def _divergence(
         self, states: torch.Tensor, taught: torch.Tensor, output: Any

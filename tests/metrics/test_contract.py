@@ -35,6 +35,14 @@ class TestMacroF1(MetricContract):
     metric = BUILT_IN["f1"]
 
 
+class TestPreferenceAccuracy(MetricContract):
+    metric = BUILT_IN["preference_accuracy"]
+
+
+class TestPreferenceMargin(MetricContract):
+    metric = BUILT_IN["preference_margin"]
+
+
 class TestPlainFunction(MetricContract):
     metric = own_metrics.overlap
 

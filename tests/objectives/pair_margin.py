@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import softplus
 
 from loratune.objectives.causal import Causal
-from loratune.objectives.objective import Asked
+from loratune.objectives.objective import Asked, Scored
 
 BETA = 0.3
 
@@ -39,17 +39,17 @@ class PairMargin(Causal):
         _, gradient = super().loss_and_gradient(states, own, output)
         return losses, gradient
 
-    def score(self, states: torch.Tensor, asked: Asked, output: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def score(self, states: torch.Tensor, asked: Asked, output: Any) -> Scored:
         losses, margin, pairs = self._pairs(states, asked, output)
         right = (margin > 0)[pairs]
-        return losses, torch.where(right, asked.targets, -1).to(torch.int32)
+        return Scored(losses, torch.where(right, asked.targets, -1).to(torch.int32))
 
     def _pairs(
         self, states: torch.Tensor, asked: Asked, output: Any
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Losses [S], margins [pairs] s_c - s_r, and the pair of each position [S]."""
         assert asked.rows is not None
-        nll, _ = super().score(states, asked, output)
+        nll = super().score(states, asked, output).losses
         pairs = asked.rows // 2
         count = int(pairs.max()) + 1
         margin = nll.new_zeros(count).index_add_(0, pairs, nll * (2 * (asked.rows % 2) - 1))

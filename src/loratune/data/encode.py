@@ -41,10 +41,12 @@ class Encoder:
 
     def encode(self, examples: Sequence[Example], overflow: Overflow) -> list[Encoded]:
         """One result per example, in order. Raises `DataError` for a row without a token to learn."""
-        later = [number > 0 for example in examples for number in range(len(example.segments))]
-        ids = iter(self._ids([part.text for example in examples for part in example.segments], later))
+        rows = [segments for example in examples for segments in example.rows]
+        later = [number > 0 for segments in rows for number in range(len(segments))]
+        ids = iter(self._ids([part.text for segments in rows for part in segments], later))
         return [
-            self._encoded(example, list(islice(ids, len(example.segments))), overflow) for example in examples
+            self._encoded(example, [list(islice(ids, len(row))) for row in example.rows], overflow)
+            for example in examples
         ]
 
     def completion_ids(self, texts: Sequence[str]) -> list[list[int]]:
@@ -82,24 +84,36 @@ class Encoder:
     def _appended(self, ids: list[int]) -> list[int]:
         return ids if ids and ids[-1] == self.end_of_turn else [*ids, self.end_of_turn]
 
-    def _encoded(self, example: Example, ids: list[list[int]], overflow: Overflow) -> Encoded:
-        runs: list[Run] = [(self.beginning, False)] if example.begins else []
-        last = len(ids) - 1
-        for number, (segment, tokens) in enumerate(zip(example.segments, ids, strict=True)):
-            runs += self._runs(segment, tokens, number == last, example.place)
-        piece = _joined(runs)
-        length = len(piece[0])
-        if not any(piece[1]):
+    def _encoded(self, example: Example, ids: list[list[list[int]]], overflow: Overflow) -> Encoded:
+        pieces = [self._piece(example, *row) for row in zip(example.rows, ids, strict=True)]
+        if len(pieces) > 1 and pieces[0] == pieces[1]:
             raise DataError(
-                f"{example.place} must have a token to learn, got none; correct or remove the row."
+                f"{example.place}: chosen and rejected must differ, but are the same tokens; remove the row."
             )
+        length = max(len(tokens) for tokens, _ in pieces)
         if length <= self.max_length:
-            return Encoded((piece,), length)
+            return Encoded(tuple(pieces), length)
+        if len(pieces) > 1:
+            return Encoded((), length)
+        (piece,) = pieces
         if overflow is Overflow.SPLIT:
             return Encoded(tuple(self._split(piece)), length)
         if overflow is Overflow.CUT_PROMPT:
             return self._cut(example, piece)
         return Encoded((), length)
+
+    def _piece(self, example: Example, segments: Sequence[Segment], ids: list[list[int]]) -> Piece:
+        """One row before anything is cut."""
+        runs: list[Run] = [(self.beginning, False)] if example.begins else []
+        last = len(ids) - 1
+        for number, (segment, tokens) in enumerate(zip(segments, ids, strict=True)):
+            runs += self._runs(segment, tokens, number == last, example.place)
+        piece = _joined(runs)
+        if not any(piece[1]):
+            raise DataError(
+                f"{example.place} must have a token to learn, got none; correct or remove the row."
+            )
+        return piece
 
     def _runs(self, segment: Segment, tokens: list[int], last: bool, place: str) -> Iterator[Run]:
         if not segment.learned:

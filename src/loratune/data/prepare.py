@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from loratune.data.chat import Tokenizer
 from loratune.data.encode import Encoder
+from loratune.data.pairs import Pairs
 from loratune.data.profile import Counts, profile_of
 from loratune.data.recognise import recognise, unread_notes
 from loratune.data.row import Example
@@ -90,7 +91,7 @@ class _Reading:
                 f"longer (the shortest has {shortest}); raise --max-length."
             )
         self.counts.read += rows
-        return writer.finish(labelled=bool(self.classes))
+        return writer.finish(labelled=bool(self.classes), group=2 if isinstance(self.shape, Pairs) else 1)
 
     def _class_of(self, example: Example) -> int:
         if example.label is None:

@@ -40,9 +40,9 @@ def profile_of(
     classes = train.row_labels
     return DataProfile(
         shape=shape,
-        rows=len(train),
-        validation_rows=len(validation),
-        test_rows=len(test),
+        rows=train.examples,
+        validation_rows=validation.examples,
+        test_rows=test.examples,
         tokens=int(lengths.sum()),
         supervised_tokens=int(train.supervised_counts.sum()),
         length_mean=float(lengths.mean()),

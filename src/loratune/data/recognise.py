@@ -20,11 +20,13 @@ from typing import Any
 
 from loratune.data import conversation
 from loratune.data.chat import Messages, Tokenizer
+from loratune.data.pairs import CHOSEN, REJECTED, Pairs
 from loratune.data.row import Row
 from loratune.data.shapes import Classification, PromptCompletion, Shape, Text
 from loratune.data.sources import DataOptions, Source
 from loratune.data.template import Template
 from loratune.errors import DataError
+from loratune.values.tasks import PREFERENCE
 
 _SINGULAR = ("label", "category", "class", "intent")
 LABEL_COLUMNS = (*_SINGULAR, "labels", "categories", "classes", "intents")
@@ -123,11 +125,35 @@ class _Choice:
         lists = [column for column in self.columns if is_turns(values[column])]
         if len(lists) == 1:
             return Messages(tokenizer=self.tokenizer, columns=(lists[0],))
+        if {CHOSEN, REJECTED} <= set(self.columns):
+            raise self.refuse(
+                "holds a preference pair",
+                f"learn from it with --task preference, or from one answer{self.example_of_options()}",
+            )
         raise self.refuse(
             "must have messages, prompt and completion, instruction and output, text and label, or text",
             f"name the columns with --prompt-column and --completion-column, or write the prompt with --template"
             f"{self.example_of_options()}",
         )
+
+    def pairs(self) -> Pairs:
+        """Of prompt, chosen and rejected; the prompt may be another column, a template, or what both begin with."""
+        if self.options.completion_column is not None:
+            raise DataError(
+                f"--completion-column must be left out with --task preference, got "
+                f"{self.options.completion_column!r}: the answers are the columns 'chosen' and 'rejected'."
+            )
+        if missing := [column for column in (CHOSEN, REJECTED) if column not in self.columns]:
+            raise self.refuse(
+                f"must have {' and '.join(map(repr, missing))} for --task preference",
+                "rename the columns to prompt, chosen and rejected",
+            )
+        turns = isinstance(conversation.parsed(self.first.values[CHOSEN]), list)
+        if self.options.template is not None:
+            prompt: Template | str | None = Template.parse(self.options.template)
+        else:
+            prompt = self.options.prompt_column or self.first_of("prompt")
+        return Pairs(tokenizer=self.tokenizer, prompt=prompt, turns=turns)
 
     def example_of_options(self) -> str:
         """Options with which these columns can be read, if there are any."""
@@ -181,8 +207,11 @@ def recognise(source: Source, options: DataOptions, tokenizer: Tokenizer | None)
     """
     choice = _Choice(source=source, options=options, first=next(iter(source)), tokenizer=tokenizer)
     named = options.prompt_column or options.completion_column or options.template
-    shape = choice.named() if named else choice.found()
-    wanted = shape.reads if options.template else shape.columns
+    if options.task == PREFERENCE:
+        shape: Shape = choice.pairs()
+    else:
+        shape = choice.named() if named else choice.found()
+    wanted = shape.reads if options.template and not isinstance(shape, Pairs) else shape.columns
     missing = [column for column in wanted if column not in choice.columns]
     if missing:
         raise choice.refuse(

@@ -72,3 +72,10 @@ class Example:
     label: str | None = None
     begins: bool = True
     """Whether the tokenizer's beginning-of-text token is put in front (a chat template writes its own)."""
+    rejected: tuple[Segment, ...] = ()
+    """Of a pair: the same prompt with the answer that `segments` is preferred to."""
+
+    @property
+    def rows(self) -> tuple[tuple[Segment, ...], ...]:
+        """What becomes rows of its own: a pair's answers are two."""
+        return (self.segments, self.rejected) if self.rejected else (self.segments,)

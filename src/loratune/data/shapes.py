@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any, ClassVar, Protocol
 
 from loratune.data.chat import Messages
+from loratune.data.pairs import Pairs
 from loratune.data.row import End, Example, Overflow, Row, Segment, kind_of
 from loratune.data.sources import Source
 from loratune.data.template import Template
@@ -262,6 +263,8 @@ def prompt_format(shape: Shape) -> PromptFormat:
         return PromptFormat(kind=PromptKind.CHAT if shape.has_template else PromptKind.TURNS)
     if isinstance(shape, Text):
         return PromptFormat(kind=PromptKind.TEXT)
+    if isinstance(shape, Pairs) and shape.turns:
+        return PromptFormat(kind=PromptKind.CHAT if shape.has_template else PromptKind.TURNS)
     prompt = getattr(shape, "prompt", None)
     if not isinstance(prompt, Template):
         return PromptFormat(kind=PromptKind.VERBATIM)

@@ -35,6 +35,10 @@ class TokenTable:
     answers: npt.NDArray[Any] | None = None
     """[stored rows, …] what is asked of each row at its supervised tokens, of their own states; None: these tokens
     themselves, of the states before them."""
+    group: int = 1
+    """Rows that belong together, one behind the other: 2 where they are pairs, the preferred one first."""
+    references: npt.NDArray[np.float64] | None = None
+    """[stored rows] log-likelihood of the supervised tokens under the base model, in nats; None: not known."""
     index: npt.NDArray[np.int64] | None = None
     """[rows] stored rows that this table shows, in this order; None shows all."""
 
@@ -64,6 +68,41 @@ class TokenTable:
             flags = self.supervised[block[0] : end]
             counts[first : first + _BLOCK] = np.add.reduceat(flags, block - block[0], dtype=np.int64)
         return counts if self.index is None else counts[self.index]
+
+    @property
+    def examples(self) -> int:
+        """What a user calls rows: rows, or groups of them that belong together."""
+        return len(self) // self.group
+
+    @cached_property
+    def example_lengths(self) -> npt.NDArray[np.int64]:
+        """[examples] tokens of each."""
+        return np.asarray(self.lengths.reshape(-1, self.group).sum(1), np.int64)
+
+    @cached_property
+    def weights(self) -> npt.NDArray[np.float64]:
+        """[examples] what each counts in a mean over all: its supervised tokens, a group once."""
+        if self.group > 1:
+            return np.ones(self.examples)
+        return self.supervised_counts.astype(np.float64)
+
+    @property
+    def row_references(self) -> npt.NDArray[np.float64] | None:
+        """[rows] of `references`, or None."""
+        if self.references is None or self.index is None:
+            return self.references
+        return self.references[self.index]
+
+    def referenced(self, values: npt.NDArray[np.float64]) -> Self:
+        """The same rows with the `references` [rows] of those that it shows."""
+        stored = np.full(len(self.offsets) - 1, np.nan)
+        stored[slice(None) if self.index is None else self.index] = values
+        return replace(self, references=stored)
+
+    @property
+    def firsts(self) -> Self:
+        """The first row of each group."""
+        return self if self.group == 1 else replace(self.take(np.arange(0, len(self), self.group)), group=1)
 
     @property
     def row_labels(self) -> npt.NDArray[np.int32] | None:
@@ -148,14 +187,15 @@ class StoreWriter:
         self._digests.append([digest(identity, self._key) for _, _, identity in batch])
         self._pieces.append([len(pieces) for pieces, _, _ in batch])
 
-    def finish(self, labelled: bool) -> StoredRows:
-        """Everything that was added."""
+    def finish(self, labelled: bool, group: int = 1) -> StoredRows:
+        """Everything that was added; each document is so many rows that belong together (1: any number of them)."""
         return StoredRows(
             table=TokenTable(
                 tokens=self._tokens.array(),
                 supervised=self._learned.array(),
                 offsets=_offsets(self._lengths.array()),
                 labels=self._labels.array() if labelled else None,
+                group=group,
             ),
             digests=self._digests.array(),
             first_piece=_offsets(self._pieces.array()),

@@ -14,7 +14,7 @@ import torch
 from loratune.data.batches import MicroBatch, Rows
 from loratune.data.table import TokenTable
 from loratune.engine.body import Body
-from loratune.engine.portions import Cuts, asked_of, heads_of
+from loratune.engine.portions import Cuts, asked_of, beta_of, heads_of, of_groups
 from loratune.lora.layout import Adapter, AdapterLayout
 from loratune.lora.packed import PackedAdapters
 from loratune.lora.segments import PackMember, Segment
@@ -28,14 +28,14 @@ class Evaluation:
     """One model on the rows of a table."""
 
     example_nll: npt.NDArray[np.float64]
-    """[rows] sum over the row's supervised tokens, nats."""
+    """[rows] sum over the row's supervised tokens, nats. Here and below: where rows belong together, [groups]."""
     exact_match: npt.NDArray[np.bool_]
     """[rows] whether every supervised token is the most likely one given the true tokens before it.
 
     That is the case exactly where greedy decoding of the same length gives the completion.
     """
     counts: npt.NDArray[np.int64]
-    """[rows] supervised tokens of each row."""
+    """[rows] supervised tokens of each row; of groups what each counts."""
     supervised_tokens: int
     """What the rows count for in the mean: their supervised tokens, or what the objective counts."""
     tokens: npt.NDArray[np.int32] | None = None
@@ -43,6 +43,8 @@ class Evaluation:
     predictions: npt.NDArray[Any] | None = None
     """[rows] index of the most likely label, for labelled data; where tables have answers [rows, …] what was found in
     their place."""
+    margins: npt.NDArray[np.float64] | None = None
+    """[groups] by how much each is right, in nats; None where the objective has no such thing."""
 
     @property
     def nll(self) -> float:
@@ -92,7 +94,8 @@ class Evaluator:
         work = self.work(models, table.lengths, self.cuts)
         scored = [(chosen, rows, *self._score(table, rows, members)) for chosen, rows, members in work]
         # read at the end, so that the device never waits for the host
-        for chosen, rows, counts, losses, hits, tokens in scored:
+        margins = np.zeros((len(models), len(table))) if scored and scored[0][-1] is not None else None
+        for chosen, rows, counts, losses, hits, tokens, margin in scored:
             shape = (len(chosen), -1)
             owner = np.repeat(np.arange(len(rows)), counts)
             first = np.cumsum(counts) - counts
@@ -107,34 +110,38 @@ class Evaluator:
             for model, row_losses, row_misses in zip(chosen, losses_of, misses_of, strict=True):
                 nll[model, rows] = np.bincount(owner, row_losses, minlength=len(rows))
                 misses[model, rows] = np.bincount(owner, row_misses, minlength=len(rows))
-        counted = int(self.objective.counts(table.supervised_counts).sum())
+            if margins is not None and margin is not None:
+                margins[np.ix_(chosen, rows)] = margin.double().cpu().numpy().reshape(shape)[:, first]
+        group, counts = self.objective.group, self.objective.counts(table.supervised_counts)
         return [
             Evaluation(
-                example_nll=nll[i],
-                exact_match=misses[i] == 0,
-                counts=table.supervised_counts,
-                supervised_tokens=counted,
+                example_nll=nll[i].reshape(-1, group).sum(1),
+                exact_match=misses[i].reshape(-1, group).sum(1) == 0,
+                counts=table.supervised_counts if group == 1 else counts.reshape(-1, group).sum(1),
+                supervised_tokens=int(counts.sum()),
                 tokens=None if kept is None or found is not None else kept[i],
                 predictions=None if found is None else found[i],
+                margins=None if margins is None else margins[i, ::group],
             )
             for i in range(len(models))
         ]
 
     def _score(
         self, table: TokenTable, rows: Rows, members: Sequence[PackMember | None]
-    ) -> tuple[Rows, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Supervised tokens of each row, and loss, hit and most likely token at each model's supervised positions."""
+    ) -> tuple[Rows, torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Supervised tokens of each row; loss, hit, most likely token, margin at each model's supervised positions."""
         batch = self.cuts.collate(table, np.tile(rows, len(members)), self.device)
         states, output = self.states(batch, members)
-        heads = heads_of(
-            self.objective,
-            [self._bare if member is None else member for member in members],
-            batch.counts.reshape(len(members), -1).sum(1),
-        )
-        losses, found = self.objective.score(states, asked_of(self.objective, batch, heads=heads), output)
+        all_there = [self._bare if member is None else member for member in members]
+        heads = heads_of(self.objective, all_there, batch.counts.reshape(len(members), -1).sum(1))
+        asked = asked_of(self.objective, batch, heads=heads)
+        betas = np.repeat([beta_of(member) for member in all_there], len(rows))
+        asked = of_groups(asked, batch, betas, _references(table, rows, members))
+        losses, found, margins = self.objective.score(states, asked, output)
         hits = found == batch.targets
+        hits = hits.flatten(1).all(1) if hits.ndim > 1 else hits
         tokens = found if self.keeps_tokens or table.answers is not None else None
-        return batch.counts[: len(rows)], losses, hits.flatten(1).all(1) if hits.ndim > 1 else hits, tokens
+        return batch.counts[: len(rows)], losses, hits, tokens, margins
 
     @staticmethod
     def work(
@@ -179,3 +186,13 @@ class Evaluator:
         ):
             hidden, output = self.objective.hidden(batch.tokens, **places, **inputs)
         return hidden.reshape(-1, hidden.shape[-1])[batch.positions], output
+
+
+def _references(
+    table: TokenTable, rows: Rows, members: Sequence[PackMember | None]
+) -> npt.NDArray[np.float64] | None:
+    """[members x rows] log-likelihoods under the base model, NaN for the base itself; None where the table has none."""
+    if table.row_references is None:
+        return np.full(len(rows) * len(members), np.nan) if all(each is None for each in members) else None
+    known = table.row_references[rows]
+    return np.concatenate([np.full(len(rows), np.nan) if each is None else known for each in members])

@@ -161,6 +161,16 @@ class PackEngine:
         """[rows] ascending, at most as many as there are; of one shuffle, so that samples are nested; None: all."""
         return sampled_rows(len(self.validation), rows, seed=self.study_seed, group=self.group)
 
+    def reference_likelihoods(self, table: TokenTable) -> npt.NDArray[np.float64]:
+        """[rows] log-likelihood of each row's supervised tokens under the bare base, with which preferences compare.
+
+        On the paths on which trials are trained. Raises `ResourceError` where memory does not hold one row.
+        """
+        reader = Evaluator(self._body, Causal(self.base.model), self._packed, self._evaluator.cuts)
+        with self._ready():
+            (found,) = self._halving(lambda: reader.evaluate([None], table), 1, table)
+        return -found.example_nll
+
     def sample(self, rows: int | None) -> TokenTable:
         """So many validation rows, the same every time."""
         return self.validation.take(self.sampled_rows(rows))

@@ -154,9 +154,13 @@ class Portions:
         places = self._places(gathered, piece, batch)
         segments = _segments(owners, batch.starts, gathered.slots)
         members = [slot.member for slot in gathered.slots]
+        asked = asked_of(self._objective, batch, weights, heads_of(self._objective, members, shares))
+        known = self.table.row_references
+        references = None if known is None else known[gathered.row[piece]]
+        betas = np.array([beta_of(member) for member in members])[owners]
         return Portion(
             batch=batch,
-            asked=asked_of(self._objective, batch, weights, heads_of(self._objective, members, shares)),
+            asked=of_groups(asked, batch, betas, references),
             shares=to_device(shares, self._device),
             plan=self._packed.plan(segments, batch.tokens.numel(), places, members=members),
             rows=self._body.rows(batch),
@@ -194,8 +198,29 @@ def asked_of(
         targets=batch.targets,
         weights=to_device(given, device),
         rows=None if rows is None else to_device(rows, device),
+        row_count=0 if rows is None else len(batch.counts),
         heads=heads,
     )
+
+
+def of_groups(
+    asked: Asked,
+    batch: MicroBatch,
+    betas: npt.NDArray[np.float64],
+    references: npt.NDArray[np.float64] | None,
+) -> Asked:
+    """With what each row [rows] has of its trial and of the base model, where rows belong together; else as it is."""
+    if asked.rows is None:
+        return asked
+    device = batch.targets.device
+    of_base = None if references is None else to_device(np.repeat(references, batch.counts), device)
+    return asked._replace(betas=to_device(np.repeat(betas, batch.counts), device), references=of_base)
+
+
+def beta_of(member: PackMember) -> float:
+    """Of its trial; NaN where it names none."""
+    beta = member.adapter.hyper_parameters.beta
+    return float("nan") if beta is None else beta
 
 
 def heads_of(objective: Objective, members: Sequence[PackMember], shares: Rows) -> tuple[Head, ...]:

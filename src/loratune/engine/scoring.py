@@ -1,7 +1,7 @@
 """From what a model gave on rows to the values of all metrics, with texts where the user's own metric reads them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -48,10 +48,11 @@ class Scoring:
         return Outputs(
             nll=evaluation.example_nll,
             exact_match=evaluation.exact_match,
-            rows=table_rows(table),
+            rows=replace(table_rows(table), weights=evaluation.counts.astype(np.float64)),
             predictions=evaluation.predictions,
             texts=texts,
             references=references,
+            margins=evaluation.margins,
         )
 
     def _texts(
@@ -84,6 +85,6 @@ def table_rows(table: TokenTable) -> Rows:
     """What metrics know of the rows of a table, whatever the model."""
     labels = table.row_labels
     return Rows(
-        weights=table.supervised_counts.astype(np.float64),
+        weights=table.weights,
         labels=None if labels is None else labels.astype(np.int64),
     )

@@ -41,6 +41,9 @@ class Outputs:
     """[rows] the predictions as text; None where no metric asks for them."""
     references: Sequence[str] | None = None
     """[rows] the completions as text."""
+    margins: Floats | None = None
+    """[pairs] by how much the chosen answer is preferred, in nats; None where rows are no pairs. All else that is of
+    rows is then of pairs."""
 
 
 class Metric(ABC):

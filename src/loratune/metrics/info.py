@@ -15,6 +15,8 @@ class Needs(StrEnum):
     """One pass over the rows: the loss and the most likely token at every supervised position."""
     LABELS = "labels"
     """The likelihood of every label after every prompt; only rows with labels have it."""
+    PREFERENCES = "preferences"
+    """One pass over the rows of preference pairs: by how much the preferred answer is ahead."""
     TEXT = "text"
     """Predictions as text: the most likely label of a labelled row, else the most likely token at each supervised
     position given the true tokens before it. (Generated text would be a need of its own.)"""

@@ -20,7 +20,7 @@ class Nll(Metric):
     )
     needs = Needs.LIKELIHOOD
 
-    def scores(self, outputs: Outputs) -> Floats:
+    def scores(self, outputs: Outputs) -> Floats | None:
         return outputs.nll
 
     def value(self, scores: Floats, rows: Rows) -> float:
@@ -62,6 +62,9 @@ class Perplexity(Nll):
         by_nll=True,
     )
 
+    def scores(self, outputs: Outputs) -> Floats | None:
+        return None if outputs.margins is not None else outputs.nll
+
     def value(self, scores: Floats, rows: Rows) -> float:
         return exp(min(super().value(scores, rows), _LARGEST_EXPONENT))
 
@@ -82,5 +85,5 @@ class ExactMatch(Metric):
     )
     needs = Needs.LIKELIHOOD
 
-    def scores(self, outputs: Outputs) -> Floats:
-        return outputs.exact_match.astype(np.float64)
+    def scores(self, outputs: Outputs) -> Floats | None:
+        return None if outputs.margins is not None else outputs.exact_match.astype(np.float64)

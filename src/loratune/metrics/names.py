@@ -2,7 +2,9 @@
 
 import re
 
-BUILT_IN_NAMES = ("nll", "perplexity", "exact_match", "accuracy", "f1")
+PREFERENCE_NAMES = ("preference_accuracy", "preference_margin")
+"""Of pairs, the usual one first; no other metric is measured of them but the loss, which compares at one beta only."""
+BUILT_IN_NAMES = ("nll", "perplexity", "exact_match", "accuracy", "f1", *PREFERENCE_NAMES)
 """In the order in which they are shown."""
 _ADDRESS = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 

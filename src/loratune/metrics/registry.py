@@ -9,10 +9,20 @@ from loratune.metrics.info import POINTS, MetricInfo
 from loratune.metrics.labelled import Accuracy, MacroF1
 from loratune.metrics.likelihood import ExactMatch, Nll, Perplexity
 from loratune.metrics.names import is_address, usual_seed_sd
+from loratune.metrics.preferred import PreferenceAccuracy, PreferenceMargin
 
 NLL = Nll()
 BUILT_IN: Mapping[str, Metric] = {
-    metric.name: metric for metric in (NLL, Perplexity(), ExactMatch(), Accuracy(), MacroF1())
+    metric.name: metric
+    for metric in (
+        NLL,
+        Perplexity(),
+        ExactMatch(),
+        Accuracy(),
+        MacroF1(),
+        PreferenceAccuracy(),
+        PreferenceMargin(),
+    )
 }
 
 

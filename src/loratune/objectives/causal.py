@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from loratune.errors import ModelError
 from loratune.maths.targets import Part
-from loratune.objectives.objective import Asked, Compile
+from loratune.objectives.objective import Asked, Compile, Scored
 
 _CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}
 """Logits held at a time: 64 MiB in float32 on a CPU; on a GPU 512 MiB, to launch less."""
@@ -100,7 +100,7 @@ class Causal:
             losses[part] = loss
         return losses, gradient
 
-    def score(self, states: torch.Tensor, asked: Asked, output: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def score(self, states: torch.Tensor, asked: Asked, output: Any) -> Scored:
         """NLL [S] in nats and the most likely token [S], without gradients."""
         losses = torch.empty(len(states), dtype=_loss_type(states), device=states.device)
         likeliest = torch.empty(len(states), dtype=torch.int32, device=states.device)
@@ -110,7 +110,7 @@ class Causal:
             likeliest[part] = logits.argmax(-1)
             losses[part] = _log_sum_exp_(logits) - chosen
             del logits  # before the next chunk has its own
-        return losses, likeliest
+        return Scored(losses, likeliest)
 
     def likelihood(
         self, states: torch.Tensor, owners: torch.Tensor, tokens: torch.Tensor, output: Any

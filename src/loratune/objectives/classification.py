@@ -22,7 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 
 from loratune.errors import ModelError
 from loratune.maths.targets import Part
-from loratune.objectives.objective import Asked, Compile
+from loratune.objectives.objective import Asked, Compile, Scored
 from loratune.objectives.pooling import Pooling, pooled
 
 _FEWEST_CHOICES = 1000
@@ -108,7 +108,7 @@ class Classification:
                     head.gradients[name].add_(found)
         return losses, gradient
 
-    def score(self, states: torch.Tensor, asked: Asked, output: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def score(self, states: torch.Tensor, asked: Asked, output: Any) -> Scored:
         """The same losses [S], and what was found in the form of the targets: the most likely class [S] int32, the
         labels more likely than not [S, C], the number [S].
         """
@@ -125,7 +125,7 @@ class Classification:
                 found[own] = logits.argmax(-1).to(found.dtype)
             else:
                 found[own] = logits.squeeze(-1) if asked.targets.ndim == 1 else (logits > 0).to(found.dtype)
-        return losses, found
+        return Scored(losses, found)
 
     def logits(self, states: torch.Tensor, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """[S, C] of states [S, D] under one trial's head, in the head's type."""

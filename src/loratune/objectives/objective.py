@@ -34,9 +34,28 @@ class Asked(NamedTuple):
     """[S] of each position's loss in the sum that is minimised; equal within a row, and within a group."""
     rows: torch.Tensor | None = None
     """[S] number of the position's row in the micro-batch, ascending; given where the objective groups rows."""
+    row_count: int = 0
+    """How many rows these are, so that the host need not ask the device; 0: one more than the last of `rows`."""
     heads: Sequence[Head] = ()
     """Of every trial with positions here, in their order, all positions covered; empty where nothing but adapters
     is trained."""
+    betas: torch.Tensor | None = None
+    """[S] the `beta` of the position's trial, NaN where it names none; given where the objective groups rows."""
+    references: torch.Tensor | None = None
+    """[S] the row's log-likelihood under the base model, NaN where this is the model itself; None where the table has
+    none."""
+
+
+class Scored(NamedTuple):
+    """What `Objective.score` gives."""
+
+    losses: torch.Tensor
+    """[S] as `loss_and_gradient` gives them."""
+    found: torch.Tensor
+    """[S] int32, the token found there: right where it is the target."""
+    margins: torch.Tensor | None = None
+    """[S] by how much the position's group is right, in nats, below zero where it is wrong; None where groups of rows
+    have no such thing."""
 
 
 class Objective(Protocol):
@@ -86,9 +105,8 @@ class Objective(Protocol):
         """
         ...
 
-    def score(self, states: torch.Tensor, asked: Asked, output: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same losses [S] without gradients, and the token found at each position [S] int32, right where it is the
-        target; weights are not read."""
+    def score(self, states: torch.Tensor, asked: Asked, output: Any) -> Scored:
+        """The same losses [S] without gradients, and what was found; weights are not read."""
         ...
 
 

@@ -12,6 +12,7 @@ from math import isclose, isfinite
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import TypeAdapter
 
 from loratune.maths.noninferiority import SeedNoise
@@ -57,7 +58,14 @@ class MetricContract:
             predictions=predicted,
             texts=[self.references[i] for i in predicted],
             references=[self.references[i] for i in rows.labels],
+            margins=self._margins(right, random),
         )
+
+    def _margins(self, right: npt.NDArray[np.bool_], random: np.random.Generator) -> Floats | None:
+        """Rows have these where they are pairs, and nothing but these and the loss is then measured."""
+        if self.subject.needs is not Needs.PREFERENCES:
+            return None
+        return np.where(right, 1.0, -1.0) * random.uniform(1, 2, self.rows)
 
     def scored(self, quality: float, seed: int = 0) -> Floats:
         """[rows] scores of such a model."""
@@ -89,6 +97,7 @@ class MetricContract:
             predictions=whole.predictions[part],
             texts=[whole.texts[i] for i in part],
             references=[whole.references[i] for i in part],
+            margins=None if whole.margins is None else whole.margins[part],
         )
         scores = self.subject.scores(some)
         assert scores is not None
@@ -177,7 +186,7 @@ class MetricContract:
         assert isfinite(subject.loss(result))
 
     def test_it_is_not_measured_without_what_it_needs(self) -> None:
-        bare = replace(self.outputs(0.6), predictions=None, texts=None, references=None)
+        bare = replace(self.outputs(0.6), predictions=None, texts=None, references=None, margins=None)
         assert (self.subject.scores(bare) is not None) is (self.subject.needs is Needs.LIKELIHOOD)
 
     def compared(self, candidate: Floats, reference: Floats) -> float:

@@ -64,7 +64,15 @@ class ObjectiveContract(ABC):
             rows=numbers if subject.group > 1 else None,
             heads=self._heads(subject, len(states)),
         )
-        return states, asked, output
+        return states, self._of_groups(subject, asked), output
+
+    def _of_groups(self, subject: Objective, asked: Asked) -> Asked:
+        """With a beta for each group, as of several trials, and a likelihood under the base model for each row."""
+        if asked.rows is None:
+            return asked
+        betas = torch.tensor([0.3, float("nan"), 1.7, 0.05], dtype=torch.float64)
+        references = -torch.linspace(8, 15, int(asked.rows[-1]) + 1, dtype=torch.float64)
+        return asked._replace(betas=betas[asked.rows // subject.group], references=references[asked.rows])
 
     def _heads(self, subject: Objective, positions: int) -> tuple[Head, ...]:
         """Of two trials with half of the groups each, away from where they begin; none where none is trained."""
@@ -93,7 +101,10 @@ class ObjectiveContract(ABC):
             for head in asked.heads
             if head.start <= part.start and part.stop <= head.stop
         )
-        return part, Asked(targets=asked.targets[part], weights=asked.weights[part], rows=rows, heads=heads)
+        own = Asked(targets=asked.targets[part], weights=asked.weights[part], rows=rows, heads=heads)
+        if asked.betas is None or asked.references is None:
+            return part, own
+        return part, own._replace(betas=asked.betas[part], references=asked.references[part])
 
     def test_losses_and_gradient_are_those_of_the_formula(self) -> None:
         """The gradient of Σ weights · losses by autograd, to the rounding of float64."""
@@ -131,7 +142,7 @@ class ObjectiveContract(ABC):
         states, asked, output = self._given(subject)
         losses, _ = subject.loss_and_gradient(states, asked, output)
         with torch.no_grad():
-            scores, tokens = subject.score(states, asked._replace(weights=asked.weights * 0), output)
+            scores, tokens, _ = subject.score(states, asked._replace(weights=asked.weights * 0), output)
         torch.testing.assert_close(scores, losses, rtol=1e-10, atol=1e-12)
         assert tokens.dtype == torch.int32
         assert tokens.shape == losses.shape

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from math import isfinite
+from math import inf, isfinite
 from typing import Any, Self
 
 from loratune.errors import HyperParameterError
@@ -38,6 +38,8 @@ class HyperParameters:
     """Names (suffixes) of the adapted modules, or `ALL_LINEAR`."""
     rank_pattern: tuple[tuple[str, int], ...] = ()
     """(full module name, rank ≥ 1) of the modules whose rank is not `r`; their alpha is in proportion."""
+    beta: float | None = None
+    """Of preference objectives, > 0: how much a preference weighs; None where the objective has none."""
 
     def __post_init__(self) -> None:
         rules = (
@@ -59,6 +61,7 @@ class HyperParameters:
                 all(r >= 1 and r == int(r) for _, r in self.rank_pattern),
                 "ranks of at least 1",
             ),
+            ("beta", self.beta is None or 0 < self.beta < inf, "above 0, such as 0.1"),
         )
         for name, holds, rule in rules:
             if not holds:
@@ -83,9 +86,11 @@ class HyperParameters:
         return tuple(pattern.get(module, self.r) for module in modules)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, tuples as lists, for JSON; `rank_pattern` as a mapping, absent where it is empty."""
+        """Plain values for JSON; `rank_pattern`, a mapping, and `beta` are absent where there is none."""
         values = {**asdict(self), "target_modules": list(self.target_modules)}
         pattern = dict(values.pop("rank_pattern"))
+        if self.beta is None:
+            del values["beta"]
         return {**values, "rank_pattern": pattern} if pattern else values
 
     @classmethod
