@@ -168,7 +168,7 @@ def _train(
     }
     trainer_of, config_of, more = trainers[case.kind]
 
-    class Watched(trainer_of):  # type: ignore[misc]
+    class Watched(trainer_of):  # type: ignore[misc, valid-type]
         """In the order given, every loss kept."""
 
         def _get_train_sampler(self, *arguments: Any) -> Any:

@@ -4,7 +4,6 @@
 """
 
 import json
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "bench"))
-
-import preference_reference as reference  # noqa: E402
+import preference_reference as reference
 
 KEPT: dict[str, Any] = json.loads((Path(__file__).parent / "trl_reference.json").read_text(encoding="utf-8"))
 
