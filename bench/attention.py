@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from loratune.model import long_attention
 from loratune.model import row_attention as ours
 from loratune.model.rows import bounds_of
 from low_rank import seconds
@@ -32,7 +33,7 @@ HEADS = {
     "gemma3-1b": (4, 1, 256),
 }
 """(of queries, of keys, features) of each shape."""
-LENGTHS = ("banking77", "32", "128", "gsm8k", "512", "1024", "4096")
+LENGTHS = ("banking77", "32", "128", "gsm8k", "512", "1024", "4096", "16384")
 SQUARE = [(64, 64, warps, stages) for warps, stages in product((4, 8), (1, 2, 3))]
 TILES = {
     "_ATTEND_LARGE": [*SQUARE, (128, 64, 8, 2), (32, 32, 2, 2), (32, 64, 4, 2), (64, 32, 8, 1)],
@@ -98,15 +99,31 @@ def flash(line: Line) -> tuple[Forward, Backward]:
 
 def own(line: Line) -> tuple[Forward, Backward]:
     """Ours."""
-    q, k, v, grad, starts = line
-    bounds = bounds_of(starts, q.device)
+    bounds = bounds_of(line.starts, line.query.device)
     assert isinstance(bounds, torch.Tensor)
-    ours.set_bounds(bounds)
+    return _operators(line, lambda: ours.set_bounds(bounds))
+
+
+def taken(line: Line) -> tuple[Forward, Backward]:
+    """What training takes for these rows: ours, or one of torch's."""
+    bounds = bounds_of(line.starts, line.query.device)
+    known = long_attention.Line(line.starts, len(line.starts) - 1)
+    return _operators(line, lambda: ours.set_bounds(bounds, known))
+
+
+def _operators(line: Line, ready: Callable[[], None]) -> tuple[Forward, Backward]:
+    q, k, v, grad, _ = line
     scale = q.shape[-1] ** -0.5
-    return (
-        lambda: ours.row_attention(q, k, v, scale, -1),
-        lambda out, found: ours.row_attention_backward(grad, q, k, v, out, found, scale, -1),
-    )
+
+    def forward() -> Any:
+        ready()
+        return ours.row_attention(q, k, v, scale, -1)
+
+    def backward(out: torch.Tensor, found: torch.Tensor) -> Any:
+        ready()
+        return ours.row_attention_backward(grad, q, k, v, out, found, scale, -1)
+
+    return forward, backward
 
 
 def results(side: tuple[Forward, Backward]) -> list[torch.Tensor]:
@@ -121,7 +138,9 @@ def exact(line: Line) -> list[torch.Tensor]:
     parts = []
     for start, stop in zip(line.starts[:-1], line.starts[1:], strict=True):
         query, key, value = (each[start:stop].transpose(0, 1)[None] for each in (q, k, v))
-        found = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+        # torch has no kernel for heads that share keys in float32: it would hold the square of a row's length
+        key, value = (each.repeat_interleave(query.shape[1] // each.shape[1], 1) for each in (key, value))
+        found = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         parts.append(found[0].transpose(0, 1))
     out = torch.cat(parts)
     out.backward(line.grad.float())  # type: ignore[no-untyped-call]
@@ -144,7 +163,7 @@ def measure(shape: str, length: str, line: Line) -> None:
     """Print and append one row."""
     facts: dict[str, Any] = {"shape": shape, "length": length, "tokens": len(line.query)}
     expected = exact(line)
-    for name, side in (("ours", own(line)), ("flash", flash(line))):
+    for name, side in (("ours", own(line)), ("taken", taken(line)), ("flash", flash(line))):
         out, found = side[0]()
         forward, backward = _seconds(side[0]), _seconds(partial(side[1], out, found))
         facts |= {

@@ -6,6 +6,8 @@ import numpy as np
 
 from loratune.data.table import TokenTable
 
+_FEWEST, _MOST_TOKENS = 64, 2**21
+"""Of rows of one length: drawing long ones takes longer than measuring on them."""
 _LENGTHS = Path(__file__).parent / "lengths"
 
 
@@ -16,7 +18,7 @@ def rows_of(length: str, vocabulary: int, *, rows: int = 2000, supervised: int =
     """
     random = np.random.default_rng(0)
     if length.isdigit():
-        pairs = [(int(length), supervised)] * rows
+        pairs = [(int(length), supervised)] * min(rows, max(_FEWEST, _MOST_TOKENS // int(length)))
     else:
         pairs = np.loadtxt(_LENGTHS / f"{length}.csv", int, delimiter=",", skiprows=1)[:rows].tolist()
     return TokenTable.from_rows(

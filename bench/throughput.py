@@ -20,6 +20,7 @@ import torch
 
 from loratune.engine.machinery import choose_paths
 from loratune.engine.pack import PackEngine
+from loratune.engine.recompute import Recompute, none
 from loratune.model.base import BaseModel
 from loratune.values import HyperParameters, Trial
 from peft_side import concurrent_rate, loop_rate, trainer_rate
@@ -133,7 +134,15 @@ def recipe(cell: Cell, rank: int) -> HyperParameters:
     )
 
 
-def packed(base: BaseModel, cell: Cell, slots: int, seconds: float, *, profile: bool = False) -> Measured:
+def packed(
+    base: BaseModel,
+    cell: Cell,
+    slots: int,
+    seconds: float,
+    *,
+    profile: bool = False,
+    recompute: Recompute = none,
+) -> Measured:
     """Our engine with that many trials."""
     rows = rows_of(cell.length, base.profile.vocabulary, supervised=cell.supervised)
     engine = PackEngine(
@@ -143,6 +152,7 @@ def packed(base: BaseModel, cell: Cell, slots: int, seconds: float, *, profile: 
         study_seed=0,
         cost=lambda trial: 1.0,
         max_tokens_per_micro_batch=cell.micro_batch_tokens,
+        recompute=recompute,
     )
     trials = [
         Trial(hyper_parameters=recipe(cell, cell.ranks[i % len(cell.ranks)]), seed=i // len(cell.ranks))

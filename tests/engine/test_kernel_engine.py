@@ -122,3 +122,26 @@ def test_the_bare_base_asks_nothing_of_trials_put_aside() -> None:
         slots[1].park()
         (found,) = subject.read([None], TABLE.take(range(2)))
     assert np.isfinite(found.nll)
+
+
+def trained(layers: int) -> list[torch.Tensor]:
+    """Weights of two trials after two steps in which so many layers ran again."""
+    subject = engine(base(), TABLE, paths=KERNELS, recompute=lambda trials, tokens: layers)
+    slots = subject.slots([trial(0, batch_size=6), trial(1, r=20, lora_dropout=0.3, batch_size=6)])
+    with subject.attached() as step:
+        for _ in range(2):
+            step(slots)
+    return [slot.adapter.weights.clone() for slot in slots]
+
+
+def test_layers_that_run_again_do_not_compute_their_attention_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from loratune.model import row_attention
+
+    calls: list[int] = []
+    attend = row_attention._attend
+    monkeypatch.setattr(row_attention, "_attend", lambda *given: (calls.append(1), attend(*given))[1])
+    kept = trained(0)
+    usual = len(calls)
+    again = trained(2)
+    assert len(calls) == 2 * usual > 0, "as often as without recomputation"
+    assert all(torch.equal(own, other) for own, other in zip(again, kept, strict=True))

@@ -43,6 +43,38 @@ def base_bytes_per_token(model: ModelProfile, adapted: frozenset[str], execution
     return features * model.bytes_per_parameter + FLOAT32 * (sums + _norms(model, execution))
 
 
+def kept_bytes_per_token(
+    model: ModelProfile, adapted: frozenset[str], execution: Execution, recomputed: int
+) -> float:
+    """As `base_bytes_per_token`, where so many layers keep no activations: their inputs alone, and the attention's
+    output where it is not computed again. Layers count alike; what the layers above them read, and its gradient, are
+    two inputs more.
+    """
+    everything = base_bytes_per_token(model, adapted, execution)
+    if not recomputed:
+        return everything
+    last_norm = FLOAT32 * (1 if execution.recompute else 1 + model.hidden_size)
+    kept = (everything - last_norm) * (1 - recomputed / model.layers)
+    return last_norm + kept + recomputed * _input_bytes(model, execution) + 2 * _stream(model)
+
+
+def _input_bytes(model: ModelProfile, execution: Execution) -> float:
+    """Per token, of a layer that runs again."""
+    if not execution.keeps_attention:
+        return _stream(model)
+    blocks = {}
+    for parent, members in groupby(model.targets, key=lambda target: target[0].rpartition(".")[0]):
+        if _ATTENTION in parent.lower():
+            _, (_, output, _) = _split(list(members), model.hidden_size)
+            blocks[parent] = output * model.bytes_per_parameter + FLOAT32 * model.attention_heads
+    return _stream(model) + sum(blocks.values()) / model.layers
+
+
+def _stream(model: ModelProfile) -> float:
+    """Bytes of a token's hidden state."""
+    return model.bytes_per_parameter * model.hidden_size
+
+
 def _norms(model: ModelProfile, execution: Execution) -> int:
     """float32 numbers that the norms keep: one each, and what they see unless it is computed again."""
     seen = model.norm_features or (2 * model.layers + 1) * model.hidden_size

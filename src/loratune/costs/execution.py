@@ -38,6 +38,8 @@ class Execution:
     recompute: bool
     """Whether cheap element-wise results are computed again in the backward pass instead of being kept:
     the float32 copies of norms, the activated gate of an MLP, its product with `up`."""
+    keeps_attention: bool = False
+    """Whether the attention of a layer that runs again in the backward pass is kept instead of being computed again."""
     keeps_product: bool = True
     """With `recompute`: whether the input of an adapted `down_proj` is kept after all."""
     shared_inner: bool
@@ -49,6 +51,9 @@ class Execution:
     """Whether the products read a copy of the adapters in the base's type, where that is smaller than float32."""
     records: bool = False
     """Whether small micro-batches are recorded as CUDA graphs, which keep what they need between steps."""
+    time_again: float = 0.45
+    """Of a step's time, what computing the activations of all layers again adds: less than a forward pass, which has
+    half of the products, is of the whole."""
     logits_at_once: int
     """Logits that the head holds at a time."""
     likelihoods: int
@@ -108,6 +113,7 @@ ON_CUDA = Execution(
     flat=True,
     token_multiple=128,
     recompute=True,
+    keeps_attention=True,
     shared_inner=True,
     copies_weights=True,
     records=True,

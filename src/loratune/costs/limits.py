@@ -26,7 +26,7 @@ from loratune.costs.execution import (
 from loratune.costs.memory import TIGHT, MemoryEstimate, adapter_bytes, adapter_parameters, estimate_pack
 from loratune.data.table import TokenTable
 from loratune.engine.machinery import Paths
-from loratune.maths.sizes import recorded_tokens
+from loratune.maths.sizes import LAUNCH_TOKENS, recorded_tokens
 from loratune.maths.targets import select_targets
 from loratune.model.base import BaseModel
 from loratune.model.device import device_memory, parse_memory, peak_memory, pick_device, resolve_dtype
@@ -51,9 +51,32 @@ class Limits:
     correction: Correction = UNCORRECTED
     supervised: float = 1.0
     """Share of the tokens that are supervised."""
+    recompute: int | None = 0
+    """Of how many layers activations are computed again; None: of as few as let a pack fit, of all where none do."""
+
+    def recomputed(self, pack: Sequence[HyperParameters], *, step_tokens: int | None = None) -> int:
+        """Layers whose activations are computed again for a pack."""
+        if self.recompute is not None:
+            return min(self.recompute, self.model.layers)
+
+        def fits(kept: int) -> bool:
+            recomputed = self.model.layers - kept
+            return self._estimate(pack, step_tokens, recomputed).fits(self.device_bytes)
+
+        return self.model.layers - _largest(fits, self.model.layers)
+
+    def recomputed_in(self, pack: Sequence[HyperParameters], tokens: int) -> int:
+        """The same for one micro-batch of so many tokens, padding included, while these trials are in memory."""
+        whole = replace(self, micro_batch_tokens=max(tokens, self.max_length))
+        return whole.recomputed(pack, step_tokens=tokens)
 
     def estimate(self, pack: Sequence[HyperParameters], *, step_tokens: int | None = None) -> MemoryEstimate:
         """Predicted peak of a pack."""
+        return self._estimate(pack, step_tokens, self.recomputed(pack, step_tokens=step_tokens))
+
+    def _estimate(
+        self, pack: Sequence[HyperParameters], step_tokens: int | None, recomputed: int
+    ) -> MemoryEstimate:
         return estimate_pack(
             self.model,
             pack,
@@ -63,6 +86,7 @@ class Limits:
             correction=self.correction,
             supervised=self.supervised,
             step_tokens=step_tokens,
+            recomputed=recomputed,
         )
 
     @property
@@ -76,7 +100,14 @@ class Limits:
         A step that just fills a micro-batch needs most: longer ones are cut into equal parts, smaller than allowed.
         `step_tokens`: of the largest step, where it is known.
         """
-        return self.estimate(pack, step_tokens=ceil(min(self.largest_line, step_tokens)))
+        return self.estimate(pack, step_tokens=self._fullest(step_tokens))
+
+    def _fullest(self, step_tokens: float) -> int:
+        return ceil(min(self.largest_line, step_tokens))
+
+    def recomputed_when_fullest(self, pack: Sequence[HyperParameters], *, step_tokens: float = inf) -> int:
+        """Layers whose activations are computed again where `fullest` is predicted."""
+        return self.recomputed(pack, step_tokens=self._fullest(step_tokens))
 
     def evaluating(self, tokens: int) -> int:
         """Bytes while so many tokens are evaluated at once, beyond what is held between steps.
@@ -138,13 +169,40 @@ class Limits:
 
         A small one is the way to fit a large model, at the cost of speed.
         """
-        rows = -(-limit // self.max_length) + 1
-        full = [replace(hp, batch_size=max(hp.batch_size, rows)) for hp in pack]
+        full = self._filling(pack, limit)
 
         def holds(tokens: int) -> bool:
             return replace(self, micro_batch_tokens=tokens).fits(full)
 
         return _largest(holds, limit)
+
+    def _filling(self, pack: Sequence[HyperParameters], tokens: int) -> list[HyperParameters]:
+        """The pack with rows enough for a micro-batch of so many tokens."""
+        rows = -(-tokens // self.max_length) + 1
+        return [replace(hp, batch_size=max(hp.batch_size, rows)) for hp in pack]
+
+    def fastest_micro_batch(self, pack: Sequence[HyperParameters], limit: int) -> int:
+        """Tokens of the micro-batch of that pack that takes least time for each, of those that fit; 0 where none does.
+
+        Larger ones are launched less often, but activations of more layers are computed again.
+        """
+        largest = self.largest_micro_batch(pack, limit)
+        if largest <= self.max_length or self.recompute == 0:
+            return largest
+        kept = replace(self, recompute=0).largest_micro_batch(pack, limit)
+        halves = (largest >> n for n in range(limit.bit_length()))
+        sizes = {max(size, kept, self.max_length) for size in halves}
+        full, launch = self._filling(pack, limit), LAUNCH_TOKENS[self.execution.device]
+
+        def seconds(tokens: int) -> float:
+            """For each token, but for a factor."""
+            return (1 + launch / tokens) * self.time_again(self.recomputed_in(full, tokens))
+
+        return min(sorted(sizes, reverse=True), key=seconds)
+
+    def time_again(self, recomputed: int) -> float:
+        """Of a micro-batch with so many layers computed again, relative to one with none."""
+        return 1 + self.execution.time_again * recomputed / self.model.layers
 
     def with_rows(self, tokens: int) -> "Limits":
         """With rows of so many tokens at most, one in a micro-batch."""
@@ -211,11 +269,17 @@ def supervised_share(table: TokenTable) -> float:
 
 
 def limits_here(
-    base: BaseModel, paths: Paths, train: TokenTable, validation: TokenTable, memory: str | None = None
+    base: BaseModel,
+    paths: Paths,
+    train: TokenTable,
+    validation: TokenTable,
+    memory: str | None = None,
+    recompute: int | None = 0,
 ) -> Limits:
     """With the largest micro-batch worth trying, or what one trial of the default recipe leaves room for.
 
     Args:
+        recompute: as `Limits` has it.
         memory: what the user allows, such as `24GiB`; None: what the device has free.
     """
     device: Device = "cuda" if base.device.type == "cuda" else "cpu"
@@ -228,8 +292,9 @@ def limits_here(
         device_bytes=device_bytes(memory, base.device, execution),
         execution=execution,
         supervised=supervised_share(train),
+        recompute=recompute,
     )
-    tokens = limits.largest_micro_batch([default_recipe()], MICRO_BATCH_TOKENS[device])
+    tokens = limits.fastest_micro_batch([default_recipe()], MICRO_BATCH_TOKENS[device])
     return replace(limits, micro_batch_tokens=max(tokens, longest))
 
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from math import ceil
 from typing import Literal
 
-from loratune.costs.activations import base_bytes_per_token
+from loratune.costs.activations import kept_bytes_per_token
 from loratune.costs.correction import UNCORRECTED, Correction, Peak
 from loratune.costs.execution import (
     FLOAT32,
@@ -48,7 +48,8 @@ class MemoryEstimate:
     logits: int
     """Final states, and a chunk of logits with its gradient."""
     backward: int
-    """What the backward pass through one layer holds beyond the room that the logits have left."""
+    """What the backward pass through one layer holds beyond the room that the logits have left; where all layers run
+    again, that layer's activations too."""
     workspace: int
     """What matrix products set aside."""
     allocator: int
@@ -110,6 +111,7 @@ def estimate_pack(
     correction: Correction = UNCORRECTED,
     supervised: float = 1.0,
     step_tokens: int | None = None,
+    recomputed: int = 0,
 ) -> MemoryEstimate:
     """Predicted peak of training `pack` together.
 
@@ -119,14 +121,24 @@ def estimate_pack(
             row always goes in). A larger batch means more micro-batches, not more memory.
         supervised: share of the tokens that are supervised; only their logits are computed.
         step_tokens: tokens of the largest step, where rows are known; else every row is as long as the longest.
+        recomputed: layers, the first ones, whose activations are computed again in the backward pass.
     """
     recorded = recorded_tokens(model.parameters) if execution.records else 0
     tokens = tokens_in_flight(pack, max_length, micro_batch_tokens, execution, step_tokens, recorded)
     parameters = sum(count * adapter_parameters(model, hp) for hp, count in Counter(pack).items())
-    activations = tokens * base_bytes_per_token(model, adapted(model, pack, execution), execution)
-    activations += inner_bytes(model, pack, tokens, max_length, execution)
+    names = adapted(model, pack, execution)
+    inner = inner_bytes(model, pack, tokens, max_length, execution)
+    activations = tokens * kept_bytes_per_token(model, names, execution, recomputed)
+    activations += inner * (1 - recomputed / model.layers)
     logits = logits_bytes(model, tokens, supervised, execution)
-    beyond = max(0.0, backward_bytes(model, pack, tokens, max_length, execution) - logits)
+    backward = backward_bytes(model, pack, tokens, max_length, execution)
+    if (
+        recomputed == model.layers
+    ):  # else those that are kept need more, and are gone when the first ones run again
+        one = kept_bytes_per_token(model, names, execution, model.layers - 1)
+        backward += tokens * (one - kept_bytes_per_token(model, names, execution, model.layers))
+        backward += inner / model.layers
+    beyond = max(0.0, backward - logits)
     slack = execution.allocator * (activations + logits + beyond)
     return MemoryEstimate(
         weights=weight_bytes(model),

@@ -13,11 +13,12 @@ from typing import NamedTuple, ParamSpec, TypeVar
 import numpy as np
 import torch
 import torch._dynamo
-from torch import nn
 from transformers import PreTrainedModel
 
 from loratune.data.batches import MicroBatch, to_device
-from loratune.model.rows import Bounds, body_of, bounds_of, flat, sees_ahead
+from loratune.engine.recompute import Recomputation, decoder_layers, recomputing
+from loratune.model.long_attention import Line
+from loratune.model.rows import Bounds, bounds_of, flat, sees_ahead
 
 _FORMS = 64
 """Of one layer that may be compiled: with and without gradients, of its input too, for each model of a process."""
@@ -33,13 +34,6 @@ def compiled(function: Callable[P, T]) -> Callable[P, T]:
         "ignore", r"\s*Online softmax is disabled on the fly", UserWarning, module=r"torch\._inductor"
     )
     return torch.compile(function, dynamic=True)
-
-
-def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The repeated blocks of the decoder: its longest list of modules of one class; empty where none is."""
-    lists = [list(module) for module in body_of(model).modules() if isinstance(module, nn.ModuleList)]
-    alike = [layers for layers in lists if len({type(layer) for layer in layers}) == 1]
-    return max(alike, key=len, default=[])
 
 
 class CompiledLayers:
@@ -68,6 +62,8 @@ class FlatRows(NamedTuple):
     places: torch.Tensor
     """[1, N] place of every token in its row."""
     bounds: Bounds
+    line: Line | None = None
+    """The same for the host; None in a recording, which serves other rows too."""
 
     @classmethod
     def of(cls, batch: MicroBatch) -> "FlatRows | None":
@@ -75,7 +71,9 @@ class FlatRows(NamedTuple):
         if not batch.flat:
             return None
         device = batch.tokens.device
-        return cls(to_device(batch.places[None], device), bounds_of(batch.edges, device))
+        edges = batch.edges
+        line = Line(edges, len(batch.counts))
+        return cls(to_device(batch.places[None], device), bounds_of(edges, device), line)
 
 
 class PaddedRows(NamedTuple):
@@ -103,6 +101,7 @@ class Body:
         self.device, self.dtype = parameter.device, parameter.dtype
         self._layers = layers
         self._first = first_position
+        self._blocks = decoder_layers(model)
 
     @cached_property
     def sees_ahead(self) -> bool:
@@ -127,5 +126,14 @@ class Body:
         elif isinstance(rows, PaddedRows):
             yield {"attention_mask": rows.real}
         else:
-            with flat(self.model, rows.bounds), self._layers.active() if self._layers else nullcontext():
+            with (
+                flat(self.model, rows.bounds, line=rows.line),
+                self._layers.active() if self._layers else nullcontext(),
+            ):
                 yield {"position_ids": rows.places}
+
+    @contextmanager
+    def recomputing(self, count: int) -> Iterator[Recomputation]:
+        """Inside `running`: the first `count` layers keep their inputs alone."""
+        with recomputing(self._blocks[:count]) as lower:
+            yield lower

@@ -9,6 +9,7 @@ from typing import Any
 
 from loratune.engine.body import Body, CompiledLayers, compiled
 from loratune.engine.graphs import Graphs
+from loratune.engine.recompute import decoder_layers, why_not
 from loratune.kernels.launch import KernelPath, kernel_path
 from loratune.lora.packed import PackedAdapters
 from loratune.model.base import BaseModel
@@ -87,6 +88,11 @@ class Machinery:
     @cached_property
     def graphs(self) -> Graphs | None:
         return Graphs(self.base.profile.parameters) if self.paths.compiled else None
+
+    @cached_property
+    def recomputable(self) -> int:
+        """Layers whose activations can be computed again, all of the model's or 0."""
+        return 0 if why_not(self.base.model) else len(decoder_layers(self.base.model))
 
     @cached_property
     def packed(self) -> PackedAdapters:

@@ -95,6 +95,8 @@ class Place(StrEnum):
 
     TRAINING = "training"
     """The micro-batches have been halved."""
+    ACTIVATIONS = "activations"
+    """They are computed again, of all layers: a single row was too large."""
     EVALUATION = "evaluation"
     """Those of the evaluation have been halved."""
     PACK = "pack"
@@ -114,6 +116,8 @@ class Shortage:
     """Bytes that were held, with those that were asked for where the error said so."""
     now: int
     """Tokens of a micro-batch, or trials beside each other, at most, from now on."""
+    recomputed: int = 0
+    """Of how many layers the micro-batch that failed kept no activations."""
 
     @property
     def sentence(self) -> str:
@@ -124,6 +128,11 @@ class Shortage:
             return (
                 f"Memory ran out with {trials} in it ({held}): from now on at most {self.now} train beside each "
                 "other, the others take turns; nothing was lost."
+            )
+        if self.place is Place.ACTIVATIONS:
+            return (
+                f"Memory ran out in training with {trials} and one row of {self.tokens:,} tokens ({held}): from now on "
+                "the activations of all layers are computed again on the way back; nothing was lost."
             )
         return (
             f"Memory ran out in {self.place} with {trials} and micro-batches of {self.tokens:,} tokens ({held}): "

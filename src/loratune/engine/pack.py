@@ -23,12 +23,13 @@ from loratune.engine.loop import Callers, PackLoop, PackProgress, Work
 from loratune.engine.machinery import Machinery, Machines, Paths
 from loratune.engine.memory import DoesNotFit, Failure, Place, Shortage, attempt, ignore, memory_errors
 from loratune.engine.portions import Cuts
+from loratune.engine.recompute import Recompute, none
 from loratune.engine.scoring import Scoring
 from loratune.engine.slot import Slot
 from loratune.engine.step import TrainingStep
 from loratune.lora.layout import Adapter, InitialHead, find_targets, initial_adapters
 from loratune.lora.packed import PackedAdapters
-from loratune.maths.sizes import CAPACITY
+from loratune.maths.sizes import CAPACITY, LAUNCH_TOKENS
 from loratune.model.base import BaseModel
 from loratune.model.device import trim_heap
 from loratune.objectives.causal import Causal
@@ -69,11 +70,13 @@ class PackEngine:
     max_tokens_per_evaluation: int | None = None
     """The same without gradients; None: twice as many, for no activations are kept."""
     launch_tokens: int | None = None
-    """Cost of one more micro-batch in tokens; None: 64 on a CPU, 1,024 on a GPU."""
+    """Cost of one more micro-batch in tokens; None: what it is on the device."""
     objective: Factory = Causal
     """What trials learn; see `objectives`."""
     paths: Paths | None = None
     """Which paths to take; None chooses the fastest that are right here."""
+    recompute: Recompute = none
+    """Of how many layers activations are computed again instead of being kept, where they can be."""
     on_shortage: Callable[[Shortage], None] = ignore
     """Called with every out-of-memory error that was recovered from."""
 
@@ -98,7 +101,7 @@ class PackEngine:
 
     @cached_property
     def _cuts(self) -> Cuts:
-        default = 64 if self.base.device.type == "cpu" else 1024
+        default = LAUNCH_TOKENS[self.base.device.type]
         return Cuts(
             max_tokens=self.max_tokens_per_micro_batch,
             launch_tokens=default if self.launch_tokens is None else self.launch_tokens,
@@ -220,6 +223,8 @@ class PackEngine:
             self._cuts,
             self._graphs,
             self.on_shortage,
+            self.recompute,
+            lambda: self.machinery.recomputable,
         )
 
     @contextmanager

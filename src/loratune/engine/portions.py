@@ -40,6 +40,8 @@ class Cuts:
     """Lines of at most so many tokens are recorded as graphs, for which few sizes are good."""
     group: int = 1
     """Rows that belong together, one behind the other: no cut separates them."""
+    spares: bool = False
+    """Whether activations of all layers are computed again, whatever is predicted: a single row was too large."""
 
     def pieces(self, lengths: Sequence[int] | Rows) -> list[Rows]:
         """Positions in `lengths`, one array per micro-batch; flat ones keep the order."""

@@ -18,6 +18,7 @@ from loratune.engine.body import Body, FlatRows, PaddedRows
 from loratune.engine.graphs import Graphs
 from loratune.engine.memory import DoesNotFit, Failure, Place, Shortage, attempt, ignore
 from loratune.engine.portions import Cuts, Gathered, Portion, Portions
+from loratune.engine.recompute import Recompute, none
 from loratune.engine.slot import Slot, clip_factors
 from loratune.errors import ResourceError
 from loratune.lora.packed import PackedAdapters, Plan
@@ -70,7 +71,11 @@ class TrainingStep:
         cuts: Cuts,
         graphs: Graphs | None = None,
         on_shortage: Callable[[Shortage], None] = ignore,
+        recompute: Recompute = none,
+        recomputable: Callable[[], int] = lambda: 0,
     ) -> None:
+        """`recomputable`: how many layers' activations can be computed again, all of the model's or 0."""
+        self._recompute, self._recomputable = recompute, recomputable
         self._graphs = graphs
         self._body = body
         self._objective = objective
@@ -120,15 +125,21 @@ class TrainingStep:
         if self._graphs is not None and self._graphs.give_way():
             return
         largest = self._cuts.largest(lengths)
+        recomputed = self._recomputed(slots, largest)
+        place = Place.TRAINING
         if not self._cuts.halve(largest, longest=int(lengths.max())):
-            raise DoesNotFit(failure.message)
+            layers = attempt(self._recomputable, self._device)
+            if isinstance(layers, Failure) or self._cuts.spares or recomputed >= layers:
+                raise DoesNotFit(failure.message)
+            place, self._cuts.spares = Place.ACTIVATIONS, True
         self._on_shortage(
             Shortage(
-                place=Place.TRAINING,
+                place=place,
                 trials=tuple(slot.trial for slot in slots),
                 tokens=largest,
                 needed=failure.needed,
                 now=self._cuts.max_tokens,
+                recomputed=recomputed,
             )
         )
 
@@ -198,18 +209,30 @@ class TrainingStep:
 
     def _train(self, portion: Portion, slots: Sequence[Slot]) -> torch.Tensor:
         """Forward and backward of one micro-batch; returns each slot's share [slots] of its mean loss."""
-        weighted = self._losses(portion).double() * portion.asked.weights
+        layers = self._recomputed(slots, portion.batch.tokens.numel())
+        weighted = self._losses(portion, layers).double() * portion.asked.weights
         return torch.segment_reduce(weighted, "sum", lengths=portion.shares, unsafe=True, initial=0.0)
 
-    def _losses(self, portion: Portion) -> torch.Tensor:
-        """Losses [S] at the supervised positions; the gradients of Σ weights · losses are added to the slots'."""
+    def _recomputed(self, slots: Sequence[Slot], tokens: int) -> int:
+        """Of how many layers a micro-batch of so many tokens keeps no activations."""
+        wanted = self._recompute([slot.trial.hyper_parameters for slot in slots], tokens)
+        if not wanted and not self._cuts.spares:
+            return 0
+        layers = self._recomputable()
+        return layers if self._cuts.spares else min(layers, wanted)
+
+    def _losses(self, portion: Portion, layers: int) -> torch.Tensor:
+        """Losses [S] at the supervised positions; the gradients of Σ weights · losses are added to the slots'.
+
+        Activations of the first `layers` layers are computed again.
+        """
         batch, asked, _, plan, rows = portion
         tokens, positions = batch.tokens, batch.positions
         # a recording would have to know how many rows belong together, or how many positions each head has
         plain = asked.rows is None and not asked.heads
         record = self._graphs is not None and self._graphs.takes(tokens.numel()) and plain
         if not record or not isinstance(rows, FlatRows) or plan.route is None or self._graphs is None:
-            return self._pass(tokens, positions, asked, rows, plan)
+            return self._pass(tokens, positions, asked, rows, plan, layers)
         assert isinstance(rows.bounds, torch.Tensor), "graphs are recorded on GPUs only"
         count = len(positions)
         rest = few_sizes(count, multiple=64, parts=2) - count  # of the line's last token, with weight zero
@@ -222,10 +245,10 @@ class TrainingStep:
             own, at, targets, weights, where, ranges, pieces = tensors[:7]
             drawn = Places(*tensors[7:]) if dropout else None
             now = replace(plan, route=replace(route, pieces=pieces, places=drawn))
-            return self._pass(own, at, Asked(targets, weights), FlatRows(where, ranges), now)
+            return self._pass(own, at, Asked(targets, weights), FlatRows(where, ranges), now, layers)
 
         tensors = (*filled, rows.places, rows.bounds, route.pieces, *dropout)
-        kind = route.largest, route.rank_blocks, route.aligned, route.eights, bool(dropout)
+        kind = route.largest, route.rank_blocks, route.aligned, route.eights, bool(dropout), layers
         key = kind, route.runs, *(tuple(tensor.shape) for tensor in tensors)
         return self._graphs.run(key, body, tensors, kind=kind, tokens=plan.tokens)[:count]
 
@@ -236,13 +259,20 @@ class TrainingStep:
         asked: Asked,
         rows: FlatRows | PaddedRows | None,
         plan: Plan,
+        layers: int,
     ) -> torch.Tensor:
         """Forward and backward pass; returns the losses [S] at `positions`."""
-        with self._body.running(rows) as more, self._packed.routed(plan):
+        with (
+            self._body.running(rows) as more,
+            self._packed.routed(plan),
+            self._body.recomputing(layers) as lower,
+        ):
             hidden, output = self._objective.hidden(tokens, **more)
             states = Picked.apply(hidden, positions)  # type: ignore[no-untyped-call]
             losses, gradient = self._objective.loss_and_gradient(states, asked, output)
             states.backward(gradient)
+            del hidden, output, states, gradient
+            lower.backward()
         return losses
 
 

@@ -4,6 +4,10 @@ CAPACITY = 256
 """Trials in a pack, at most."""
 
 
+LAUNCH_TOKENS = {"cpu": 64, "cuda": 1024}
+"""Cost of one more micro-batch, in tokens."""
+
+
 def few_sizes(count: int, *, multiple: int = 4, parts: int = 16) -> int:
     """The next of few sizes from `count` on: at most 1 / `parts` larger, or a multiple of `multiple`."""
     step = max(multiple, (1 << max(count - 1, 1).bit_length()) // (2 * parts))

@@ -4,12 +4,16 @@ Where the rows of the line in hand lie is set beside them (`set_bounds`): the la
 Imported only where Triton works.
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from loratune.kernels import rows as kernels
 from loratune.kernels.launch import launch, much_shared_memory
+from loratune.model.kept_attention import keep, repeated
+from loratune.model.long_attention import Kernels, Line, kernels_for
 
 _LOG2_E = 1.4426950408889634
 _UNLIMITED = 2**30
@@ -37,12 +41,16 @@ _BACKWARD_QUERY_LARGE = _BACKWARD_QUERY | {
 }
 
 _bounds: torch.Tensor | None = None
+_line: Line | None = None
 
 
-def set_bounds(bounds: torch.Tensor | None) -> None:
-    """Say where the rows of the line lie, [2, N] as `kernels.rows.attend` has it; for backward passes too."""
-    global _bounds
-    _bounds = bounds
+def set_bounds(bounds: torch.Tensor | None, line: Line | None = None) -> None:
+    """Say where the rows of the line lie, [2, N] as `kernels.rows.attend` has it; for backward passes too.
+
+    `line`: the same for the host, where what is launched may depend on it.
+    """
+    global _bounds, _line
+    _bounds, _line = bounds, line
 
 
 def _now() -> torch.Tensor:
@@ -74,6 +82,24 @@ def row_attention(
     `window` is the number of tokens to the left that are seen, -1 for all. Returns the output and the base-2
     logarithm of each query's sum of exponentials [H, N].
     """
+    if (found := repeated()) is not None:
+        return found
+    kernels = _kernels(query, key, window)
+    if kernels is OURS or _line is None:
+        out, exponents = _attend(query, key, value, scale, window)
+    else:
+        out, exponents = kernels.forward(query, key, value, scale, _line)
+    keep(out, exponents)
+    return out, exponents
+
+
+def _kernels(query: torch.Tensor, key: torch.Tensor, window: int) -> Kernels:
+    return OURS if window >= 0 else kernels_for(query, key, _line, OURS)
+
+
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, window: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     query, key, value = _dense(query), _dense(key), _dense(value)
     tokens, heads, _ = query.shape
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
@@ -89,6 +115,38 @@ def row_attention(
     return out, exponents
 
 
+class _Ours:
+    """The kernels of this file, on a line of one row: what others are compared with."""
+
+    def forward(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, line: Line
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        with _whole(query):
+            return _attend(query, key, value, scale, -1)
+
+    def backward(
+        self, grad: torch.Tensor, kept: Sequence[torch.Tensor], scale: float, line: Line
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        query, key, value, out, exponents = kept
+        with _whole(query):
+            return _attend_backward(grad, query, key, value, out, exponents, scale, -1)
+
+
+OURS = _Ours()
+
+
+@contextmanager
+def _whole(query: torch.Tensor) -> Iterator[None]:
+    """In this block the line is one row of as many tokens."""
+    before = _bounds, _line
+    rows = torch.tensor([[0], [len(query)]], dtype=torch.int32, device=query.device)
+    set_bounds(rows.expand(2, len(query)).contiguous())
+    try:
+        yield
+    finally:
+        set_bounds(*before)
+
+
 def _fake(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, window: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -101,6 +159,16 @@ def row_attention_backward(
     exponents: torch.Tensor, scale: float, window: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """Gradients of query, key and value."""
+    kernels = _kernels(query, key, window)
+    if kernels is OURS or _line is None:
+        return _attend_backward(grad, query, key, value, out, exponents, scale, window)
+    return kernels.backward(grad, (query, key, value, out, exponents), scale, _line)
+
+
+def _attend_backward(
+    grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, out: torch.Tensor,
+    exponents: torch.Tensor, scale: float, window: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     grad, query, key, value = _dense(grad), _dense(query), _dense(key), _dense(value)
     tokens, heads, _ = query.shape
     grad_query = torch.empty_like(out)

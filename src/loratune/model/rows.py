@@ -18,6 +18,7 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from loratune.kernels.launch import kernel_path
+from loratune.model.long_attention import Line
 from loratune.model.quiet import first_sentence
 
 NAME = "loratune_rows"
@@ -172,8 +173,10 @@ AttentionMaskInterface.register(_CHECKED, _window_of_mask)
 
 
 @contextmanager
-def flat(model: PreTrainedModel, bounds: Bounds, name: str = NAME) -> Iterator[None]:
-    """Forward and backward passes in this block are of one flat micro-batch."""
+def flat(
+    model: PreTrainedModel, bounds: Bounds, name: str = NAME, line: Line | None = None
+) -> Iterator[None]:
+    """Forward and backward passes in this block are of one flat micro-batch; `line`: its rows, where the host knows."""
     global _bounds
     config = model.config.get_text_config()
     before = config._attn_implementation
@@ -182,7 +185,7 @@ def flat(model: PreTrainedModel, bounds: Bounds, name: str = NAME) -> Iterator[N
     if isinstance(bounds, torch.Tensor):
         from loratune.model import row_attention
 
-        row_attention.set_bounds(bounds)
+        row_attention.set_bounds(bounds, line)
     try:
         yield
     finally:
@@ -217,11 +220,11 @@ def sees_ahead(model: PreTrainedModel) -> bool:
     device = next(model.parameters()).device
     rows = _plain_tokens(model, torch.arange(2, 8, device=device).repeat(2, 1))
     rows[1, -1] = _plain_tokens(model, rows[1, -1] + 1)
-    states = _states(model, rows, attention_mask=torch.ones_like(rows))[:, 0]
+    states = states_of(model, rows, attention_mask=torch.ones_like(rows))[:, 0]
     return bool(_deviation(states[1], states[0]) > _SEEN)
 
 
-def _states(model: PreTrainedModel, tokens: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+def states_of(model: PreTrainedModel, tokens: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
     """Last hidden states [rows, T, D]; encoders know no cache."""
     body = body_of(model)
     cache = {"use_cache": False} if "use_cache" in signature(body.forward).parameters else {}
@@ -302,7 +305,7 @@ def _padded_states(model: PreTrainedModel, rows: Sequence[torch.Tensor]) -> torc
     padded = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
     real = torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
     masked = {"attention_mask": real.long()} if sees_ahead(model) else {}
-    return _states(model, padded, **masked)[real]
+    return states_of(model, padded, **masked)[real]
 
 
 def _flat_states(model: PreTrainedModel, rows: Sequence[torch.Tensor], first: int) -> torch.Tensor:
@@ -312,7 +315,7 @@ def _flat_states(model: PreTrainedModel, rows: Sequence[torch.Tensor], first: in
     ends = np.cumsum([0, *(len(row) for row in rows)])
     tokens = torch.cat(list(rows)).unsqueeze(0)
     with flat(model, bounds_of(ends, device), _CHECKED):
-        return _states(model, tokens, position_ids=places)[0]
+        return states_of(model, tokens, position_ids=places)[0]
 
 
 def _deviation(found: torch.Tensor, expected: torch.Tensor) -> float:

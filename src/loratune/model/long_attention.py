@@ -1,0 +1,184 @@
+"""Attention of long rows by torch's own kernels, which are faster there than those that share tiles between rows.
+
+cuDNN's for a line of one row, flash attention's for wide or narrow heads. Each is compared once with our own on heads
+of that kind, and not taken where it is not there or differs. Their backward passes add up in an order that depends on
+timing, so that results repeat up to rounding only. Shapes: N tokens of the line, H heads of queries, G of keys and
+values, D features of a head. Knows no layers.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from loratune.maths.sizes import few_sizes
+
+_CUDNN_FROM = 2048
+"""Tokens of a line of one row from which cuDNN's kernels are taken."""
+_FLASH_FROM = {64: 2048, 256: 768}
+"""Mean tokens of a row from which flash attention's are, by the features of a head (`bench/attention.py`, H200: .8 and
+.57 of our time at 4,096, .69 at 1,024 for heads of 256; for 128 features there is no difference)."""
+_CHECKED_TOKENS = 384
+_TOLERANCE = 0.02
+"""Of output and gradients relative to ours; half precision alone makes .003."""
+
+Attended = tuple[torch.Tensor, torch.Tensor]
+"""Output [N, H, D], and the logarithm of each query's sum of exponentials [H, N], to whatever base."""
+Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+class Line(NamedTuple):
+    """The rows of a line of tokens, as the host knows them."""
+
+    edges: npt.NDArray[np.int64]
+    """[rows + 1] where they begin; what fills the line up counts as rows too."""
+    rows: int
+    """Without those."""
+
+
+class Kernels(Protocol):
+    """One way to compute causal attention within rows."""
+
+    def __hash__(self) -> int: ...
+
+    def forward(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, line: Line
+    ) -> Attended: ...
+
+    def backward(
+        self, grad: torch.Tensor, kept: Sequence[torch.Tensor], scale: float, line: Line
+    ) -> Gradients:
+        """`kept`: query, key, value, output and logarithms."""
+        ...
+
+
+class Cudnn:
+    """The whole line as one row: what fills it up sees the row, and nothing sees what fills it up."""
+
+    def forward(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, line: Line
+    ) -> Attended:
+        tokens = len(query)
+        q, k, v = (_heads_first(each) for each in (query, key, value))
+        out, exponents = torch.ops.aten._scaled_dot_product_cudnn_attention(
+            q, k, v, None, True, 0.0, True, False, scale=scale
+        )[:2]
+        return _tokens_first(out, tokens), exponents.reshape(len(q[0]), -1)[:, :tokens].contiguous()
+
+    def backward(
+        self, grad: torch.Tensor, kept: Sequence[torch.Tensor], scale: float, line: Line
+    ) -> Gradients:
+        query, key, value, out, exponents = kept
+        tokens = len(query)
+        g, q, k, v, o = (_heads_first(each) for each in (grad, query, key, value, out))
+        sums = nn.functional.pad(exponents, (0, q.shape[2] - tokens))[None, :, :, None].contiguous()
+        none = torch.zeros((), dtype=torch.int64, device=q.device)
+        found = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
+            g, q, k, v, o, sums, none, none, None, None, None, q.shape[2], q.shape[2], 0.0, True, scale=scale
+        )
+        of_query, of_key, of_value = (_tokens_first(each, tokens) for each in found)
+        return of_query, of_key, of_value
+
+
+def _heads_first(x: torch.Tensor) -> torch.Tensor:
+    """[1, heads, N, D] of [N, heads, D], filled up with zeros to one of few lengths: each has kernels of its own."""
+    rest = few_sizes(len(x), multiple=256, parts=8) - len(x)
+    return (nn.functional.pad(x, (0, 0, 0, 0, 0, rest)) if rest else x.contiguous()).transpose(0, 1)[None]
+
+
+def _tokens_first(x: torch.Tensor, tokens: int) -> torch.Tensor:
+    return x[0].transpose(0, 1)[:tokens].contiguous()
+
+
+class Flash:
+    """Rows of any lengths."""
+
+    def forward(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, line: Line
+    ) -> Attended:
+        q, k, v = (each.contiguous() for each in (query, key, value))
+        out, sums = torch.ops.aten._flash_attention_forward(
+            q, k, v, *self._where(q, line), False, scale=scale
+        )[:2]
+        return out.contiguous(), sums.reshape(q.shape[1], len(q)).contiguous()
+
+    def backward(
+        self, grad: torch.Tensor, kept: Sequence[torch.Tensor], scale: float, line: Line
+    ) -> Gradients:
+        q, k, v, out, sums = (each.contiguous() for each in kept)
+        state = torch.zeros(2, dtype=torch.uint64, device=q.device)
+        found = torch.ops.aten._flash_attention_backward(
+            grad.contiguous(),
+            q,
+            k,
+            v,
+            out,
+            sums,
+            *self._where(q, line),
+            state,
+            grad.new_empty(0),
+            scale=scale,
+        )
+        of_query, of_key, of_value = (each.contiguous() for each in found)
+        return of_query, of_key, of_value
+
+    def _where(
+        self, query: torch.Tensor, line: Line
+    ) -> tuple[torch.Tensor, torch.Tensor, int, int, float, bool]:
+        ends = torch.from_numpy(line.edges.astype(np.int32))
+        ends = ends.pin_memory().to(query.device, non_blocking=True)
+        longest = int(np.diff(line.edges).max())
+        return ends, ends, longest, longest, 0.0, True
+
+
+_CUDNN, _FLASH = Cudnn(), Flash()
+
+
+def kernels_for(query: torch.Tensor, key: torch.Tensor, line: Line | None, ours: Kernels) -> Kernels:
+    """The fastest for the rows of a line; ours where rows are not known, short, or nothing else is right here."""
+    chosen = None if line is None or query.device.type != "cuda" else _wished(query.shape[-1], line)
+    if chosen is None:
+        return ours
+    heads = query.shape[1], key.shape[1], query.shape[2]
+    return chosen if agrees(chosen, ours, heads, query.dtype, query.device) else ours
+
+
+def _wished(features: int, line: Line) -> Kernels | None:
+    mean = line.edges[-1] / (len(line.edges) - 1)
+    if line.rows == 1 and features <= 128 and line.edges[1] >= _CUDNN_FROM:
+        return _CUDNN
+    wide = next((least for size, least in _FLASH_FROM.items() if features == size), None)
+    return _FLASH if wide is not None and mean >= wide else None
+
+
+@cache
+def agrees(
+    kernels: Kernels, ours: Kernels, heads: tuple[int, int, int], dtype: torch.dtype, device: torch.device
+) -> bool:
+    """Whether output and gradients on random numbers are what ours are."""
+    queries, groups, features = heads
+    generator = torch.Generator(device).manual_seed(0)
+
+    def drawn(count: int) -> torch.Tensor:
+        shape = _CHECKED_TOKENS, count, features
+        return torch.randn(shape, generator=generator, device=device).to(dtype)
+
+    query, key, value, grad = drawn(queries), drawn(groups), drawn(groups), drawn(queries)
+    line = Line(np.array([0, _CHECKED_TOKENS]), 1)
+
+    def results(side: Kernels) -> list[torch.Tensor]:
+        out, sums = side.forward(query, key, value, features**-0.5, line)
+        return [out, *side.backward(grad, (query, key, value, out, sums), features**-0.5, line)]
+
+    run: Callable[[Kernels], list[torch.Tensor]] = results
+    try:
+        pairs = list(zip(run(kernels), run(ours), strict=True))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # of torch: no such operator, or not for these heads
+        return False
+    return all(float((a.double() - b.double()).norm() / b.double().norm()) < _TOLERANCE for a, b in pairs)
