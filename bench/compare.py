@@ -17,9 +17,9 @@ import numpy as np
 
 from baselines import ALL, names
 from devices import DEVICES, Device, alone, play_on
-from loratune.runners.simulated import MeasuredTask, TableRunner, read_tasks
 from play import Score, play, score
 from replay import drawn
+from simulated import MeasuredTask, TableRunner, read_tasks
 
 COLUMNS = (
     *(

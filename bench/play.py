@@ -15,7 +15,6 @@ from loratune.maths.noninferiority import (
     row_variance,
 )
 from loratune.runners.clocked import InstantRunner
-from loratune.runners.simulated import Cell, TableRunner
 from loratune.search.bracket import Bracket, bracket
 from loratune.search.procedure import Ledger, Procedure, ask, decide
 from loratune.search.space import RateScale, base_batch, hyper_parameters, trial, usual_rate
@@ -23,6 +22,7 @@ from loratune.search.strategy import Strategy
 from loratune.tuning.driver import play as search
 from loratune.values import HyperParameters, SearchContext, Trial, TrialResult
 from loratune.values.plain import to_plain
+from simulated import Cell, TableRunner
 
 Key = tuple[int, float, int, float]
 """Rank, learning rate, batch size, alpha."""

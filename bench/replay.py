@@ -1,4 +1,4 @@
-"""Replays a strategy on a table of measured runs and scores its answer (`runners/simulated.py`).
+"""Replays a strategy on a table of measured runs and scores its answer (`bench/simulated.py`).
 
 python bench/replay.py --table TABLE.csv --strategy evidence [--task T] [--json]
 python bench/replay.py --table TABLE.csv --benchmark OUT.csv --margin 0.0015 --budgets 5 10 15 20 --seeds 5
@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from loratune.errors import DataError, LoratuneError
-from loratune.runners.simulated import MeasuredTask, TableRunner, read_tasks
 from loratune.search.make import STRATEGIES, make_strategy
 from play import Score, always, play_and_score
+from simulated import MeasuredTask, TableRunner, read_tasks
 
 HEADER = (
     *(

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from loratune.runners.simulated import TableRunner, read_tasks
 from loratune.search.make import make_strategy
 from loratune.search.strategy import Strategy
 from loratune.values import (
@@ -36,6 +35,7 @@ from loratune.values.plain import to_plain
 from play import cell_means, score
 from rows import drawn_rows
 from shapes import random_base
+from simulated import TableRunner, read_tasks
 
 ROWS, VALIDATION_ROWS, TEST_ROWS = 5000, 750, 750
 EPOCHS = 3.0

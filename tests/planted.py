@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from loratune.runners.simulated import COLUMNS
+from simulated import COLUMNS
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)

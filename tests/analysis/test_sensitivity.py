@@ -19,7 +19,6 @@ from loratune.costs.memory import MemoryEstimate
 from loratune.engine.selfcheck import random_table
 from loratune.maths.noninferiority import Comparison, compare_means, pool_seed_noise
 from loratune.reporting.impacts import impact_table
-from loratune.runners.simulated import read_table
 from loratune.search.field import believed
 from loratune.values import (
     DataFacts,
@@ -32,6 +31,7 @@ from loratune.values import (
     Wishes,
 )
 from loratune.values.analysis import Impact, Sensitivity
+from simulated import read_table
 
 BANKING = Path(__file__).parents[3] / "shared" / "data" / "grid_banking77.csv"
 RANKS, RATES = (2, 4, 8, 16, 32), (1e-4, 3e-4, 1e-3, 3e-3)

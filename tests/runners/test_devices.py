@@ -7,8 +7,8 @@ import pytest
 
 from baselines import ALL, BASELINES
 from devices import COMPUTE_BOUND, LAUNCH_BOUND, Device, alone, play_on
-from loratune.runners.simulated import TableRunner
 from planted import RANKS, Planted
+from simulated import TableRunner
 
 TWO_POINTS = Device(name="two", points=((0.0, 1.0), (16.0, 1.0), (64.0, 2.5)))
 """Four runs at batch 16 in two and a half times the time of one."""

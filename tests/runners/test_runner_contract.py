@@ -28,7 +28,6 @@ from loratune.runners.runner import (
     TrialDone,
     only,
 )
-from loratune.runners.simulated import TableRunner
 from loratune.search.expected import expected
 from loratune.testing.runners import RunnerContract
 from loratune.values import (
@@ -40,6 +39,7 @@ from loratune.values import (
     default_recipe,
 )
 from planted import Planted
+from simulated import TableRunner
 
 
 def trials() -> list[Trial]:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from loratune.errors import DataError
-from loratune.runners.simulated import COLUMNS, TableRunner, read_table
 from loratune.values import HyperParameters, Trial
 from planted import Planted
+from simulated import COLUMNS, TableRunner, read_table
 
 ROWS = """\
 a,4,8,1e-4,8,0,1,0.5,0.90,0.5

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from loratune.maths.noninferiority import compare_means, pool_seed_noise
-from loratune.runners.simulated import Cell, TableRunner
 from loratune.search.effort import fit_effort
 from loratune.search.evidence import EvidenceStrategy
 from loratune.search.field import Field
@@ -29,6 +28,7 @@ from loratune.values import (
 )
 from planted import RANKS, Planted
 from play import play
+from simulated import Cell, TableRunner
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 BANKING = SHARED / "grid_banking77.csv"

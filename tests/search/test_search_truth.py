@@ -10,11 +10,11 @@ import pytest
 import truth
 from baselines import ALL
 from devices import LAUNCH_BOUND
-from loratune.runners.simulated import TableRunner
 from loratune.search.space import hyper_parameters
 from loratune.values import Decision, Evidence, StageSummary, Trial
 from planted import Planted
 from play import play
+from simulated import TableRunner
 from worlds import BATCH, RANKS, WORLDS, WorldRunner
 
 

@@ -10,13 +10,13 @@ from typing import Any, cast
 import pytest
 
 from loratune.errors import InputError
-from loratune.runners.simulated import TableRunner
 from loratune.search.make import STRATEGIES, make_strategy
 from loratune.search.space import base_batch, other_batches
 from loratune.search.strategy import Strategy
 from loratune.testing.strategies import StrategyContract
 from loratune.values import HyperParameters, SearchContext, Trial, TrialResult
 from planted import Planted
+from simulated import TableRunner
 
 
 @cache
