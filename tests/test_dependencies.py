@@ -8,7 +8,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "loratune"
-IMPORTED_AS = {"yaml": "pyyaml", "sklearn": "scikit-learn", "mlflow": "mlflow-skinny"}
+IMPORTED_AS = {
+    "yaml": "pyyaml",
+    "sklearn": "scikit-learn",
+    "mlflow": "mlflow-skinny",
+    "rouge_score": "rouge-score",
+}
 BY_OTHERS = {"scikit-learn"}
 """Declared, as another package needs it for what is used of it."""
 WITH_TORCH = {"triton"}
@@ -34,7 +39,7 @@ def imported() -> set[str]:
 def test_what_is_imported_is_declared() -> None:
     optional = {
         name
-        for group in ("report", "gguf", "nf4", "wandb", "mlflow", "trackio", "testing")
+        for group in ("report", "gguf", "nf4", "generation", "wandb", "mlflow", "trackio", "testing")
         for name in declared(group)
     }
     assert imported() - optional - WITH_TORCH - declared() == set()

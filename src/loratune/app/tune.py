@@ -65,6 +65,7 @@ def tune(
     strategy: str = "evidence",
     metric: str | Metric | RowFunction = "nll",
     margin: float | None = None,
+    max_new_tokens: int | None = None,
     ranks: Sequence[int] = (),
     learning_rates: Sequence[float] = (),
     batch_sizes: Sequence[int] = (),
@@ -106,6 +107,8 @@ def tune(
         budget: "30m", "2h", "3x" (the time of so many final runs) or "auto".
         strategy, metric, margin: How is searched, what decides (a name, "package.module:function", or the function),
             and the loss of it that a cheaper choice may have.
+        max_new_tokens: Generated tokens of a row at most, for metrics of generated text; by default as many as the
+            longest completion has.
         ranks, learning_rates, batch_sizes: Candidates, e.g. [4, 8, 16]; by default chosen from the data.
         target_modules: Adapted layers, e.g. ["q_proj", "v_proj"]; by default every linear layer but the head.
         epochs, warmup_ratio: Of one full run: passes over the training rows ("auto": by the number of rows, then fewer
@@ -228,6 +231,7 @@ def _workbench(options: TuneOptions, study: Study | None, tell: Tell, host: Host
         ranks=options.ranks,
         epochs=options.epochs,
         metric=options.metric,
+        max_new_tokens=options.max_new_tokens,
         surveyed=True,
         weight_format=None if study is None else kept_format(study),
         host=host,

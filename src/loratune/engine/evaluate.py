@@ -45,6 +45,8 @@ class Evaluation:
     their place."""
     margins: npt.NDArray[np.float64] | None = None
     """[groups] by how much each is right, in nats; None where the objective has no such thing."""
+    generated: tuple[npt.NDArray[np.int32], ...] | None = None
+    """[rows] tokens that the model writes by itself after each row's prompt, without the end token."""
 
     @property
     def nll(self) -> float:

@@ -6,7 +6,7 @@ Knows the base model, the rows and the trials it is handed; nothing of strategie
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Self, TypeVar
 
 import numpy as np
@@ -14,7 +14,9 @@ import numpy.typing as npt
 
 from loratune.data.batches import Rows, TrialBatches, batches_of, sampled_rows
 from loratune.data.table import TokenTable
+from loratune.data.turns import last_turns
 from loratune.engine.body import Body
+from loratune.engine.decoding import GreedyDecoder, Tokens, end_tokens
 from loratune.engine.evaluate import Evaluation, Evaluator
 from loratune.engine.graphs import Graphs
 from loratune.engine.labels import LabelScorer, LabelTokens
@@ -69,6 +71,10 @@ class PackEngine:
     """At first: halved where memory runs out."""
     max_tokens_per_evaluation: int | None = None
     """The same without gradients; None: twice as many, for no activations are kept."""
+    cached_tokens: int = 2**15
+    """Of the rows that are decoded beside each other, padding included; halved where memory runs out."""
+    context_length: int | None = None
+    """Tokens of a row that the model takes; None: no limit is known."""
     launch_tokens: int | None = None
     """Cost of one more micro-batch in tokens; None: what it is on the device."""
     objective: Factory = Causal
@@ -160,6 +166,14 @@ class PackEngine:
     def _labels(self) -> LabelScorer | None:
         return None if self.label_tokens is None else LabelScorer(self._evaluator, self.label_tokens)
 
+    @cached_property
+    def _decoder(self) -> GreedyDecoder:
+        return GreedyDecoder(
+            self._evaluator,
+            end_tokens(self.base.model, self.scoring.tokenizer),
+            cached_tokens=self.cached_tokens,
+        )
+
     def sampled_rows(self, rows: int | None) -> Rows:
         """[rows] ascending, at most as many as there are; of one shuffle, so that samples are nested; None: all."""
         return sampled_rows(len(self.validation), rows, seed=self.study_seed, group=self.group)
@@ -171,7 +185,9 @@ class PackEngine:
         """
         reader = Evaluator(self._body, Causal(self.base.model), self._packed, self._evaluator.cuts)
         with self._ready():
-            (found,) = self._halving(lambda: reader.evaluate([None], table), 1, table)
+            (found,) = self._halving(
+                lambda: reader.evaluate([None], table), self._evaluator.cuts, 1, table.lengths
+            )
         return -found.example_nll
 
     def sample(self, rows: int | None) -> TokenTable:
@@ -303,7 +319,8 @@ class PackEngine:
 
     def read(self, models: Sequence[Adapter | None], table: TokenTable) -> list[Evaluation]:
         """As `evaluate`, inside `attached`. Raises `DoesNotFit` where a single row of one model is too much."""
-        return self._halving(lambda: self._evaluator.evaluate(models, table), len(models), table)
+        work = partial(self._evaluator.evaluate, models, table)
+        return self._halving(work, self._evaluator.cuts, len(models), table.lengths)
 
     def predict(
         self, models: Sequence[Adapter | None], table: TokenTable
@@ -312,16 +329,32 @@ class PackEngine:
         labels = self._labels
         if labels is None or table.row_labels is None or not models or table.answers is not None:
             return [None] * len(models)
-        return self._halving(lambda: labels.predict(models, table), len(models), table)
+        work = partial(labels.predict, models, table)
+        return self._halving(work, self._evaluator.cuts, len(models), table.lengths)
 
-    def _halving(self, work: Callable[[], T], models: int, table: TokenTable) -> T:
+    def write(
+        self, models: Sequence[Adapter | None], table: TokenTable, *, max_new_tokens: int
+    ) -> list[list[Tokens]]:
+        """What each model writes by itself in place of each row's last answer [models][rows], inside `attached`.
+
+        At most `max_new_tokens`, and what the model's context leaves. Raises `ModelError` where the model cannot.
+        """
+        prompts = [turn.prompt for turn in last_turns(table)]
+        lengths = np.array([len(prompt) for prompt in prompts], np.int64)
+        limits = np.full(len(prompts), max_new_tokens)
+        if self.context_length is not None:
+            limits = np.clip(self.context_length - lengths, 1, max_new_tokens)
+        work = partial(self._decoder.decode, models, prompts, limits)
+        return self._halving(work, self._decoder.cuts, len(models), lengths + limits)
+
+    def _halving(self, work: Callable[[], T], cuts: Cuts, models: int, lengths: Rows) -> T:
         """An evaluation of so many models, with micro-batches halved, for good, as often as memory runs out."""
-        cuts, everything = self._evaluator.cuts, models * int(table.lengths.sum())
+        everything = models * int(lengths.sum())
         if everything >= cuts.max_tokens:
             trim_heap(self.base.device)  # what steps left there would stay beside what this takes
         while isinstance(found := self.attempt(work), Failure):
             tokens = min(cuts.max_tokens, everything)
-            if not cuts.halve(tokens, longest=int(table.lengths.max())):
+            if not cuts.halve(tokens, longest=int(lengths.max())):
                 raise DoesNotFit(found.message)
             shortage = Shortage(
                 place=Place.EVALUATION, trials=(), tokens=tokens, needed=found.needed, now=cuts.max_tokens
@@ -330,15 +363,28 @@ class PackEngine:
         return found
 
     def evaluate(
-        self, models: Sequence[Adapter | None], table: TokenTable, *, labels: bool = False
+        self,
+        models: Sequence[Adapter | None],
+        table: TokenTable,
+        *,
+        labels: bool = False,
+        max_new_tokens: int = 0,
     ) -> list[Evaluation]:
-        """Adapters (None: the bare base) on the rows of any table; `labels` asks for predictions too."""
+        """Adapters (None: the bare base) on the rows of any table.
+
+        `labels` asks for predictions too, `max_new_tokens` for generated text of at most so many tokens.
+        """
         with self._ready():
             evaluations = self.read(models, table)
-            if not labels:
-                return evaluations
-            predictions = self.predict(models, table)
-        return [
-            e if p is None else replace(e, predictions=p)
-            for e, p in zip(evaluations, predictions, strict=True)
-        ]
+            if labels:
+                predicted = zip(evaluations, self.predict(models, table), strict=True)
+                evaluations = [
+                    each if found is None else replace(each, predictions=found) for each, found in predicted
+                ]
+            if max_new_tokens:
+                written = self.write(models, table, max_new_tokens=max_new_tokens)
+                evaluations = [
+                    replace(each, generated=tuple(rows))
+                    for each, rows in zip(evaluations, written, strict=True)
+                ]
+        return evaluations

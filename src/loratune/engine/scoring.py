@@ -9,6 +9,7 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from loratune.data.table import TokenTable
+from loratune.data.turns import last_turns
 from loratune.engine.evaluate import Evaluation
 from loratune.metrics import NLL, Metric, Needs, Outputs, Rows, measure
 
@@ -22,6 +23,13 @@ class Scoring:
     """Must be there where the metric reads texts and rows have no labels."""
     labels: tuple[str, ...] = ()
     """The classes' words, where rows are labelled."""
+    max_new_tokens: int = 0
+    """Generated tokens of a row at most; 0 where the metric needs no generated text."""
+
+    @property
+    def generates(self) -> bool:
+        """Whether the metric is one of generated text."""
+        return self.metric.needs is Needs.GENERATION
 
     @property
     def keeps_tokens(self) -> bool:
@@ -53,12 +61,19 @@ class Scoring:
             texts=texts,
             references=references,
             margins=evaluation.margins,
+            generated=None if evaluation.generated is None else self.decoded(evaluation.generated),
         )
+
+    def references(self, table: TokenTable) -> list[str]:
+        """[rows] what generated text is compared with: each row's last answer."""
+        return self.decoded([turn.answer for turn in last_turns(table)])
 
     def _texts(
         self, evaluation: Evaluation, table: TokenTable
     ) -> tuple[Sequence[str] | None, Sequence[str] | None]:
         """Predictions and references [rows], where the metric reads them and the evaluation has them."""
+        if evaluation.generated is not None:
+            return None, self.references(table)
         if self.metric.needs is not Needs.TEXT:
             return None, None
         if self.labels:
@@ -69,13 +84,13 @@ class Scoring:
             return None, None
         predicted = np.split(evaluation.tokens, np.cumsum(table.supervised_counts)[:-1])
         true = [tokens[learned] for tokens, learned in map(table.row, range(len(table)))]
-        return self._decoded(predicted), self._decoded(true)
+        return self.decoded(predicted), self.decoded(true)
 
     def _words(self, classes: npt.NDArray[np.integer[Any]]) -> list[str]:
         return [self.labels[i] for i in classes]
 
-    def _decoded(self, rows: Sequence[npt.NDArray[np.int32]]) -> list[str]:
-        """Without special tokens and the spaces around."""
+    def decoded(self, rows: Sequence[npt.NDArray[np.int32]]) -> list[str]:
+        """Texts of tokens, without special tokens and the spaces around. Needs a tokenizer."""
         assert self.tokenizer is not None
         decode = self.tokenizer.decode
         return [str(decode(row.tolist(), skip_special_tokens=True)).strip() for row in rows]

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from loratune.metrics.base import Metric, Outputs, Rows
+    from loratune.metrics.base import Metric, Outputs, Rows, UnscorableRow
     from loratune.metrics.function import FunctionMetric, as_metric, metric
     from loratune.metrics.info import MetricInfo, Needs
     from loratune.metrics.names import is_address, usual_seed_sd
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         metrics,
         named,
         register,
+        searched_by,
     )
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Needs",
     "Outputs",
     "Rows",
+    "UnscorableRow",
     "as_metric",
     "default_margin",
     "find",
@@ -45,11 +47,12 @@ __all__ = [
     "metrics",
     "named",
     "register",
+    "searched_by",
     "usual_seed_sd",
 ]
 
 _HOME = {
-    **dict.fromkeys(("Metric", "Outputs", "Rows"), "base"),
+    **dict.fromkeys(("Metric", "Outputs", "Rows", "UnscorableRow"), "base"),
     **dict.fromkeys(("FunctionMetric", "as_metric", "metric"), "function"),
     **dict.fromkeys(("MetricInfo", "Needs"), "info"),
     **dict.fromkeys(("is_address", "usual_seed_sd"), "names"),

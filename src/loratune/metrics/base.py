@@ -8,6 +8,7 @@ from math import inf
 import numpy as np
 import numpy.typing as npt
 
+from loratune.errors import InputError
 from loratune.maths.noninferiority import Comparison, SeedNoise, compare_scores, row_variance
 from loratune.metrics.info import MetricInfo, Needs
 from loratune.values import PASSES_PER_LABELLING, TrialResult
@@ -44,6 +45,17 @@ class Outputs:
     margins: Floats | None = None
     """[pairs] by how much the chosen answer is preferred, in nats; None where rows are no pairs. All else that is of
     rows is then of pairs."""
+    generated: Sequence[str] | None = None
+    """[rows] what the model writes by itself after the prompts; None where nothing was generated."""
+
+
+class UnscorableRow(InputError):
+    """A reference that no prediction can be scored against."""
+
+    def __init__(self, row: int, rule: str, advice: str) -> None:
+        """`row`: which of the references. `rule`: what a metric must have, `advice`: what helps."""
+        super().__init__(f"row {row + 1} must have {rule}; {advice}.")
+        self.row, self.rule, self.advice = row, rule, advice
 
 
 class Metric(ABC):
@@ -72,6 +84,13 @@ class Metric(ABC):
     @abstractmethod
     def scores(self, outputs: Outputs) -> Floats | None:
         """[rows] what each row scores; None where `outputs` lacks what the metric needs."""
+
+    def check(self, references: Sequence[str]) -> tuple[str, ...]:
+        """What is odd about the completions that it will score predictions against, a sentence each.
+
+        Raises `InputError` where it cannot, `UnscorableRow` where that is for one of them.
+        """
+        return ()
 
     def value(self, scores: Floats, rows: Rows) -> float:
         """Of one model, from the scores [rows] of its rows."""

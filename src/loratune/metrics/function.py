@@ -14,6 +14,7 @@ import numpy as np
 from loratune.errors import InputError
 from loratune.metrics.base import Floats, Metric, Outputs
 from loratune.metrics.info import NATS, POINTS, MetricInfo, Needs
+from loratune.metrics.names import GENERATED
 
 RowFunction = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 """Predictions [rows] and references [rows] → scores [rows]."""
@@ -33,9 +34,10 @@ class FunctionMetric(Metric):
 
     def scores(self, outputs: Outputs) -> Floats | None:
         """Raises `InputError` where the function fails or returns anything but a finite score for each row."""
-        if outputs.texts is None or outputs.references is None:
+        texts = outputs.generated if self.needs is Needs.GENERATION else outputs.texts
+        if texts is None or outputs.references is None:
             return None
-        return self._checked(list(outputs.texts), list(outputs.references))
+        return self._checked(list(texts), list(outputs.references))
 
     def _checked(self, texts: list[str], references: list[str]) -> Floats:
         asked, rows = f"--metric {self.name} must return a finite score for each row", len(texts)
@@ -70,6 +72,7 @@ def metric(
     unit: str = POINTS,
     margin: float | None = None,
     title: str | None = None,
+    generated: bool = False,
 ) -> Any:
     """Decorator that says how a function's scores are read.
 
@@ -79,6 +82,8 @@ def metric(
         unit: what differences are given in. `points`: scores lie in [0, 1], and a point is a hundredth.
         margin: tolerated loss for a cheaper choice, in `unit`; must be given unless the unit is points (then 1).
         title: its name in sentences; the function's own where there is none.
+        generated: whether predictions are what the model writes by itself after each prompt, not its most likely
+            tokens after the true ones. That costs far more; see docs/generated-text.md.
 
     Raises `InputError` for a unit or margin that cannot be.
     """
@@ -102,7 +107,7 @@ def metric(
             larger_is_better=larger_is_better,
             margin=tolerated,
         )
-        return FunctionMetric(function, info)
+        return FunctionMetric(function, info, Needs.GENERATION if generated else Needs.TEXT)
 
     return decorate if function is None else decorate(function)
 
@@ -134,9 +139,9 @@ def address_of(function: Any) -> str:
 def load(name: str) -> Metric:
     """Import the metric that the user named as `package.module:function`; modules may lie in the current folder.
 
-    Raises `InputError` where it cannot be imported or is no metric.
+    After `generated:` it is given generated text. Raises `InputError` where it cannot be imported or is no metric.
     """
-    module_name, _, attribute = name.partition(":")
+    module_name, _, attribute = name.removeprefix(GENERATED).partition(":")
     with _current_folder():
         try:
             found: Any = importlib.import_module(module_name)
@@ -152,7 +157,16 @@ def load(name: str) -> Metric:
                 "give one that it has."
             )
         found = getattr(found, part)
-    return as_metric(found, name)
+    loaded = as_metric(found, name)
+    if name.startswith(GENERATED):
+        if not isinstance(loaded, FunctionMetric):
+            raise InputError(
+                f"--metric {name} must name a function of predictions and references, got {type(loaded).__name__}; "
+                f"leave {GENERATED!r} out."
+            )
+        loaded = copy.copy(loaded)
+        loaded.needs = Needs.GENERATION
+    return loaded
 
 
 @contextmanager

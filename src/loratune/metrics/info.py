@@ -19,7 +19,9 @@ class Needs(StrEnum):
     """One pass over the rows of preference pairs: by how much the preferred answer is ahead."""
     TEXT = "text"
     """Predictions as text: the most likely label of a labelled row, else the most likely token at each supervised
-    position given the true tokens before it. (Generated text would be a need of its own.)"""
+    position given the true tokens before it."""
+    GENERATION = "generation"
+    """The text that the model writes after each prompt, token by token. It costs far more than a pass over the rows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

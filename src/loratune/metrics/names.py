@@ -4,14 +4,24 @@ import re
 
 PREFERENCE_NAMES = ("preference_accuracy", "preference_margin")
 """Of pairs, the usual one first; no other metric is measured of them but the loss, which compares at one beta only."""
-BUILT_IN_NAMES = ("nll", "perplexity", "exact_match", "accuracy", "f1", *PREFERENCE_NAMES)
+GENERATION_NAMES = ("generated_match", "json_match", "rouge1", "rouge2", "rougeL", "bleu", "chrf")
+"""Of text that the model writes by itself."""
+BUILT_IN_NAMES = (
+    *("nll", "perplexity", "exact_match", "accuracy", "f1"),
+    *PREFERENCE_NAMES,
+    *GENERATION_NAMES,
+)
 """In the order in which they are shown."""
+REGEX = "regex:"
+"""Before a regular expression: its group in the generated text is compared."""
+GENERATED = "generated:"
+"""Before `package.module:function`: it is given generated text."""
 _ADDRESS = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 
 
 def is_address(name: str) -> bool:
-    """Whether it is of the form `package.module:function`."""
-    return _ADDRESS.fullmatch(name) is not None
+    """Whether it is of the form `package.module:function`, or that after `generated:`."""
+    return not name.startswith(REGEX) and _ADDRESS.fullmatch(name.removeprefix(GENERATED)) is not None
 
 
 def usual_seed_sd(labels: int) -> float:

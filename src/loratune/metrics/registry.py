@@ -1,17 +1,21 @@
 """The one list of metrics: by name, in the order in which they are shown."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 from loratune.errors import InputError
 from loratune.metrics.base import Floats, Metric, Outputs
 from loratune.metrics.function import load
-from loratune.metrics.info import POINTS, MetricInfo
+from loratune.metrics.generated import GeneratedMatch, JsonMatch, Regex, bleu, chrf, rouge
+from loratune.metrics.info import POINTS, MetricInfo, Needs
 from loratune.metrics.labelled import Accuracy, MacroF1
 from loratune.metrics.likelihood import ExactMatch, Nll, Perplexity
-from loratune.metrics.names import is_address, usual_seed_sd
+from loratune.metrics.names import REGEX, is_address, usual_seed_sd
 from loratune.metrics.preferred import PreferenceAccuracy, PreferenceMargin
 
 NLL = Nll()
+_MATCH = GeneratedMatch()
+_OF_TEXT = (_MATCH, JsonMatch(), rouge("rouge1"), rouge("rouge2"), rouge("rougeL"), bleu(), chrf())
 BUILT_IN: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -22,6 +26,7 @@ BUILT_IN: Mapping[str, Metric] = {
         MacroF1(),
         PreferenceAccuracy(),
         PreferenceMargin(),
+        *_OF_TEXT,
     )
 }
 
@@ -32,13 +37,24 @@ _OWN: dict[str, Metric] = {}
 
 def find(name: str) -> Metric:
     """The metric of that name; imports nothing. Raises `InputError` where there is none."""
+    if name.startswith(REGEX):
+        return _regex(name)
     found = BUILT_IN.get(name) or _OWN.get(name)
     if found is None:
         raise InputError(
-            f"--metric must be one of {', '.join(BUILT_IN)}, or package.module:function, got {name!r}; "
-            "give one of them."
+            f"--metric must be one of {', '.join(BUILT_IN)}, {REGEX}EXPRESSION, or package.module:function, got "
+            f"{name!r}; give one of them."
         )
     return found
+
+
+_regex = lru_cache(maxsize=16)(Regex)
+
+
+def searched_by(metric: Metric) -> Metric:
+    """What a search compares its trials by: where the metric needs generated text the NLL, of which every row has
+    little noise, and for which no trial must write a word."""
+    return NLL if metric.needs is Needs.GENERATION else metric
 
 
 def named(name: str) -> Metric:
@@ -78,7 +94,7 @@ def margin_in_nats(name: str, margin: float) -> float:
 
 
 def measure(outputs: Outputs, chosen: Metric = NLL) -> tuple[dict[str, float], dict[str, Floats]]:
-    """Every built-in metric that `outputs` allow, and the chosen one.
+    """Every built-in metric that `outputs` allow, and the chosen one; of generated text it and the exact match alone.
 
     Returns values by name, and the scores of each row by column (but the NLL's, which results keep by themselves).
     Raises `InputError` where the user's function fails.
@@ -86,6 +102,8 @@ def measure(outputs: Outputs, chosen: Metric = NLL) -> tuple[dict[str, float], d
     values: dict[str, float] = {}
     columns: dict[str, Floats] = {}
     for metric in dict.fromkeys((*BUILT_IN.values(), chosen)):
+        if metric.needs is Needs.GENERATION and metric not in (chosen, _MATCH):
+            continue
         scores = metric.scores(outputs)
         if scores is None:
             continue

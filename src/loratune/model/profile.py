@@ -122,6 +122,7 @@ def profile_of(model: PreTrainedModel, name: str, packed: Sequence[str] | None =
         experts_per_token=experts_per_token(text),
         expert_parameters=expert_parameters(model),
         norm_features=norm_features(model),
+        cached_features=cached_features(text),
         bytes_per_parameter=float(plain.element_size()),
         packed_parameters=sum(in_four_bits),
         largest_packed=max(in_four_bits, default=0),
@@ -175,6 +176,13 @@ def intermediate_size(config: PreTrainedConfig) -> int:
 def experts_per_token(config: PreTrainedConfig) -> int:
     """How many experts of a mixture a token is sent to; 0 for dense models."""
     return int(getattr(config, "num_experts_per_tok", None) or 0)
+
+
+def cached_features(config: PreTrainedConfig) -> int:
+    """Keys and values of one token, of all layers together, windows not counted."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    each = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * each)
 
 
 def norm_features(model: PreTrainedModel) -> int:

@@ -52,7 +52,7 @@ class Causal:
 
     def hidden(self, tokens: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, Any]:
         """Last hidden states [rows, T, D] of tokens [rows, T], and the decoder's whole output."""
-        output = self.decoder(input_ids=tokens, use_cache=False, **inputs)
+        output = self.decoder(input_ids=tokens, **{"use_cache": False, **inputs})
         return output.last_hidden_state, output
 
     @contextmanager
@@ -111,6 +111,11 @@ class Causal:
             losses[part] = _log_sum_exp_(logits) - chosen
             del logits  # before the next chunk has its own
         return Scored(losses, likeliest)
+
+    def likeliest(self, states: torch.Tensor, output: Any) -> torch.Tensor:
+        """The most likely token [S] after states [S, D]."""
+        parts = [self.logits(states[part], output).argmax(-1) for part in self.chunks(len(states))]
+        return torch.cat(parts)
 
     def likelihood(
         self, states: torch.Tensor, owners: torch.Tensor, tokens: torch.Tensor, output: Any

@@ -16,6 +16,7 @@ from loratune.data.prepare import PreparedData
 from loratune.engine.memory import Shortage, ignore
 from loratune.engine.pack import PackEngine
 from loratune.model.device import forget_peak
+from loratune.runners.finalists import Finalists
 from loratune.runners.local import LargestAdapter, LocalRunner
 from loratune.runners.queue import Plans
 from loratune.runners.runner import Runner
@@ -42,6 +43,7 @@ class Engines(Protocol):
         planner: Plans | None = None,
         folder: Path | None = None,
         largest: LargestAdapter | None = None,
+        finalists: Finalists | None = None,
         tell: Tell = nobody,
         on_shortage: Callable[[Shortage], None] = ignore,
         deadline: float | None = None,
@@ -83,6 +85,7 @@ class LocalEngines:
         planner: Plans | None = None,
         folder: Path | None = None,
         largest: LargestAdapter | None = None,
+        finalists: Finalists | None = None,
         tell: Tell = nobody,
         on_shortage: Callable[[Shortage], None] = ignore,
         deadline: float | None = None,
@@ -96,6 +99,7 @@ class LocalEngines:
             test=self.built.data.test,
             folder=folder,
             largest=largest,
+            finalists=finalists,
             tell=tell,
             deadline=deadline,
             stopped=stopped,

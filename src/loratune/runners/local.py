@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from loratune.costs.generation import measure_generation
 from loratune.costs.limits import Limits
 from loratune.costs.measuring import calibrate
 from loratune.costs.readings import plan_evaluations
@@ -26,6 +27,7 @@ from loratune.engine.probe import base_loss, gradient_noise, probe
 from loratune.lora.layout import Adapter, find_targets
 from loratune.lora.peft_io import load_adapter, save_adapter
 from loratune.lora.spectrum import strengths
+from loratune.runners.finalists import Finalists
 from loratune.runners.queue import Plans, Queue, TrialQueue
 from loratune.runners.runner import (
     AdapterFile,
@@ -49,6 +51,8 @@ from loratune.runners.runner import (
     ScoringJob,
     TrialDone,
     TrialJob,
+    WritingJob,
+    WritingMeasured,
 )
 from loratune.search.compare import FULL
 from loratune.values import CurvePoint, ModelProfile, Stage, Trial, TrialResult, TrialState
@@ -186,6 +190,8 @@ class LocalRunner:
     """Where the final run keeps its adapters, one folder per trial's key."""
     largest: LargestAdapter | None = None
     """Where the best adapter of the largest rank of the search is kept; None: nowhere."""
+    finalists: Finalists | None = None
+    """Where the adapters are kept that may be compared by what they write; None: nowhere."""
     tell: Tell = nobody
     """Called with how far a pack is."""
     deadline: float | None = None
@@ -224,6 +230,10 @@ class LocalRunner:
                     yield BaseLossMeasured(job=job, loss=loss)
                 case ProbeJob():
                     yield self._probed(job)
+                case WritingJob():
+                    assert self.test is not None, "the runner has no test rows"
+                    written = measure_generation(self.engine, self.engine.validation, self.test)
+                    yield WritingMeasured(job=job, generation=written)
                 case _:
                     pass
 
@@ -247,8 +257,10 @@ class LocalRunner:
                 queue.ended(result.asked, None if stopped else result)
                 if stopped:
                     continue
-                kept = self.largest.offer(result, adapter, self.engine.base.model) if self.largest else None
-                yield TrialDone(job=TrialJob(trial=result.asked), result=result, adapter=kept)
+                model = self.engine.base.model
+                kept = self.largest.offer(result, adapter, model) if self.largest else None
+                finalist = self.finalists.offer(result, adapter, model) if self.finalists else None
+                yield TrialDone(job=TrialJob(trial=result.asked), result=result, adapter=kept or finalist)
         teller.flush()
 
     def _final(self, jobs: Sequence[FinalJob]) -> Generator[Done, None, None]:
@@ -301,7 +313,9 @@ class LocalRunner:
 
     def _evaluated(self, job: ScoringJob) -> Evaluated:
         models = [None if each is None else self._adapter(each) for each in job.adapters]
-        evaluations = self.engine.evaluate(models, self._table(job), labels=job.labels)
+        evaluations = self.engine.evaluate(
+            models, self._table(job), labels=job.labels, max_new_tokens=job.max_new_tokens
+        )
         return Evaluated(job=job, evaluations=tuple(evaluations))
 
     def _table(self, job: ScoringJob) -> TokenTable:

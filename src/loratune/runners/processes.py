@@ -23,6 +23,7 @@ from loratune.data.prepare import PreparedData
 from loratune.engine.memory import Shortage, ignore
 from loratune.errors import ResourceError
 from loratune.runners.engines import Host, never
+from loratune.runners.finalists import Finalists
 from loratune.runners.local import LargestAdapter
 from loratune.runners.queue import Plans, TrialQueue
 from loratune.runners.runner import Done, FinalJob, Job, More, TrialDone, TrialJob
@@ -174,6 +175,8 @@ class ProcessRunner:
     """Packs the trials of the search, on each device alike."""
     largest: LargestAdapter | None = None
     """Where the best adapter of the largest rank of the search is kept; None: nowhere."""
+    finalists: Finalists | None = None
+    """Where the adapters are kept that may be compared by what they write; None: nowhere."""
     tell: Tell = nobody
     on_shortage: Callable[[Shortage], None] = ignore
     deadline: float | None = None
@@ -254,6 +257,8 @@ class ProcessRunner:
         """Where the adapter is kept that the worker has put down."""
         if done.adapter is None or self.largest is None:
             return None
+        if self.finalists is not None:
+            self.finalists.copy(done.result, done.adapter)
         return self.largest.take(done.result, done.adapter)
 
 
@@ -274,6 +279,7 @@ class PooledEngines:
         planner: Plans | None = None,
         folder: Path | None = None,
         largest: LargestAdapter | None = None,
+        finalists: Finalists | None = None,
         tell: Tell = nobody,
         on_shortage: Callable[[Shortage], None] = ignore,
         deadline: float | None = None,
@@ -285,6 +291,7 @@ class PooledEngines:
             folder=folder,
             planner=planner,
             largest=largest,
+            finalists=finalists,
             tell=tell,
             on_shortage=on_shortage,
             deadline=deadline,

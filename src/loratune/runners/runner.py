@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from loratune.costs.calibration import Calibration
+from loratune.costs.generation import Generation
 from loratune.engine.cutting import Cuts, CutScores
 from loratune.engine.evaluate import Evaluation
 from loratune.lora.spectrum import Strengths
@@ -83,6 +84,11 @@ class ProbeJob(Job):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class WritingJob(Job):
+    """Measure what a step of writing text takes, on the base model."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AdapterFile:
     """An adapter in a folder of PEFT's format."""
 
@@ -98,6 +104,8 @@ class ScoringJob(Job):
     split: Split
     labels: bool = False
     """Whether to predict labels too."""
+    max_new_tokens: int = 0
+    """Of the text that is to be written after each prompt; 0: none."""
     rows: int | None = None
     """So many rows, the same ones every time; None: all. Of the validation split only."""
     chosen: tuple[int, ...] | None = None
@@ -169,6 +177,14 @@ class Probed:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class WritingMeasured:
+    """Of a `WritingJob`."""
+
+    job: WritingJob
+    generation: Generation
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluated:
     """Of a `ScoringJob`."""
 
@@ -193,7 +209,17 @@ class Audited:
     strengths: Strengths
 
 
-Done = TrialDone | Calibrated | NoiseMeasured | BaseLossMeasured | Probed | Evaluated | CutsScored | Audited
+Done = (
+    TrialDone
+    | Calibrated
+    | NoiseMeasured
+    | BaseLossMeasured
+    | Probed
+    | WritingMeasured
+    | Evaluated
+    | CutsScored
+    | Audited
+)
 
 More = Callable[[Sequence[TrialResult], Sequence[Trial]], Sequence[Trial]]
 """From the results of this call so far and the trials still running to further trials."""

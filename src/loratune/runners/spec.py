@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from loratune.costs.generation import cached_tokens, longest_answer
 from loratune.costs.limits import Limits, execution_of, limits_here, why_packed
 from loratune.costs.readings import plan_readings
 from loratune.data.prepare import PreparedData, prepare
@@ -30,7 +31,7 @@ from loratune.errors import DataError, ModelError, panics_as
 from loratune.lora.layout import find_targets
 from loratune.maths.laws import passes
 from loratune.maths.targets import check_rank
-from loratune.metrics import Metric, named
+from loratune.metrics import Metric, Needs, named
 from loratune.model.architecture import longest_row, read_config
 from loratune.model.base import BaseModel, load_model
 from loratune.model.device import DType, limit_memory, parse_memory, pick_device
@@ -63,6 +64,8 @@ class EngineSpec:
     objective: str = "causal"
     metric: str = "nll"
     """Its name, or `package.module:function`, which `build` imports: never build a spec from somebody else's folder."""
+    max_new_tokens: int | None = None
+    """Of a metric of generated text; None: those of the longest completion in training and validation rows."""
     labels_at_end: bool | None = None
     """Whether labels are predicted at the end of every trial; None: where the metric asks for it."""
     epochs: float | Literal["auto"] = 1.0
@@ -223,6 +226,8 @@ def _engine(
         evaluations_per_trial=readings.count,
         max_tokens_per_micro_batch=limits.micro_batch_tokens,
         max_tokens_per_evaluation=spec.evaluation_tokens,
+        cached_tokens=cached_tokens(limits) if scoring.generates else 1,
+        context_length=context_length(spec.model) if scoring.generates else None,
         objective=OBJECTIVES[spec.objective],
         paths=paths,
     )
@@ -230,7 +235,10 @@ def _engine(
 
 def scoring_of(spec: EngineSpec, data: PreparedData, tokenizer: PreTrainedTokenizerBase) -> Scoring:
     """What is measured of an evaluation; code that `spec.metric` names is imported."""
-    return Scoring(metric=named(spec.metric), tokenizer=tokenizer, labels=data.labels)
+    metric, most = named(spec.metric), 0
+    if metric.needs is Needs.GENERATION:
+        most = spec.max_new_tokens or longest_answer([data.train, data.validation])
+    return Scoring(metric=metric, tokenizer=tokenizer, labels=data.labels, max_new_tokens=most)
 
 
 def _check_same(spec: EngineSpec, data: PreparedData) -> None:

@@ -19,6 +19,7 @@ from loratune.costs.budget import TooSlow
 from loratune.engine.memory import Shortage
 from loratune.errors import LoratuneError
 from loratune.runners.engines import LocalEngines
+from loratune.runners.finalists import Finalists
 from loratune.runners.local import LargestAdapter
 from loratune.runners.runner import Done, Job
 from loratune.runners.spec import EngineFacts, EngineSpec, build
@@ -153,9 +154,12 @@ class _Worker:
 
     def _results(self, order: Order, engines: LocalEngines) -> Generator[Done, None, None]:
         if isinstance(order, Search):
+            scratch, compared = self._setting.scratch, engines.engine.scoring.generates
             runner = engines.runner(
                 order.spec or engines.built.spec,
-                largest=LargestAdapter(self._setting.scratch, (), alone=False),
+                # the best of the largest rank is among the finalists
+                largest=None if compared else LargestAdapter(scratch, (), alone=False),
+                finalists=Finalists(scratch, (), alone=False) if compared else None,
                 tell=self._tell,
                 on_shortage=self._line.send,
                 deadline=order.deadline,

@@ -59,6 +59,7 @@ class MetricContract:
             texts=[self.references[i] for i in predicted],
             references=[self.references[i] for i in rows.labels],
             margins=self._margins(right, random),
+            generated=[self.references[i] for i in predicted],
         )
 
     def _margins(self, right: npt.NDArray[np.bool_], random: np.random.Generator) -> Floats | None:
@@ -90,6 +91,7 @@ class MetricContract:
         assert whole.predictions is not None
         assert whole.rows.weights is not None
         assert whole.rows.labels is not None
+        assert whole.generated is not None
         some = Outputs(
             nll=whole.nll[part],
             exact_match=whole.exact_match[part],
@@ -98,6 +100,7 @@ class MetricContract:
             texts=[whole.texts[i] for i in part],
             references=[whole.references[i] for i in part],
             margins=None if whole.margins is None else whole.margins[part],
+            generated=[whole.generated[i] for i in part],
         )
         scores = self.subject.scores(some)
         assert scores is not None
@@ -186,7 +189,9 @@ class MetricContract:
         assert isfinite(subject.loss(result))
 
     def test_it_is_not_measured_without_what_it_needs(self) -> None:
-        bare = replace(self.outputs(0.6), predictions=None, texts=None, references=None, margins=None)
+        bare = replace(
+            self.outputs(0.6), predictions=None, texts=None, references=None, margins=None, generated=None
+        )
         assert (self.subject.scores(bare) is not None) is (self.subject.needs is Needs.LIKELIHOOD)
 
     def compared(self, candidate: Floats, reference: Floats) -> float:

@@ -117,7 +117,12 @@ class FinalRunner:
         return AdapterFile(folder=folder, hyper_parameters=trial.hyper_parameters)
 
     def _score(self, models: Sequence[AdapterFile | None], split: Split, *, labels: bool) -> list[Evaluation]:
-        job = ScoringJob(adapters=tuple(models), split=split, labels=labels)
+        job = ScoringJob(
+            adapters=tuple(models),
+            split=split,
+            labels=labels,
+            max_new_tokens=self.subject.scoring.max_new_tokens,
+        )
         found = only(self.runner.run([job]))
         assert isinstance(found, Evaluated)
         return list(found.evaluations)
@@ -133,20 +138,25 @@ class FinalRunner:
         subject, test = self.subject, self.subject.test
         assert test is not None, "a final run has test rows"
         pairs = [ours] if other is None else [ours, other]
-        tested = self._score([*(file for _, file in pairs), None], "test", labels=subject.labelled)
+        files = [file for _, file in pairs]
+        tested = self._score([*files, None], "test", labels=subject.labelled)
         asked = subject.labelled and subject.scoring.asks_labels
-        (base_validation,) = self._score([None], "validation", labels=asked)
+        again = files if subject.scoring.generates else []  # what a trial writes is not measured at its end
+        (*validated, base_validation) = self._score([*again, None], "validation", labels=asked)
+        own = [self._scored(each, subject.validation) for each in validated]
         epochs = ours[0].trial.hyper_parameters.epochs
         stopping = early_stopping(subject.train, subject.validation, epochs, self.patience)
         found = [
             FinalModel(
-                validation=_of_result(result),
+                validation=validation,
                 test=self._scored(each, test),
                 adapter=read_adapter(file, subject.profile),
                 file=file,
                 result=result,
             )
-            for (result, file), each in zip(pairs, tested, strict=False)
+            for (result, file), each, validation in zip(
+                pairs, tested, own or [_of_result(result) for result, _ in pairs], strict=False
+            )
         ]
         return Final(
             recommended=found[0],

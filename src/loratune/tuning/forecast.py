@@ -10,6 +10,7 @@ from typing import Any
 
 from loratune.costs.budget import Budget
 from loratune.costs.calibration import Calibration
+from loratune.costs.generation import FINALISTS, Generation
 from loratune.costs.planner import Planner
 from loratune.costs.readings import Evaluations, final_evaluations
 from loratune.maths.laws import useful_batches
@@ -60,6 +61,10 @@ class Forecast:
     """Of the machine, in the user's currency; 0 where it is not known."""
     corrections: Corrections
     """What earlier studies say of learning rate and rank, and a measured noise scale of batch sizes."""
+    generation: Generation | None = None
+    """What is written, where the metric is one of generated text."""
+    generation_seconds: float = 0.0
+    """Of `final_seconds`, those of generated text."""
 
     @property
     def context(self) -> SearchContext:
@@ -88,6 +93,14 @@ class Forecast:
             found.append(
                 f"The training rows are few: {self.looks.count} looks of early stopping, each at {self.looks.rows} "
                 f"validation rows, cost {self.looks.share:.0%} of the final run's training."
+            )
+        if self.generation is not None:
+            each = self.generation
+            found.append(
+                f"Generated text, at most {each.max_new_tokens} tokens a row: {FINALISTS} adapters of the search and "
+                f"the final models on {each.validation_rows} validation rows, these on {each.test_rows} test rows; "
+                f"up to {duration(self.generation_seconds)} of the final run (--validation-rows, --test-rows and "
+                "--max-new-tokens make it shorter)."
             )
         return tuple(found)
 
@@ -130,10 +143,17 @@ class Forecast:
                 "final": self.final_seconds,
                 "total": self.seconds,
             },
+            **self._written(),
             **self._price(),
             "predicted_peak_memory_bytes": self.peak_bytes,
             "prior": to_plain(self.corrections),
         }
+
+    def _written(self) -> dict[str, Any]:
+        """As it stands in `plan --json`; nothing where no text is generated."""
+        if self.generation is None:
+            return {}
+        return {"generation": {**to_plain(self.generation), "seconds": self.generation_seconds}}
 
     def _price(self) -> dict[str, Any]:
         """As it stands in `plan --json`; nothing without a price."""
@@ -167,6 +187,7 @@ def forecast(
         pace=calibration.pace if planned is None else planned["pace"],
     )
     test_tokens, validation_rows = int(bench.data.test.lengths.sum()), len(bench.data.validation)
+    written, written_at_end = _written_seconds(bench.generation, calibration.forward)
     spent = monotonic() - started
     budget = Budget.parse(options.budget)
     seconds = None  # no limit
@@ -176,7 +197,7 @@ def forecast(
         assert budget.seconds is not None
         further = _LAYER_RANK_RUNS if options.layer_ranks else 0
         seconds = calibration.seconds_within(
-            budget.seconds, context, test_tokens, validation_rows, spent, further
+            budget.seconds, context, test_tokens, validation_rows, spent + written, further
         )
         runs = calibration.runs_within(seconds, context)
     pricing = Pricing.of(bench, options, calibration, context.changed(budget=runs))
@@ -185,8 +206,8 @@ def forecast(
     strategy, context, largest = pricing.strategy, pricing.context, pricing.largest
     stages = tuple(pricing.stage(stage) for stage in pricing.plan.stages)
     after = tuple(pricing.stage(stage) for stage in _after_search(options))
-    final_run = calibration.final_seconds(context, test_tokens, validation_rows)
-    final = final_run + sum(stage.seconds for stage in after)
+    final_run = calibration.final_seconds(context, test_tokens, validation_rows) + written_at_end
+    final = final_run + written - written_at_end + sum(stage.seconds for stage in after)
     final += calibration.truncation_seconds(context, largest.r, validation_rows)
     return Forecast(
         strategy=strategy,
@@ -198,13 +219,26 @@ def forecast(
         search_seconds=sum(stage.seconds for stage in stages),
         final_seconds=final,
         final_run_seconds=final_run,
-        test_seconds=calibration.test_seconds(context, test_tokens),
+        test_seconds=calibration.test_seconds(context, test_tokens) + written_at_end,
         limit=None if seconds is None else budget.seconds,
         looks=final_evaluations(context, validation_rows),
-        peak_bytes=pricing.peak_bytes,
+        peak_bytes=max(
+            pricing.peak_bytes,
+            0 if bench.generation is None else bench.generation.peak_bytes(bench.limits),
+        ),
         price_per_hour=options.price_per_hour or 0.0,
         corrections=corrections,
+        generation=bench.generation,
+        generation_seconds=written,
     )
+
+
+def _written_seconds(generation: Generation | None, forward: float) -> tuple[float, float]:
+    """Of all generated text, and of that of the final run, after its last step; 0 where there is none."""
+    if generation is None:
+        return 0.0, 0.0
+    at_end = generation.final_seconds(forward) + generation.test_seconds(forward)
+    return generation.finalists_seconds(forward) + at_end, at_end
 
 
 def budget_values(option: str, priced: Forecast) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from loratune.reporting.card import card_of
 from loratune.reporting.facts import RunCost, to_stored
 from loratune.reporting.result import TuneResult, load_result, write_result
 from loratune.reporting.wording import setting_words
+from loratune.runners.finalists import Finalists
 from loratune.runners.local import LargestAdapter
 from loratune.runners.runner import Runner
 from loratune.study.record import Study
@@ -23,6 +24,7 @@ from loratune.tuning.after_search import AfterSearch
 from loratune.tuning.driver import Driver, FindingsTeller, findings_of
 from loratune.tuning.experience import TASK, remember, studied, study_key, task_at_hand
 from loratune.tuning.final import FOLDER, FinalRunner, best_seed
+from loratune.tuning.finalists import FinalistRound
 from loratune.tuning.forecast import Forecast
 from loratune.tuning.lessons import LearningPlanner
 from loratune.tuning.options import TuneOptions
@@ -95,7 +97,9 @@ class Job:
         strategy, history = self.priced.strategy, self._history()
         tell = Bus(self.tell, FindingsTeller(lambda: strategy.decide(history), self.tell))
         largest = LargestAdapter(self.options.directory, self.study.results())
-        runner = self._runner(tell, largest)
+        writes = self.bench.subject.scoring.generates
+        finalists = Finalists(self.options.directory, history) if writes else None
+        runner = self._runner(tell, largest, finalists)
         before = self._look(runner)
         driver = Driver(
             ask=strategy.ask,
@@ -121,13 +125,28 @@ class Job:
             driver=driver,
         )
         decision = after.examine(strategy.decide(history), history)
+        if finalists is not None:
+            decision = self._finalist_round(runner).examine(decision, finalists.files())
         self.tell(findings_of(decision))
         self.tell(Chosen(hyper_parameters=decision.hyper_parameters, settled=decision.settled))
         self.tell(PhaseBegan(phase=Phase.FINAL_RUN))
         final = self._final(decision, runner)
         self.tell(PhaseBegan(phase=Phase.WRITING))
         result = self._write(decision, after.truncation, final, before, runner, cut=cut, stopped=stopped)
+        if finalists is not None and not cut:  # a search that goes on compares them anew
+            finalists.forget()
         return result, CLOCK_CUT if cut else 0
+
+    def _finalist_round(self, runner: Runner) -> FinalistRound:
+        """Compares adapters by generated text, where the metric needs it."""
+        subject = self.bench.subject
+        return FinalistRound(
+            runner=runner,
+            subject=subject,
+            study=self.study,
+            margin=self.options.margin or subject.scoring.metric.info.margin,
+            tell=self.tell,
+        )
 
     def _look(self, runner: Runner) -> tuple[Diagnosis, ...]:
         """What is wrong with the rows, reported before anything is trained on them."""
@@ -140,13 +159,14 @@ class Job:
     def _history(self) -> list[TrialResult]:
         return [result for result in self.study.results() if result.asked.stage is not Stage.FINAL]
 
-    def _runner(self, tell: Tell, largest: LargestAdapter) -> Runner:
+    def _runner(self, tell: Tell, largest: LargestAdapter, finalists: Finalists | None) -> Runner:
         return self.bench.engines.runner(
             self.bench.spec,
             planner=self.planner,
             folder=self.options.directory / FOLDER,
             tell=tell,
             largest=largest,
+            finalists=finalists,
             on_shortage=self.planner.learn,
             deadline=self._deadline(),
             stopped=self._stopped,

@@ -119,7 +119,13 @@ class SearchOptions(PriorOptions):
     )
     strategy: str = option("evidence", f"One of {', '.join(STRATEGY_NAMES)}.")
     metric: str = option(
-        "nll", f"What is optimised: {', '.join(BUILT_IN_NAMES)}, or your own as package.module:function."
+        "nll",
+        f"What is optimised: {', '.join(BUILT_IN_NAMES)}, regex:EXPRESSION, or your own as package.module:function "
+        "(generated:package.module:function to be given generated text).",
+    )
+    max_new_tokens: int | None = option(
+        None,
+        "Generated tokens of a row at most, for metrics of generated text; default: the longest completion.",
     )
     margin: float | None = option(
         None,
@@ -177,6 +183,10 @@ class SearchOptions(PriorOptions):
         if self.margin is not None and not self.margin > 0:
             raise InputError(
                 f"--margin must be above 0, got {self.margin}; leave it out for the metric's own, or give e.g. 0.01."
+            )
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise InputError(
+                f"--max-new-tokens must be at least 1, got {self.max_new_tokens}; leave it out, or give e.g. 256."
             )
         if self.patience < 1:
             raise InputError(f"--patience must be at least 1, got {self.patience}; try --patience 3.")

@@ -15,7 +15,7 @@ from loratune.data.table import TokenTable
 from loratune.engine.scoring import table_rows
 from loratune.errors import OutputError
 from loratune.lora.peft_io import saved_config
-from loratune.metrics import NLL, Metric, find, margin_in_nats, metrics
+from loratune.metrics import NLL, Metric, find, margin_in_nats, metrics, searched_by
 from loratune.reporting.facts import Floats, Gain, ModelScores, RunCost, RunFacts
 from loratune.runners.local import early_stopping
 from loratune.runners.runner import AdapterFile, Runner
@@ -147,7 +147,7 @@ def run_facts(
         strategy=options.strategy,
         metric=options.metric,
         optimised=find(options.metric).info,
-        margin=context.wishes.margin,
+        margin=_margin(options, context.wishes.margin),
         budget=options.budget,
         seed=options.seed,
         profile=bench.data.profile,
@@ -180,6 +180,12 @@ def run_facts(
         ),
         held_out=held_out(final, bench.data.test, bench.tokenizer, bench.data.labels),
     )
+
+
+def _margin(options: TuneOptions, searched: float) -> float:
+    """In the unit of the user's metric; the search may have gone by another."""
+    metric = find(options.metric)
+    return searched if searched_by(metric) is metric else options.margin or metric.info.margin
 
 
 def versions() -> dict[str, str]:

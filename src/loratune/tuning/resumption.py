@@ -18,7 +18,7 @@ from loratune.errors import OutputError, ResourceError, interrupted
 from loratune.files.lock import FolderLock, is_empty
 from loratune.files.paths import disk_is_full, fullest_disk
 from loratune.files.write import write_atomically
-from loratune.metrics import is_address
+from loratune.metrics import find, is_address, searched_by
 from loratune.model.digest import tokenizer_digest, weights_digest
 from loratune.model.source import locate
 from loratune.study.database import FILE
@@ -181,7 +181,7 @@ def open_study(options: TuneOptions, bench: Workbench, lock: FolderLock, tell: T
         storage=options.storage,
         resume=options.resume,
         fingerprint=fingerprint(options, bench),
-        metric=options.metric,
+        metric=searched_by(find(options.metric)).name,
         absent=default_values(),
     )
     if study.damaged:

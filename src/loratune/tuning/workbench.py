@@ -19,20 +19,27 @@ from transformers import PreTrainedTokenizerBase
 from loratune.analysis.subject import Subject
 from loratune.costs.budget import Budget, TooSlow, in_words
 from loratune.costs.calibration import Calibration
+from loratune.costs.generation import Generation
 from loratune.costs.limits import Limits
 from loratune.costs.threads import running
 from loratune.data.prepare import PreparedData
 from loratune.data.survey import Decoder, survey
-from loratune.data.table import TokenTable
 from loratune.engine.labels import labelling_passes
 from loratune.errors import BudgetError, InputError, OutputError
 from loratune.files.lock import is_empty
 from loratune.lora.layout import find_targets
 from loratune.maths.laws import EPOCH_CHOICES, passes
-from loratune.metrics import BUILT_IN, Metric, Needs, Outputs, default_margin, find, metrics
+from loratune.metrics import Needs, default_margin, find, metrics, searched_by
 from loratune.model.tokenizer import load_tokenizer
 from loratune.runners.engines import Engines, Host, in_process
-from loratune.runners.runner import Calibrated, CalibrationJob, Evaluated, Runner, ScoringJob, only
+from loratune.runners.runner import (
+    Calibrated,
+    CalibrationJob,
+    Runner,
+    WritingJob,
+    WritingMeasured,
+    only,
+)
 from loratune.runners.spec import (
     EngineFacts,
     EngineSpec,
@@ -44,6 +51,7 @@ from loratune.runners.spec import (
 )
 from loratune.tuning.options import CommonOptions, SearchOptions, data_options
 from loratune.tuning.remembered import remember, remembered
+from loratune.tuning.tried import try_metric
 from loratune.values import (
     ModelFacts,
     ModelProfile,
@@ -52,39 +60,6 @@ from loratune.values import (
     Wishes,
     default_recipe,
 )
-
-ROWS = 32
-
-
-def try_metric(subject: Subject, runner: Runner) -> tuple[str, ...]:
-    """Score the base model on a few validation rows, and the references against themselves; notes on what is odd.
-
-    Raises `InputError` where the metric fails or gives anything but a finite score for each row.
-    """
-    scoring = subject.scoring
-    if scoring.metric.name in BUILT_IN:
-        return ()
-    table = subject.validation.take(subject.sampled_rows(ROWS))
-    job = ScoringJob(adapters=(None,), split="validation", rows=ROWS, labels=scoring.asks_labels)
-    done = only(runner.run([job]))
-    assert isinstance(done, Evaluated)
-    return _oddities(scoring.metric, scoring.outputs(done.evaluations[0], table), table)
-
-
-def _oddities(metric: Metric, outputs: Outputs, table: TokenTable) -> tuple[str, ...]:
-    scores = metric.scores(outputs)
-    perfect = metric.scores(replace(outputs, texts=outputs.references))
-    if scores is None or perfect is None:
-        return ()
-    info = metric.info
-    base, best = metric.value(scores, outputs.rows), metric.value(perfect, outputs.rows)
-    if info.loss(best) <= info.loss(base):
-        return ()
-    return (
-        f"On {len(table)} rows the {info.title} of the references against themselves is {info.text(best)}, worse than "
-        f"the base model's {info.text(base)}, while a {'larger' if info.larger_is_better else 'smaller'} one counts as "
-        "better: see larger_is_better of loratune.metrics.metric.",
-    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -100,6 +75,8 @@ class Workbench:
     """In this process or elsewhere; what needs one of them is a job of a runner."""
     limits: Limits
     """What fits in memory."""
+    generation: Generation | None = None
+    """What writing text takes, where the metric needs it."""
 
     @property
     def facts(self) -> EngineFacts:
@@ -229,6 +206,7 @@ def open_workbench(
     ranks: tuple[int, ...],
     epochs: float | Literal["auto"],
     metric: str = "nll",
+    max_new_tokens: int | None = None,
     labels_at_end: bool | None = None,
     surveyed: bool = False,
     weight_format: str | None = None,
@@ -237,7 +215,7 @@ def open_workbench(
     """Load and check everything; the tokens of large data live in a temporary folder that goes in the end.
 
     Args:
-        labels_at_end: as in `EngineSpec`.
+        max_new_tokens, labels_at_end: as in `EngineSpec`.
         surveyed: whether the data's profile has its survey, which takes seconds.
         weight_format: of the base model where an earlier part of the study has settled it.
         host: has the engines.
@@ -251,6 +229,7 @@ def open_workbench(
         device=options.device,
         device_memory=options.device_memory,
         metric=metric,
+        max_new_tokens=max_new_tokens,
         epochs=epochs,
         target_modules=targets,
         ranks=ranks,
@@ -270,8 +249,18 @@ def open_workbench(
                 engines=engines,
                 limits=facts.limits,
             )
-            notes = (*data.notes, *facts.notes, *try_metric(bench.subject, bench.runner))
-            yield replace(bench, data=replace(bench.data, notes=notes))
+            tried = try_metric(bench.subject, bench.runner, data, spec.data)
+            notes = (*data.notes, *facts.notes, *tried)
+            yield replace(bench, data=replace(bench.data, notes=notes), generation=_generation(bench))
+
+
+def _generation(bench: Workbench) -> Generation | None:
+    """What writing text takes, measured in a moment; None where none is written."""
+    if not bench.subject.scoring.generates:
+        return None
+    measured = only(bench.runner.run([WritingJob()]))
+    assert isinstance(measured, WritingMeasured)
+    return measured.generation
 
 
 def model_facts(profile: ModelProfile, target_modules: tuple[str, ...]) -> ModelFacts:
@@ -294,7 +283,8 @@ _FINAL_TRIALS = 2
 def search_context(bench: Workbench, options: SearchOptions) -> SearchContext:
     """Everything but the budget. Raises `InputError` for a metric that the data cannot have."""
     data, profile = bench.data, bench.profile
-    metric = find(options.metric)
+    metric = searched_by(find(options.metric))
+    margin = options.margin if metric.name == options.metric else None
     if metric.needs is Needs.LABELS and not data.labels:
         others = ", ".join(each.name for each in metrics() if each.needs is not Needs.LABELS)
         raise InputError(
@@ -314,8 +304,8 @@ def search_context(bench: Workbench, options: SearchOptions) -> SearchContext:
             ranks=tuple(sorted(set(options.ranks))),
             learning_rates=tuple(sorted(set(options.learning_rates))),
             batch_sizes=tuple(sorted(set(options.batch_sizes))),
-            metric=options.metric,
-            margin=options.margin or default_margin(options.metric, len(data.labels)),
+            metric=metric.name,
+            margin=margin or default_margin(metric.name, len(data.labels)),
             seed=options.seed,
             regularise=options.regularise,
             tune_targets=options.tune_targets,

@@ -208,6 +208,8 @@ class ModelProfile:
     """Those of all experts of a mixture, which stay frozen."""
     norm_features: int = 0
     """Features per token that normalisation layers see, all of them together."""
+    cached_features: int = 0
+    """Keys and values of one token, of all layers together; 0 in profiles of earlier versions."""
     bytes_per_parameter: float = 2.0
     """Of those that are not packed, and of what is computed in."""
     packed_parameters: int = 0
