@@ -116,15 +116,6 @@ class Surface:
         weights, means, _ = self._posterior
         return np.asarray(weights @ means)
 
-    def excess(self, place: int, other: int, margin: float) -> float:
-        """Expected amount by which y at `place` exceeds that at `other` by more than `margin`, 0 where it does not."""
-        weights, means, spread = self._posterior
-        mean = means[:, place] - means[:, other] - margin
-        variance = spread[:, place, place] + spread[:, other, other] - 2 * spread[:, place, other]
-        sd = np.sqrt(np.maximum(variance, 1e-12))
-        density = np.exp(-((mean / sd) ** 2) / 2) / np.sqrt(2 * np.pi)
-        return float(weights @ (mean * ndtr(mean / sd) + sd * density))
-
     def below(self, place: int, other: int, margin: float) -> float:
         """Probability that y at `place` exceeds that at `other` by at most `margin` (indices of places)."""
         weights, means, spread = self._posterior

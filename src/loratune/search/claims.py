@@ -153,7 +153,7 @@ def _taken_claim(context: SearchContext, answer: RankAnswer) -> Evidence:
     comparison = dict(answer.comparisons).get(chosen.r)
     value = None if comparison is None else comparison.difference
     if chosen.r == reference.r:
-        why = "no smaller rank is as likely to be as good for what it saves"
+        why = "no smaller rank is likely enough to be as good"
         head = f"{span}rank {chosen.r}, the largest, is taken because {why}"
     else:
         head = (

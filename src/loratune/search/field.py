@@ -150,13 +150,6 @@ class Field:
             return 1.0
         return self.surface.below(self._index(r), self._index(other), self._margin(other))
 
-    def excess(self, r: int, other: int) -> float:
-        """Expected loss of a rank above another beyond the margin, in margins."""
-        if r == other:
-            return 0.0
-        margin = self._margin(other)
-        return self.surface.excess(self._index(r), self._index(other), margin) / margin
-
     @cached_property
     def lowest(self) -> int:
         """The rank with the lowest expected loss."""

@@ -35,8 +35,8 @@ STEP_DOWN = 4
 """Ratio of the ranks on the way down."""
 MOST_RATES = 7
 """Learning rates of a rank, at most, on the way to a worse one on both sides."""
-DOUBLINGS = 8.0
-"""An inferior rank is as bad as one this many doublings larger than needed."""
+LIKELY = 0.8
+"""Probability of losing at most the margin from which on a smaller rank is taken."""
 NEAR = 3.0
 """Margins above the best within which a rank is still in question."""
 
@@ -304,17 +304,11 @@ class RankStage:
     # what is known
 
     def choice(self, field: Field) -> int:
-        """The rank with the smallest expected loss; one that stands out above its neighbours is not taken."""
-        allowed = [r for r in field.best if r not in field.outliers] or list(field.best)
-        return min(sorted(allowed), key=lambda r: self.expected_loss(field, r))
-
-    def expected_loss(self, field: Field, r: int) -> float:
-        """Regret of taking that rank, in units of one inferior rank.
-
-        Losing up to the margin is free, as the user tolerates it; each margin beyond is one more inferior rank.
-        """
-        excess = field.excess(r, field.lowest)
-        return 1 - self._adequate(field, r) + excess + log2(r) / DOUBLINGS
+        """The smallest rank that is likely to be within the margin of the best and of the largest one; where none is,
+        that with the lowest expected loss. One that stands out above its neighbours is not taken."""
+        allowed = sorted(r for r in field.best if r not in field.outliers) or sorted(field.best)
+        likely = (r for r in allowed if self._adequate(field, r) >= LIKELY)
+        return next(likely, min(allowed, key=field.level))
 
     def _adequate(self, field: Field, r: int) -> float:
         others = {field.lowest, max(field.best)}
