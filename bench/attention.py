@@ -107,6 +107,7 @@ def own(line: Line) -> tuple[Forward, Backward]:
 def taken(line: Line) -> tuple[Forward, Backward]:
     """What training takes for these rows: ours, or one of torch's."""
     bounds = bounds_of(line.starts, line.query.device)
+    assert isinstance(bounds, torch.Tensor)
     known = long_attention.Line(line.starts, len(line.starts) - 1)
     return _operators(line, lambda: ours.set_bounds(bounds, known))
 

@@ -19,7 +19,7 @@ from peft import get_peft_model
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from loratune.data.table import TokenTable
-from loratune.engine.body import decoder_layers
+from loratune.engine.recompute import decoder_layers
 from loratune.lora.layout import find_targets
 from loratune.lora.peft_io import lora_config
 from loratune.model.base import BaseModel
