@@ -4,6 +4,7 @@ import json
 import resource
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -13,9 +14,8 @@ from loratune.engine.memory import Shortage
 from loratune.engine.selfcheck import random_table
 
 
-def main(room: int) -> None:
-    """`room`: bytes of address space beyond what is taken before the run; 0: no limit."""
-    torch.set_num_threads(1)
+def run(room: int = 0) -> dict[str, Any]:
+    """Losses by seed, and the shortages; `room`: bytes of address space beyond what is taken before, 0: no limit."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=4000,
@@ -33,7 +33,7 @@ def main(room: int) -> None:
     )
     assert packs.chosen_paths.rows.flat
     waiting = [trial(seed, batch_size=12, epochs=1.0) for seed in range(3)]
-    losses: dict[int, list[float]] = {}
+    losses: dict[str, list[float]] = {}
     if room:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * resource.getpagesize() + room
@@ -41,10 +41,11 @@ def main(room: int) -> None:
     packs.run(
         lambda: waiting.pop(0) if waiting else None,
         slots=3,
-        on_result=lambda result, _: losses.update({result.trial.seed: result.step_nll.tolist()}),
+        on_result=lambda result, _: losses.update({str(result.trial.seed): result.step_nll.tolist()}),
     )
-    print(json.dumps({"losses": losses, "shortages": [(each.place, each.tokens) for each in shortages]}))
+    return {"losses": losses, "shortages": [(each.place, each.tokens) for each in shortages]}
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    torch.set_num_threads(1)
+    print(json.dumps(run(int(sys.argv[1]))))

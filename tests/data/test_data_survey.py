@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from loratune.data import duplicates
 from loratune.data.duplicates import near_duplicates
 from loratune.data.prepare import PreparedData, prepare
 from loratune.data.profile import histogram
@@ -47,6 +48,27 @@ def test_planted_near_duplicates_are_found_and_strangers_are_not() -> None:
     assert (found.rows, found.training) == (341, 41)
     assert found.leaks == (("validation", 50, 0), ("test", 107, 7))
     assert pairs == (("test", 100, 50), ("test", 101, 51), ("test", 102, 52))
+
+
+def test_rows_that_are_all_nearly_the_same_are_not_compared_each_with_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All but the first are found; what is proposed for comparison grows with the rows, not with their square."""
+    base, count, proposed = tokens(1, 80, seed=0)[0], 120, list[int]()
+    rows = [[*base, *own] for own in tokens(count, 5, seed=1)]
+    strangers = tokens(10 * count, 40, seed=2)  # or what the rows share would be a template's
+    query = duplicates.MinHashLSH.query
+
+    def counted(self: duplicates.MinHashLSH, hashed: duplicates.MinHash) -> list[int]:
+        found: list[int] = query(self, hashed)
+        proposed.append(len(found))
+        return found
+
+    monkeypatch.setattr(duplicates.MinHashLSH, "query", counted)
+    found, _ = near_duplicates(table([*strangers, *rows]), {"test": table(rows[:20])})
+    assert found.training == count - 1
+    assert found.leaks == (("test", 20, 20),)
+    assert max(proposed) <= 60
 
 
 def test_rows_below_the_threshold_are_not_duplicates() -> None:

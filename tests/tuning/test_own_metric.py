@@ -1,7 +1,9 @@
 """A user's metric through the whole job: search, final run, evidence, report, terminal and JSON."""
 
+import inspect
 import json
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import loratune
 import own_metrics
 from command_fixture import Place, Shell
 from loratune.costs import measuring
-from loratune.errors import InputError
+from loratune.errors import InputError, OutputError
 from loratune.metrics import find, registry
 from loratune.reporting.facts import from_stored
 from loratune.reporting.result import TuneResult
@@ -70,6 +72,17 @@ def free(tmp_path_factory: pytest.TempPathFactory) -> Place:
 def done(free: Place, tmp_path_factory: pytest.TempPathFactory) -> TuneResult:
     out = tmp_path_factory.mktemp("done") / "run"
     return loratune.tune(model=free.model, data=free.data, out=out, **WISHES)
+
+
+def test_a_function_that_was_edited_does_not_resume(
+    done: TuneResult, free: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(done.directory, copy)
+    (copy / "result.json").unlink()
+    monkeypatch.setattr(inspect, "getsource", lambda subject: f"# edited\n{subject}")
+    with pytest.raises(OutputError, match=r"metric_digest was '\w{16}' and is now '\w{16}'"):
+        loratune.tune(model=free.model, data=free.data, out=copy, resume=True, **WISHES)
 
 
 def options(place: Place, **changes: Any) -> TuneOptions:

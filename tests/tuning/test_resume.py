@@ -19,7 +19,7 @@ import pytest
 import loratune
 from loratune.app.tune import CLOCK_CUT, run_tune
 from loratune.costs import measuring
-from loratune.errors import OutputError
+from loratune.errors import InputError, OutputError
 from loratune.reporting.result import TuneResult
 from loratune.runners.local import LocalRunner
 from loratune.study.record import Study
@@ -118,6 +118,13 @@ def test_a_study_elsewhere_must_be_named(
     with pytest.raises(OutputError, match="database elsewhere; name it by --storage"):
         loratune.report(out)
     assert loratune.report(out, storage=elsewhere) == out / "report.html"
+
+
+def test_a_server_that_only_the_folder_names_is_not_called(tmp_path: Path) -> None:
+    """The folder may come from anybody; no driver is even loaded."""
+    (tmp_path / "loratune.toml").write_text('storage = "postgresql+psycopg2://ann@stranger.example/db"\n')
+    with pytest.raises(InputError, match=r"only called where you name it too; add it by --storage URL"):
+        loratune.report(tmp_path)
 
 
 def test_a_folder_without_a_study_is_refused(place: Place, tmp_path: Path) -> None:

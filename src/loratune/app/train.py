@@ -182,11 +182,11 @@ def run_train(options: TrainOptions, tell: Tell = nobody) -> Trained:
     ):
         sentences: list[str] = []
 
-        def note_shortage(shortage: Shortage) -> None:
+        def hear(shortage: Shortage) -> None:
             sentences.append(shortage.sentence)
             tell(Note(text=shortage.sentence))
 
-        runner = bench.engines.runner(bench.spec, folder=Path(folder), tell=tell, on_shortage=note_shortage)
+        runner = bench.engines.runner(bench.spec, folder=Path(folder), tell=tell, on_shortage=hear)
         for note in bench.notes:
             tell(Note(text=note))
         before = before_training(bench.subject, runner, removed=bench.data.profile.duplicates_removed)

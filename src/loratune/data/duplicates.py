@@ -19,6 +19,9 @@ MOST_ROWS = 20_000
 _BANDS, _ROWS_OF_BAND = 16, 4
 """MinHash proposes a pair of similarity s with probability 1 - (1 - s^4)^16: 0.9998 at the threshold."""
 _PERMUTATIONS = _BANDS * _ROWS_OF_BAND
+_MOST_ALIKE = 50
+"""Training rows proposed for one row from which it is not indexed beside them: thousands of rows that are nearly the
+same would be compared each with each."""
 _COMMON_SHARE = 0.1
 _FEWEST_FOR_COMMON = 20
 _WIDTH = 3
@@ -47,8 +50,10 @@ def near_duplicates(
     repeated = 0
     for number, each in enumerate(training):
         hashed = _hashed(each)
-        repeated += any(_jaccard(each, training[other]) >= THRESHOLD for other in index.query(hashed))
-        index.insert(number, hashed)
+        similar = index.query(hashed)
+        repeated += any(_jaccard(each, training[other]) >= THRESHOLD for other in similar)
+        if len(similar) < _MOST_ALIKE:
+            index.insert(number, hashed)
     leaks: list[tuple[str, int, int]] = []
     pairs: list[Pair] = []
     for name in others:

@@ -2,10 +2,12 @@
 
 import copy
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +136,16 @@ def address_of(function: Any) -> str:
     """`package.module:function`."""
     kind = function if hasattr(function, "__qualname__") else type(function)
     return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def source_digest(metric: Metric) -> str | None:
+    """16 hex digits over the source of a user's function or class; None where Python does not have it."""
+    subject: Any = metric.function if isinstance(metric, FunctionMetric) else type(metric)
+    try:
+        source = inspect.getsource(subject)
+    except (OSError, TypeError):
+        return None
+    return blake2b(source.encode(), digest_size=8).hexdigest()
 
 
 def load(name: str) -> Metric:

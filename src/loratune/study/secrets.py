@@ -31,6 +31,14 @@ def has_secrets(url: str) -> bool:
         return True
 
 
+def is_server(url: str) -> bool:
+    """Whether a storage URL leads to another program, and so perhaps to another machine, not to a file."""
+    try:
+        return make_url(url).get_backend_name() != "sqlite"
+    except ArgumentError:
+        return True
+
+
 def _secrets(url: URL) -> list[str]:
     values = [url.password] if url.password else []
     for value in url.query.values():

@@ -168,12 +168,20 @@ def check_named(found: Mapping[str, Any], given: Mapping[str, Any], path: Path) 
 def storage_of(directory: Path) -> str | None:
     """The storage that a run directory's `loratune.toml` names; None where its study is in the directory itself.
 
-    Raises `InputError` where only the file could say, and cannot be read.
+    Raises `InputError` where only the file could say, and cannot be read, or names a server: a folder that came from
+    elsewhere must not make this machine call one.
     """
+    from loratune.study.secrets import is_server, masked  # imports SQLAlchemy
+
     file = directory / FILE
     if (directory / "study.db").is_file() or not file.exists():
         return None
     storage = kept_options(directory).get("storage")
     if not isinstance(storage, str | None):
         raise InputError(f"storage in {str(file)!r} must be text, got {storage!r}; name it by --storage URL.")
+    if storage is not None and is_server(storage):
+        raise InputError(
+            f"{printable(str(file))} names a database server, {printable(masked(storage))}, which is only called where "
+            "you name it too; add it by --storage URL."
+        )
     return storage

@@ -81,8 +81,7 @@ class CommonOptions:
 
 def data_options(options: CommonOptions) -> DataOptions:
     """Those of the options that say what the data is. Raises `DataError` for limits out of range."""
-    names = {each.name for each in fields(DataOptions)} & {each.name for each in fields(options)}
-    return DataOptions(**{name: getattr(options, name) for name in names})
+    return DataOptions(**{each.name: getattr(options, each.name) for each in fields(DataOptions)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,8 +173,7 @@ class SearchOptions(PriorOptions):
         Budget.parse(self.budget)
         if self.strategy not in STRATEGY_NAMES:
             raise InputError(
-                f"--strategy must be one of {', '.join(STRATEGY_NAMES)}, got {self.strategy!r}; leave it out, or give "
-                "evidence."
+                f"--strategy must be one of {', '.join(STRATEGY_NAMES)}, got {self.strategy!r}; change --strategy."
             )
         _check_metric(self.metric)
         if self.tune_targets and self.strategy != "evidence":
@@ -198,7 +196,7 @@ class SearchOptions(PriorOptions):
             )
         if self.pack_size is not None and not 1 <= self.pack_size <= CAPACITY:
             raise InputError(
-                f"--pack-size must be 1 to {CAPACITY}, got {self.pack_size}; leave it out, or give e.g. 16."
+                f"--pack-size must be 1 to {CAPACITY}, got {self.pack_size}; change --pack-size."
             )
         for name, field_name in (
             ("ranks", "r"),

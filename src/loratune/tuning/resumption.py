@@ -19,6 +19,7 @@ from loratune.files.lock import FolderLock, is_empty
 from loratune.files.paths import disk_is_full, fullest_disk
 from loratune.files.write import write_atomically
 from loratune.metrics import find, is_address, searched_by
+from loratune.metrics.function import source_digest
 from loratune.model.digest import tokenizer_digest, weights_digest
 from loratune.model.source import locate
 from loratune.study.database import FILE
@@ -52,6 +53,7 @@ _FREE = (
 """Options that may change between a run and its resumption: they change no trial beyond rounding
 (what earlier studies say is kept in the study)."""
 _WEIGHT_FORMAT = "weight_format"
+_METRIC_DIGEST = "metric_digest"
 _SAMPLE = 64 * 1024
 """Bytes read at each end of a weight file: names and shapes stand at the start, numbers at the end."""
 
@@ -80,8 +82,15 @@ def fingerprint(options: TuneOptions, bench: Workbench) -> dict[str, Any]:
         "weights_digest": weights_digest(locate(options.model), every_byte=options.hash_weights),
         "base_dtype": bench.facts.dtype,
         **_format_of(bench.profile.weight_format),
+        **_own_metric(options.metric),
         "largest_batch": search_context(bench, options).limits.largest_batch,
     }
+
+
+def _own_metric(name: str) -> dict[str, str]:
+    """What became of the user's own function, as text: edited, it would score later trials otherwise."""
+    digest = source_digest(find(name)) if is_address(name) else None
+    return {} if digest is None else {_METRIC_DIGEST: digest}
 
 
 def _format_of(weight_format: str) -> dict[str, str]:
@@ -182,7 +191,7 @@ def open_study(options: TuneOptions, bench: Workbench, lock: FolderLock, tell: T
         resume=options.resume,
         fingerprint=fingerprint(options, bench),
         metric=searched_by(find(options.metric)).name,
-        absent=default_values(),
+        absent=default_values() | _own_metric(options.metric),  # an older study takes the function of now
     )
     if study.damaged:
         tell(Note(text=f"{study.damaged} trials of the study cannot be read; they are trained again."))

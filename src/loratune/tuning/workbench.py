@@ -49,6 +49,7 @@ from loratune.runners.spec import (
     scoring_of,
     trial_costs,
 )
+from loratune.search.make import make_strategy
 from loratune.tuning.options import CommonOptions, SearchOptions, data_options
 from loratune.tuning.remembered import remember, remembered
 from loratune.tuning.tried import try_metric
@@ -134,7 +135,9 @@ class Workbench:
         if known is not None:
             return known
         recipe, budget = options.hyper_parameters(), Budget.parse(options.budget)
-        tokens = _FINAL_TRIALS * recipe.epochs * float(self.data.train.lengths.sum())
+        _check_runs(self, options, budget)
+        epochs = passes(options.epochs, len(self.data.train))
+        tokens = _FINAL_TRIALS * epochs * float(self.data.train.lengths.sum())
         left = None if budget.seconds is None else _left(options, budget.seconds - spent, spent)
         job = CalibrationJob(
             recipe=recipe, pack_size=options.pack_size, least_rate=0.0 if left is None else tokens / left
@@ -166,6 +169,21 @@ class Workbench:
             ),
             limits=replace(self.limits, micro_batch_tokens=tokens, correction=calibration.correction),
         )
+
+
+_PACE_TELLS = 1.1
+"""How far measured steps may move the price of a trial on a CPU, where they cost what their tokens do."""
+
+
+def _check_runs(bench: Workbench, options: SearchOptions, budget: Budget) -> None:
+    """Raise `BudgetError` for a budget in full runs that pays for no trial on a CPU, whatever steps take there."""
+    if budget.runs is None or not bench.facts.on_cpu:
+        return
+    context = search_context(bench, options)
+    try:
+        make_strategy(options.strategy, context.changed(budget=_PACE_TELLS * budget.runs)).plan()
+    except BudgetError:
+        make_strategy(options.strategy, context.changed(budget=budget.runs)).plan()
 
 
 def _left(options: SearchOptions, left: float, spent: float) -> float:
