@@ -30,6 +30,18 @@ def test_the_peak_of_a_step_is_the_sum_of_the_parts(case: str, flat: bool, dtype
     check(*CASES[case], flat=flat, dtype=dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("case", "flat", "recomputed"),
+    [("mixed pack", True, 1), ("mixed pack", True, 4), ("one trial", False, 3), ("many logits", True, 4)],
+)
+def test_the_peak_with_activations_computed_again(
+    case: str, flat: bool, recomputed: int, dtype: torch.dtype
+) -> None:
+    """Of some of the four layers or of all."""
+    check(*CASES[case], flat=flat, dtype=dtype, recomputed=recomputed)
+
+
 def test_logits_are_made_in_chunks() -> None:
     check([trial(8, 16)] * 2, 20_000, 32, 10**6, flat=True, dtype=torch.bfloat16)
 
@@ -42,6 +54,7 @@ def check(
     *,
     flat: bool,
     dtype: torch.dtype,
+    recomputed: int = 0,
 ) -> None:
     """Steady memory is exact, the peak within 4 %."""
     model, rows = base(dtype, vocabulary), table(vocabulary, supervised)
@@ -54,6 +67,7 @@ def check(
         max_tokens_per_micro_batch=micro_batch,
         launch_tokens=10**9,
         paths=None if flat else REFERENCE,
+        recompute=lambda trials, tokens: recomputed,
     )
     assert engine.chosen_paths.rows.flat == flat
     counted = LiveBytes([*model.model.parameters(), *model.model.buffers()])
@@ -70,6 +84,7 @@ def check(
         micro_batch_tokens=micro_batch,
         execution=ON_CPU if flat else ON_CPU_PADDED,
         supervised=supervised / LENGTH,
+        recomputed=recomputed,
     )
     assert counted.live == pytest.approx(estimate.steady - estimate.weights, rel=0.001, abs=4096)
     assert estimate.allocated - estimate.weights == pytest.approx(counted.peak, rel=0.04)

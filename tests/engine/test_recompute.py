@@ -1,15 +1,22 @@
 """Activations computed again by layer: the same gradients, in every kind of pack."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import pytest
 import torch
 
-from engine_fixture import engine, tiny_llama
+from engine_fixture import engine, tiny_family, tiny_llama, trial
+from live_bytes import LiveBytes
 from loratune.engine.machinery import REFERENCE
+from loratune.engine.memory import Place, Shortage
+from loratune.engine.recompute import why_not
 from loratune.engine.selfcheck import mixed_trials, random_table
+from loratune.engine.step import TrainingStep
 from loratune.model.base import BaseModel
 from loratune.values import Trial
+
+pytest_plugins = ["nf4_fixture"]
 
 TABLE = random_table(97)
 
@@ -38,3 +45,80 @@ def test_a_mixed_pack_takes_the_same_course_to_the_last_bit(layers: int, paths: 
     assert any(each.hyper_parameters.lora_dropout for each in trials)
     kept = gradients(base, trials, 0, paths=paths)
     assert same(gradients(base, trials, layers, paths=paths), kept)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma3_text", "gpt_neox", "phi3"])
+def test_other_architectures(family: str) -> None:
+    base = tiny_family(family)
+    trials = mixed_trials(base)[1:4]
+    assert same(gradients(base, trials, 2), gradients(base, trials, 0))
+
+
+def test_4_bit_layers_are_unpacked_again(packed: BaseModel) -> None:
+    trials = [trial(0, r=4), trial(1, r=8, lora_dropout=0.2)]
+    assert same(gradients(packed, trials, 2), gradients(packed, trials, 0))
+
+
+def test_inputs_alone_are_kept() -> None:
+    """Inside the layers nothing lives between the passes, so that the peak falls with each layer."""
+    peaks = []
+    for layers in (0, 1, 2):
+        base = tiny_llama(torch.float32)
+        counted = LiveBytes(base.model.parameters())
+        with counted:
+            gradients(base, [trial(0, batch_size=16)], layers, max_tokens_per_micro_batch=10**6)
+        peaks.append(counted.peak)
+    assert peaks[0] > 1.3 * peaks[1]
+    assert peaks[1] >= 0.98 * peaks[2]
+
+
+class _Sharing(torch.nn.Module):
+    """A layer that adds what the first one has left beside its result."""
+
+    def __init__(self, layer: torch.nn.Module, left: list[torch.Tensor]) -> None:
+        super().__init__()
+        self.layer, self.left = layer, left
+
+    def forward(self, x: torch.Tensor, *others: object, **keywords: object) -> torch.Tensor:
+        y: torch.Tensor = self.layer(x, *others, **keywords)
+        if not self.left:
+            self.left.append(y)
+            return y
+        return y + self.left.pop()
+
+
+def test_layers_that_hand_each_other_more_are_not_recomputed() -> None:
+    model = tiny_llama().model
+    assert why_not(model) == ""
+    layers, left = model.model.layers, []
+    for i, layer in enumerate(layers):
+        layers[i] = _Sharing(layer, left)
+    assert why_not(model)
+
+
+def test_a_row_that_does_not_fit_is_tried_with_all_layers_recomputed() -> None:
+    """The first failure is of activations; nothing is lost and the course stays the same."""
+    told: list[Shortage] = []
+    expected = gradients(tiny_llama(), [trial(0, batch_size=1)], 0)
+    with failing_while_kept():
+        found = gradients(
+            tiny_llama(), [trial(0, batch_size=1)], 0, on_shortage=told.append, max_tokens_per_micro_batch=1
+        )
+    assert [each.place for each in told] == [Place.ACTIVATIONS]
+    assert "computed again" in told[0].sentence
+    assert same(found, expected)
+
+
+@contextmanager
+def failing_while_kept() -> Iterator[None]:
+    """Passes in which all activations are kept find no memory."""
+    usual = TrainingStep._pass
+
+    def scarce(self: TrainingStep, *given: object) -> torch.Tensor:
+        if given[-1] == 0:
+            raise torch.OutOfMemoryError("out of memory")
+        return usual(self, *given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingStep, "_pass", scarce)
+        yield

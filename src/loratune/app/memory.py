@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from loratune.costs.execution import Device
+from loratune.costs.layers_again import layers_recomputed
 from loratune.costs.limits import CARDS, Card, Limits, device_bytes, execution_of, smallest_card
 from loratune.costs.memory import MemoryEstimate, Verdict
 from loratune.errors import InputError, ModelError
@@ -64,6 +65,10 @@ class MemoryAnswer:
     """Tokens that a micro-batch of this pack may hold."""
     card: Card | None
     """The smallest common one on which it fits; None where no single card does."""
+    recomputed: int = 0
+    """Layers whose activations are computed again."""
+    layers: int = 0
+    """Of the model."""
     changes: tuple[Change, ...] = ()
     """Where it does not fit: what makes it fit, each by itself, else all together."""
     notes: tuple[str, ...] = ()
@@ -87,6 +92,8 @@ class MemoryAnswer:
             "largest_rank": self.largest_rank,
             "largest_trials": self.largest_pack,
             "largest_micro_batch_tokens": self.largest_micro_batch,
+            "recomputed_layers": self.recomputed,
+            "layers": self.layers,
             "smallest_card": None if self.card is None else asdict(self.card),
             "changes": [asdict(change) for change in self.changes],
             "notes": self.notes,
@@ -104,6 +111,7 @@ def estimate_memory(
     dtype: str = "bfloat16",
     device: str = "auto",
     device_memory: str | None = None,
+    recompute: str = "auto",
 ) -> MemoryAnswer:
     """What it takes to train `trials` trials of one kind beside each other, and what fits instead; reads no weights.
 
@@ -115,6 +123,7 @@ def estimate_memory(
         dtype: Base weights: "bfloat16", "float32" or "nf4".
         device: "cpu", "cuda" (also without one) or "auto": this machine's, or a GPU where `device_memory` is given.
         device_memory: Of the device, e.g. "24GiB"; by default what this machine's has.
+        recompute: Layers whose activations are computed again: "auto" (as few as let it fit), "none", "all", a number.
 
     Raises `InputError` for values out of range, `ModelError` for a model that cannot be read.
     """
@@ -143,8 +152,11 @@ def estimate_memory(
         micro_batch_tokens=max_length,
         device_bytes=available,
         execution=execution_of(kind),
+        recompute=layers_recomputed(recompute, profile.layers),
     )
-    estimate = limits.fullest([trial] * trials)
+    recomputed = _layers_again(limits, [trial] * trials)
+    settled = replace(limits, recompute=recomputed)
+    estimate = settled.fullest([trial] * trials)
     fits = estimate.fits(available)
     return MemoryAnswer(
         model=str(model),
@@ -156,10 +168,19 @@ def estimate_memory(
         largest_rank=limits.largest_rank(trial, trials),
         largest_pack=limits.largest_pack(trial, CAPACITY),
         largest_micro_batch=limits.largest_micro_batch([trial] * trials),
-        card=_card(limits, [trial] * trials),
+        card=_card(settled, [trial] * trials),
+        recomputed=recomputed,
+        layers=profile.layers,
         changes=() if fits else tuple(_changes(limits, trial, trials, _packed(str(model), dtype, kind))),
         notes=profile.notes,
     )
+
+
+def _layers_again(limits: Limits, pack: list[HyperParameters]) -> int:
+    """As many as it takes; none where it does not fit with all either, so that what is needed is told as it is."""
+    if limits.recompute is None and limits.fullest(pack).verdict(limits.device_bytes) == "does not fit":
+        return 0
+    return limits.recomputed_when_fullest(pack)
 
 
 def _profile(model: str, dtype: str, kind: Device) -> ModelProfile:
@@ -191,7 +212,8 @@ def _changes(
 
     def change(options: str, changed: Limits, count: int, hp: HyperParameters = trial) -> Change:
         pack = [hp] * count
-        return Change(options=options, total=changed.fullest(pack).total, card=_card(changed, pack))
+        settled = replace(changed, recompute=changed.recomputed_when_fullest(pack))
+        return Change(options=options, total=settled.fullest(pack).total, card=_card(settled, pack))
 
     found = []
     if 0 < (count := limits.largest_pack(trial, trials)) < trials:
@@ -234,7 +256,7 @@ def memory_command(*, as_json: bool, **options: Any) -> int:
     console = Screen()
     for note in answer.notes:
         console.print(note, highlight=False, markup=False)
-    print_memory(console, answer.estimate, answer.device_bytes)
+    print_memory(console, answer.estimate, answer.device_bytes, answer.recomputed, answer.layers)
     for line in (*_advice(answer), *_limits_lines(answer)):
         console.print(line, highlight=False, markup=False)
     return code

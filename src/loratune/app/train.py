@@ -119,6 +119,7 @@ def train(
     dtype: str = "auto",
     device: str = "auto",
     device_memory: str | None = None,
+    recompute: str = "auto",
     rank: int = 16,
     lora_alpha: float | None = None,
     lora_dropout: float = 0.0,
@@ -146,6 +147,8 @@ def train(
         seed: Of splits, trials and decisions.
         dtype, device, device_memory: How the base is held ("auto", "float32", "bfloat16"), where ("auto", "cpu",
             "cuda", "cuda:N"), and the memory to plan with ("24GiB"; by default the device's).
+        recompute: Layers whose activations are computed again on the way back, to save memory: "auto" (as few as it
+            takes), "none", "all", or a number as text.
         rank, lora_alpha, lora_dropout: Of the adapter; alpha is by default twice the rank.
         target_modules: Adapted layers, e.g. ["q_proj", "v_proj"]; by default every linear layer but the head.
         learning_rate, batch_size, weight_decay: Peak rate, rows per step, AdamW's decay.

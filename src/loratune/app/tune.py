@@ -58,6 +58,7 @@ def tune(
     dtype: str = "auto",
     device: str = "auto",
     device_memory: str | None = None,
+    recompute: str = "auto",
     from_study: str | Path | None = None,
     ledger: Sequence[str] = (),
     no_ledger: bool = False,
@@ -101,6 +102,8 @@ def tune(
         seed: Of splits, trials and decisions.
         dtype, device, device_memory: How the base is held ("auto", "float32", "bfloat16"), where ("auto", "cpu",
             "cuda", "cuda:N"), and the memory to plan with ("24GiB"; by default the device's).
+        recompute: Layers whose activations are computed again on the way back, to save memory: "auto" (as few as it
+            takes), "none", "all", or a number as text.
         from_study: Run directory of an old study whose results this one starts from, e.g. of another base model.
         ledger, no_ledger: Keys of the ledger's entries to learn from, whatever their size (by default all of about
             this size); neither learn from it nor write into it.

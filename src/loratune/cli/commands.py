@@ -254,6 +254,12 @@ def memory(
     device_memory: Annotated[
         str | None, typer.Option(help="What to fit into, e.g. 24GiB; default: this device's.")
     ] = None,
+    recompute: Annotated[
+        str,
+        typer.Option(
+            help="Layers whose activations are computed again: auto (as few as let it fit), none, all or a number."
+        ),
+    ] = "auto",
     json: Json = False,
 ) -> None:
     """What a pack needs, part by part, on which card it fits, and what fits here; reads a config alone, no weights.
@@ -272,6 +278,7 @@ def memory(
         dtype=dtype,
         device=device,
         device_memory=device_memory,
+        recompute=recompute,
         as_json=json,
     )
     raise typer.Exit(code)

@@ -23,9 +23,12 @@ from loratune.costs.execution import (
     Device,
     Execution,
 )
+from loratune.costs.layers_again import layers_recomputed
 from loratune.costs.memory import TIGHT, MemoryEstimate, adapter_bytes, adapter_parameters, estimate_pack
 from loratune.data.table import TokenTable
 from loratune.engine.machinery import Paths
+from loratune.engine.recompute import why_not
+from loratune.errors import InputError
 from loratune.maths.sizes import LAUNCH_TOKENS, recorded_tokens
 from loratune.maths.targets import select_targets
 from loratune.model.base import BaseModel
@@ -274,12 +277,14 @@ def limits_here(
     train: TokenTable,
     validation: TokenTable,
     memory: str | None = None,
-    recompute: int | None = 0,
+    recompute: str = "auto",
 ) -> Limits:
     """With the largest micro-batch worth trying, or what one trial of the default recipe leaves room for.
 
     Args:
-        recompute: as `Limits` has it.
+        recompute: which activations are computed again, as `--recompute` has it.
+
+    Raises `InputError` where the model does not allow that.
         memory: what the user allows, such as `24GiB`; None: what the device has free.
     """
     device: Device = "cuda" if base.device.type == "cuda" else "cpu"
@@ -292,10 +297,25 @@ def limits_here(
         device_bytes=device_bytes(memory, base.device, execution),
         execution=execution,
         supervised=supervised_share(train),
-        recompute=recompute,
     )
+    limits = _recomputing(limits, base, recompute, MICRO_BATCH_TOKENS[device])
     tokens = limits.fastest_micro_batch([default_recipe()], MICRO_BATCH_TOKENS[device])
     return replace(limits, micro_batch_tokens=max(tokens, longest))
+
+
+def _recomputing(limits: Limits, base: BaseModel, text: str, largest: int) -> Limits:
+    """With activations computed again as the user asks; where that is left to us, of a model that allows it and where
+    one trial of the default recipe leaves no room for the `largest` micro-batch.
+    """
+    wanted = layers_recomputed(text, limits.model.layers)
+    if wanted == 0 or (wanted is None and limits.largest_micro_batch([default_recipe()], largest) >= largest):
+        return replace(limits, recompute=0)
+    reason = why_not(base.model)
+    if reason and wanted is not None:
+        raise InputError(
+            f"--recompute must be auto or none for {base.profile.name}, got {text}: {reason}; leave --recompute out."
+        )
+    return replace(limits, recompute=0 if reason else wanted)
 
 
 _SPARE = 8

@@ -230,7 +230,8 @@ def _share_memory(limits: Limits, recipe: HyperParameters, slots: int) -> tuple[
     """Slots, and tokens of a micro-batch beside them: fewer slots where all leave no room for the smallest rung."""
     smallest = max(limits.max_length, _RUNGS[limits.execution.device][0])
     while True:
-        allowed = min(limits.largest_micro_batch([recipe] * slots), limits.micro_batch_tokens)
+        fastest = limits.fastest_micro_batch([recipe] * slots, limits.micro_batch_tokens)
+        allowed = min(fastest, limits.micro_batch_tokens)
         if allowed >= smallest or slots == 1:
             return slots, max(allowed, limits.max_length)
         slots = max(1, slots // 2)

@@ -10,6 +10,9 @@ from loratune.costs.step_time import StepTime
 from loratune.data.batches import total_steps
 from loratune.values import HyperParameters, Trial
 
+_CHOICES = 4
+"""Numbers of layers that are compared, beside the least."""
+
 
 @dataclass(frozen=True, slots=True)
 class LivePack:
@@ -60,8 +63,32 @@ class Planner:
         return self.plan_loads([self.load(trial) for trial in trials], room)
 
     def room(self, trials: Sequence[HyperParameters]) -> int:
-        """Bytes, at least one, that the adapters of those of these trials may hold which train beside each other."""
-        return max(1, self.limits.room(trials)) if trials else 1
+        """Bytes, at least one, that the adapters of those of these trials may hold which train beside each other.
+
+        The more layers compute their activations again, the more trials fit, and the longer a step takes: as many
+        layers as are fastest.
+        """
+        if not trials:
+            return 1
+        choices = [replace(self.limits, recompute=layers) for layers in self._layers_again(trials)]
+        return max(1, max(choices, key=lambda limits: self._rate(limits, trials)).room(trials))
+
+    def _layers_again(self, trials: Sequence[HyperParameters]) -> Sequence[int]:
+        """How many layers may compute their activations again: from what each of the trials needs alone on."""
+        limits = self.limits
+        if limits.recompute is not None:
+            return [limits.recompute]
+        least = max(limits.recomputed_when_fullest([trial]) for trial in set(trials))
+        layers = limits.model.layers
+        return range(least, layers + 1, max(1, (layers - least) // _CHOICES))
+
+    def _rate(self, limits: Limits, trials: Sequence[HyperParameters]) -> float:
+        """Tokens per second of as many trials as there is room for."""
+        memory = sum(limits.adapter_bytes(trial) for trial in trials) / len(trials)
+        rows = sum(trial.batch_size for trial in trials) / len(trials)
+        beside = max(1.0, min(limits.room(trials) // memory, len(trials), self.slots))
+        tokens = beside * rows * self.tokens / self.rows
+        return tokens / (self.times.seconds(tokens) * limits.time_again(limits.recompute or 0))
 
     def plan_loads(self, loads: Sequence[TrialLoad], room: int) -> PackPlan:
         """The plan of loads that may hold `room` bytes together.

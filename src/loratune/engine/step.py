@@ -76,6 +76,9 @@ class TrainingStep:
     ) -> None:
         """`recomputable`: how many layers' activations can be computed again, all of the model's or 0."""
         self._recompute, self._recomputable = recompute, recomputable
+        self._known: dict[int, int] = {}
+        """What the former says of micro-batches with so many tokens, while the slots are those of the last step."""
+        self._last: Sequence[Slot] = ()
         self._graphs = graphs
         self._body = body
         self._objective = objective
@@ -215,7 +218,12 @@ class TrainingStep:
 
     def _recomputed(self, slots: Sequence[Slot], tokens: int) -> int:
         """Of how many layers a micro-batch of so many tokens keeps no activations."""
-        wanted = self._recompute([slot.trial.hyper_parameters for slot in slots], tokens)
+        if self._last is not slots and list(self._last) != list(slots):
+            self._known.clear()
+        self._last = slots
+        if tokens not in self._known:
+            self._known[tokens] = self._recompute([slot.trial.hyper_parameters for slot in slots], tokens)
+        wanted = self._known[tokens]
         if not wanted and not self._cuts.spares:
             return 0
         layers = self._recomputable()

@@ -208,15 +208,21 @@ def print_ledger(console: Console, studies: Sequence[tuple[str, str, str, Studie
     _line(console, place)
 
 
-def print_memory(console: Console, estimate: MemoryEstimate, available: int) -> None:
-    """Bytes by part, their sum, and the verdict on a device with `available` bytes."""
+def print_memory(
+    console: Console, estimate: MemoryEstimate, available: int, recomputed: int = 0, layers: int = 0
+) -> None:
+    """Bytes by part, their sum, and the verdict on a device with `available` bytes.
+
+    `recomputed` of the `layers` keep no activations.
+    """
     table = _table("part", "memory")
     for name, amount in estimate.parts.items():
         table.add_row(escape(name), size(amount))
     table.add_section()
     table.add_row("total", size(estimate.total), style="bold")
     console.print(table)
-    _line(console, _VERDICTS[estimate.verdict(available)].format(size(available)))
+    again = f" with {recomputed} of {layers} layers recomputed" if recomputed else ""
+    _line(console, _VERDICTS[estimate.verdict(available)].format(size(available) + again))
 
 
 def print_summary(console: Console, facts: RunFacts) -> None:

@@ -61,6 +61,8 @@ class EngineSpec:
     """auto, cpu, cuda or cuda:N."""
     device_memory: str | None = None
     """What may be taken, such as 24GiB, on a GPU the context included; None: what the device has."""
+    recompute: str = "auto"
+    """Of how many layers activations are computed again: auto, none, all or a number."""
     objective: str = "causal"
     metric: str = "nll"
     """Its name, or `package.module:function`, which `build` imports: never build a spec from somebody else's folder."""
@@ -173,7 +175,7 @@ def build_on(spec: EngineSpec, data: PreparedData, tokenizer: PreTrainedTokenize
     for rank in spec.ranks:
         check_rank(find_targets(base.profile.targets, spec.target_modules), rank)
     paths = choose_paths(base, longest=longest) if spec.paths is None else spec.paths
-    limits = limits_here(base, paths, data.train, data.validation, spec.device_memory)
+    limits = limits_here(base, paths, data.train, data.validation, spec.device_memory, spec.recompute)
     if spec.micro_batch_tokens is not None:
         limits = replace(limits, micro_batch_tokens=spec.micro_batch_tokens)
     engine = _engine(spec, data, base, paths, limits, tokenizer)
@@ -225,6 +227,7 @@ def _engine(
         validation_subset_size=readings.rows,
         evaluations_per_trial=readings.count,
         max_tokens_per_micro_batch=limits.micro_batch_tokens,
+        recompute=limits.recomputed_in,
         max_tokens_per_evaluation=spec.evaluation_tokens,
         cached_tokens=cached_tokens(limits) if scoring.generates else 1,
         context_length=context_length(spec.model) if scoring.generates else None,

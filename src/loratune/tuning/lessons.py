@@ -102,7 +102,10 @@ def failed(limits: Limits, shortage: Shortage) -> MemoryEstimate | None:
     if not shortage.trials or shortage.place is Place.EVALUATION:
         return None
     seen = replace(
-        limits, micro_batch_tokens=shortage.tokens, max_length=min(limits.max_length, shortage.tokens)
+        limits,
+        micro_batch_tokens=shortage.tokens,
+        max_length=min(limits.max_length, shortage.tokens),
+        recompute=shortage.recomputed,
     )
     pack = [trial.hyper_parameters for trial in shortage.trials]
     return seen.estimate(pack, step_tokens=shortage.tokens)

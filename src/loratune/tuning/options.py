@@ -14,6 +14,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from loratune.costs.budget import Budget
+from loratune.costs.layers_again import layers_recomputed
 from loratune.data.sources import DataOptions
 from loratune.errors import HyperParameterError, InputError, nearest, printable
 from loratune.files.paths import user_path
@@ -69,10 +70,17 @@ class CommonOptions:
     device_memory: str | None = option(
         None, "Memory to use at most, e.g. 24GiB; default: the device's.", MODEL
     )
+    recompute: str = option(
+        "auto",
+        "Activations computed again on the way back, to save memory: auto (of as few layers as it takes), none, all, "
+        "or a number of layers.",
+        MODEL,
+    )
 
     def __post_init__(self) -> None:
         _check_types(self)
         data_options(self)
+        layers_recomputed(self.recompute)
         if self.dtype not in ("auto", "float32", "bfloat16", "nf4"):
             raise InputError(
                 f"--dtype must be auto, float32, bfloat16 or nf4, got {self.dtype!r}; change --dtype."

@@ -92,6 +92,7 @@ def _circumstances(facts: EngineFacts, train: TokenTable, options: SearchOptions
         "targets": [options.target_modules, profile.parameters_per_rank],
         "dtype": f"torch.{facts.dtype}",
         **({} if profile.weight_format == PLAIN else {"weights": profile.weight_format}),
+        **({} if facts.limits.recompute == 0 else {"recompute": facts.limits.recompute}),
         "paths": str(facts.paths),
         "pack_size": options.pack_size,
         "memory": options.device_memory,  # what is free changes by the minute: whether it fits is checked instead

@@ -44,6 +44,7 @@ _FREE = (
     "recalibrate",
     "device",
     "device_memory",
+    "recompute",
     "ledger",
     "no_ledger",
     "from_study",

@@ -246,6 +246,7 @@ def open_workbench(
         dtype=options.dtype,  # type: ignore[arg-type]
         device=options.device,
         device_memory=options.device_memory,
+        recompute=options.recompute,
         metric=metric,
         max_new_tokens=max_new_tokens,
         epochs=epochs,
