@@ -1,6 +1,6 @@
 """Attention of long rows by torch's own kernels, which are faster there than those that share tiles between rows.
 
-cuDNN's for a line of one row, flash attention's for wide or narrow heads. Each is compared once with our own on heads
+cuDNN's where each row is long, flash attention's for wide or narrow heads. Each is compared once with our own on heads
 of that kind, and not taken where it is not there or differs. Their backward passes add up in an order that depends on
 timing, so that results repeat up to rounding only. Shapes: N tokens of the line, H heads of queries, G of keys and
 values, D features of a head. Knows no layers.
@@ -8,6 +8,7 @@ values, D features of a head. Knows no layers.
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import nn
 from loratune.maths.sizes import few_sizes
 
 _CUDNN_FROM = 2048
-"""Tokens of a line of one row from which cuDNN's kernels are taken."""
+"""Tokens that each row of a line must have for cuDNN's kernels."""
 _FLASH_FROM = {64: 2048, 256: 768}
 """Mean tokens of a row from which flash attention's are, by the features of a head (`bench/attention.py`, H200: .8 and
 .57 of our time at 4,096, .69 at 1,024 for heads of 256; for 128 features there is no difference)."""
@@ -39,6 +40,11 @@ class Line(NamedTuple):
     rows: int
     """Without those."""
 
+    @property
+    def places(self) -> list[slice]:
+        """Of those rows."""
+        return [slice(*pair) for pair in pairwise(self.edges[: self.rows + 1].tolist())]
+
 
 class Kernels(Protocol):
     """One way to compute causal attention within rows."""
@@ -57,41 +63,63 @@ class Kernels(Protocol):
 
 
 class Cudnn:
-    """The whole line as one row: what fills it up sees the row, and nothing sees what fills it up."""
+    """Rows that are all long, one after the other; what fills the line up gets zeros, which nobody reads."""
 
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, line: Line
     ) -> Attended:
-        tokens = len(query)
-        q, k, v = (_heads_first(each) for each in (query, key, value))
-        out, exponents = torch.ops.aten._scaled_dot_product_cudnn_attention(
-            q, k, v, None, True, 0.0, True, False, scale=scale
-        )[:2]
-        return _tokens_first(out, tokens), exponents.reshape(len(q[0]), -1)[:, :tokens].contiguous()
+        out = query.new_zeros(query.shape)
+        sums = query.new_zeros((query.shape[1], len(query)), dtype=torch.float32)
+        for row in line.places:
+            found, of_row = _cudnn([_heads_first(each[row]) for each in (query, key, value)], scale)
+            out[row] = _tokens_first(found, out[row])
+            sums[:, row] = of_row.reshape(len(sums), -1)[:, : row.stop - row.start]
+        return out, sums
 
     def backward(
         self, grad: torch.Tensor, kept: Sequence[torch.Tensor], scale: float, line: Line
     ) -> Gradients:
-        query, key, value, out, exponents = kept
-        tokens = len(query)
-        g, q, k, v, o = (_heads_first(each) for each in (grad, query, key, value, out))
-        sums = nn.functional.pad(exponents, (0, q.shape[2] - tokens))[None, :, :, None].contiguous()
-        none = torch.zeros((), dtype=torch.int64, device=q.device)
-        found = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
-            g, q, k, v, o, sums, none, none, None, None, None, q.shape[2], q.shape[2], 0.0, True, scale=scale
-        )
-        of_query, of_key, of_value = (_tokens_first(each, tokens) for each in found)
-        return of_query, of_key, of_value
+        query, key, value, out, sums = kept
+        found = query.new_zeros(query.shape), key.new_zeros(key.shape), value.new_zeros(value.shape)
+        for row in line.places:
+            inputs = [_heads_first(each[row]) for each in (grad, query, key, value, out)]
+            rest = inputs[0].shape[2] - (row.stop - row.start)
+            of_row = nn.functional.pad(sums[:, row], (0, rest))[None, :, :, None].contiguous()
+            for whole, part in zip(found, _cudnn_backward(inputs, of_row, scale), strict=True):
+                whole[row] = _tokens_first(part, whole[row])
+        return found
+
+
+def _cudnn(inputs: Sequence[torch.Tensor], scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Causal attention [1, H, N, D] of query, key and value, and the logarithms [1, H, N, 1]."""
+    operator = torch.ops.aten._scaled_dot_product_cudnn_attention
+    out, sums = operator(*inputs, None, True, 0.0, True, False, scale=scale)[:2]
+    return out, sums
+
+
+def _cudnn_backward(
+    inputs: Sequence[torch.Tensor], sums: torch.Tensor, scale: float
+) -> Sequence[torch.Tensor]:
+    """Gradients of query, key and value; `inputs`: the output's gradient, the three, the output."""
+    none, tokens = torch.zeros((), dtype=torch.int64, device=sums.device), inputs[0].shape[2]
+    operator = torch.ops.aten._scaled_dot_product_cudnn_attention_backward
+    found: Sequence[torch.Tensor] = operator(
+        *inputs, sums, none, none, None, None, None, tokens, tokens, 0.0, True, scale=scale
+    )
+    return found
 
 
 def _heads_first(x: torch.Tensor) -> torch.Tensor:
-    """[1, heads, N, D] of [N, heads, D], filled up with zeros to one of few lengths: each has kernels of its own."""
+    """[1, heads, N, D] of [N, heads, D], filled up with zeros to one of few lengths: each has kernels of its own.
+
+    Nothing sees what comes after it, and what has no gradient gives none.
+    """
     rest = few_sizes(len(x), multiple=256, parts=8) - len(x)
     return (nn.functional.pad(x, (0, 0, 0, 0, 0, rest)) if rest else x.contiguous()).transpose(0, 1)[None]
 
 
-def _tokens_first(x: torch.Tensor, tokens: int) -> torch.Tensor:
-    return x[0].transpose(0, 1)[:tokens].contiguous()
+def _tokens_first(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return x[0].transpose(0, 1)[: len(like)]
 
 
 class Flash:
@@ -100,7 +128,7 @@ class Flash:
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, line: Line
     ) -> Attended:
-        q, k, v = (each.contiguous() for each in (query, key, value))
+        q, k, v = (each if each.stride(-1) == 1 else each.contiguous() for each in (query, key, value))
         out, sums = torch.ops.aten._flash_attention_forward(
             q, k, v, *self._where(q, line), False, scale=scale
         )[:2]
@@ -149,7 +177,7 @@ def kernels_for(query: torch.Tensor, key: torch.Tensor, line: Line | None, ours:
 
 def _wished(features: int, line: Line) -> Kernels | None:
     mean = line.edges[-1] / (len(line.edges) - 1)
-    if line.rows == 1 and features <= 128 and line.edges[1] >= _CUDNN_FROM:
+    if features <= 128 and min(row.stop - row.start for row in line.places) >= _CUDNN_FROM:
         return _CUDNN
     wide = next((least for size, least in _FLASH_FROM.items() if features == size), None)
     return _FLASH if wide is not None and mean >= wide else None
