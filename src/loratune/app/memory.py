@@ -128,14 +128,16 @@ def estimate_memory(
     Raises `InputError` for values out of range, `ModelError` for a model that cannot be read.
     """
     if max_length < 2:
-        raise InputError(f"--max-length must be at least 2, got {max_length}; raise it.")
+        raise InputError(f"--max-length must be at least 2, got {max_length}; give e.g. 512.")
     if not 1 <= trials <= CAPACITY:
         raise InputError(
             f"--trials must be 1 to {CAPACITY}, which is what one pack holds, got {trials}; try --trials {CAPACITY}."
         )
     kinds = get_args(DType)
     if dtype not in kinds:
-        raise InputError(f"--dtype must be one of {', '.join(kinds)}, got {dtype!r}; change --dtype.")
+        raise InputError(
+            f"--dtype must be one of {', '.join(kinds)}, got {dtype!r}; give e.g. --dtype bfloat16."
+        )
     trial = HyperParameters(
         r=rank,
         lora_alpha=2 * rank,
@@ -238,7 +240,7 @@ def _changes(
 def _device(name: str, memory: str | None) -> tuple[Device, int]:
     """Its kind and its bytes; a device that is not here needs its memory named."""
     if name not in ("auto", "cpu", "cuda"):
-        raise InputError(f"--device must be auto, cpu or cuda, got {name!r}; change --device.")
+        raise InputError(f"--device must be auto, cpu or cuda, got {name!r}; give e.g. --device cuda.")
     if memory is not None:
         return ("cpu" if name == "cpu" else "cuda"), parse_memory(memory)
     here = pick_device(name)

@@ -29,10 +29,10 @@ def selfcheck(*, model: str, dtype: str = "float32", device: str = "auto", steps
 def _load(model: str, dtype: str, device: str, steps: int) -> BaseModel:
     if dtype not in get_args(DType):
         raise InputError(
-            f"--dtype must be one of {', '.join(get_args(DType))}, got {dtype!r}; change --dtype."
+            f"--dtype must be one of {', '.join(get_args(DType))}, got {dtype!r}; give e.g. --dtype float32."
         )
     if steps < 1:
-        raise InputError(f"--steps must be at least 1, got {steps}; raise --steps.")
+        raise InputError(f"--steps must be at least 1, got {steps}; give e.g. --steps 8.")
     return load_model(model, dtype=dtype, device=device, cache=model_cache())  # type: ignore[arg-type]
 
 

@@ -185,11 +185,11 @@ def run_train(options: TrainOptions, tell: Tell = nobody) -> Trained:
     ):
         sentences: list[str] = []
 
-        def hear(shortage: Shortage) -> None:
+        def note_shortage(shortage: Shortage) -> None:
             sentences.append(shortage.sentence)
             tell(Note(text=shortage.sentence))
 
-        runner = bench.engines.runner(bench.spec, folder=Path(folder), tell=tell, on_shortage=hear)
+        runner = bench.engines.runner(bench.spec, folder=Path(folder), tell=tell, on_shortage=note_shortage)
         for note in bench.notes:
             tell(Note(text=note))
         before = before_training(bench.subject, runner, removed=bench.data.profile.duplicates_removed)

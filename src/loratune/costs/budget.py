@@ -33,7 +33,7 @@ class Budget:
         if not match or float(match[1]) <= 0:
             raise BudgetError(
                 f"--budget must be a duration such as 30m or 2h, a multiple of one final run such as 3x, "
-                f"or auto, got {text!r}; change --budget."
+                f"or auto, got {text!r}; give e.g. --budget 30m."
             )
         amount, unit = float(match[1]), match[2]
         return cls(runs=amount) if unit == "x" else cls(seconds=amount * _SECONDS[unit])

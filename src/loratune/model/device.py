@@ -25,7 +25,9 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise InputError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}; change --device.")
+        raise InputError(
+            f"--device must be auto, cpu, cuda or cuda:N, got {name!r}; give e.g. --device auto."
+        )
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ResourceError(
@@ -158,7 +160,7 @@ def parse_memory(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
     if not match or float(match[1]) <= 0:
         raise InputError(
-            f"--device-memory must be a size such as 24GiB, got {text!r}; change --device-memory."
+            f"--device-memory must be a size such as 24GiB, got {text!r}; give e.g. --device-memory 24GiB."
         )
     size = int(float(match[1]) * _UNITS[match[2].upper()])
     if size < _UNITS["M"]:

@@ -60,7 +60,7 @@ Ask = Callable[[Sequence[TrialResult], Sequence[Trial]], Sequence[Trial]]
 """From the results so far and the trials still running to the next trials; none where there is nothing to ask."""
 
 
-def forget(result: TrialResult) -> None:
+def record_nothing(result: TrialResult) -> None:
     """Nothing is kept."""
 
 
@@ -70,7 +70,7 @@ class Driver:
 
     ask: Ask
     runner: Runner
-    record: Callable[[TrialResult], None] = forget
+    record: Callable[[TrialResult], None] = record_nothing
     """Keeps a result for good; called the moment it comes, before anything else is asked for."""
     tell: Tell = nobody
     after_each: Callable[[], None] = lambda: None

@@ -89,7 +89,8 @@ class CommonOptions:
 
 def data_options(options: CommonOptions) -> DataOptions:
     """Those of the options that say what the data is. Raises `DataError` for limits out of range."""
-    return DataOptions(**{each.name: getattr(options, each.name) for each in fields(DataOptions)})
+    names = {each.name for each in fields(DataOptions)} & {each.name for each in fields(options)}
+    return DataOptions(**{name: getattr(options, name) for name in names})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +182,8 @@ class SearchOptions(PriorOptions):
         Budget.parse(self.budget)
         if self.strategy not in STRATEGY_NAMES:
             raise InputError(
-                f"--strategy must be one of {', '.join(STRATEGY_NAMES)}, got {self.strategy!r}; change --strategy."
+                f"--strategy must be one of {', '.join(STRATEGY_NAMES)}, got {self.strategy!r}; leave it out, or give "
+                "evidence."
             )
         _check_metric(self.metric)
         if self.tune_targets and self.strategy != "evidence":
@@ -204,7 +206,7 @@ class SearchOptions(PriorOptions):
             )
         if self.pack_size is not None and not 1 <= self.pack_size <= CAPACITY:
             raise InputError(
-                f"--pack-size must be 1 to {CAPACITY}, got {self.pack_size}; change --pack-size."
+                f"--pack-size must be 1 to {CAPACITY}, got {self.pack_size}; leave it out, or give e.g. 16."
             )
         for name, field_name in (
             ("ranks", "r"),
