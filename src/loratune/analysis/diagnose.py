@@ -43,7 +43,7 @@ def before_training(subject: Subject, runner: Runner, *, removed: int = 0) -> tu
 
     `removed` held-out rows that stood in another split too were taken out when the data was read.
     """
-    train, test = subject.train, subject.test
+    train = subject.train.firsts  # of pairs the preferred answer
     repeats = repeats_at_the_ends(train)
     padding = rules.learnt_padding(
         repeated=repeats.repeated,
@@ -51,13 +51,14 @@ def before_training(subject: Subject, runner: Runner, *, removed: int = 0) -> tu
         rows=repeats.rows,
         of_rows=repeats.of_rows,
     )
-    splits = {"validation": subject.validation} | ({"test": test} if test is not None else {})
+    test = None if subject.test is None else subject.test.firsts
+    splits = {"validation": subject.validation.firsts} | ({"test": test} if test is not None else {})
     leaks = [
         rules.leaked_rows(split=split, shared=shared_rows(train, table), rows=len(table))
         for split, table in splits.items()
     ]
     found = [padding, *leaks, rules.removed_duplicates(removed=removed)]
-    if padding is None:  # padding is unlike the model's text too
+    if padding is None and subject.group == 1:  # padding is unlike the model's text too
         found.append(_strange_text(subject, runner))
     return _found(found)
 

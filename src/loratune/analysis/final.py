@@ -69,7 +69,7 @@ EXAMPLES = 10
 _SHARES = ((Change.BETTER, 4), (Change.WORSE, 3), (Change.STILL_WRONG, 3), (Change.STILL_RIGHT, 0))
 _LETTERS = 320
 """Of a text that is shown."""
-_PREDICTION, _EXACT = "prediction", "exact_match"
+_PREDICTION, _EXACT, _PREFERRED = "prediction", "exact_match", "preference_accuracy"
 Ints = npt.NDArray[np.int64]
 
 
@@ -88,7 +88,8 @@ def held_out(final: Final, table: TokenTable, tokenizer: Decoder, labels: Sequen
     ours, base = final.recommended.test, final.base_model.test
     if not len(table):
         return HeldOut()
-    answers = [_Answers(each, table, labels) for each in (ours, base)]
+    weights, table = table.weights, table.firsts  # of a pair the preferred answer is shown
+    answers = [_Answers(each, table, weights, labels) for each in (ours, base)]
     return HeldOut(
         examples=tuple(
             _example(row, change, table, tokenizer, labels, answers)
@@ -103,15 +104,23 @@ def held_out(final: Final, table: TokenTable, tokenizer: Decoder, labels: Sequen
 class _Answers:
     """One model's scores on all rows."""
 
-    def __init__(self, scored: SplitScores, table: TokenTable, labels: Sequence[str]) -> None:
-        self.nll = scored.example_nll / np.maximum(1, table.supervised_counts)
+    def __init__(
+        self,
+        scored: SplitScores,
+        table: TokenTable,
+        weights: npt.NDArray[np.float64],
+        labels: Sequence[str],
+    ) -> None:
+        self.nll = scored.example_nll / np.maximum(1, weights)
         found = scored.example_scores.get(_PREDICTION)
         labelled = found is not None and table.row_labels is not None and bool(labels)
         self.predicted = found.astype(np.int64) if labelled and found is not None else None
         if self.predicted is not None:
             self.right = self.predicted == table.row_labels
         else:
-            self.right = np.asarray(scored.example_scores.get(_EXACT, np.zeros(len(table))), bool)
+            scores = scored.example_scores
+            share = scores.get(_EXACT, scores.get(_PREFERRED, np.zeros(len(table))))
+            self.right = np.asarray(share > 0.5, bool)
 
     def reading(self, row: int, labels: Sequence[str]) -> Reading:
         answer = "" if self.predicted is None else labels[int(self.predicted[row])]

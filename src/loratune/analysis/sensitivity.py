@@ -121,7 +121,7 @@ def _rows(results: Sequence[TrialResult]) -> maths.Floats:
 
 
 def _weights(subject: Subject) -> maths.Floats:
-    return subject.validation.supervised_counts.astype(np.float64)
+    return subject.validation.weights
 
 
 def _of_part(results: Sequence[TrialResult]) -> list[Impact]:

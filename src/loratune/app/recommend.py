@@ -15,7 +15,7 @@ from typing import Any
 
 from loratune.data.survey import check_embeddings
 from loratune.engine.probe import guessing_loss
-from loratune.errors import LoratuneError, ModelError
+from loratune.errors import InputError, LoratuneError, ModelError
 from loratune.files.paths import user_path
 from loratune.maths.laws import GUIDE, GuideRanges
 from loratune.maths.prior import recommend as prior
@@ -33,6 +33,7 @@ from loratune.tuning.options import RecommendOptions, data_options, keyword_opti
 from loratune.tuning.workbench import Workbench, open_workbench, with_survey
 from loratune.values import ALL_LINEAR, BaseLoss, DataProfile, ModelProfile, Probe, Recommendation
 from loratune.values.plain import finite, to_plain
+from loratune.values.tasks import PREFERENCE
 
 PROBE_SECONDS = 90.0
 _LOSS_SECONDS = 8.0
@@ -94,6 +95,8 @@ def recommend(
     validation_rows: int | None = None,
     test_rows: int | None = None,
     seed: int = 0,
+    task: str = "causal",
+    objective: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
     device_memory: str | None = None,
@@ -116,6 +119,8 @@ def recommend(
         max_length: Longest row in tokens; by default what data and model need.
         train_rows, validation_rows, test_rows: At most so many rows of each.
         seed: Of splits, trials and decisions.
+        task, objective: "causal" (completions are learnt), or "preference" (pairs of prompt, chosen and rejected) by
+            "dpo", "orpo" or "simpo".
         dtype, device, device_memory: How the base is held ("auto", "float32", "bfloat16"), where ("auto", "cpu",
             "cuda", "cuda:N"), and the memory to plan with ("24GiB"; by default the device's).
         recompute: Layers whose activations are computed again on the way back, to save memory: "auto" (as few as it
@@ -132,6 +137,11 @@ def recommend(
 
 
 def _recommend(options: RecommendOptions) -> Recommended:
+    if options.task == PREFERENCE:
+        raise InputError(
+            "recommend rests on laws that were measured on completions, got --task preference; see what would be "
+            "measured by `loratune plan --task preference`."
+        )
     experience = gather(options)
     with _subject(options) as subject:
         notes = [*experience.notes, *([subject.reason] if subject.reason else [])]

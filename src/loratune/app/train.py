@@ -11,8 +11,6 @@ from tempfile import TemporaryDirectory
 from time import monotonic
 from typing import Any
 
-import numpy as np
-
 import loratune
 from loratune.analysis.diagnose import before_training, combined, of_trial
 from loratune.analysis.subject import audited
@@ -116,6 +114,8 @@ def train(
     validation_rows: int | None = None,
     test_rows: int | None = None,
     seed: int = 0,
+    task: str = "causal",
+    objective: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
     device_memory: str | None = None,
@@ -128,6 +128,7 @@ def train(
     batch_size: int = 16,
     weight_decay: float = 0.0,
     epochs: float = 1.0,
+    beta: float | None = None,
     warmup_ratio: float = 0.05,
     patience: int = 3,
     out: str | Path = "runs/train",
@@ -145,6 +146,8 @@ def train(
         max_length: Longest row in tokens; by default what data and model need.
         train_rows, validation_rows, test_rows: At most so many rows of each.
         seed: Of splits, trials and decisions.
+        task, objective: "causal" (completions are learnt), or "preference" (pairs of prompt, chosen and rejected) by
+            "dpo", "orpo" or "simpo".
         dtype, device, device_memory: How the base is held ("auto", "float32", "bfloat16"), where ("auto", "cpu",
             "cuda", "cuda:N"), and the memory to plan with ("24GiB"; by default the device's).
         recompute: Layers whose activations are computed again on the way back, to save memory: "auto" (as few as it
@@ -152,6 +155,7 @@ def train(
         rank, lora_alpha, lora_dropout: Of the adapter; alpha is by default twice the rank.
         target_modules: Adapted layers, e.g. ["q_proj", "v_proj"]; by default every linear layer but the head.
         learning_rate, batch_size, weight_decay: Peak rate, rows per step, AdamW's decay.
+        beta: Of preferences; by default .1, of "simpo" 2.
         epochs, warmup_ratio: Passes over the training rows, share of the steps with a rising learning rate.
         patience: Evaluations without improvement before it stops.
         out: Run directory.
@@ -289,7 +293,7 @@ def _tested(bench: Workbench, runner: Runner, file: AdapterFile) -> tuple[dict[s
         "test": dict(measure(ours, table)[0]),
         "base_model_test": dict(measure(base, table)[0]),
     }
-    rows = Rows(weights=table.supervised_counts.astype(np.float64))
+    rows = Rows(weights=table.weights)
     pair = ours.example_nll, base.example_nll
     return metrics, Gain.from_rows(*pair, over="base model", split="test", metric=NLL, rows=rows)
 

@@ -55,6 +55,8 @@ def tune(
     validation_rows: int | None = None,
     test_rows: int | None = None,
     seed: int = 0,
+    task: str = "causal",
+    objective: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
     device_memory: str | None = None,
@@ -70,6 +72,7 @@ def tune(
     ranks: Sequence[int] = (),
     learning_rates: Sequence[float] = (),
     batch_sizes: Sequence[int] = (),
+    betas: Sequence[float] = (),
     target_modules: Sequence[str] = ALL_LINEAR,
     epochs: float | Literal["auto"] = "auto",
     warmup_ratio: float = 0.05,
@@ -100,6 +103,8 @@ def tune(
         max_length: Longest row in tokens; by default what data and model need.
         train_rows, validation_rows, test_rows: At most so many rows of each.
         seed: Of splits, trials and decisions.
+        task, objective: "causal" (completions are learnt), or "preference" (pairs of prompt, chosen and rejected) by
+            "dpo", "orpo" or "simpo".
         dtype, device, device_memory: How the base is held ("auto", "float32", "bfloat16"), where ("auto", "cpu",
             "cuda", "cuda:N"), and the memory to plan with ("24GiB"; by default the device's).
         recompute: Layers whose activations are computed again on the way back, to save memory: "auto" (as few as it
@@ -113,6 +118,7 @@ def tune(
         max_new_tokens: Generated tokens of a row at most, for metrics of generated text; by default as many as the
             longest completion has.
         ranks, learning_rates, batch_sizes: Candidates, e.g. [4, 8, 16]; by default chosen from the data.
+        betas: Candidates of preferences; by default the usual one, a third and three times as much.
         target_modules: Adapted layers, e.g. ["q_proj", "v_proj"]; by default every linear layer but the head.
         epochs, warmup_ratio: Of one full run: passes over the training rows ("auto": by the number of rows, then fewer
             and more are tried), and the share of the steps with a rising learning rate.

@@ -193,7 +193,7 @@ def _measured(
     points = [(step.tokens, step.seconds) for step in steps.values()]
     best = efficient_tokens(points, allowed=max(tokens for tokens, _ in points))
     rung = next(rung for rung, step in steps.items() if step.tokens == best)
-    lonely = replace(recipe, batch_size=min(recipe.batch_size, len(engine.train)))
+    lonely = replace(recipe, batch_size=min(recipe.batch_size, engine.train.examples))
     initial = [Trial(hyper_parameters=lonely, seed=seed) for seed in range(min(slots, PACK_SIZE["cpu"]))]
     seconds = _seconds(engine)
     alone = measure_step(engine, initial[:1], seconds=seconds, kept=kept)
@@ -220,7 +220,7 @@ def _check_first_step(
     """A step of one trial. On a GPU its kernels are compiled, so its time says nothing."""
     if limits.execution.device != "cpu" or not least_rate:
         return
-    lonely = replace(recipe, batch_size=min(recipe.batch_size, len(engine.train)))
+    lonely = replace(recipe, batch_size=min(recipe.batch_size, engine.train.examples))
     first = measure_step(engine, [Trial(hyper_parameters=lonely)], seconds=0.0, kept=kept)
     if first.rate * _HOPE < least_rate:
         raise TooSlow(first.rate)
@@ -285,9 +285,9 @@ def _again(
 
 def _filling(engine: PackEngine, recipe: HyperParameters, slots: int, tokens: int) -> list[Trial]:
     """Trials whose step has about so many tokens: as many as there are slots, if a row each is not too much."""
-    mean = float(engine.train.lengths.mean())
+    mean = float(engine.train.example_lengths.mean())
     count = max(1, min(slots, int(tokens / mean)))
-    batch = max(1, min(len(engine.train), int(tokens / mean / count)))
+    batch = max(1, min(engine.train.examples, int(tokens / mean / count)))
     filled = replace(recipe, batch_size=batch)
     return [Trial(hyper_parameters=filled, seed=seed) for seed in range(count)]
 

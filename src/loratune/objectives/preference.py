@@ -12,10 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch.nn.functional import softplus
+from transformers import PreTrainedModel
 
 from loratune.errors import ModelError
 from loratune.objectives.causal import Causal
-from loratune.objectives.objective import Asked, Scored
+from loratune.objectives.objective import Asked, Compile, Scored
+from loratune.values.tasks import BETA_OF
 
 _FEWEST_CHOICES = 1000
 """A batch of few pairs may lose far more than a guess would without its trial having diverged."""
@@ -43,8 +45,8 @@ class Preference(Causal):
     needs_reference: ClassVar[bool] = False
     """Whether the likelihoods are compared with the base model's."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, model: PreTrainedModel, compiled: Compile = lambda function: function) -> None:
+        super().__init__(model, compiled)
         self.vocabulary = max(_FEWEST_CHOICES, self.vocabulary)
 
     def counts(self, supervised: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -113,7 +115,7 @@ class Dpo(Preference):
     """Direct preference optimisation: -log σ(β m), where m is by how much more than in the base model the chosen answer
     is likelier than the rejected one (TRL's loss type `sigmoid`, the reference being the base without adapters)."""
 
-    beta = 0.1
+    beta = BETA_OF["dpo"]
     needs_reference = True
 
     def formula(self, answers: Answers) -> tuple[torch.Tensor, torch.Tensor]:
@@ -125,7 +127,7 @@ class Orpo(Preference):
     """Odds-ratio preference optimisation: the chosen answer's NLL per token, and beta (the paper's λ) times -log σ of
     the log odds ratio of the two likelihoods per token. No reference."""
 
-    beta = 0.1
+    beta = BETA_OF["orpo"]
 
     def formula(self, answers: Answers) -> tuple[torch.Tensor, torch.Tensor]:
         chosen, rejected = answers.chosen / answers.chosen_tokens, answers.rejected / answers.rejected_tokens
@@ -137,7 +139,7 @@ class Simpo(Preference):
     """Simple preference optimisation: -log σ(β (m - γ/β)), where m is the difference of the log-likelihoods per token
     and the target margin γ is half of beta (TRL's `CPOConfig(loss_type="simpo", cpo_alpha=0)`). No reference."""
 
-    beta = 2.0
+    beta = BETA_OF["simpo"]
 
     def formula(self, answers: Answers) -> tuple[torch.Tensor, torch.Tensor]:
         margin = answers.chosen / answers.chosen_tokens - answers.rejected / answers.rejected_tokens

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -16,11 +17,14 @@ from loratune.data.prepare import PreparedData
 from loratune.engine.memory import Shortage, ignore
 from loratune.engine.pack import PackEngine
 from loratune.model.device import forget_peak
+from loratune.model.digest import weights_digest
+from loratune.model.source import locate
 from loratune.runners.finalists import Finalists
 from loratune.runners.local import LargestAdapter, LocalRunner
 from loratune.runners.queue import Plans
+from loratune.runners.references import References, folder_of
 from loratune.runners.runner import Runner
-from loratune.runners.spec import Built, EngineFacts, EngineSpec, build_on
+from loratune.runners.spec import Built, EngineFacts, EngineSpec, build_on, model_cache
 from loratune.values.events import Tell, nobody
 
 
@@ -62,11 +66,18 @@ Host = Callable[[EngineSpec, PreparedData, PreTrainedTokenizerBase], AbstractCon
 """Starts the engines of a specification, for rows that have been read here. Raises what building an engine raises."""
 
 
+def _weights_of(spec: EngineSpec) -> str:
+    return spec.weights_digest or weights_digest(locate(spec.model))
+
+
 class LocalEngines:
     """One engine, in this process."""
 
     def __init__(self, built: Built) -> None:
         self.built = built
+        self.references: References | None = None
+        if built.facts.needs_reference:
+            self.references = References(folder_of(model_cache()), partial(_weights_of, built.spec))
         self.engine: PackEngine = built.engine
         """With the micro-batches of the last runner."""
         self._tokens: tuple[int | None, int | None] = (
@@ -97,6 +108,7 @@ class LocalEngines:
             limits=self.built.limits,
             planner=planner,
             test=self.built.data.test,
+            references=self.references,
             folder=folder,
             largest=largest,
             finalists=finalists,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import monotonic
 
@@ -29,6 +30,7 @@ from loratune.lora.peft_io import load_adapter, save_adapter
 from loratune.lora.spectrum import strengths
 from loratune.runners.finalists import Finalists
 from loratune.runners.queue import Plans, Queue, TrialQueue
+from loratune.runners.references import References
 from loratune.runners.runner import (
     AdapterFile,
     Audited,
@@ -186,6 +188,8 @@ class LocalRunner:
     """Packs the trials of the search."""
     test: TokenTable | None = None
     """For scoring."""
+    references: References | None = None
+    """Has the base model's likelihoods, where what is learnt compares with them."""
     folder: Path | None = None
     """Where the final run keeps its adapters, one folder per trial's key."""
     largest: LargestAdapter | None = None
@@ -205,6 +209,9 @@ class LocalRunner:
 
     def run(self, jobs: Sequence[Job], more: More | None = None) -> Generator[Done, None, None]:
         """The trials of the search first, as the plan packs them; then the final ones, in one pack; then the rest."""
+        if self.references is not None and not all(isinstance(job, CalibrationJob) for job in jobs):
+            yield from self._referenced().run(jobs, more)
+            return
         trials = [job for job in jobs if isinstance(job, TrialJob)]
         if trials:
             assert self.planner is not None, "trials of a search need a planner"
@@ -239,6 +246,9 @@ class LocalRunner:
 
     def search(self, queue: Queue) -> Generator[TrialDone, None, None]:
         """Train what a queue brings, in one pack, until it brings nothing more."""
+        if self.references is not None:
+            yield from self._referenced().search(queue)
+            return
         teller = PackTeller(self.tell)
 
         def next_trial() -> Trial | None:
@@ -262,6 +272,15 @@ class LocalRunner:
                 finalist = self.finalists.offer(result, adapter, model) if self.finalists else None
                 yield TrialDone(job=TrialJob(trial=result.asked), result=result, adapter=kept or finalist)
         teller.flush()
+
+    def _referenced(self) -> LocalRunner:
+        """The same on rows with their references, which are computed now where nobody has."""
+        assert self.references is not None
+        engine, of = self.engine, partial(self.references.of, self.engine)
+        engine = replace(engine, train=of(engine.train), validation=of(engine.validation))
+        return replace(
+            self, engine=engine, test=None if self.test is None else of(self.test), references=None
+        )
 
     def _final(self, jobs: Sequence[FinalJob]) -> Generator[Done, None, None]:
         assert self.folder is not None, "a final run needs a folder for its adapters"
@@ -288,9 +307,11 @@ class LocalRunner:
 
     def _calibrated(self, job: CalibrationJob) -> Calibrated:
         assert self.limits is not None, "calibration needs the limits of memory"
-        found = calibrate(
-            self.engine, self.limits, job.recipe, pack_size=job.pack_size, least_rate=job.least_rate
-        )
+        engine, references = self.engine, self.references
+        if references is not None:
+            train, validation = references.unknown(engine.train), references.unknown(engine.validation)
+            engine = replace(engine, train=train, validation=validation)
+        found = calibrate(engine, self.limits, job.recipe, pack_size=job.pack_size, least_rate=job.least_rate)
         return Calibrated(job=job, calibration=found)
 
     def _noise(self, job: NoiseJob) -> NoiseMeasured:

@@ -41,9 +41,10 @@ from loratune.model.source import locate
 from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
 from loratune.objectives.causal import Causal
 from loratune.objectives.objective import Factory
+from loratune.objectives.preference import Dpo, Orpo, Simpo
 from loratune.values import ALL_LINEAR, DataFacts, ModelProfile, SearchContext, TrialCosts, Wishes
 
-OBJECTIVES: Mapping[str, Factory] = {"causal": Causal}
+OBJECTIVES: Mapping[str, Factory] = {"causal": Causal, "dpo": Dpo, "orpo": Orpo, "simpo": Simpo}
 """What `EngineSpec.objective` may name."""
 
 
@@ -110,6 +111,8 @@ class EngineFacts:
     paths: Paths
     group: int = 1
     """Rows that belong together, by what is learnt."""
+    needs_reference: bool = False
+    """Whether what is learnt compares with the base model's likelihoods."""
     notes: tuple[str, ...] = ()
     """What was settled where the user left it open, a sentence each."""
 
@@ -148,6 +151,7 @@ class Built:
             limits=self.limits,
             paths=self.engine.chosen_paths,
             group=self.engine.group,
+            needs_reference=bool(getattr(self.engine.objective, "needs_reference", False)),
             notes=self.notes,
         )
 
@@ -212,7 +216,7 @@ def _engine(
     facts = SearchContext(
         data=data_facts(data),
         costs=trial_costs(scoring.metric, data, finding),
-        wishes=Wishes(epochs=passes(spec.epochs, len(data.train)), metric=spec.metric),
+        wishes=Wishes(epochs=passes(spec.epochs, data.train.examples), metric=spec.metric),
     )
     readings = plan_readings(facts, len(data.validation))
     return PackEngine(
@@ -295,11 +299,11 @@ def data_facts(data: PreparedData) -> DataFacts:
     """What a strategy knows of the rows."""
     labels = data.validation.row_labels if data.labels else None
     return DataFacts(
-        rows=len(data.train),
+        rows=data.train.examples,
         tokens=int(data.train.lengths.sum()),
         supervised_tokens=int(data.train.supervised_counts.sum()),
         validation_tokens=int(data.validation.lengths.sum()),
-        validation_weights=data.validation.supervised_counts.astype(np.float64),
+        validation_weights=data.validation.weights,
         validation_labels=None if labels is None else labels.astype(np.int64),
         labels=len(data.labels),
     )

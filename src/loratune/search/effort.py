@@ -6,6 +6,7 @@ from loratune.search.space import (
     base_batch,
     candidate_ranks,
     other_batches,
+    other_betas,
     other_epochs,
     other_ratios,
     screening_fraction,
@@ -44,6 +45,8 @@ class Effort:
     """Learning rates of each in the first request."""
     looks: tuple[int, int]
     """Test seeds at the first and the last look."""
+    betas: int
+    """Other betas, each at two learning rates; 0 where there is none."""
     batches: int
     alphas: int
     """Alternatives to the usual alpha."""
@@ -77,6 +80,7 @@ def fit_effort(context: SearchContext) -> tuple[Effort, tuple[str, ...]]:
     left = min(context.wishes.budget - core, LATER_SHARE * context.wishes.budget) if fraction == 1 else 0.0
     counts, reserve, dropped = {}, 0.0, []
     for name, wanted, price, sentence in (
+        ("betas", len(other_betas(context)), 2.0, "beta is not searched"),
         ("batches", min(BATCHES, len(other_batches(context, batch))), 1.0, "the batch size is not searched"),
         ("alphas", min(ALPHAS, len(other_ratios(context))), 1.0, "alpha is not searched, it stays at 2r"),
         ("epochs", len(other_epochs(context)), _longest(context), _epochs_kept(context)),

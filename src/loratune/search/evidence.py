@@ -28,6 +28,7 @@ from loratune.search.space import (
     base_batch,
     hyper_parameters,
     other_batches,
+    other_betas,
     other_epochs,
     other_ratios,
     rate_for_epochs,
@@ -40,6 +41,7 @@ from loratune.values import Evidence, HyperParameters, SearchContext, SearchPlan
 
 QUESTIONS = {
     Stage.RANK: "Which is the smallest rank that is as good as the largest, each at its own learning rate?",
+    Stage.BETA: "Does another beta, at this learning rate or the next, do better at that rank?",
     Stage.BATCH: "Does another batch size, with its learning rate, do better at that rank?",
     Stage.ALPHA: "Does another alpha do better than 2r?",
     Stage.EPOCHS: "Do more passes over the rows do better, or are fewer as good?",
@@ -68,7 +70,11 @@ class EvidenceStrategy(StagedStrategy):
         history = expected_history(self)
         counts: dict[Stage, tuple[int, float]] = {}
         wishes = self.context.wishes
-        wished = {Stage.TARGETS: wishes.tune_targets, Stage.EPOCHS: bool(wishes.epoch_choices)}
+        wished = {
+            Stage.TARGETS: wishes.tune_targets,
+            Stage.EPOCHS: bool(wishes.epoch_choices),
+            Stage.BETA: wishes.beta is not None,
+        }
         for stage in (stage for stage in self.questions if wished.get(stage, True)):
             own = [result for result in history if result.asked.stage is stage]
             counts[stage] = (len(own), sum(result.cost for result in own))
@@ -89,6 +95,7 @@ class EvidenceStrategy(StagedStrategy):
         answers: Answers = {}
         seen = ranks.all_results
         for stage, alternatives, prefer in (
+            (Stage.BETA, self._betas, False),
             (Stage.BATCH, self._batches, True),
             (Stage.ALPHA, self._alphas, False),
             (Stage.EPOCHS, self._epochs, True),
@@ -136,6 +143,18 @@ class EvidenceStrategy(StagedStrategy):
             self.context, r=chosen.r, rate=chosen.learning_rate, batch=base_batch(self.context)
         )
         return Contender(setting=setting, results=chosen.results)
+
+    def _betas(self, effort: Effort, best: Contender) -> tuple[HyperParameters, ...]:
+        """Other betas, each at the learning rate so far and the next on its side: a smaller beta lets the model go
+        farther from the base at the same loss, a larger one holds it back.
+        """
+        found = []
+        scale, rate = RateScale.of(self.context), best.setting.learning_rate
+        for beta in other_betas(self.context)[: effort.betas]:
+            other = scale.beyond(rate, 1 if beta > (self.context.wishes.beta or beta) else -1)
+            rates = (rate,) if other is None else (rate, other)
+            found += [replace(best.setting, beta=beta, learning_rate=each) for each in rates]
+        return tuple(found)
 
     def _batches(self, effort: Effort, best: Contender) -> tuple[HyperParameters, ...]:
         """Other batch sizes, each at the learning rate that the law gives it."""
@@ -189,6 +208,9 @@ def _fastest(settings: Sequence[HyperParameters], best: Contender) -> HyperParam
 
 
 def _stage_claims(context: SearchContext, stage: Stage, found: ChallengeAnswer) -> tuple[Evidence, ...]:
+    if stage is Stage.BETA:
+        words = "beta {0.beta:g} at learning rate {0.learning_rate:g}"
+        return challenge_claims(context, found, words.format)
     if stage is Stage.BATCH:
         return challenge_claims(context, found, lambda setting: f"batch size {setting.batch_size}")
     if stage is Stage.ALPHA:

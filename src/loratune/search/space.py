@@ -7,9 +7,12 @@ from math import ceil, floor, log, log10
 from loratune.errors import BudgetError
 from loratune.maths.laws import Prior, batch_size_law, learning_rate_law, rank_law, rate_by_examples
 from loratune.values import HyperParameters, SearchContext, Stage, Trial
+from loratune.values.tasks import PREFERENCE_RATE_SHARE
 
 RATE_STEP = 3.0
 """Ratio of neighbouring learning rates in a bracket."""
+BETA_STEP = 3.0
+"""Ratio of neighbouring betas."""
 ALPHA_RATIO = 2.0
 ALPHA_RATIOS = (1.0, 1.5, 2.0, 3.0)
 FEWEST_STEPS = 10
@@ -126,7 +129,8 @@ def usual_rate(context: SearchContext, r: int, batch: int, fraction: float = 1.0
         hidden_size=context.model.hidden_size,
         family=context.model.family,
     )
-    return context.prior.rate_factor * law.value
+    share = 1.0 if context.wishes.beta is None else PREFERENCE_RATE_SHARE
+    return share * context.prior.rate_factor * law.value
 
 
 def hyper_parameters(context: SearchContext, *, r: int, rate: float, batch: int) -> HyperParameters:
@@ -139,6 +143,18 @@ def hyper_parameters(context: SearchContext, *, r: int, rate: float, batch: int)
         epochs=context.wishes.epochs,
         warmup_ratio=context.wishes.warmup_ratio,
         target_modules=context.wishes.target_modules,
+        beta=context.wishes.beta,
+    )
+
+
+def other_betas(context: SearchContext) -> tuple[float, ...]:
+    """Alternatives to the beta of all comparisons so far: the user's, or a third and three times; none without one."""
+    beta = context.wishes.beta
+    if beta is None:
+        return ()
+    found = context.wishes.betas or (two_digits(beta / BETA_STEP), two_digits(beta * BETA_STEP))
+    return tuple(
+        sorted((other for other in found if other != beta), key=lambda other: abs(log(other / beta)))
     )
 
 

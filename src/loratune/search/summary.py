@@ -10,7 +10,7 @@ from loratune.search.effort import Effort
 from loratune.search.ranks import RankAnswer
 from loratune.values import SearchContext, Stage, StageSummary, TrialResult
 
-FIELDS = {Stage.BATCH: "batch_size", Stage.ALPHA: "lora_alpha", Stage.EPOCHS: "epochs"}
+FIELDS = {Stage.BETA: "beta", Stage.BATCH: "batch_size", Stage.ALPHA: "lora_alpha", Stage.EPOCHS: "epochs"}
 
 
 def stage_summary(
@@ -38,6 +38,12 @@ def plan_note(context: SearchContext, effort: Effort, stage: Stage) -> str:
     """What the plan tries in this stage."""
     if stage is Stage.RANK:
         return _rank_note(context, effort)
+    if stage is Stage.BETA:
+        return (
+            f"{_number(effort.betas, 'other beta')}, each at two learning rates"
+            if effort.betas
+            else "left out"
+        )
     if stage is Stage.BATCH:
         return _number(effort.batches, "other batch size") if effort.batches else "left out"
     if stage is Stage.ALPHA:

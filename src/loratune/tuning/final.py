@@ -185,9 +185,9 @@ def _trial(hyper_parameters: HyperParameters, seed: int) -> Trial:
 
 
 def _nll(evaluation: Evaluation, table: TokenTable, rows: Rows) -> float:
-    """On some rows of the table, nats per supervised token."""
-    supervised = max(1, int(table.supervised_counts[rows].sum()))
-    return float(evaluation.example_nll[rows].sum()) / supervised
+    """On some rows of the table, nats per supervised token, of pairs in the mean over them."""
+    examples = rows[:: table.group] // table.group
+    return float(evaluation.example_nll[examples].sum()) / max(1.0, float(table.weights[examples].sum()))
 
 
 def _of_result(result: TrialResult) -> SplitScores:

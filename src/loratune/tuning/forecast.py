@@ -26,6 +26,7 @@ from loratune.tuning.workbench import Workbench, search_context
 from loratune.values import NoiseScale, PlannedStage, SearchContext, SearchPlan, Stage
 from loratune.values.events import Note, Planned, Tell
 from loratune.values.plain import to_plain
+from loratune.values.tasks import PREFERENCE
 
 _LAYER_RANK_RUNS = 3
 _TOLD_SHARE = 0.15
@@ -59,6 +60,8 @@ class Forecast:
     peak_bytes: int
     price_per_hour: float = 0.0
     """Of the machine, in the user's currency; 0 where it is not known."""
+    reference_seconds: float = 0.0
+    """Of the base model's likelihoods of all pairs, with which preferences are compared: once for all trials."""
     corrections: Corrections
     """What earlier studies say of learning rate and rank, and a measured noise scale of batch sizes."""
     generation: Generation | None = None
@@ -73,7 +76,7 @@ class Forecast:
     @property
     def seconds(self) -> float:
         """The whole run, what it took to get here included."""
-        return self.spent_seconds + self.search_seconds + self.final_seconds
+        return self.spent_seconds + self.reference_seconds + self.search_seconds + self.final_seconds
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -83,6 +86,11 @@ class Forecast:
             found.append(
                 f"The whole run is expected to take {duration(self.seconds)}, more than --budget: its clock will cut "
                 "the search. Fewer trials would hardly be faster, as their steps wait for results; raise --budget."
+            )
+        if self.reference_seconds:
+            found.append(
+                "The likelihoods of all pairs under the base model, with which every trial is compared, are computed "
+                f"once: {duration(self.reference_seconds)}, unless an earlier command has kept them."
             )
         if self.calibration.threads:
             found.append(
@@ -189,6 +197,7 @@ def forecast(
     test_tokens, validation_rows = int(bench.data.test.lengths.sum()), len(bench.data.validation)
     written, written_at_end = _written_seconds(bench.generation, calibration.forward)
     spent = monotonic() - started
+    reference = _reference_seconds(bench, options, calibration)
     budget = Budget.parse(options.budget)
     seconds = None  # no limit
     alone = context.seconds_alone if context.costs.pace else 0.0
@@ -197,7 +206,7 @@ def forecast(
         assert budget.seconds is not None
         further = _LAYER_RANK_RUNS if options.layer_ranks else 0
         seconds = calibration.seconds_within(
-            budget.seconds, context, test_tokens, validation_rows, spent + written, further
+            budget.seconds, context, test_tokens, validation_rows, spent + reference + written, further
         )
         runs = calibration.runs_within(seconds, context)
     pricing = Pricing.of(bench, options, calibration, context.changed(budget=runs))
@@ -208,7 +217,8 @@ def forecast(
     after = tuple(pricing.stage(stage) for stage in _after_search(options))
     final_run = calibration.final_seconds(context, test_tokens, validation_rows) + written_at_end
     final = final_run + written - written_at_end + sum(stage.seconds for stage in after)
-    final += calibration.truncation_seconds(context, largest.r, validation_rows)
+    if options.task != PREFERENCE:
+        final += calibration.truncation_seconds(context, largest.r, validation_rows)
     return Forecast(
         strategy=strategy,
         plan=replace(pricing.plan, stages=(*stages, *after)),
@@ -216,6 +226,7 @@ def forecast(
         planner=pricing.planner,
         slots=pricing.widest,
         spent_seconds=spent,
+        reference_seconds=reference,
         search_seconds=sum(stage.seconds for stage in stages),
         final_seconds=final,
         final_run_seconds=final_run,
@@ -239,6 +250,17 @@ def _written_seconds(generation: Generation | None, forward: float) -> tuple[flo
         return 0.0, 0.0
     at_end = generation.final_seconds(forward) + generation.test_seconds(forward)
     return generation.finalists_seconds(forward) + at_end, at_end
+
+
+def _reference_seconds(bench: Workbench, options: SearchOptions, calibration: Calibration) -> float:
+    """One pass over all splits; 0 where nothing compares with the base model."""
+    if not bench.facts.needs_reference:
+        return 0.0
+    data = bench.data
+    return (
+        sum(int(table.lengths.sum()) for table in (data.train, data.validation, data.test))
+        / calibration.forward
+    )
 
 
 def budget_values(option: str, priced: Forecast) -> dict[str, Any]:
@@ -297,7 +319,9 @@ def first_forecast(
 def _compares_batches(options: SearchOptions, priced: Forecast) -> bool:
     """Whether the plan tries batch sizes that the user has not named."""
     planned = any(stage.name == str(Stage.BATCH) and stage.trials for stage in priced.plan.stages)
-    return options.strategy == STRATEGY and not options.batch_sizes and planned
+    # of a group of rows the noise is not measured: the loss of one row alone says nothing
+    alone = options.task != PREFERENCE
+    return options.strategy == STRATEGY and not options.batch_sizes and planned and alone
 
 
 def _with_range(bench: Workbench, options: SearchOptions, priced: Forecast) -> Corrections:

@@ -7,7 +7,7 @@ build the same frozen dataclass, and `loratune.toml` repeats it.
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, field, fields, replace
-from math import inf
+from math import inf, log
 from pathlib import Path
 from reprlib import Repr
 from types import UnionType
@@ -19,11 +19,13 @@ from loratune.data.sources import DataOptions
 from loratune.errors import HyperParameterError, InputError, nearest, printable
 from loratune.files.paths import user_path
 from loratune.maths.sizes import CAPACITY
-from loratune.metrics.names import BUILT_IN_NAMES, usual_seed_sd
+from loratune.metrics.names import BUILT_IN_NAMES, PREFERENCE_NAMES, usual_seed_sd
 from loratune.search.names import STRATEGY_NAMES
 from loratune.trackers import TRACKER_NAMES
 from loratune.values import ALL_LINEAR, NLL_MARGIN, HyperParameters, default_recipe
+from loratune.values.tasks import BETA_OF, CAUSAL, PREFERENCE, PREFERENCE_RATE
 
+NLL_NAME = BUILT_IN_NAMES[0]
 _RECIPE = default_recipe()
 
 
@@ -61,6 +63,12 @@ class CommonOptions:
     validation_rows: int | None = option(None, "Use at most this many validation rows.", DATA)
     test_rows: int | None = option(None, "Use at most this many test rows.", DATA)
     seed: int = option(0, "Seed of splits, trials and decisions.", DATA)
+    task: str = option(
+        CAUSAL, "causal: completions are learnt; preference: pairs of prompt, chosen and rejected.", DATA
+    )
+    objective: str | None = option(
+        None, f"With --task preference: {', '.join(BETA_OF)}; default: {next(iter(BETA_OF))}.", DATA
+    )
     dtype: str = option(
         "auto",
         "Base weights: auto (nf4 where they do not fit otherwise), float32, bfloat16 or nf4 (4 bits).",
@@ -81,10 +89,24 @@ class CommonOptions:
         _check_types(self)
         data_options(self)
         layers_recomputed(self.recompute)
+        if self.objective is not None and self.task != PREFERENCE:
+            raise InputError(
+                f"--objective is of --task preference, got {self.objective!r} with --task {self.task}; leave it out or "
+                "give --task preference."
+            )
+        if self.learns not in (CAUSAL, *BETA_OF):
+            raise InputError(
+                f"--objective must be one of {', '.join(BETA_OF)}, got {self.objective!r}; change --objective."
+            )
         if self.dtype not in ("auto", "float32", "bfloat16", "nf4"):
             raise InputError(
                 f"--dtype must be auto, float32, bfloat16 or nf4, got {self.dtype!r}; change --dtype."
             )
+
+    @property
+    def learns(self) -> str:
+        """Name of the objective."""
+        return self.objective or (next(iter(BETA_OF)) if self.task == PREFERENCE else CAUSAL)
 
 
 def data_options(options: CommonOptions) -> DataOptions:
@@ -144,6 +166,10 @@ class SearchOptions(PriorOptions):
     ranks: tuple[int, ...] = option((), "Candidate ranks, e.g. 4,8,16; default: chosen from the data.")
     learning_rates: tuple[float, ...] = option((), "Candidate learning rates, e.g. 1e-4,1e-3.")
     batch_sizes: tuple[int, ...] = option((), "Candidate batch sizes, e.g. 8,16.")
+    betas: tuple[float, ...] = option(
+        (),
+        "Candidate betas of --task preference, e.g. 0.03,0.1,0.3; default: the usual one, a third, three times.",
+    )
     target_modules: tuple[str, ...] = option(
         ALL_LINEAR, "Adapted layers, e.g. q_proj,v_proj; default: every linear layer but the head."
     )
@@ -185,6 +211,7 @@ class SearchOptions(PriorOptions):
                 f"--strategy must be one of {', '.join(STRATEGY_NAMES)}, got {self.strategy!r}; leave it out, or give "
                 "evidence."
             )
+        self._check_preference()
         _check_metric(self.metric)
         if self.tune_targets and self.strategy != "evidence":
             raise InputError(
@@ -212,6 +239,7 @@ class SearchOptions(PriorOptions):
             ("ranks", "r"),
             ("learning_rates", "learning_rate"),
             ("batch_sizes", "batch_size"),
+            ("betas", "beta"),
         ):
             for value in getattr(self, name):
                 try:
@@ -221,9 +249,43 @@ class SearchOptions(PriorOptions):
                     raise HyperParameterError(f"{rule}; change --{name.replace('_', '-')}.") from None
         self.hyper_parameters()
 
+    def _check_preference(self) -> None:
+        """Pairs are judged by metrics of their own; raises `InputError` for what does not go with them, or without."""
+        if self.task != PREFERENCE:
+            if self.metric in PREFERENCE_NAMES or self.betas:
+                what = f"--metric {self.metric}" if not self.betas else "--betas"
+                raise InputError(f"{what} is of preference pairs; give --task preference, or leave it out.")
+            return
+        if self.metric == NLL_NAME:  # the default, and a loss that compares at one beta only
+            object.__setattr__(self, "metric", PREFERENCE_NAMES[0])
+        if self.metric not in PREFERENCE_NAMES:
+            raise InputError(
+                f"--metric must be one of {', '.join(PREFERENCE_NAMES)} with --task preference, got {self.metric!r}: "
+                "pairs have no completion to match; change --metric."
+            )
+        if self.strategy != "evidence":
+            raise InputError(
+                f"--task preference is searched by --strategy evidence, got {self.strategy!r}; leave --strategy out."
+            )
+        if wanted := [name for name in ("layer_ranks", "heal") if getattr(self, name)]:
+            raise InputError(
+                f"--{wanted[0].replace('_', '-')} rests on a truncation curve, which --task preference does not "
+                "measure; leave it out."
+            )
+
+    @property
+    def beta(self) -> float | None:
+        """At which all else is compared: the usual one, or the nearest of those given; None without preferences."""
+        usual = BETA_OF.get(self.learns)
+        if usual is None or not self.betas:
+            return usual
+        return min(self.betas, key=lambda beta: abs(log(beta / usual)) if beta > 0 else inf)
+
     def hyper_parameters(self, **values: Any) -> HyperParameters:
         """The default recipe at these epochs (one where the rows decide) and targets, with changes."""
         recipe = default_recipe(1.0 if self.epochs == "auto" else self.epochs, self.warmup_ratio)
+        if self.beta is not None and self.beta > 0:
+            recipe = replace(recipe, learning_rate=PREFERENCE_RATE, beta=self.beta)
         return replace(recipe, **({"target_modules": self.target_modules} | values))
 
 
@@ -277,6 +339,7 @@ class TrainOptions(CommonOptions):
     batch_size: int = option(_RECIPE.batch_size, "Rows per step.", TRAINING)
     weight_decay: float = option(0.0, "AdamW's decay.", TRAINING)
     epochs: float = option(_RECIPE.epochs, "Passes over the training rows.", TRAINING)
+    beta: float | None = option(None, "Of --task preference; default: 0.1, of simpo 2.", TRAINING)
     warmup_ratio: float = option(
         _RECIPE.warmup_ratio, "Share of the steps with a rising learning rate.", TRAINING
     )
@@ -287,6 +350,8 @@ class TrainOptions(CommonOptions):
         super().__post_init__()
         if self.patience < 1:
             raise InputError(f"--patience must be at least 1, got {self.patience}; try --patience 3.")
+        if self.beta is not None and self.task != PREFERENCE:
+            raise InputError(f"--beta is of --task preference, got {self.beta:g}; leave it out.")
         self.hyper_parameters()
 
     def hyper_parameters(self) -> HyperParameters:
@@ -301,6 +366,7 @@ class TrainOptions(CommonOptions):
             weight_decay=self.weight_decay,
             epochs=self.epochs,
             warmup_ratio=self.warmup_ratio,
+            beta=BETA_OF.get(self.learns) if self.beta is None else self.beta,
         )
 
 

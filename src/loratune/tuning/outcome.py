@@ -63,7 +63,7 @@ def training_record(
         dtype=bench.facts.dtype,
         weight_format=bench.profile.weight_format,
         seed=seed,
-        rows=len(bench.data.train),
+        rows=bench.data.train.examples,
         max_length=bench.data.profile.max_length,
         evaluations=stopping.evaluations,
         patience=patience,

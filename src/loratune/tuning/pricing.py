@@ -52,7 +52,7 @@ class Pricing:
                 f"One trial of rank {largest.r} needs {needed / 2**30:.1f} GiB and {there / 2**30:.1f} GiB are "
                 "there; lower --ranks or --max-length."
             )
-        lengths = bench.data.train.lengths
+        lengths = bench.data.train.example_lengths
         planner = Planner(
             limits=bench.limits,
             times=calibration.times,

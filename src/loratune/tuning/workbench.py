@@ -213,7 +213,11 @@ def calibrations() -> Path:
 
 def with_survey(data: PreparedData, tokenizer: Decoder, seed: int) -> PreparedData:
     """The same rows, their profile with a closer look at them."""
-    return replace(data, profile=replace(data.profile, survey=survey(data, tokenizer, seed=seed)))
+    firsts = {
+        split: getattr(data, split).firsts for split in ("train", "validation", "test")
+    }  # of pairs the chosen
+    found = survey(replace(data, **firsts), tokenizer, seed=seed)
+    return replace(data, profile=replace(data.profile, survey=found))
 
 
 @contextmanager
@@ -247,6 +251,7 @@ def open_workbench(
         device=options.device,
         device_memory=options.device_memory,
         recompute=options.recompute,
+        objective=options.learns,
         metric=metric,
         max_new_tokens=max_new_tokens,
         epochs=epochs,
@@ -316,7 +321,7 @@ def search_context(bench: Workbench, options: SearchOptions) -> SearchContext:
         costs=trial_costs(metric, data, bench.labelling_passes),
         limits=RunLimits(largest_batch=_largest_batch(bench)),
         wishes=Wishes(
-            epochs=passes(options.epochs, len(data.train)),
+            epochs=passes(options.epochs, data.train.examples),
             epoch_choices=EPOCH_CHOICES if options.epochs == "auto" else (),
             warmup_ratio=options.warmup_ratio,
             target_modules=options.target_modules,
@@ -328,6 +333,8 @@ def search_context(bench: Workbench, options: SearchOptions) -> SearchContext:
             seed=options.seed,
             regularise=options.regularise,
             tune_targets=options.tune_targets,
+            beta=options.beta,
+            betas=tuple(sorted(set(options.betas))),
         ),
     )
 

@@ -188,6 +188,10 @@ class Wishes:
     """What the search may cost before the final run, in final runs alone on this device (`wave_cost`)."""
     regularise: bool = False
     """Search dropout and weight decay even without signs of over-fitting."""
+    beta: float | None = None
+    """At which all else is compared, where the objective has one; None: it has none."""
+    betas: tuple[float, ...] = ()
+    """Candidates beside it; empty: a third and three times as much."""
     tune_targets: bool = False
     """Compare which layers are adapted, at equal adapter parameters."""
 

@@ -1,7 +1,12 @@
-"""What may be learnt from rows, and by which objective. Names only: loaded before numpy is."""
+"""What may be learnt from rows, and by which objective. Names and numbers only: loaded before numpy is."""
 
 CAUSAL, PREFERENCE = "causal", "preference"
 TASKS = (CAUSAL, PREFERENCE)
 """In the order in which they are shown."""
-OBJECTIVES_OF = {CAUSAL: ("causal",), PREFERENCE: ("dpo", "orpo", "simpo")}
-"""Names of objectives by task, the usual one first."""
+BETA_OF = {"dpo": 0.1, "orpo": 0.1, "simpo": 2.0}
+"""The usual beta by objective of preferences, the usual objective first: TRL's defaults, and the SimPO authors' 2."""
+PREFERENCE_RATE = 5e-6
+"""Learning rate of the default recipe for preferences: that of TRL's example of DPO with LoRA."""
+PREFERENCE_RATE_SHARE = 0.05
+"""Of the law's learning rate, where a bracket begins for preferences: a convention (TRL's, Zephyr's and others' rates
+for LoRA lie at a 20th to a 40th of those for completions), not a measured law."""

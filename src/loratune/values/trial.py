@@ -23,6 +23,7 @@ class Stage(StrEnum):
     """The questions that a search answers, in order."""
 
     RANK = "rank and learning rate"
+    BETA = "beta"
     BATCH = "learning rate and batch size"
     ALPHA = "alpha"
     EPOCHS = "epochs"
