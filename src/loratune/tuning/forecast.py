@@ -141,6 +141,7 @@ class Forecast:
             "cost": {"full_runs": self.plan.cost},
             "calibration": to_plain(self.calibration),
             "slots": self.slots,
+            **({"reference_seconds": self.reference_seconds} if self.reference_seconds else {}),
             "final_evaluation": {
                 "looks": self.looks.count,
                 "rows": self.looks.rows,
