@@ -92,7 +92,7 @@ def test_the_plan_has_the_reference_and_the_betas(place: Path, shell: Shell) -> 
     planned = run(shell, place, "plan", *SMALL, "--betas", "0.05,0.1", "--json")
     assert planned.code == 0, planned.err
     stages = {stage["name"]: stage for stage in planned.document["stages"]}
-    assert stages["beta"]["trials"] >= 2, "the other beta at two learning rates"
+    assert stages["beta"]["trials"] >= 1, "the other beta, where there is one at the next learning rate too"
     assert planned.document["reference_seconds"] > 0
 
 
