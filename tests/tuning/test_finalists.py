@@ -116,6 +116,13 @@ def test_a_choice_that_writes_best_is_confirmed(writing: PackEngine, tmp_path: P
     assert decision.stages[-1].answer == "no, the choice by NLL is kept"
 
 
+def test_texts_that_score_alike_tell_nothing(writing: PackEngine, tmp_path: Path) -> None:
+    decision, _, _ = examined(writing, tmp_path, [0.0, 0.0, 0.0])
+    assert decision.hyper_parameters.r == 1
+    assert decision.evidence[0].holds is None
+    assert "it tells nothing" in decision.evidence[0].claim
+
+
 def test_only_the_lowest_losses_are_compared(writing: PackEngine, tmp_path: Path) -> None:
     decision, runner, _ = examined(writing, tmp_path, [0.1, 0.1, 0.1, 0.1, 1.0], chosen=1)
     assert len(runner.jobs[0].adapters) == 4

@@ -119,6 +119,11 @@ class FinalistRound:
                 margin=0.0,
                 holds=True,
             )
+        if found.standard_error == 0 and found.difference == 0:
+            return note(
+                f"{info.title} on {rows} validation rows is the same, row by row, with the choice by NLL and with the "
+                f"best of {tests} other adapters ({other_words}): it tells nothing of which is better."
+            )
         # turned round: what the choice loses against the best other, within the margin or not
         turned = replace(found, difference=-found.difference)
         return Evidence(
@@ -126,9 +131,9 @@ class FinalistRound:
                 f"{info.title} on {rows} validation rows is as good with the choice by NLL as with the best of {tests} "
                 f"other adapters ({other_words})."
             ),
-            value=-found.difference,
+            value=0.0 - found.difference,  # a minus would make -0 of 0
             unit=info.unit,
-            interval=(-high, -low),
+            interval=(0.0 - high, 0.0 - low),
             margin=self.margin,
             holds={Verdict.ADEQUATE: True, Verdict.INFERIOR: False}.get(turned.verdict),
         )
