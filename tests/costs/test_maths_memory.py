@@ -323,7 +323,7 @@ def test_plans_fit_by_the_model_that_made_them(seed: int) -> None:
     subject = replace(tight, device_bytes=round(alone * random.uniform(1.0, 1.3)))
     times = StepTime(points=((1000, 0.2), (8000, 0.6)), micro_batch_tokens=8192)
     planner = Planner(limits=subject, times=times, rows=500, tokens=500 * 60, slots=8)
-    plan = planner.plan([Trial(hyper_parameters=each, seed=i) for i, each in enumerate(packs)])
+    (plan,) = planner.plan([Trial(hyper_parameters=each, seed=i) for i, each in enumerate(packs)]).parts
     memory = [subject.adapter_bytes(each) for each in packs]
     admission = Admission(memory, plan.order, slots=plan.slots, room=plan.memory)
     live: list[int] = []

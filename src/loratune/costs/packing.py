@@ -20,7 +20,7 @@ from loratune.errors import ResourceError
 _WORTH = 0.98
 """Another plan than the first is taken if it needs less than this share of its time: measurements are noisy."""
 
-_GOOD = 1.02
+GOOD = 1.02
 """Times the bound: a plan so close to it is not improved."""
 _TRIALS_PLAYED = 30_000
 """Trials times plans that are played: about half a second."""
@@ -75,50 +75,62 @@ class PackPlan:
 
 
 class Admission:
-    """Trials that wait, in order, and the room that is left on each of some equal devices: says who begins next.
+    """Trials that wait, in order, and the room that is left on a device: says who begins next.
 
     A trial that asks for more than all the room fills it: it runs alone.
     """
 
-    def __init__(
-        self, memory: Sequence[float], order: Sequence[int], *, slots: int, room: float, devices: int = 1
-    ) -> None:
-        """`slots` and `room`: of each device."""
+    def __init__(self, memory: Sequence[float], order: Sequence[int], *, slots: int, room: float) -> None:
+        self.slots = slots
+        """That are free."""
         self._order = order
-        self._whole = room
+        self._whole = self._room = room
         self._memory = np.minimum([float(memory[i]) for i in order], room)
         self._place = {trial: place for place, trial in enumerate(order)}
         self._waiting = self._memory.copy()
-        self._slots = [slots] * devices
-        self._room = [room] * devices
-        self._device: dict[int, int] = {}
 
-    def next(self, device: int = 0) -> int | None:
-        """The first waiting trial that fits beside the live ones there, now live itself; None where none does."""
-        room = self._room[device]
-        if self._slots[device] < 1 or not len(self._order):
+    def next(self) -> int | None:
+        """The first waiting trial that fits beside the live ones, now live itself; None where none does."""
+        if self.slots < 1 or not len(self._order):
             return None
-        place = int(np.argmax(self._waiting <= room))
-        if not self._waiting[place] <= room:
+        place = int(np.argmax(self._waiting <= self._room))
+        if not self._waiting[place] <= self._room:
             return None
         self._waiting[place] = np.inf
-        self._slots[device] -= 1
-        self._room[device] -= self._memory[place]
-        trial = self._order[place]
-        self._device[trial] = device
-        return trial
+        self.slots -= 1
+        self._room -= self._memory[place]
+        return self._order[place]
 
-    def add(self, memory: Sequence[float], *, room: float = inf) -> None:
-        """More trials, numbered on from those before, wait at the end; `room` where there is less with them."""
+    def add(
+        self, memory: Sequence[float], *, trials: Sequence[int] | None = None, room: float = inf
+    ) -> None:
+        """More trials wait at the end; `room` where there is less with them.
+
+        `trials`: their numbers; None: numbered on from those before.
+        """
         lost = max(0.0, self._whole - room)
         self._whole -= lost
-        self._room = [room - lost for room in self._room]
+        self._room -= lost
         first = len(self._order)
-        self._order = [*self._order, *range(first, first + len(memory))]
-        self._place |= {trial: trial for trial in range(first, first + len(memory))}
+        numbers = range(first, first + len(memory)) if trials is None else trials
+        self._order = [*self._order, *numbers]
+        self._place |= {trial: first + i for i, trial in enumerate(numbers)}
         asked = np.minimum(np.array(memory, float), self._whole)
         self._memory = np.append(self._memory, asked)
         self._waiting = np.append(self._waiting, asked)
+
+    def give(self, room: float = inf) -> int | None:
+        """The last waiting trial that takes at most `room`, which waits here no more; None where there is none."""
+        places = np.flatnonzero(self._waiting <= room)
+        if not len(places):
+            return None
+        self._waiting[places[-1]] = np.inf
+        return self._order[places[-1]]
+
+    @property
+    def room(self) -> float:
+        """Bytes that are free; none without a free slot."""
+        return self._room if self.slots > 0 else -inf
 
     @property
     def waiting(self) -> int:
@@ -132,12 +144,13 @@ class Admission:
 
     def ended(self, trial: int) -> None:
         """A live trial makes room."""
-        device = self._device.pop(trial)
-        self._slots[device] += 1
-        self._room[device] += self._memory[self._place[trial]]
+        self.slots += 1
+        self._room += self._memory[self._place[trial]]
 
 
-def plan_packs(loads: Sequence[TrialLoad], *, slots: int, memory: float, times: StepTime) -> PackPlan:
+def plan_packs(
+    loads: Sequence[TrialLoad], *, slots: int, memory: float, times: StepTime, enough: float = 0.0
+) -> PackPlan:
     """The best of some list schedules, played with the measured times; deterministic.
 
     While the best is more than 2 % above the bound: orders (`_orders`) on all slots; then on fewer (`_slot_counts`),
@@ -147,6 +160,7 @@ def plan_packs(loads: Sequence[TrialLoad], *, slots: int, memory: float, times: 
     Args:
         slots: trials that a pack may hold, at least 1.
         memory: bytes that live trials may hold together.
+        enough: seconds that need not be improved upon.
 
     Raises `ResourceError` where a trial alone does not fit.
     """
@@ -158,18 +172,19 @@ def plan_packs(loads: Sequence[TrialLoad], *, slots: int, memory: float, times: 
             "or shorter rows."
         )
     bound = lower_bound(loads, slots=slots, memory=memory, times=times)
+    good = max(GOOD * bound, enough)
     orders = list(_orders(loads))
     counts = _slot_counts(loads, slots, memory)
     grid = [(order, count) for count in counts for order in orders]
     plays = max(len(orders), min(_MOST_PLAYS, _TRIALS_PLAYED // max(1, len(loads))))
     best = _play(loads, *grid[0], memory, times)
     for order, count in grid[1:plays]:
-        if best.seconds <= _GOOD * bound:
+        if best.seconds <= good:
             break
         best = _better(_play(loads, order, count, memory, times), best, _WORTH)
     random = np.random.default_rng(0)
     for tried in range(plays - len(grid) if len(loads) > 1 else 0):
-        if best.seconds <= _GOOD * bound:
+        if best.seconds <= good:
             break
         swapped = list(best.order)
         i, j = random.integers(len(swapped), size=2)

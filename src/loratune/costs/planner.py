@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from math import ceil, sqrt
 
 from loratune.costs.limits import Limits
-from loratune.costs.packing import PackPlan, TrialLoad, plan_packs
+from loratune.costs.packing import TrialLoad
+from loratune.costs.spread import SpreadPlan, spread
 from loratune.costs.step_time import StepTime
 from loratune.data.batches import total_steps
 from loratune.values import HyperParameters, Trial
@@ -41,6 +42,8 @@ class Planner:
     """Of the largest micro-batch of an evaluation; 0: nothing is evaluated."""
     spread: float = 0.0
     """Standard deviation of the tokens of a row, as a share of their mean."""
+    devices: int = 1
+    """Of this kind, each with a base model of its own; limits, times and slots are of one."""
 
     def load(self, trial: Trial) -> TrialLoad:
         """What one trial asks for; a row counts the mean tokens."""
@@ -57,7 +60,7 @@ class Planner:
         memory = self.limits.adapter_bytes(recipe)
         return [TrialLoad(steps=steps, tokens=tokens, memory=memory)] * trials
 
-    def plan(self, trials: Sequence[Trial]) -> PackPlan:
+    def plan(self, trials: Sequence[Trial]) -> SpreadPlan:
         """The plan of these trials."""
         room = self.room([trial.hyper_parameters for trial in trials])
         return self.plan_loads([self.load(trial) for trial in trials], room)
@@ -90,13 +93,15 @@ class Planner:
         tokens = beside * rows * self.tokens / self.rows
         return tokens / (self.times.seconds(tokens) * limits.time_again(limits.recompute or 0))
 
-    def plan_loads(self, loads: Sequence[TrialLoad], room: int) -> PackPlan:
+    def plan_loads(self, loads: Sequence[TrialLoad], room: int) -> SpreadPlan:
         """The plan of loads that may hold `room` bytes together.
 
         A trial that takes more fits only tightly and fills the room: it runs alone.
         """
         filling = [replace(load, memory=min(load.memory, room)) for load in loads]
-        return plan_packs(filling, slots=self.slots, memory=room, times=self.times)
+        return spread(
+            filling, devices=self.devices, slots=self.slots, memory=room, times=self.times
+        )
 
     def peak_bytes(self, packs: Iterable[LivePack]) -> int:
         """Predicted peak of packs that train one after the other in a process that evaluates between their steps.

@@ -6,7 +6,7 @@ A table of measured results, or what the laws expect, is played as a search woul
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from loratune.costs.planner import LivePack, Planner
@@ -60,6 +60,47 @@ class ClockedStage:
     """All of them."""
 
 
+_ROUNDING = 1e-9
+"""Of steps and of seconds: what is left of a trial that ends together with another."""
+
+
+class _Pack:
+    """What trains beside each other on one device."""
+
+    def __init__(self, planner: Planner) -> None:
+        self._planner = planner
+        self.trials: dict[str, Trial] = {}
+        self.left: dict[str, float] = {}
+        """Steps."""
+        self.tokens: dict[str, float] = {}
+        """Of a step."""
+
+    def begin(self, trial: Trial) -> None:
+        load = self._planner.load(trial)
+        self.trials[trial.key] = trial
+        self.left[trial.key], self.tokens[trial.key] = load.steps, load.tokens
+
+    @property
+    def seconds(self) -> float:
+        """Until the next trial ends."""
+        return min(self.left.values()) * self._step
+
+    @property
+    def _step(self) -> float:
+        return self._planner.times.seconds(sum(self.tokens.values()))
+
+    def run(self, seconds: float) -> list[Trial]:
+        """Those that end then."""
+        steps, first = seconds / self._step, min(self.left.values())
+        if abs(steps - first) <= _ROUNDING * first:
+            steps = first
+        self.left = {key: left - steps for key, left in self.left.items()}
+        ended = [key for key, left in self.left.items() if left <= _ROUNDING]
+        for key in ended:
+            del self.left[key], self.tokens[key]
+        return [self.trials.pop(key) for key in ended]
+
+
 @dataclass(kw_only=True)
 class ClockedRunner:
     """A `Runner` that packs trials as `LocalRunner` does and adds up the seconds of their steps."""
@@ -74,34 +115,34 @@ class ClockedRunner:
         return False
 
     def run(self, jobs: Sequence[Job], more: More | None = None) -> Iterator[Done]:
-        """Step by step, in strides up to the next end of a trial."""
+        """In strides up to the next end of a trial, on all devices of the planner."""
         queue = TrialQueue(self.planner, _trials(jobs), more)
-        left: dict[str, int] = {}
-        tokens: dict[str, float] = {}
+        packs = [_Pack(self.planner) for _ in range(queue.devices)]
         while True:
-            while len(left) < queue.slots and (trial := queue.next()) is not None:
-                load = self.planner.load(trial)
-                left[trial.key], tokens[trial.key] = load.steps, load.tokens
-            if not left:
+            for device, pack in enumerate(packs):
+                while len(pack.left) < queue.slots and (trial := queue.next(device)) is not None:
+                    pack.begin(trial)
+            busy = [pack for pack in packs if pack.left]
+            if not busy:
                 return
-            stride = min(left.values())
-            self._count(queue, tokens, stride)
-            left = {key: steps - stride for key, steps in left.items()}
-            for key in [key for key, steps in left.items() if steps == 0]:
-                del left[key], tokens[key]
-                yield self._ended(queue, queue.running[key])
+            seconds = min(pack.seconds for pack in busy)
+            self._count(busy, seconds)
+            for trial in [trial for pack in busy for trial in pack.run(seconds)]:
+                yield self._ended(queue, trial)
 
-    def _count(self, queue: TrialQueue, tokens: Mapping[str, float], stride: int) -> None:
-        """So many steps of all that run."""
-        everything = sum(tokens.values())
-        seconds = stride * self.planner.times.seconds(everything)
-        pack = LivePack(tuple(trial.hyper_parameters for trial in queue.running.values()), everything)
-        for name in {trial.stage for trial in queue.running.values()}:
-            self.stages[name].packs.append(pack)
-        for key, trial in queue.running.items():
-            stage = self.stages[trial.stage]
-            stage.seconds += seconds * tokens[key] / everything
-            stage.widest = max(stage.widest, len(tokens))
+    def _count(self, busy: Sequence[_Pack], seconds: float) -> None:
+        """So many seconds of all that run; the clock's, whatever the number of devices."""
+        everything = sum(sum(pack.tokens.values()) for pack in busy)
+        for pack in busy:
+            live = LivePack(
+                tuple(trial.hyper_parameters for trial in pack.trials.values()), sum(pack.tokens.values())
+            )
+            for name in {trial.stage for trial in pack.trials.values()}:
+                self.stages[name].packs.append(live)
+            for key, trial in pack.trials.items():
+                stage = self.stages[trial.stage]
+                stage.seconds += seconds * pack.tokens[key] / everything
+                stage.widest = max(stage.widest, len(pack.trials))
 
     def _ended(self, queue: TrialQueue, trial: Trial) -> TrialDone:
         result = self.measure(trial)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import ceil
 from typing import Protocol
 
-from loratune.costs.packing import Admission, PackPlan, TrialLoad
+from loratune.costs.packing import Admission, TrialLoad
+from loratune.costs.spread import SpreadPlan
 from loratune.runners.runner import More
 from loratune.values import HyperParameters, Trial, TrialResult
 
@@ -16,7 +16,7 @@ class Plans(Protocol):
 
     def load(self, trial: Trial) -> TrialLoad: ...
 
-    def plan(self, trials: Sequence[Trial]) -> PackPlan: ...
+    def plan(self, trials: Sequence[Trial]) -> SpreadPlan: ...
 
     def room(self, trials: Sequence[HyperParameters]) -> int: ...
 
@@ -36,59 +36,111 @@ class Queue(Protocol):
 
 
 class TrialQueue:
-    """Says which trial takes a free slot, on one device or on several of a kind."""
+    """Says which trial takes a free slot, on each of the devices that the plan shares them out over.
 
-    def __init__(
-        self, planner: Plans, trials: Sequence[Trial], more: More | None = None, *, devices: int = 1
-    ) -> None:
+    A device with nothing left to begin takes what waits on one that is full.
+    """
+
+    def __init__(self, planner: Plans, trials: Sequence[Trial], more: More | None = None) -> None:
         plan = planner.plan(trials)
-        memory = [planner.load(trial).memory for trial in trials]
         self.slots = plan.slots
         """Trials beside each other on a device, at most."""
         self.results: list[TrialResult] = []
         """Of those that have ended, in that order."""
         self.running: dict[str, Trial] = {}
         """By key."""
-        self._planner, self._more, self._devices = planner, more, devices
-        self._device: dict[str, int] = {}
-        """Of the running ones, by key."""
+        self._planner, self._more = planner, more
         self._asked = list(trials)
         self._number = {trial.key: i for i, trial in enumerate(trials)}
-        self._admission = Admission(memory, plan.order, slots=plan.slots, room=plan.memory, devices=devices)
+        self._loads = [planner.load(trial) for trial in trials]
+        memory = [load.memory for load in self._loads]
+        self._devices = [
+            Admission(memory, part.order, slots=part.slots, room=part.memory) for part in plan.parts
+        ]
+        self._full = [False] * len(self._devices)
+        """Whether something waits there that did not fit when it was last asked."""
+        self._place: dict[str, int] = {}
+        """Devices of the running ones, by key."""
+        self._left = [sum(map(self._work, part.order)) for part in plan.parts]
+        """Tokens to be trained on each device, those of running trials in full."""
+
+    @property
+    def devices(self) -> int:
+        """How many take trials."""
+        return len(self._devices)
 
     @property
     def waiting(self) -> int:
         """Trials that have not begun."""
-        return self._admission.waiting
+        return sum(device.waiting for device in self._devices)
 
     def next(self, device: int = 0) -> Trial | None:
-        """The trial that begins now; None where none fits, or the device has its share of all that wait and run.
+        """The trial that begins there now; None where none does before another has ended.
 
         With none waiting and others running, more are asked for.
         """
-        if self._more is not None and self._admission.empty and self.running:
+        if self._more is not None and self.running and not self.waiting:
             self._add(self._more(self.results, tuple(self.running.values())))
-        share = ceil((self.waiting + len(self.running)) / self._devices)
-        if list(self._device.values()).count(device) >= share:
-            return None
-        chosen = self._admission.next(device)
+        own = self._devices[device]
+        if own.empty:
+            self._help(device)
+        chosen = own.next()
+        self._full[device] = chosen is None and not own.empty
         if chosen is None:
             return None
         trial = self._asked[chosen]
         self.running[trial.key] = trial
-        self._device[trial.key] = device
+        self._place[trial.key] = device
         return trial
 
     def ended(self, trial: Trial, result: TrialResult | None) -> None:
         """A running trial makes room; its result counts from now on, None where it has none."""
-        self._admission.ended(self._number[trial.key])
-        del self.running[trial.key], self._device[trial.key]
+        self._leave(trial)
         if result is not None:
             self.results.append(result)
 
+    def lost(self, device: int) -> tuple[Trial, ...]:
+        """What ran there is to begin anew, after what waits; returns these trials."""
+        trials = tuple(self.running[key] for key, place in self._place.items() if place == device)
+        for trial in trials:
+            number = self._leave(trial)
+            self._devices[device].add([self._loads[number].memory], trials=[number])
+            self._left[device] += self._work(number)
+        self._full[device] = not self._devices[device].empty  # others may take them while it starts anew
+        return trials
+
+    def _leave(self, trial: Trial) -> int:
+        number, device = self._number[trial.key], self._place.pop(trial.key)
+        self._devices[device].ended(number)
+        self._full[device] = False
+        self._left[device] -= self._work(number)
+        del self.running[trial.key]
+        return number
+
+    def _work(self, number: int) -> float:
+        return self._loads[number].steps * self._loads[number].tokens
+
+    def _help(self, device: int) -> None:
+        """Take over what waits for room on the device that has most to do."""
+        own = self._devices[device]
+        for other in sorted(range(self.devices), key=lambda each: -self._left[each]):
+            chosen = self._devices[other].give(own.room) if self._full[other] else None
+            if chosen is not None:
+                own.add([self._loads[chosen].memory], trials=[chosen])
+                self._left[other] -= self._work(chosen)
+                self._left[device] += self._work(chosen)
+                return
+
     def _add(self, further: Sequence[Trial]) -> None:
-        memory = [self._planner.load(trial).memory for trial in further]
         everybody = [trial.hyper_parameters for trial in (*self._asked, *further)]
-        self._admission.add(memory, room=self._planner.room(everybody))
-        self._number.update({trial.key: len(self._asked) + i for i, trial in enumerate(further)})
-        self._asked.extend(further)
+        room = self._planner.room(everybody)
+        for device in self._devices:
+            device.add([], room=room)
+        for trial in further:
+            number, load = len(self._asked), self._planner.load(trial)
+            self._number[trial.key] = number
+            self._asked.append(trial)
+            self._loads.append(load)
+            least = self._left.index(min(self._left))
+            self._devices[least].add([load.memory], trials=[number])
+            self._left[least] += self._work(number)

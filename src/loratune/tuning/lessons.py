@@ -13,8 +13,9 @@ from loratune.costs.calibration import CALIBRATION, Calibration
 from loratune.costs.correction import UNCORRECTED, corrected
 from loratune.costs.limits import Limits
 from loratune.costs.memory import MemoryEstimate
-from loratune.costs.packing import PackPlan, TrialLoad
+from loratune.costs.packing import TrialLoad
 from loratune.costs.planner import Planner
+from loratune.costs.spread import SpreadPlan
 from loratune.engine.memory import Place, Shortage
 from loratune.values import Evidence, HyperParameters, Trial
 from loratune.values.events import Note, Tell
@@ -40,7 +41,7 @@ class LearningPlanner:
         """As `Planner.load`."""
         return self.planner.load(trial)
 
-    def plan(self, trials: Sequence[Trial]) -> PackPlan:
+    def plan(self, trials: Sequence[Trial]) -> SpreadPlan:
         """As `Planner.plan`."""
         return self.planner.plan(trials)
 
