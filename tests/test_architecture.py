@@ -132,7 +132,7 @@ def test_the_tree_of_the_readme_is_that_of_the_folders() -> None:
         r"^\| `([^`]+)` \|", (root / "README.md").read_text().split("## The tree")[1], re.MULTILINE
     )
     rooms = [f"src/loratune/{each.name}" for each in SOURCE.iterdir() if (each / "__init__.py").exists()]
-    assert sorted(named) == sorted([*rooms, "src/loratune/errors.py", "tests", "bench", "docs"])
+    assert sorted(named) == sorted([*rooms, "src/loratune/errors.py", "examples", "tests", "bench", "docs"])
 
 
 def test_the_design_page_is_of_these_rooms() -> None:

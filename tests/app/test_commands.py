@@ -48,12 +48,13 @@ COMMON = (
 )
 SEARCH = (
     "budget strategy metric margin ranks learning-rates batch-sizes target-modules epochs warmup-ratio "
-    "regularise tune-targets layer-ranks heal patience price-per-hour pack-size recalibrate from-config"
+    "regularise tune-targets layer-ranks heal patience price-per-hour pack-size recalibrate devices from-config"
 )
 LEDGER = "from-study ledger no-ledger"
 OPTIONS = {
     "tune": f"{COMMON} {SEARCH} {LEDGER} out storage resume report-to hash-weights json-lines",
     "plan": f"{COMMON} {SEARCH} {LEDGER} json-lines",
+    "worker": "storage device device-memory metric wait",
     "recommend": f"{COMMON} {LEDGER} probe",
     "init": "model prompt-column completion-column template out",
     "ledger": "json",

@@ -28,8 +28,11 @@ pytest_plugins = ["command_fixture"]
 MODELS = ("M", "N", "HuggingFaceTB/SmolLM2-135M-Instruct")
 CHEAP = {"doctor", "generate", "init", "ledger", "memory", "merge", "export", "recommend", "report"}
 """Run to their end on a tiny model, or on a run of it."""
-LASTING = {"watch"}
-"""Serves until it is ended."""
+LASTING = {
+    "watch": "watch needs the run directory of a tune",
+    "worker": "A worker needs a run directory whose study takes workers",
+}
+"""Serve until they are ended; what they say where there is nothing to serve."""
 SHOWN = commands()
 LORATUNE = [each for each in SHOWN if each.words[0] == "loratune"]
 
@@ -71,7 +74,7 @@ def test_a_lasting_command_is_taken(command: Command, shell: Shell) -> None:
     """Where its run does not exist it says so, after all else was read."""
     ran = shell(*command.words[1:])
     assert ran.code == 2
-    assert "watch needs the run directory of a tune" in ran.error
+    assert LASTING[command.words[1]] in ran.error
 
 
 def is_run(command: Command) -> bool:

@@ -1,6 +1,7 @@
 """An engine from a pickled specification, in other processes: the runner's contract, results to the last bit."""
 
 import pickle
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from loratune.costs.planner import Planner
 from loratune.costs.step_time import StepTime
 from loratune.data.sources import DataOptions
+from loratune.data.stored import write_rows
 from loratune.errors import DataError, ModelError, ResourceError
 from loratune.runners.local import LargestAdapter, LocalRunner
 from loratune.runners.processes import ProcessRunner, WorkerPool
@@ -19,6 +21,7 @@ from loratune.runners.runner import AdapterFile, Evaluated, FinalJob, Runner, Sc
 from loratune.runners.spec import Built, EngineSpec, build
 from loratune.testing.runners import RunnerContract
 from loratune.values import Stage, Trial, default_recipe
+from loratune.values.events import Event, Note, Progress
 from tiny import animal_rows, save_tiny_model, write_jsonl
 
 
@@ -39,17 +42,23 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
 def pool(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerPool]:
     """Two processes for all tests: they take seconds to start."""
     folder = tmp_path_factory.mktemp("pool")
-    sealed = built.spec.sealed(built.data)
+    rows = write_rows(built.data, folder / "rows")
+    sealed = replace(built.spec.sealed(built.data), rows=str(rows))
     assert pickle.loads(pickle.dumps(sealed)) == sealed
     with WorkerPool(sealed, ("cpu", "cpu"), folder, folder / "final") as found:
         yield found
 
 
-def planner(built: Built, slots: int = 2) -> Planner:
+def planner(built: Built, slots: int = 2, devices: int = 2) -> Planner:
     times = StepTime(points=((100.0, 0.01), (1000.0, 0.05)), micro_batch_tokens=1024)
     train = built.data.train
     return Planner(
-        limits=built.limits, times=times, rows=len(train), tokens=int(train.lengths.sum()), slots=slots
+        limits=built.limits,
+        times=times,
+        rows=len(train),
+        tokens=int(train.lengths.sum()),
+        slots=slots,
+        devices=devices,
     )
 
 
@@ -82,7 +91,7 @@ def test_one_trial_is_the_local_one_to_the_last_bit(built: Built, pool: WorkerPo
         largest = LargestAdapter(tmp_path / name, [])
         runner: Runner = ProcessRunner(pool=pool, planner=planner(built), largest=largest)
         if name == "here":
-            runner = LocalRunner(engine=built.engine, planner=planner(built), largest=largest)
+            runner = LocalRunner(engine=built.engine, planner=planner(built, devices=1), largest=largest)
         (done,) = runner.run([TrialJob(trial=trial)])
         assert isinstance(done, TrialDone)
         assert done.adapter == tmp_path / name / "largest" / trial.key
@@ -136,12 +145,72 @@ def test_other_rows_or_weights_than_were_meant_are_refused(built: Built, tmp_pat
         build(replace(sealed, weights_digest="0" * 16), tmp_path)
 
 
-def test_a_worker_that_dies_is_an_error_that_says_what_is_kept(pool: WorkerPool, built: Built) -> None:
-    """Last: the pool is of no use afterwards."""
-    runner = ProcessRunner(pool=pool, planner=planner(built))
-    results = runner.run([TrialJob(trial=trial) for trial in trials()])
-    next(results)
-    for process in pool._processes:
-        process.kill()
+def test_a_killed_worker_is_replaced_and_only_its_unfinished_trials_begin_anew(
+    built: Built, pool: WorkerPool
+) -> None:
+    """kill -9 in the middle: every trial still comes to one result, that of a run without the kill."""
+    notes: list[str] = []
+
+    def tell(event: Event) -> None:
+        if isinstance(event, Note):
+            notes.append(event.text)
+        if isinstance(event, Progress) and not notes and not killed:
+            killed.append(pool._processes[0].pid)
+            pool._processes[0].kill()
+
+    killed: list[int | None] = []
+    runner = ProcessRunner(pool=pool, planner=planner(built), tell=tell)
+    asked = trials()
+    results = [
+        done.result
+        for done in runner.run([TrialJob(trial=trial) for trial in asked])
+        if isinstance(done, TrialDone)
+    ]
+    assert sorted(result.asked.key for result in results) == sorted(trial.key for trial in asked)
+    (note,) = notes
+    assert re.match(
+        r"The process for cpu ended \(exit code -9\) and is replaced; its \d unfinished trials", note
+    )
+    assert pool._processes[0].pid not in killed
+    assert pool._processes[0].is_alive()
+    whole = LocalRunner(engine=built.engine, planner=planner(built, devices=1))
+    expected = {
+        d.result.asked.key: d.result
+        for d in whole.run([TrialJob(trial=t) for t in asked])
+        if isinstance(d, TrialDone)
+    }
+    for result in results:
+        assert result.nll == pytest.approx(expected[result.asked.key].nll, rel=1e-5)
+
+
+def test_being_asked_to_stop_ends_what_runs_at_its_next_reading(built: Built, pool: WorkerPool) -> None:
+    """No result is made up for a trial that was cut; the pool goes on afterwards."""
+    stop: list[bool] = []
+    long = [
+        replace(trial, hyper_parameters=replace(trial.hyper_parameters, epochs=40.0)) for trial in trials()
+    ]
+    runner = ProcessRunner(
+        pool=pool,
+        planner=planner(built),
+        tell=lambda event: stop.append(True) if isinstance(event, Progress) else None,
+        stopped=lambda: bool(stop),
+    )
+    assert list(runner.run([TrialJob(trial=trial) for trial in long])) == []
+    assert len(list(ProcessRunner(pool=pool, planner=planner(built)).run([TrialJob(trial=trials()[0])]))) == 1
+
+
+def test_what_kills_every_worker_is_an_error_that_says_what_is_kept(pool: WorkerPool, built: Built) -> None:
+    """Not for ever one process after the other."""
+
+    def tell(event: Event) -> None:
+        if isinstance(event, Progress):
+            for process in pool._processes:
+                process.kill()
+
+    asked = [
+        replace(trial, hyper_parameters=replace(trial.hyper_parameters, epochs=40.0)) for trial in trials()
+    ]
+    runner = ProcessRunner(pool=pool, planner=planner(built), tell=tell)
     with pytest.raises(ResourceError, match=r"the process for cpu ended \(exit code -9\).*--resume"):
-        list(results)
+        list(runner.run([TrialJob(trial=trial) for trial in asked]))
+    assert len(list(ProcessRunner(pool=pool, planner=planner(built)).run([TrialJob(trial=trials()[0])]))) == 1

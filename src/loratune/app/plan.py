@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from json import dumps
 from pathlib import Path
+from tempfile import gettempdir
 from time import monotonic
 from typing import Literal
 
@@ -12,6 +13,7 @@ import loratune
 from loratune.app.watching import listening, watching
 from loratune.metrics import Metric
 from loratune.metrics.function import RowFunction
+from loratune.tuning.devices import host_of, scratch_in
 from loratune.tuning.experience import correct, gather, task_at_hand
 from loratune.tuning.forecast import Forecast, first_forecast
 from loratune.tuning.options import SearchOptions, keyword_options
@@ -63,6 +65,7 @@ def plan(
     price_per_hour: float | None = None,
     pack_size: int | None = None,
     recalibrate: bool = False,
+    devices: Sequence[str | int] = (),
     on_event: Tell | None = None,
     progress: bool | None = None,
 ) -> Forecast:
@@ -102,6 +105,7 @@ def plan(
         price_per_hour: What an hour of this machine costs: money is shown beside time.
         pack_size, recalibrate: Trials trained at once (by default what memory and device suit); whether the device's
             speed is measured again.
+        devices: Several of this machine, a process each: ["all"], GPUs such as [0, 1], or ["cpu", "cpu"].
         on_event: Called with each event (`loratune.values.events`) as it happens.
         progress: Bars by tqdm; None: in notebooks.
 
@@ -125,6 +129,7 @@ def run_plan(options: SearchOptions, tell: Tell = nobody, *, started: float | No
         metric=options.metric,
         max_new_tokens=options.max_new_tokens,
         surveyed=True,
+        host=host_of(options.devices, scratch_in(Path(gettempdir()))),
     ) as bench:
         tell(PhaseBegan(phase=Phase.CALIBRATING))
         corrections = correct(task_at_hand(bench, options), gather(options))

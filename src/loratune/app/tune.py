@@ -15,12 +15,15 @@ from loratune.files.lock import FolderLock, check_free, forget_stop
 from loratune.files.paths import user_path
 from loratune.metrics import Metric
 from loratune.metrics.function import RowFunction
+from loratune.model.device import WORKERS
 from loratune.reporting.result import TuneResult, load_result
-from loratune.runners.engines import Host, in_process
+from loratune.runners.engines import Host
+from loratune.runners.leases import FOLDER as QUEUE
 from loratune.study.events import EventLog
 from loratune.study.record import Study
 from loratune.trackers import make_tracker
 from loratune.tuning.configuration import resumed_options
+from loratune.tuning.devices import host_of, remove_leftovers, scratch_in
 from loratune.tuning.job import CLOCK_CUT, Job
 from loratune.tuning.lessons import LearningPlanner
 from loratune.tuning.options import TuneOptions, keyword_options
@@ -173,13 +176,16 @@ def resume(
 
 
 def run_tune(
-    options: TuneOptions, tell: Tell = nobody, *, started: float | None = None, host: Host = in_process
+    options: TuneOptions, tell: Tell = nobody, *, started: float | None = None, host: Host | None = None
 ) -> tuple[TuneResult, int]:
     """`tune` with a subscriber of its events; also the exit code (3 where the clock cut the search).
 
-    `started`: `time.monotonic()` as the user's clock began to run, if it was before now. `host` has the engines.
+    `started`: `time.monotonic()` as the user's clock began to run, if it was before now. `host` has the engines; None: as --devices
+    says.
     """
     started = monotonic() if started is None else started
+    scratch = scratch_in(options.directory)
+    host = host_of(options.devices, scratch) if host is None else host
     trackers = {name: make_tracker(name) for name in options.report_to}
     existing = find_study(options)
     if existing is not None and is_finished(existing, options):
@@ -200,7 +206,10 @@ def run_tune(
             priced = price(options, bench, study, started, tell)
             tell(priced.event(bench))
             study = study or open_study(options, bench, lock, tell)
+            remove_leftovers(scratch)
             begin(study, options, priced)
+            if options.devices == WORKERS:
+                study.put_fact(QUEUE, str(options.directory.resolve()))
             log.open(options.directory)
             planner = LearningPlanner(
                 study=study, planner=priced.planner, calibration=priced.calibration, tell=tell

@@ -240,6 +240,44 @@ def train(
 
 
 @command()
+def worker(
+    directory: Annotated[
+        Path | None, typer.Argument(help="The run directory, on a file system that driver and workers share.")
+    ] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="Storage URL of the run, where that is to say which directory it is.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device_memory: Annotated[
+        str | None, typer.Option(help="Memory to use at most, e.g. 24GiB; default: the device's.")
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="The run's metric, where it is code of your own: it is only run if named."),
+    ] = None,
+    wait: Annotated[
+        str | None,
+        typer.Option(
+            help="How long to wait for a run that has not begun (default: not at all) and for one whose driver is "
+            "silent (10m), e.g. 30m."
+        ),
+    ] = None,
+) -> None:
+    """Train trials of a run that was begun with --devices workers, here or on any machine that sees its directory.
+
+    Any number of workers, which come and go in any order; what one leaves unfinished others train. Ends when the run is
+    complete.
+
+    Example: `loratune worker runs/mine`
+    """
+    from loratune.app.worker import worker_command
+
+    worker_command(
+        directory, storage=storage, device=device, device_memory=device_memory, metric=metric, wait=wait
+    )
+
+
+@command()
 def memory(
     model: Annotated[str, typer.Option(help="Model folder, config.json, .gguf file or hub name.")],
     rank: Annotated[int, typer.Option(help="LoRA rank of every trial.")] = 16,

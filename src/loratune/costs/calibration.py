@@ -80,19 +80,24 @@ class Calibration:
         return cls(**{**values, **speeds, **counts, "steps": steps, "correction": correction})
 
     def search_seconds(
-        self, context: SearchContext, runs: float, trials: int, training: float | None = None
+        self,
+        context: SearchContext,
+        runs: float,
+        trials: int,
+        training: float | None = None,
+        devices: int = 1,
     ) -> float:
         """Predicted time of a search that costs `runs` full-run equivalents and ends `trials` trials.
 
         `training` are the seconds of its training where a packing plan says so; else its tokens at the pack's rate.
         The evaluations that each trial's cost holds at half the price of training are timed at the measured
-        forward rate instead; readings during training come on top.
+        forward rate instead; readings during training come on top. Both are shared out over the `devices`.
         """
         evaluated = trials * context.costs.evaluation_passes * context.data.validation_tokens
         trained = self.trained_tokens(context, runs, trials)
         readings = 2 * READINGS_SHARE * trained
-        training = trained / self.pack if training is None else training
-        return training + (evaluated + readings) / self.forward
+        training = trained / self.pack / devices if training is None else training
+        return training + (evaluated + readings) / self.forward / devices
 
     @staticmethod
     def trained_tokens(context: SearchContext, runs: float, trials: int) -> float:
@@ -100,14 +105,20 @@ class Calibration:
         evaluated = trials * context.costs.evaluation_passes * context.data.validation_tokens
         return max(0.0, runs * context.full_run - 0.5 * evaluated)
 
-    def final_seconds(self, context: SearchContext, test_tokens: int, validation_rows: int) -> float:
-        """Predicted time of the final pack, its evaluations and the test split, in full."""
-        speed = max(self.alone, self.pack * min(1.0, _FINAL_TRIALS / self.slots))
+    def final_seconds(
+        self, context: SearchContext, test_tokens: int, validation_rows: int, devices: int = 1
+    ) -> float:
+        """Predicted time of the final pack, its evaluations and the test split, in full.
+
+        With several devices its trials train on one each.
+        """
+        apart = min(devices, _FINAL_TRIALS)
+        speed = max(apart * self.alone, self.pack * min(1.0, _FINAL_TRIALS / self.slots))
         trained = _FINAL_TRIALS * context.wishes.epochs * context.data.tokens / speed
         looks = final_evaluations(context, validation_rows)
         at_end = context.costs.evaluation_passes * context.data.validation_tokens
         before_end = (looks.evaluated_rows / validation_rows - 1) * context.data.validation_tokens
-        evaluated = _FINAL_TRIALS * (at_end + before_end)
+        evaluated = _FINAL_TRIALS * (at_end + before_end) / apart
         return trained + evaluated / self.forward + self.test_seconds(context, test_tokens)
 
     def test_seconds(self, context: SearchContext, test_tokens: int) -> float:
@@ -133,13 +144,14 @@ class Calibration:
         validation_rows: int,
         spent: float,
         further_runs: float = 0.0,
+        devices: int = 1,
     ) -> float:
         """What a plan of the search may take where so many seconds are there for everything.
 
         `spent` are the seconds since the start, `further_runs` the full-run equivalents of what comes between
         search and final run. Raises `BudgetError` where the final run alone does not fit.
         """
-        final = self.final_seconds(context, test_tokens, validation_rows)
+        final = self.final_seconds(context, test_tokens, validation_rows, devices)
         final += further_runs * context.full_run / self.pack
         left = seconds - spent - final
         if left <= 0:

@@ -101,9 +101,7 @@ class Admission:
         self._room -= self._memory[place]
         return self._order[place]
 
-    def add(
-        self, memory: Sequence[float], *, trials: Sequence[int] | None = None, room: float = inf
-    ) -> None:
+    def add(self, memory: Sequence[float], *, trials: Sequence[int] | None = None, room: float = inf) -> None:
         """More trials wait at the end; `room` where there is less with them.
 
         `trials`: their numbers; None: numbered on from those before.
@@ -124,8 +122,9 @@ class Admission:
         places = np.flatnonzero(self._waiting <= room)
         if not len(places):
             return None
-        self._waiting[places[-1]] = np.inf
-        return self._order[places[-1]]
+        last = int(places[-1])
+        self._waiting[last] = np.inf
+        return self._order[last]
 
     @property
     def room(self) -> float:

@@ -99,9 +99,7 @@ class Planner:
         A trial that takes more fits only tightly and fills the room: it runs alone.
         """
         filling = [replace(load, memory=min(load.memory, room)) for load in loads]
-        return spread(
-            filling, devices=self.devices, slots=self.slots, memory=room, times=self.times
-        )
+        return spread(filling, devices=self.devices, slots=self.slots, memory=room, times=self.times)
 
     def peak_bytes(self, packs: Iterable[LivePack]) -> int:
         """Predicted peak of packs that train one after the other in a process that evaluates between their steps.

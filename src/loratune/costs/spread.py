@@ -113,9 +113,7 @@ def spread(
     for numbers in members:
         part = tuple(loads[trial] for trial in numbers)
         if part not in known:
-            known[part] = plan_packs(
-                part, slots=slots, memory=memory, times=times, enough=GOOD * bound
-            )
+            known[part] = plan_packs(part, slots=slots, memory=memory, times=times, enough=GOOD * bound)
         parts.append(_renamed(known[part], numbers))
     return SpreadPlan(parts=tuple(parts), bound=bound)
 

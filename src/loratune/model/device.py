@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -38,6 +39,45 @@ def pick_device(name: str) -> torch.device:
             torch.cuda.set_device(device)  # kernels of Triton and recorded graphs run on the current one
         _extend_segments()
     return device
+
+
+WORKERS = ("workers",)
+"""In place of devices: any machine's, by whoever takes trials from the run directory."""
+
+
+def pick_devices(names: Sequence[str]) -> tuple[str, ...]:
+    """The devices of `--devices` as `pick_device` takes them, or `WORKERS`; none for none.
+
+    Raises `InputError` for one that is not here, a GPU that is named twice, and processors beside GPUs.
+    """
+    count = torch.cuda.device_count()
+    if tuple(names) == WORKERS:
+        return WORKERS
+    if tuple(names) == ("all",):
+        if not count:
+            raise InputError(
+                "--devices all needs CUDA devices, and PyTorch sees none; give --devices cpu,cpu for two processes on "
+                "this processor, or leave it out."
+            )
+        return tuple(f"cuda:{number}" for number in range(count))
+    found = tuple(name if name == "cpu" else f"cuda:{int(name.removeprefix('cuda:'))}" for name in names)
+    gpus = [name for name in found if name != "cpu"]
+    if absent := [name for name in gpus if int(name.removeprefix("cuda:")) >= count]:
+        raise InputError(
+            f"--devices must name devices of this machine, but PyTorch sees {count} CUDA devices and {absent[0]} is "
+            f"none of them; give {_some_devices(count)}."
+        )
+    if len(set(gpus)) < len(gpus) or (gpus and len(gpus) < len(found)):
+        raise InputError(
+            f"--devices must be different GPUs, or cpu as often as there are to be processes, got {','.join(names)!r}; "
+            f"give {_some_devices(count)}."
+        )
+    return found
+
+
+def _some_devices(count: int) -> str:
+    """A value of `--devices` that works here."""
+    return f"--devices {','.join(map(str, range(count)))}" if count else "--devices cpu,cpu"
 
 
 def _extend_segments() -> None:

@@ -75,6 +75,7 @@ def _print_planned(out: Console, planned: Planned) -> None:
         peak_bytes=planned.peak_bytes,
         memory_bytes=planned.memory_bytes,
         price_per_hour=planned.price_per_hour,
+        devices=planned.devices,
     )
     for note in planned.notes:
         out.print(f"– {note}", markup=False, highlight=False)

@@ -96,8 +96,9 @@ def print_plan(
     peak_bytes: int,
     memory_bytes: int | None = None,
     price_per_hour: float = 0.0,
+    devices: int = 1,
 ) -> None:
-    """The priced plan. `slots`: trials per pack; `memory_bytes`: what the device offers."""
+    """The priced plan. `slots`: trials per pack; `memory_bytes`: what the device offers, each of several."""
     priced = (f"price at {price_per_hour:g}/h",) if price_per_hour else ()
     table = _table("stage", "trials", "packs", "full runs", "time", *priced, right=range(1, 6))
 
@@ -114,7 +115,8 @@ def print_plan(
     table.add_row("total", trials, "", f"{plan.cost:.2f}", *times(search + final_seconds), style="bold")
     console.print(table)
     room = f" of {size(memory_bytes)}" if memory_bytes else ""
-    _line(console, f"Packs of up to {slots} trials; predicted peak memory {size(peak_bytes)}{room}.")
+    each = f" on each of {devices} devices" if devices > 1 else ""
+    _line(console, f"Packs of up to {slots} trials{each}; predicted peak memory {size(peak_bytes)}{room}.")
     for stage in plan.stages:
         if stage.note:
             _line(console, f"– {stage.name}: {stage.note}")

@@ -89,6 +89,8 @@ class LargestAdapter:
             shutil.rmtree(folder)
             return None
         self._folder.mkdir(parents=True, exist_ok=True)
+        if self._path(result).exists():  # of a run that was killed before it recorded the trial
+            shutil.rmtree(self._path(result))
         folder.rename(self._path(result))
         return self._kept(result)
 

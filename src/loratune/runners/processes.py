@@ -1,13 +1,16 @@
 """Jobs done by processes of this machine, each with an engine of its own: one for each device, or several on a CPU.
 
-Whoever has a free slot gets the next trial, so that no device waits for another's pack; results are recorded here.
+The plan says which trials are whose; who has nothing left takes what waits elsewhere. Results are recorded here. A
+process that dies is replaced, and what it had not finished begins anew.
 """
 
 from __future__ import annotations
 
 import shutil
+import signal
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -20,8 +23,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from loratune.data.prepare import PreparedData
+from loratune.data.stored import write_rows
 from loratune.engine.memory import Shortage, ignore
 from loratune.errors import ResourceError
+from loratune.model.device import device_memory
 from loratune.runners.engines import Host, never
 from loratune.runners.finalists import Finalists
 from loratune.runners.local import LargestAdapter
@@ -34,6 +39,7 @@ from loratune.runners.worker import (
     Ended,
     ForgetPeak,
     Give,
+    Halt,
     Message,
     Order,
     Search,
@@ -42,10 +48,22 @@ from loratune.runners.worker import (
     Wants,
     serve,
 )
-from loratune.values.events import Event, Tell, nobody
+from loratune.values import Trial
+from loratune.values.events import Event, LiveTrial, Note, Progress, Tell, nobody
 
 _PATIENCE = 10.0
-"""Seconds that a worker has to end by itself."""
+"""Seconds that a worker has to end by itself, or to let go of what it does."""
+_LOOK = 0.5
+"""Seconds between two looks at whether somebody has asked to stop."""
+_MOST_DEATHS = 3
+"""Of workers, without a result between them: more processes would die as well."""
+
+
+class Died(Exception):
+    """A worker's process has ended by itself."""
+
+    def __init__(self, device: str, code: int | None) -> None:
+        super().__init__(f"the process for {device} ended (exit code {code})")
 
 
 class WorkerPool:
@@ -59,43 +77,49 @@ class WorkerPool:
         `folder` is for adapters on their way, on the file system of the run; `final` where final ones are kept.
         Raises what building the engine raises, in whichever worker.
         """
-        context = get_context("spawn")
-        self._lines: list[Connection] = []
-        self._processes: list[BaseProcess] = []
         self.devices = tuple(devices)
         on_cpu = sum(device == "cpu" for device in devices)
-        for number, device in enumerate(devices):
-            threads = (
-                max(1, torch.get_num_threads() // on_cpu) if device == "cpu" else torch.get_num_threads()
-            )
-            setting = Setting(
+        threads = torch.get_num_threads()
+        self._settings = [
+            Setting(
                 spec=replace(spec, device=device),
                 final=final,
                 scratch=folder / f"worker-{number}",
-                threads=threads,
+                threads=max(1, threads // on_cpu) if device == "cpu" else threads,
             )
-            here, there = context.Pipe()
-            process = context.Process(target=serve, args=(setting, there), daemon=True)
-            process.start()
-            there.close()
-            self._lines.append(here)
-            self._processes.append(process)
-        self.facts = self._await_engines()
-        """Of the first worker's engine."""
-        self.peaks = [0] * len(devices)
-        """Most bytes that each worker has held, as it last said."""
-
-    def _await_engines(self) -> EngineFacts:
+            for number, device in enumerate(devices)
+        ]
+        self._lines: list[Connection] = []
+        self._processes: list[BaseProcess] = []
         try:
-            found = [self._received(line) for line in self._lines]
+            for setting in self._settings:
+                line, process = _started(setting)
+                self._lines.append(line)
+                self._processes.append(process)
+            facts = [self._await_engine(number) for number in range(len(self))]
+        except Died as error:
+            self.close()
+            raise ResourceError(
+                f"{error} while it loaded the base model; give it fewer --devices if it was killed for memory."
+            ) from None
         except BaseException:
             self.close()
             raise
-        assert isinstance(found[0], EngineFacts)
-        return found[0]
+        least = min(each.limits.device_bytes for each in facts)
+        self.facts = replace(
+            facts[0], limits=replace(facts[0].limits, device_bytes=least), devices=len(facts)
+        )
+        """Of the first worker's engine, with the memory that each of them has at least."""
+        self.peaks = [0] * len(devices)
+        """Most bytes that each worker has held, as it last said."""
+
+    def _await_engine(self, worker: int) -> EngineFacts:
+        facts = self._received(worker)
+        assert isinstance(facts, EngineFacts)
+        return facts
 
     def __len__(self) -> int:
-        return len(self._lines)
+        return len(self._settings)
 
     def __enter__(self) -> Self:
         return self
@@ -104,62 +128,105 @@ class WorkerPool:
         self.close()
 
     def send(self, worker: int, order: Order) -> None:
-        """Raises `ResourceError` where the worker has died."""
-        try:
+        """To a dead worker nothing is sent: `receive` says so."""
+        with suppress(BrokenPipeError, ConnectionResetError):
             self._lines[worker].send(order)
-        except (BrokenPipeError, ConnectionResetError) as error:
-            raise self._died(self._lines[worker]) from error
 
-    def receive(self, workers: Sequence[int]) -> tuple[int, Message]:
-        """The next message of one of these, whose exceptions are raised; `ResourceError` where one has died."""
-        (first, *_) = wait([self._lines[worker] for worker in workers])
-        line = cast(Connection, first)
-        return self._lines.index(line), self._received(line)
+    def receive(
+        self, workers: Sequence[int], seconds: float | None = None
+    ) -> tuple[int, Message | Died] | None:
+        """The next message of one of these, whose exceptions are raised; None where none came in so many seconds."""
+        ready = wait([self._lines[worker] for worker in workers], seconds)
+        if not ready:
+            return None
+        worker = self._lines.index(cast(Connection, ready[0]))
+        try:
+            return worker, self._received(worker)
+        except Died as died:
+            return worker, died
 
-    def _received(self, line: Connection) -> Message:
+    def _received(self, worker: int) -> Message:
+        line, process = self._lines[worker], self._processes[worker]
         try:
             message: Message = line.recv()
-        except (EOFError, ConnectionResetError) as error:
-            raise self._died(line) from error
+        except (EOFError, ConnectionResetError):
+            process.join(_PATIENCE)
+            raise Died(self.devices[worker], process.exitcode) from None
         if isinstance(message, Exception):
             raise message
         return message
-
-    def _died(self, line: Connection) -> ResourceError:
-        number = self._lines.index(line)
-        self._processes[number].join(_PATIENCE)
-        code = self._processes[number].exitcode
-        return ResourceError(
-            f"the process for {self.devices[number]} ended (exit code {code}) before its trials did; those that are "
-            "finished are kept: go on with --resume, with less memory or fewer devices if it was killed for memory."
-        )
 
     def forget_peaks(self) -> None:
         """Have all workers count memory from now on; none of them has an order to carry out."""
         for worker in range(len(self)):
             self.send(worker, ForgetPeak())
-            message = self._received(self._lines[worker])
-            assert isinstance(message, Ended)
-            self.peaks[worker] = message.peak_bytes
+            received = self.receive([worker])
+            if received is not None and isinstance(received[1], Ended):
+                self.peaks[worker] = received[1].peak_bytes
+
+    def renew(self, worker: int) -> None:
+        """A new process in the place of one that has died; it is there when it sends its facts."""
+        self._end(worker)
+        self._lines[worker], self._processes[worker] = _started(self._settings[worker])
 
     def abandon(self, workers: Sequence[int]) -> None:
-        """Have them let go of what they do; what they still send is dropped."""
+        """Have them let go of what they do; what they still send is dropped.
+
+        Who does not answer in time is ended and begins anew.
+        """
         for worker in workers:
-            try:
-                self.send(worker, Abandon())
-                while not isinstance(self._lines[worker].recv(), Ended):
-                    pass
-            except (EOFError, OSError, ResourceError):
-                continue  # dead: the next order says so
+            self.send(worker, Abandon())
+        until = monotonic() + _PATIENCE
+        for worker in workers:
+            if not self._let_go(worker, until):
+                self.renew(worker)
+                self._await_engine(worker)
+
+    def _let_go(self, worker: int, until: float) -> bool:
+        line = self._lines[worker]
+        with suppress(EOFError, OSError):
+            while line.poll(max(0.0, until - monotonic())):
+                if isinstance(line.recv(), Ended | EngineFacts):
+                    return True
+        return False
 
     def close(self) -> None:
         """End the processes."""
         for line in self._lines:
             line.close()
+        until = monotonic() + _PATIENCE
         for process in self._processes:
-            process.join(_PATIENCE)
+            process.join(max(0.0, until - monotonic()))
             if process.is_alive():
                 process.kill()
+
+    def _end(self, worker: int) -> None:
+        self._lines[worker].close()
+        self._processes[worker].kill()
+        self._processes[worker].join(_PATIENCE)
+
+
+def _started(setting: Setting) -> tuple[Connection, BaseProcess]:
+    context = get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=serve, args=(setting, there), daemon=True)
+    with _deaf():
+        process.start()
+    there.close()
+    return here, process
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes started meanwhile never hear Ctrl-C, which reaches the whole group: this one decides."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -172,7 +239,7 @@ class ProcessRunner:
     folder: Path | None = None
     """Where final adapters are kept; None: where the pool was told."""
     planner: Plans | None = None
-    """Packs the trials of the search, on each device alike."""
+    """Shares the trials of the search out over the pool's devices, and packs them there."""
     largest: LargestAdapter | None = None
     """Where the best adapter of the largest rank of the search is kept; None: nowhere."""
     finalists: Finalists | None = None
@@ -182,9 +249,15 @@ class ProcessRunner:
     deadline: float | None = None
     """`time.monotonic()` after which no trial is begun and running ones stop at their next reading."""
     stopped: Callable[[], bool] = lambda: False
-    """Whether somebody has asked that no trial be begun any more; running ones go on to their ends."""
+    """Whether somebody has asked for the same before."""
     _busy: set[int] = field(default_factory=set, init=False)
     """Workers that carry out an order."""
+    _beginning: set[int] = field(default_factory=set, init=False)
+    """Those that load the base model in the place of one that has died."""
+    _deaths: int = field(default=0, init=False)
+    """Since the last result."""
+    _live: dict[int, tuple[LiveTrial, ...]] = field(default_factory=dict, init=False)
+    """What trains, by worker."""
 
     @property
     def late(self) -> bool:
@@ -196,20 +269,32 @@ class ProcessRunner:
         try:
             if trials:
                 assert self.planner is not None, "trials of a search need a planner"
-                yield from self._search(TrialQueue(self.planner, trials, more, devices=len(self.pool)))
+                queue = TrialQueue(self.planner, trials, more)
+                assert queue.devices <= len(self.pool), "the plan is of more devices than there are"
+                yield from self._search(queue)
             yield from self._rest([job for job in jobs if not isinstance(job, TrialJob)])
         finally:
-            self.pool.abandon(sorted(self._busy))
+            self.pool.abandon(sorted(self._busy | self._beginning))
             self._busy.clear()
+            self._beginning.clear()
+            self._live.clear()
 
     def _search(self, queue: TrialQueue) -> Generator[Done, None, None]:
+        devices, halted = set(range(queue.devices)), False
         while True:
             if queue.waiting and not self.late:
-                for worker in set(range(len(self.pool))) - self._busy:
+                for worker in sorted(devices - self._busy - self._beginning):
                     self._order(worker, Search(spec=self.spec, slots=queue.slots, deadline=self.deadline))
-            if not self._busy:
+            if not self._busy and not (self._beginning and queue.waiting and not self.late):
                 return
-            worker, message = self.pool.receive(sorted(self._busy))
+            if not halted and self.stopped():
+                halted = True
+                for worker in self._busy:
+                    self.pool.send(worker, Halt())
+            received = self.pool.receive(sorted(self._busy | self._beginning), _LOOK)
+            if received is None:
+                continue
+            worker, message = received
             match message:
                 case Wants():
                     trial = None if self.late else queue.next(worker)
@@ -217,8 +302,11 @@ class ProcessRunner:
                 case Stopped():
                     queue.ended(message.trial, None)
                 case TrialDone():
+                    self._deaths = 0
                     queue.ended(message.result.asked, message.result)
                     yield replace(message, adapter=self._taken(message))
+                case Died():
+                    self._replace(worker, message, queue.lost(worker))
                 case _:
                     self._heard(worker, message)
 
@@ -226,13 +314,21 @@ class ProcessRunner:
         final = [job for job in jobs if isinstance(job, FinalJob)]
         shares = [list[Job](final[number :: len(self.pool)]) for number in range(len(self.pool))]
         shares[0] += [job for job in jobs if not isinstance(job, FinalJob)]
-        for worker, share in enumerate(shares):
-            if share:
-                self._order(worker, Do(spec=self.spec, jobs=tuple(share), folder=self.folder))
-        while self._busy:
-            worker, message = self.pool.receive(sorted(self._busy))
+        while True:
+            for worker, share in enumerate(shares):
+                if share and worker not in self._busy | self._beginning:
+                    self._order(worker, Do(spec=self.spec, jobs=tuple(share), folder=self.folder))
+            if not self._busy and not any(shares):
+                return
+            received = self.pool.receive(sorted(self._busy | self._beginning))
+            assert received is not None
+            worker, message = received
             if isinstance(message, Done):
+                self._deaths = 0
+                shares[worker].remove(message.job)
                 yield message
+            elif isinstance(message, Died):
+                self._replace(worker, message, ())
             else:
                 self._heard(worker, message)
 
@@ -240,12 +336,36 @@ class ProcessRunner:
         self.pool.send(worker, order)
         self._busy.add(worker)
 
+    def _replace(self, worker: int, died: Died, lost: Sequence[Trial]) -> None:
+        """Raises `ResourceError` where one worker after the other dies."""
+        self._deaths += 1
+        self._busy.discard(worker)
+        self._beginning.discard(worker)
+        self._live.pop(worker, None)
+        if self._deaths > _MOST_DEATHS:
+            raise ResourceError(
+                f"{died} before its trials did, the last of {self._deaths} without a result between them; those that "
+                "are finished are kept: go on with --resume, with less memory or fewer devices if it was killed for "
+                "memory."
+            )
+        again = f"; its {len(lost)} unfinished trials begin anew" if lost else ""
+        self.tell(Note(text=f"{str(died).capitalize()} and is replaced{again}."))
+        self.pool.renew(worker)
+        self._beginning.add(worker)
+
     def _heard(self, worker: int, message: Message) -> None:
         """What needs no answer."""
         match message:
+            case EngineFacts():
+                self._beginning.discard(worker)
             case Ended():
-                self.pool.peaks[worker] = message.peak_bytes
+                self.pool.peaks[worker] = max(self.pool.peaks[worker], message.peak_bytes)
                 self._busy.discard(worker)
+                self._live.pop(worker, None)
+            case Progress():
+                self._live[worker] = message.trials
+                everybody = [self._live[each] for each in sorted(self._live)]
+                self.tell(replace(message, trials=tuple(trial for trials in everybody for trial in trials)))
             case Event():
                 self.tell(message)
             case Shortage():
@@ -306,16 +426,34 @@ class PooledEngines:
 
 
 def in_processes(devices: Sequence[str], scratch: Path) -> Host:
-    """A `Host` of one process for each device; `scratch` is on the file system of the run, and removed in the end."""
+    """A `Host` of one process for each device; `scratch` is on the file system of the run, and removed in the end.
+
+    The processes take the rows that have been read here, from files in `scratch`; on a processor they share its memory.
+    """
 
     @contextmanager
     def host(
         spec: EngineSpec, data: PreparedData, tokenizer: PreTrainedTokenizerBase
     ) -> Iterator[PooledEngines]:
+        new = not scratch.parent.exists()
+        scratch.mkdir(parents=True, exist_ok=True)
         try:
-            with WorkerPool(spec.sealed(data), devices, scratch) as pool:
+            rows = write_rows(data, scratch / "rows")
+            memory = spec.device_memory or _share_of_memory(devices)
+            own = replace(spec.sealed(data), rows=str(rows), device_memory=memory)
+            with WorkerPool(own, devices, scratch) as pool:
                 yield PooledEngines(pool)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+            with suppress(OSError):  # where nothing came of the run
+                if new:
+                    scratch.parent.rmdir()
 
     return host
+
+
+def _share_of_memory(devices: Sequence[str]) -> str | None:
+    """Of one of several processes on this processor; GPUs have memory of their own."""
+    if "cpu" not in devices or len(devices) < 2:
+        return None
+    return str(device_memory(torch.device("cpu")) // len(devices))

@@ -22,6 +22,7 @@ from loratune.costs.limits import Limits, execution_of, limits_here, why_packed
 from loratune.costs.readings import plan_readings
 from loratune.data.prepare import PreparedData, prepare
 from loratune.data.sources import DataOptions
+from loratune.data.stored import read_rows as stored_rows
 from loratune.data.survey import check_embeddings
 from loratune.engine.labels import labelling_passes
 from loratune.engine.machinery import Paths, choose_paths
@@ -55,6 +56,8 @@ class EngineSpec:
     model: str
     """A folder, a .gguf file or a hub name."""
     data: DataOptions
+    rows: str | None = None
+    """A folder of tokenised rows (`data.stored`), which are taken as they are; None: `data` is read."""
     dtype: DType = "auto"
     weight_format: str | None = None
     """`plain` or `nf4`; None: as `dtype` says, and where that is `auto` `nf4` if the base does not fit otherwise."""
@@ -115,6 +118,8 @@ class EngineFacts:
     """Whether what is learnt compares with the base model's likelihoods."""
     notes: tuple[str, ...] = ()
     """What was settled where the user left it open, a sentence each."""
+    devices: int = 1
+    """Engines of this kind that trials of a search are shared out over; limits are of each."""
 
     @property
     def on_cpu(self) -> bool:
@@ -163,6 +168,8 @@ def build(spec: EngineSpec, folder: Path) -> Built:
     `ResourceError` for a device that is absent or too small.
     """
     tokenizer = load_tokenizer(spec.model, cache=model_cache())
+    if spec.rows is not None:
+        return build_on(spec, stored_rows(Path(spec.rows)), tokenizer)
     return build_on(spec, read_rows(spec.model, spec.data, tokenizer, folder), tokenizer)
 
 

@@ -6,7 +6,7 @@ It answers to one `processes.ProcessRunner`. What goes over the connection are p
 from __future__ import annotations
 
 import signal
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -66,6 +66,11 @@ class Abandon:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Halt:
+    """Order: no trial goes on beyond its next reading; until the order at hand has been carried out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Wants:
     """A slot is free."""
 
@@ -85,7 +90,7 @@ class Ended:
     """Most that the worker has held."""
 
 
-Order = Search | Do | Give | Abandon | ForgetPeak
+Order = Search | Do | Give | Abandon | Halt | ForgetPeak
 Message = EngineFacts | Wants | Stopped | Ended | Done | Event | Shortage | Exception
 """The first says that the engine is there."""
 
@@ -123,6 +128,7 @@ def serve(setting: Setting, line: Connection) -> None:
 class _Worker:
     def __init__(self, setting: Setting, line: Connection) -> None:
         self._setting, self._line = setting, line
+        self.halted = False
 
     def work(self, rows: Path) -> None:
         """Build the engine, then carry out order after order."""
@@ -135,8 +141,9 @@ class _Worker:
         self._line.send(engines.facts)
         while True:
             order = self._line.recv()
-            if isinstance(order, Abandon):  # of what has ended meanwhile
+            if isinstance(order, Abandon | Halt):  # of what has ended meanwhile
                 continue
+            self.halted = False
             try:
                 self._carry_out(order, engines)
             except _Abandoned:
@@ -146,6 +153,13 @@ class _Worker:
             except Exception as error:
                 self._line.send(_portable(error))
             self._line.send(Ended(peak_bytes=engines.peak_bytes()))
+
+    def hear(self, order: Order) -> None:
+        """What comes unasked while an order is carried out."""
+        if isinstance(order, Halt):
+            self.halted = True
+        elif isinstance(order, Abandon):
+            raise _Abandoned
 
     def _carry_out(self, order: Order, engines: LocalEngines) -> None:
         with closing(self._results(order, engines)) as results:
@@ -163,8 +177,9 @@ class _Worker:
                 tell=self._tell,
                 on_shortage=self._line.send,
                 deadline=order.deadline,
+                stopped=self._stopped,
             )
-            yield from runner.search(_RemoteQueue(self._line, order.slots))
+            yield from runner.search(_RemoteQueue(self._line, order.slots, self.hear))
         elif isinstance(order, Do):
             runner = engines.runner(
                 order.spec or engines.built.spec,
@@ -176,10 +191,13 @@ class _Worker:
         elif isinstance(order, ForgetPeak):
             engines.forget_peak()
 
+    def _stopped(self) -> bool:
+        while self._line.poll():
+            self.hear(self._line.recv())
+        return self.halted
+
     def _tell(self, event: Event) -> None:
-        if self._line.poll():  # unasked, nothing else comes while an order is carried out
-            self._line.recv()
-            raise _Abandoned
+        self._stopped()
         self._line.send(event)
 
 
@@ -189,14 +207,13 @@ class _RemoteQueue:
 
     line: Connection
     slots: int
+    hear: Callable[[Order], None]
 
     def next(self) -> Trial | None:
         self.line.send(Wants())
-        answer = self.line.recv()
-        if isinstance(answer, Abandon):
-            raise _Abandoned
-        trial: Trial | None = answer.trial
-        return trial
+        while not isinstance(answer := self.line.recv(), Give):
+            self.hear(answer)
+        return answer.trial
 
     def ended(self, trial: Trial, result: TrialResult | None) -> None:
         if result is None:

@@ -22,7 +22,8 @@ from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
-from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import NullPool, StaticPool
@@ -67,6 +68,8 @@ def open_storage(directory: Path, storage: str | None) -> BaseStorage:
     if storage.startswith("sqlite:"):
         waiting = {"connect_args": {"timeout": _PATIENCE}}
         return optuna.storages.get_storage(RDBStorage(storage, engine_kwargs=waiting))
+    if (journal := _journal_of(storage)) is not None:
+        return _journal(journal)
     return optuna.storages.get_storage(storage)
 
 
@@ -90,6 +93,8 @@ def create_file(directory: Path, direction: str, metric: str, facts: Mapping[str
 def read_storage(directory: Path, storage: str | None) -> BaseStorage | None:
     """To read: a copy in memory where it is a file, so that nothing is written anywhere; None where there is none."""
     file = directory / FILE if storage is None else _file_of(storage)
+    if storage is not None and (journal := _journal_of(storage)) is not None:
+        return _journal(journal) if journal.is_file() else None
     if file is None:
         return optuna.storages.get_storage(RDBStorage(str(storage), skip_table_creation=True))
     if not file.is_file():
@@ -97,6 +102,16 @@ def read_storage(directory: Path, storage: str | None) -> BaseStorage | None:
     memory = _in_memory(file)
     one_connection = {"creator": lambda: memory, "poolclass": StaticPool}
     return optuna.storages.get_storage(RDBStorage("sqlite://", engine_kwargs=one_connection))
+
+
+def shared_folders(storage: str) -> list[str]:
+    """Run directories whose studies are in this storage and take workers. Raises as `open_storage` does."""
+    place = read_storage(Path(), storage)
+    if place is None:
+        return []
+    kept = (place.get_study_system_attrs(each._study_id) for each in place.get_all_studies())
+    found = (attributes.get(f"{_FACT}queue") for attributes in kept)
+    return sorted(str(folder) for folder in found if folder is not None)
 
 
 def settle(directory: Path) -> None:
@@ -167,6 +182,21 @@ def _file_of(storage: str) -> Path | None:
         url.get_backend_name() == "sqlite" and not url.query and url.database not in (None, "", ":memory:")
     )
     return Path(str(url.database)) if plain else None
+
+
+def _journal_of(storage: str) -> Path | None:
+    """The file of `journal:///PATH`, a log that several hosts may append to; None for other storages."""
+    with suppress(ArgumentError):
+        url = make_url(storage)
+        if url.get_backend_name() == "journal" and url.database:
+            return Path(url.database)
+    return None
+
+
+def _journal(file: Path) -> BaseStorage:
+    """Its lock is a file that is created exclusively, which network file systems keep, too."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return JournalStorage(JournalFileBackend(str(file), lock_obj=JournalFileOpenLock(str(file))))
 
 
 def _in_memory(file: Path) -> sqlite3.Connection:

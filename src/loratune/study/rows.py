@@ -122,6 +122,18 @@ def result_of(row: FrozenTrial, arrays: Callable[[str, Sequence[str]], Arrays]) 
         raise DamagedRow(str(facts.get("key"))) from None
 
 
+def plain_result(result: TrialResult) -> dict[str, Any]:
+    """A result as JSON values without its arrays; they are `arrays_of` it."""
+    facts = _attributes(result, ())
+    return {**facts, **facts.pop(_OURS), "began": result.began, "ended": result.ended}
+
+
+def result_of_plain(values: Mapping[str, Any], arrays: Arrays) -> TrialResult:
+    """Inverse of `plain_result`. Raises `KeyError`, `TypeError` or `ValueError` for other values."""
+    times = _number(values["began"]), _number(values["ended"])
+    return _result(Trial.from_dict(values["asked"]), values, times, arrays)
+
+
 def _times(row: FrozenTrial) -> tuple[float, float]:
     """Begin and end; of a trial without them Optuna has noted the moment of its recording for both."""
     began, ended = row.datetime_start, row.datetime_complete

@@ -128,6 +128,7 @@ class Forecast:
             data_notes=bench.notes,
             notes=self.notes,
             price_per_hour=self.price_per_hour,
+            devices=self.planner.devices,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -141,6 +142,7 @@ class Forecast:
             "cost": {"full_runs": self.plan.cost},
             "calibration": to_plain(self.calibration),
             "slots": self.slots,
+            "devices": self.planner.devices,
             **({"reference_seconds": self.reference_seconds} if self.reference_seconds else {}),
             "final_evaluation": {
                 "looks": self.looks.count,
@@ -200,23 +202,23 @@ def forecast(
     spent = monotonic() - started
     reference = _reference_seconds(bench, options, calibration)
     budget = Budget.parse(options.budget)
-    seconds = None  # no limit
+    seconds, devices = None, bench.facts.devices  # no limit
     alone = context.seconds_alone if context.costs.pace else 0.0
     runs = planned["runs"] if planned else budget.runs_on(alone=alone, gpu=bench.on_gpu)
     if runs is None:
         assert budget.seconds is not None
         further = _LAYER_RANK_RUNS if options.layer_ranks else 0
         seconds = calibration.seconds_within(
-            budget.seconds, context, test_tokens, validation_rows, spent + reference + written, further
+            budget.seconds, context, test_tokens, validation_rows, spent + reference + written, further, devices
         )
-        runs = calibration.runs_within(seconds, context)
+        runs = calibration.runs_within(devices * seconds, context)
     pricing = Pricing.of(bench, options, calibration, context.changed(budget=runs))
     if seconds is not None:
         pricing = pricing.within(seconds)
     strategy, context, largest = pricing.strategy, pricing.context, pricing.largest
     stages = tuple(pricing.stage(stage) for stage in pricing.plan.stages)
     after = tuple(pricing.stage(stage) for stage in _after_search(options))
-    final_run = calibration.final_seconds(context, test_tokens, validation_rows) + written_at_end
+    final_run = calibration.final_seconds(context, test_tokens, validation_rows, devices) + written_at_end
     final = final_run + written - written_at_end + sum(stage.seconds for stage in after)
     if options.task != PREFERENCE:
         final += calibration.truncation_seconds(context, largest.r, validation_rows)

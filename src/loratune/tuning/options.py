@@ -6,6 +6,7 @@ build the same frozen dataclass, and `loratune.toml` repeats it.
 
 from __future__ import annotations
 
+import re
 from dataclasses import MISSING, dataclass, field, fields, replace
 from math import inf, log
 from pathlib import Path
@@ -202,6 +203,12 @@ class SearchOptions(PriorOptions):
         "Measure this device's speed again instead of using an earlier command's measurement.",
         MODEL,
     )
+    devices: tuple[str, ...] = option(
+        (),
+        "Train on several devices of this machine, a process each: all, GPUs such as 0,1, or cpu,cpu; or workers: on "
+        "any machine, by whoever runs loratune worker on the run directory.",
+        MODEL,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -231,6 +238,7 @@ class SearchOptions(PriorOptions):
             raise InputError(
                 f"--price-per-hour must be above 0, got {self.price_per_hour}; give e.g. 2.10, or leave it out."
             )
+        _check_devices(self.devices)
         if self.pack_size is not None and not 1 <= self.pack_size <= CAPACITY:
             raise InputError(
                 f"--pack-size must be 1 to {CAPACITY}, got {self.pack_size}; leave it out, or give e.g. 16."
@@ -370,6 +378,21 @@ class TrainOptions(CommonOptions):
         )
 
 
+_DEVICE = re.compile(r"all|workers|cpu|(cuda:)?\d{1,4}")
+_ALL_THERE_ARE = {"all", "workers"}
+"""Names that stand alone."""
+
+
+def _check_devices(names: tuple[str, ...]) -> None:
+    """Raise `InputError` for what names no device; whether it is there is seen when it is taken."""
+    wrong = [name for name in names if not _DEVICE.fullmatch(name)]
+    if wrong or (_ALL_THERE_ARE & set(names) and len(names) > 1):
+        raise InputError(
+            "--devices must be all, GPUs by their numbers such as 0,1, cpu,cpu, or workers, got "
+            f"{','.join(names)!r}; change --devices."
+        )
+
+
 def _check_metric(name: str) -> None:
     """Raise `InputError` where there is no such metric; what is not built in is imported."""
     if name not in BUILT_IN_NAMES:
@@ -431,8 +454,8 @@ def _in_words(hint: Any) -> str:
 
 
 def keyword_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Lists as tuples, paths as text and a metric by its name, so that callers may write ranks=[4, 8], data=Path(…)
-    and metric=their_function.
+    """Lists as tuples, paths as text and a metric by its name, so that callers may write ranks=[4, 8], data=Path(…),
+    devices=[0, 1] and metric=their_function.
     """
     plain = {
         name: tuple(value)
@@ -442,6 +465,8 @@ def keyword_options(options: dict[str, Any]) -> dict[str, Any]:
         else value
         for name, value in options.items()
     }
+    if isinstance(devices := plain.get("devices"), tuple):
+        plain["devices"] = tuple(str(each) if isinstance(each, int) else each for each in devices)
     if not isinstance(plain.get("metric", ""), str):
         from loratune.metrics import as_metric, register
 

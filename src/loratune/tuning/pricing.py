@@ -60,6 +60,7 @@ class Pricing:
             tokens=int(lengths.sum()),
             spread=float(lengths.std() / lengths.mean()),
             slots=calibration.slots,
+            devices=bench.facts.devices,
             evaluated_tokens=calibration.evaluated_tokens(
                 max(int(table.lengths.sum()) for table in (bench.data.validation, bench.data.test))
             ),
@@ -161,7 +162,8 @@ class Pricing:
             self.packs.append(LivePack(tuple(most), pack.tokens))
         self.widest = max(self.widest, widest)
         if came is None and self.context.costs.pace is not None:
-            return replace(stage, packs=packs, seconds=stage.cost * self.context.seconds_alone)
+            alone = stage.cost * self.context.seconds_alone
+            return replace(stage, packs=packs, seconds=alone / self.planner.devices)
         return replace(stage, packs=packs, seconds=self._seconds(runs, count, training))
 
     @property
@@ -181,7 +183,9 @@ class Pricing:
         return LivePack(trials, tokens, kept=sum(limits.best_bytes(trial) for trial in trials))
 
     def _seconds(self, runs: float, trials: int, training: float) -> float:
-        return self.calibration.search_seconds(self.context, runs, trials, training=training)
+        return self.calibration.search_seconds(
+            self.context, runs, trials, training=training, devices=self.planner.devices
+        )
 
 
 def _largest(options: SearchOptions, context: SearchContext, plan: SearchPlan) -> HyperParameters:

@@ -45,6 +45,7 @@ _FREE = (
     "device",
     "device_memory",
     "recompute",
+    "devices",
     "ledger",
     "no_ledger",
     "from_study",

@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from loratune.analysis.subject import Subject
@@ -263,7 +264,7 @@ def open_workbench(
     tokenizer = load_tokenizer(options.model, cache=model_cache())
     with TemporaryDirectory(prefix="loratune-") as folder:
         data = read_rows(spec.model, spec.data, tokenizer, Path(folder))
-        with host(spec, data, tokenizer) as engines, running(0):  # a calibration may choose fewer threads
+        with host(spec, data, tokenizer) as engines, running(_threads(engines.facts)):
             facts = engines.facts
             bench = Workbench(
                 options=options,
@@ -276,6 +277,11 @@ def open_workbench(
             tried = try_metric(bench.subject, bench.runner, data, spec.data)
             notes = (*data.notes, *facts.notes, *tried)
             yield replace(bench, data=replace(bench.data, notes=notes), generation=_generation(bench))
+
+
+def _threads(facts: EngineFacts) -> int:
+    """A calibration may choose fewer in this process; several engines on a processor have their share of them."""
+    return max(1, torch.get_num_threads() // facts.devices) if facts.on_cpu and facts.devices > 1 else 0
 
 
 def _generation(bench: Workbench) -> Generation | None:

@@ -94,6 +94,8 @@ class Planned(Event):
     """What became of the rows, a sentence each."""
     notes: tuple[str, ...] = ()
     """What to know of the time, a sentence each."""
+    devices: int = 1
+    """That trials are shared out over; slots and bytes are of each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,58 @@
+"""Which processes and machines have the engines of a run, by `--devices`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from secrets import token_hex
+
+from transformers import PreTrainedTokenizerBase
+
+from loratune.data.prepare import PreparedData
+from loratune.model.device import WORKERS, pick_devices
+from loratune.runners.engines import Host, LocalEngines, in_process
+from loratune.runners.processes import in_processes
+from loratune.runners.shared import with_workers
+from loratune.runners.spec import EngineSpec
+
+_SCRATCH = ".workers-"
+
+
+def scratch_in(directory: Path) -> Path:
+    """A folder for the files of this process's workers, on the file system of the run; not made yet."""
+    return directory / f"{_SCRATCH}{os.getpid()}-{token_hex(4)}.tmp"
+
+
+def remove_leftovers(scratch: Path) -> None:
+    """Those beside it are of runs that were killed: a directory has one run."""
+    for other in scratch.parent.glob(f"{_SCRATCH}*.tmp"):
+        if other != scratch:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def host_of(devices: Sequence[str], scratch: Path) -> Host:
+    """Who has the engines: this process, one for each device, or this one and workers elsewhere.
+
+    `scratch`: as `scratch_in` gives it. Raises `InputError` for a device that is not here.
+    """
+    places = pick_devices(devices)
+    if places == WORKERS:
+        return with_workers(scratch.parent)
+    if len(places) > 1:
+        return in_processes(places, scratch)
+    return _on(places[0]) if places else in_process
+
+
+def _on(device: str) -> Host:
+    @contextmanager
+    def host(
+        spec: EngineSpec, data: PreparedData, tokenizer: PreTrainedTokenizerBase
+    ) -> Iterator[LocalEngines]:
+        with in_process(replace(spec, device=device), data, tokenizer) as engines:
+            yield engines
+
+    return host
