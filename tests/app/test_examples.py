@@ -17,7 +17,7 @@ EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 def check(words: list[str]) -> None:
     """Options exist and have values; raises what click raises."""
     assert words[0] == "loratune"
-    command = typer.main.get_group(app).commands[words[1]]  # type: ignore[attr-defined]
+    command = typer.main.get_group(app).commands[words[1]]
     with command.make_context(words[1], list(words[2:])) as context:
         assert context.params
 
