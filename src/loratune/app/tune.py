@@ -87,6 +87,7 @@ def tune(
     price_per_hour: float | None = None,
     pack_size: int | None = None,
     recalibrate: bool = False,
+    devices: Sequence[str | int] = (),
     out: str | Path = "runs/loratune",
     storage: str | None = None,
     resume: bool = False,
@@ -131,6 +132,8 @@ def tune(
         price_per_hour: What an hour of this machine costs: money is shown beside time.
         pack_size, recalibrate: Trials trained at once (by default what memory and device suit); whether the device's
             speed is measured again.
+        devices: Several of this machine, a process each: ["all"], GPUs such as [0, 1], ["cpu", "cpu"]; or ["workers"],
+            who train elsewhere (`loratune worker`).
         out, storage: Run directory, and Optuna's storage URL where the study is not in it (study.db).
         resume, hash_weights: Go on with the study in `out` (see `resume`), comparing every byte of the weights.
         report_to: Experiment trackers that receive every trial, e.g. ["tensorboard"].
@@ -180,8 +183,8 @@ def run_tune(
 ) -> tuple[TuneResult, int]:
     """`tune` with a subscriber of its events; also the exit code (3 where the clock cut the search).
 
-    `started`: `time.monotonic()` as the user's clock began to run, if it was before now. `host` has the engines; None: as --devices
-    says.
+    `started`: `time.monotonic()` as the user's clock began to run, if it was before now. `host` has the engines, by
+    default as --devices says.
     """
     started = monotonic() if started is None else started
     scratch = scratch_in(options.directory)
