@@ -1,6 +1,6 @@
 """Rows handed over in files: the same tables, mapped; damage is one sentence."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,7 @@ def prepared() -> PreparedData:
         max_length=4,
     )
     return PreparedData(
-        train=whole.take([2, 0]),
+        train=replace(whole.take([2, 0]), group=2, references=np.array([-1.0, -2.0, -3.0])),
         validation=whole.take([1]),
         test=TokenTable.from_rows([([1, 1], [False, True])]),
         profile=profile,
@@ -58,9 +58,12 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
                 assert np.array_equal(mine, theirs)
                 assert mine.dtype == theirs.dtype
         assert np.array_equal(one.lengths, other.lengths)
+        assert one.group == other.group
         assert (one.row_labels is None) == (other.row_labels is None)
     assert found.train.row_labels is not None
     assert found.train.row_labels.tolist() == [0, 0]
+    assert found.train.references is not None
+    assert found.train.references.tolist() == [-1.0, -2.0, -3.0]
     assert isinstance(found.train.tokens, np.memmap)
     assert all(map(np.array_equal, found.label_tokens, data.label_tokens))
     plain = [
@@ -73,7 +76,9 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
 def test_splits_of_one_source_share_their_files(tmp_path: Path) -> None:
     write_rows(prepared(), tmp_path / "rows")
     arrays = sorted(tmp_path.glob("rows/*.npy"))
-    assert len(arrays) == 4 + 2 + 3, "one source's four, two selections, the other source's three"
+    assert len(arrays) == 4 + 1 + 2 + 3, (
+        "one source's four, its references, two selections, the other source's three"
+    )
 
 
 @pytest.mark.parametrize("damage", ["rows.json", "0.npy"])

@@ -15,9 +15,10 @@ from loratune.costs.budget import Budget
 from loratune.errors import InputError, OutputError, interrupted, printable
 from loratune.files.paths import user_path
 from loratune.metrics import is_address
+from loratune.runners.engines import LocalEngines
 from loratune.runners.finalists import Finalists
 from loratune.runners.leases import BEAT, FOLDER, LeaseFolder, Leases, Watch, worker_name
-from loratune.runners.local import LargestAdapter, LocalRunner
+from loratune.runners.local import LargestAdapter
 from loratune.runners.spec import Built, EngineSpec, build
 from loratune.values.events import Note, Tell
 from loratune.values.plain import from_plain
@@ -150,9 +151,8 @@ def _present(place: LeaseFolder, name: str) -> Iterator[None]:
 def _work(place: LeaseFolder, name: str, built: Built, patience: float, tell: Tell) -> int:
     leases, driver, trained = Leases(place, name), Watch(), 0
     folder, compared = place.adapter_folder(name), built.engine.scoring.generates
-    runner = LocalRunner(
-        engine=built.engine,
-        limits=built.limits,
+    runner = LocalEngines(built).runner(
+        built.spec,
         # the best of the largest rank is among the finalists
         largest=None if compared else LargestAdapter(folder, (), alone=False),
         finalists=Finalists(folder, (), alone=False) if compared else None,

@@ -20,8 +20,8 @@ from loratune.values import DataProfile, PromptFormat
 from loratune.values.plain import from_plain, to_plain
 
 _SPLITS = ("train", "validation", "test")
-_COLUMNS = ("tokens", "supervised", "offsets", "labels", "answers", "index")
-"""Of a table; the last three may be absent."""
+_COLUMNS = ("tokens", "supervised", "offsets", "labels", "answers", "references", "index")
+"""Of a table; the last four may be absent."""
 _FACTS = "rows.json"
 _PLAIN = ("labels", "notes", "fingerprint")
 """Fields of `PreparedData` that are JSON values as they are."""
@@ -31,12 +31,13 @@ def write_rows(data: PreparedData, folder: Path) -> Path:
     """A new folder with all rows: it appears whole or not at all. Raises `OSError` as files do."""
     with new_folder(folder) as fresh:
         files: dict[int, str] = {}
-        tables = {}
+        tables: dict[str, dict[str, Any]] = {}
         for split in _SPLITS:
             columns = {name: getattr(getattr(data, split), name) for name in _COLUMNS}
             tables[split] = {
                 name: _kept(array, fresh, files) for name, array in columns.items() if array is not None
             }
+            tables[split]["group"] = getattr(data, split).group
         facts = {
             "tables": tables,
             "label_tokens": [ids.tolist() for ids in data.label_tokens],
@@ -80,12 +81,12 @@ def read_rows(folder: Path) -> PreparedData:
         ) from None
 
 
-def _table(files: dict[str, str], folder: Path) -> TokenTable:
+def _table(files: dict[str, Any], folder: Path) -> TokenTable:
     columns: dict[str, Any] = {}
     for name in _COLUMNS:
         if name in files:
             columns[name] = np.load(folder / Path(files[name]).name, mmap_mode="r", allow_pickle=False)
-    table = TokenTable(**columns)
+    table = TokenTable(**columns, group=int(files["group"]))
     if len(table) and int(table.offsets[-1]) != len(table.tokens):
         raise ValueError(f"{len(table.tokens)} tokens where the rows need {int(table.offsets[-1])}")
     return table

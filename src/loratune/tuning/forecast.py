@@ -209,7 +209,13 @@ def forecast(
         assert budget.seconds is not None
         further = _LAYER_RANK_RUNS if options.layer_ranks else 0
         seconds = calibration.seconds_within(
-            budget.seconds, context, test_tokens, validation_rows, spent + reference + written, further, devices
+            budget.seconds,
+            context,
+            test_tokens,
+            validation_rows,
+            spent + reference + written,
+            further,
+            devices,
         )
         runs = calibration.runs_within(devices * seconds, context)
     pricing = Pricing.of(bench, options, calibration, context.changed(budget=runs))
