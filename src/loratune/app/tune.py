@@ -130,10 +130,8 @@ def tune(
             which layers, a rank for each layer, and cut adapters trained on for a little.
         patience: Final run: evaluations without improvement before it stops.
         price_per_hour: What an hour of this machine costs: money is shown beside time.
-        pack_size, recalibrate: Trials trained at once (by default what memory and device suit); whether the device's
-            speed is measured again.
-        devices: Several of this machine, a process each: ["all"], GPUs such as [0, 1], ["cpu", "cpu"]; or ["workers"],
-            who train elsewhere (`loratune worker`).
+        pack_size, recalibrate, devices: Trials trained at once (by default what memory and device suit); whether to
+            measure the speed again; where: ["all"], [0, 1], ["cpu", "cpu"], or ["workers"] (`loratune worker`).
         out, storage: Run directory, and Optuna's storage URL where the study is not in it (study.db).
         resume, hash_weights: Go on with the study in `out` (see `resume`), comparing every byte of the weights.
         report_to: Experiment trackers that receive every trial, e.g. ["tensorboard"].
