@@ -5,8 +5,10 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from transformers import BertConfig, BertForSequenceClassification
 
-from engine_fixture import engine, tiny_family, tiny_llama, trial
+from classifier_fixture import CLASSES, PAD, classes_table, classifiers, trained
+from engine_fixture import engine, frozen, tiny_family, tiny_llama, trial
 from live_bytes import LiveBytes
 from loratune.engine.machinery import REFERENCE
 from loratune.engine.memory import Place, Shortage
@@ -14,6 +16,7 @@ from loratune.engine.recompute import why_not
 from loratune.engine.selfcheck import mixed_trials, random_table
 from loratune.engine.step import TrainingStep
 from loratune.model.base import BaseModel
+from loratune.objectives.preference import Orpo
 from loratune.values import Trial
 
 pytest_plugins = ["nf4_fixture"]
@@ -122,3 +125,28 @@ def failing_while_kept() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainingStep, "_pass", scarce)
         yield
+
+
+def test_an_encoder_with_a_head_for_each_trial() -> None:
+    """On rows that see ahead; the heads are trained beside the adapters."""
+    config = BertConfig(
+        vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        initializer_range=0.2, pad_token_id=PAD, num_labels=CLASSES,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    base, table = frozen(BertForSequenceClassification(config)), classes_table(20)
+    trials = [trial(1, batch_size=4), trial(2, r=8, batch_size=3, lora_dropout=0.2)]
+    for paths in (None, REFERENCE):
+        kept, again = (
+            trained(classifiers(base, table, paths=paths, recompute=lambda trials, tokens, n=n: n), trials, 3)
+            for n in (0, 2)
+        )
+        for own, other in zip(again, kept, strict=True):
+            assert torch.equal(own.adapter.weights, other.adapter.weights)
+            assert own.losses == other.losses
+
+
+def test_pairs_that_belong_together() -> None:
+    base = tiny_llama()
+    trials = [trial(0, batch_size=4), trial(1, r=8, batch_size=2, lora_dropout=0.2)]
+    assert same(gradients(base, trials, 2, objective=Orpo), gradients(base, trials, 0, objective=Orpo))

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from loratune.model import long_attention
+from live_bytes import LiveBytes
+from loratune.model import long_attention, rows
 from loratune.model.long_attention import Cudnn, Flash, Line, agrees
 
 HEADS, FEATURES = 2, 16
@@ -83,3 +84,41 @@ def test_kernels_that_differ_or_fail_are_not_taken() -> None:
     assert agrees(Cudnn(), Cudnn(), *where)
     assert not agrees(Wrong(), Cudnn(), *where)
     assert not agrees(Absent(), Cudnn(), *where)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(("length", "window"), [(200, 7), (200, 70), (129, 128)])
+def test_windows_by_some_queries_at_a_time(causal: bool, length: int, window: int) -> None:
+    """On a CPU; against the mask of the whole row."""
+    torch.manual_seed(0)
+    shapes = [(2, heads, length, FEATURES) for heads in (4, 2, 2)]
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    distance = torch.arange(length)[:, None] - torch.arange(length)
+    mask = (distance >= 0) & (distance < window) if causal else distance.abs() < window
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        *inputs, attn_mask=mask, scale=0.3, enable_gqa=True
+    )
+    found = rows._windowed(*inputs, 0.3, window, causal)
+    grad = torch.randn_like(expected)
+    assert torch.allclose(found, expected, atol=1e-13)
+    for own, other in zip(
+        torch.autograd.grad(found, inputs, grad), torch.autograd.grad(expected, inputs, grad), strict=True
+    ):
+        assert torch.allclose(own, other, atol=1e-13)
+
+
+@pytest.mark.parametrize("window", [None, 64])
+def test_attention_holds_no_square_of_a_rows_length(window: int | None) -> None:
+    """Twice the tokens, twice the bytes, with heads that share keys."""
+    peaks = []
+    for length in (1024, 2048):
+        torch.manual_seed(0)
+        query, key, value = (
+            torch.randn(1, heads, length, FEATURES, requires_grad=True) for heads in (4, 2, 2)
+        )
+        lines = rows.ByLength.of(np.array([0, length]), torch.device("cpu"))
+        counted = LiveBytes()
+        with counted:
+            rows._by_length(query, key, value, 0.3, window, lines, True).sum().backward()
+        peaks.append(counted.peak)
+    assert peaks[1] < 2.4 * peaks[0]

@@ -14,7 +14,7 @@ from loratune.costs.planner import Planner
 from loratune.costs.step_time import StepTime
 from loratune.data.sources import DataOptions
 from loratune.data.stored import write_rows
-from loratune.errors import DataError, ModelError, ResourceError
+from loratune.errors import DataError, InputError, ModelError, ResourceError
 from loratune.runners.local import LargestAdapter, LocalRunner
 from loratune.runners.processes import ProcessRunner, WorkerPool
 from loratune.runners.runner import AdapterFile, Evaluated, FinalJob, Runner, ScoringJob, TrialDone, TrialJob
@@ -47,6 +47,15 @@ def pool(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wor
     assert pickle.loads(pickle.dumps(sealed)) == sealed
     with WorkerPool(sealed, ("cpu", "cpu"), folder, folder / "final") as found:
         yield found
+
+
+def test_activations_are_computed_again_as_asked(built: Built, tmp_path: Path) -> None:
+    """Of a model with two layers; where that is left to us and there is room, of none."""
+    asked = [default_recipe()], 64
+    assert built.engine.recompute(*asked) == 0
+    assert build(replace(built.spec, recompute="all"), tmp_path).engine.recompute(*asked) == 2
+    with pytest.raises(InputError, match="--recompute must be auto, none, all or 0 to 2"):
+        build(replace(built.spec, recompute="3"), tmp_path)
 
 
 def planner(built: Built, slots: int = 2, devices: int = 2) -> Planner:

@@ -24,6 +24,8 @@ from loratune.model.quiet import first_sentence
 NAME = "loratune_rows"
 _CHECKED = "loratune_rows_checked"
 _CHECKED_LENGTHS = (5, 17, 3, 9)
+_FEWEST_QUERIES = 64
+"""Of a row, that attend within a window together."""
 _SEEN = 1e-5
 """A row's states hardly move when other rows change: products of one shape round alike."""
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
@@ -127,20 +129,41 @@ def _by_length(
     parts = (torch.split(each[0].index_select(1, lines.order), sizes, 1) for each in (query, key, value))
     found = []
     for (rows, length), *own in zip(lines.groups, *parts, strict=True):
-        mask = _window(length, window, causal, query.device) if window and length > window else None
         q, k, v = (each.view(len(each), rows, length, -1).transpose(0, 1) for each in own)
-        out = nn.functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=causal and mask is None, scale=scale, enable_gqa=True
-        )
+        if window and length > window:
+            out = _windowed(q, k, v, scale, window, causal)
+        else:
+            out = nn.functional.scaled_dot_product_attention(
+                q, k, v, is_causal=causal, scale=scale, enable_gqa=True
+            )
         found.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(found).index_select(0, lines.inverse).unsqueeze(0).to(dtype)
 
 
-def _window(length: int, window: int, causal: bool, device: torch.device) -> torch.Tensor:
-    """[length, length] which tokens see which: those less than `window` away, in both directions or to the left."""
-    places = torch.arange(length, device=device)
-    distance = places[:, None] - places
-    return (distance >= 0) & (distance < window) if causal else distance.abs() < window
+def _windowed(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, window: int, causal: bool
+) -> torch.Tensor:
+    """Attention [rows, heads, length, D] to those less than `window` away, in both directions or to the left.
+
+    Some queries at a time with the keys that any of them sees: a mask of all would hold the square of the length.
+    """
+    length, step = query.shape[2], max(window, _FEWEST_QUERIES)
+    places, found = torch.arange(length, device=query.device), []
+    for begin in range(0, length, step):
+        end = min(length, begin + step)
+        seen = slice(max(0, begin - window + 1), end if causal else min(length, end + window - 1))
+        distance = places[begin:end, None] - places[seen]
+        mask = (distance >= 0) & (distance < window) if causal else distance.abs() < window
+        part = nn.functional.scaled_dot_product_attention(
+            query[:, :, begin:end],
+            key[:, :, seen],
+            value[:, :, seen],
+            attn_mask=mask,
+            scale=scale,
+            enable_gqa=True,
+        )
+        found.append(part)
+    return torch.cat(found, 2)
 
 
 def _window_of_mask(*, local_size: int | None = None, **_: Any) -> torch.Tensor | None:
