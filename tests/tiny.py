@@ -5,8 +5,8 @@ import random
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 END = "<|end|>"
 
@@ -57,3 +57,29 @@ def animal_rows(count: int, seed: int = 0) -> list[dict[str, object]]:
         label = rng.choice(sorted(kinds))
         rows.append({"text": f"{kinds[label]} {i:x}", "label": label})
     return rows
+
+
+def save_tiny_encoder(folder: Path, seed: int = 0) -> Path:
+    """A BERT without a head and without a classifier's pooler, random weights, float32, safetensors."""
+    torch.manual_seed(seed)
+    tokenizer = byte_tokenizer()
+    names = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
+    tokenizer.add_special_tokens(names)
+    around = [(name, tokenizer.convert_tokens_to_ids(name)) for name in ("[CLS]", "[SEP]")]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=around
+    )
+    tokenizer.eos_token = None
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        initializer_range=0.2,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -22,10 +22,11 @@ from loratune.data.table import TokenTable
 from loratune.engine.machinery import REFERENCE
 from loratune.errors import ModelError
 from loratune.lora.peft_io import load_adapter, save_adapter
+from loratune.maths.targets import NEW_WEIGHTS
 from loratune.model.base import BaseModel
 from loratune.model.quiet import quiet
 from loratune.model.rows import sees_ahead
-from loratune.objectives.classification import NEW_WEIGHTS, Classification
+from loratune.objectives.classification import Classification
 
 STEPS = 4
 SIZES = {

@@ -58,7 +58,9 @@ def before_training(subject: Subject, runner: Runner, *, removed: int = 0) -> tu
         for split, table in splits.items()
     ]
     found = [padding, *leaks, rules.removed_duplicates(removed=removed)]
-    if padding is None and subject.group == 1:  # padding is unlike the model's text too
+    if (
+        padding is None and subject.group == 1 and not subject.classifies
+    ):  # padding is unlike the model's text too
         found.append(_strange_text(subject, runner))
     return _found(found)
 

@@ -32,6 +32,7 @@ class Subject:
     scoring: Scoring
     profile: ModelProfile
     labelled: bool
+    """Whether completions are labels."""
     seed: int
     """Of the study."""
     test: TokenTable | None = None
@@ -54,6 +55,11 @@ class Subject:
             group=engine.group,
             on_cpu=engine.base.device.type == "cpu",
         )
+
+    @property
+    def classifies(self) -> bool:
+        """Whether a head answers, so that text has no likelihood."""
+        return self.train.answers is not None
 
     def sampled_rows(self, rows: int | None) -> Rows:
         """Validation rows: those that an engine's readings take; None: all."""

@@ -24,7 +24,7 @@ from loratune.model.source import locate
 from loratune.runners.spec import model_cache
 from loratune.tuning.outcome import TrainedRun, load_run
 from loratune.tuning.workbench import check_out
-from loratune.values import PLAIN, PromptFormat, PromptKind
+from loratune.values import CLASSIFICATION, PLAIN, PromptFormat, PromptKind
 
 _WEIGHTS = "adapter_model.safetensors"
 
@@ -45,6 +45,11 @@ def generate(
     if max_new_tokens < 1:
         raise InputError(f"--max-new-tokens must be at least 1, got {max_new_tokens}; give for example 64.")
     run = load_run(user_path(directory))
+    if run.task == CLASSIFICATION:
+        raise InputError(
+            f"generate completes text, and {run.directory} holds a classifier, which has none to give; load it as its "
+            "adapter/README.md shows."
+        )
     base, tuned = _opened(run, model, device)
     tokens = _prompt_tokens(run, base, text)
     tokenizer = base.tokenizer
@@ -97,7 +102,13 @@ def _opened(
             f"an adapter is merged into whole weights, those of {name} are in 4 bits; give the unquantised checkpoint "
             "with --model."
         )
-    base = load_model(name, dtype=kind, device=device, cache=model_cache())  # type: ignore[arg-type]
+    base = load_model(
+        name,
+        dtype=kind,  # type: ignore[arg-type]
+        device=device,
+        cache=model_cache(),
+        classifier=record.classifier,
+    )
     try:
         with quiet():
             tuned = PeftModel.from_pretrained(base.model, run.adapter)

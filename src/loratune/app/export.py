@@ -27,6 +27,7 @@ from loratune.model.source import portable_name, read_json
 from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
 from loratune.runners.spec import context_length, model_cache
 from loratune.tuning.outcome import TrainedRun, load_run
+from loratune.values import CLASSIFICATION
 from loratune.values.plain import to_plain
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -55,6 +56,11 @@ def export(
     has moved. Raises `InputError` for what the trainer cannot express; then nothing is written.
     """
     target, run = find_target(to), load_run(user_path(directory))
+    if run.task == CLASSIFICATION and target.formats:
+        raise InputError(
+            f"--to {to} trains on text, and {run.directory} holds a classifier; export --to peft, which writes its "
+            "configuration."
+        )
     folder = run.directory / "export" / target.name if out is None else user_path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"--out must be a new or empty folder, but {folder} is not; choose another --out.")
@@ -96,6 +102,7 @@ def _recipe(run: TrainedRun, target: Target, model: str | None) -> Recipe:
         seed=record.seed,
         dtype=record.dtype,
         weight_format=record.weight_format,
+        modules_to_save=record.modules_to_save,
         end_of_turn=record.end_of_turn,
         origin=f"Hyper-parameters found by loratune ({run.directory.name}{nll}).",
     )

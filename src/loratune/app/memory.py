@@ -21,7 +21,14 @@ from loratune.model.profile import profile_from_config
 from loratune.reporting.screen import Screen
 from loratune.reporting.terminal import print_memory
 from loratune.reporting.wording import count, size
-from loratune.values import ALL_LINEAR, HyperParameters, ModelProfile
+from loratune.values import (
+    ALL_LINEAR,
+    CAUSAL,
+    CLASSIFICATION,
+    Classifier,
+    HyperParameters,
+    ModelProfile,
+)
 
 _SHORTEST = 16
 """Tokens below which a shorter row is no advice."""
@@ -112,6 +119,7 @@ def estimate_memory(
     device: str = "auto",
     device_memory: str | None = None,
     recompute: str = "auto",
+    task: str = CAUSAL,
 ) -> MemoryAnswer:
     """What it takes to train `trials` trials of one kind beside each other, and what fits instead; reads no weights.
 
@@ -124,6 +132,7 @@ def estimate_memory(
         device: "cpu", "cuda" (also without one) or "auto": this machine's, or a GPU where `device_memory` is given.
         device_memory: Of the device, e.g. "24GiB"; by default what this machine's has.
         recompute: Layers whose activations are computed again: "auto" (as few as let it fit), "none", "all", a number.
+        task: "causal", or "classification": with a head of two classes, which every trial trains.
 
     Raises `InputError` for values out of range, `ModelError` for a model that cannot be read.
     """
@@ -138,6 +147,11 @@ def estimate_memory(
         raise InputError(
             f"--dtype must be one of {', '.join(kinds)}, got {dtype!r}; give e.g. --dtype bfloat16."
         )
+    if task not in (CAUSAL, CLASSIFICATION):
+        raise InputError(
+            f"--task must be {CAUSAL} or {CLASSIFICATION}, got {task!r}; give e.g. --task {CAUSAL}."
+        )
+    classifier = Classifier() if task == CLASSIFICATION else None
     trial = HyperParameters(
         r=rank,
         lora_alpha=2 * rank,
@@ -146,7 +160,7 @@ def estimate_memory(
         target_modules=tuple(target_modules),
     )
     kind, available = _device(device, device_memory)
-    profile = _profile(str(model), dtype, kind)
+    profile = _profile(str(model), dtype, kind, classifier)
     check_rank(select_targets(profile.targets, trial.target_modules), rank)
     limits = Limits(
         model=profile,
@@ -173,7 +187,9 @@ def estimate_memory(
         card=_card(settled, [trial] * trials),
         recomputed=recomputed,
         layers=profile.layers,
-        changes=() if fits else tuple(_changes(limits, trial, trials, _packed(str(model), dtype, kind))),
+        changes=()
+        if fits
+        else tuple(_changes(limits, trial, trials, _packed(str(model), dtype, kind, task))),
         notes=profile.notes,
     )
 
@@ -185,16 +201,18 @@ def _layers_again(limits: Limits, pack: list[HyperParameters]) -> int:
     return limits.recomputed_when_fullest(pack)
 
 
-def _profile(model: str, dtype: str, kind: Device) -> ModelProfile:
+def _profile(model: str, dtype: str, kind: Device, classifier: Classifier | None = None) -> ModelProfile:
     packs = dtype == NF4
     computing = ("bfloat16" if kind == "cuda" else "auto") if packs else dtype
     where = "cpu" if kind == "cpu" else "auto"
-    return profile_from_config(model, dtype=cast(DType, computing), device=where, packs=packs)
+    return profile_from_config(
+        model, dtype=cast(DType, computing), device=where, packs=packs, classifier=classifier
+    )
 
 
-def _packed(model: str, dtype: str, kind: Device) -> ModelProfile | None:
-    """The same base in 4 bits; None where it is already, or cannot be (a .gguf file)."""
-    if dtype == NF4:
+def _packed(model: str, dtype: str, kind: Device, task: str) -> ModelProfile | None:
+    """The same base in 4 bits; None where it is already, or cannot be (a .gguf file, a classifier)."""
+    if dtype == NF4 or task == CLASSIFICATION:
         return None
     try:
         return _profile(model, NF4, kind)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from json import dumps
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,11 +32,25 @@ from loratune.runners.spec import model_cache, read_rows
 from loratune.tuning.experience import Experience, gather
 from loratune.tuning.options import RecommendOptions, data_options, keyword_options
 from loratune.tuning.workbench import Workbench, open_workbench, with_survey
-from loratune.values import ALL_LINEAR, BaseLoss, DataProfile, ModelProfile, Probe, Recommendation
+from loratune.values import (
+    ALL_LINEAR,
+    CLASSIFICATION,
+    BaseLoss,
+    Classifier,
+    DataProfile,
+    ModelProfile,
+    Probe,
+    Recommendation,
+)
 from loratune.values.plain import finite, to_plain
 from loratune.values.tasks import PREFERENCE
 
 PROBE_SECONDS = 90.0
+UNVALIDATED = (
+    "The laws of rank and learning rate were measured on causal language models; for classifiers with a trained head "
+    "they are not validated, and two tasks on one encoder (docs/classification.md) are all that was measured: let tune "
+    "measure."
+)
 _LOSS_SECONDS = 8.0
 _LARGEST_ON_CPU = 1_000_000_000
 """Parameters up to which the weights are read for the base model's NLL alone, without a GPU."""
@@ -119,8 +134,8 @@ def recommend(
         max_length: Longest row in tokens; by default what data and model need.
         train_rows, validation_rows, test_rows: At most so many rows of each.
         seed: Of splits, trials and decisions.
-        task, objective: "causal" (completions are learnt), or "preference" (pairs of prompt, chosen and rejected) by
-            "dpo", "orpo" or "simpo".
+        task, objective: "causal" (completions are learnt), "classification" (labels or numbers, by a trained head), or
+            "preference" (pairs of prompt, chosen and rejected) by "dpo", "orpo" or "simpo".
         dtype, device, device_memory: How the base is held ("auto", "float32", "bfloat16"), where ("auto", "cpu",
             "cuda", "cuda:N"), and the memory to plan with ("24GiB"; by default the device's).
         recompute: Layers whose activations are computed again on the way back, to save memory: "auto" (as few as it
@@ -150,7 +165,8 @@ def _recommend(options: RecommendOptions) -> Recommended:
             return _recommended(subject, experience, notes)
         lost = only(bench.runner.run([BaseLossJob(seconds=_LOSS_SECONDS, seed=options.seed)]))
         assert isinstance(lost, BaseLossMeasured)
-        guessing = guessing_loss(bench.profile.vocabulary)
+        # a classifier's head is random at first: no loss of it says that the rows do not fit
+        guessing = inf if bench.profile.outputs else guessing_loss(bench.profile.vocabulary)
         subject = replace(subject, data=_with_loss(subject.data, lost.loss, guessing))
         before = _recommended(subject, experience, notes)
         if not options.probe:
@@ -192,7 +208,11 @@ def _recommended(
         model=model,
         recommendation=found,
         guide=GUIDE[data.survey.kind],
-        notes=(*experience.of_ledger(task_of(data, model, dataset=experience.dataset)), *notes),
+        notes=(
+            *([UNVALIDATED] if model.outputs else []),
+            *experience.of_ledger(task_of(data, model, dataset=experience.dataset)),
+            *notes,
+        ),
         data_notes=subject.notes,
     )
 
@@ -205,10 +225,10 @@ def _subject(options: RecommendOptions) -> Iterator[_Subject]:
         with open_workbench(options, targets=ALL_LINEAR, ranks=(), epochs=1.0, surveyed=True) as bench:
             yield _Subject(data=bench.data.profile, model=bench.profile, notes=bench.notes, bench=bench)
         return
-    tokenizer = load_tokenizer(options.model, cache=model_cache())
+    tokenizer = load_tokenizer(options.model, cache=model_cache(), task=options.task)
     with TemporaryDirectory(prefix="loratune-") as folder:
         data = read_rows(options.model, data_options(options), tokenizer, Path(folder))
-        model = _profile(options)
+        model = _profile(options, data.classifier)
         check_embeddings(data, model.vocabulary, tokenizer)
         profile = with_survey(data, tokenizer, options.seed).profile
     yield _Subject(
@@ -219,8 +239,13 @@ def _subject(options: RecommendOptions) -> Iterator[_Subject]:
     )
 
 
-def _profile(options: RecommendOptions) -> ModelProfile:
-    return profile_from_config(options.model, dtype=options.dtype, device=options.device)  # type: ignore[arg-type]
+def _profile(options: RecommendOptions, classifier: Classifier | None = None) -> ModelProfile:
+    return profile_from_config(
+        options.model,
+        dtype=options.dtype,  # type: ignore[arg-type]
+        device=options.device,
+        classifier=classifier,
+    )
 
 
 def _why_not_weights(options: RecommendOptions) -> str:
@@ -234,7 +259,7 @@ def _why_not_weights(options: RecommendOptions) -> str:
     if source.gguf is not None:
         return ""  # reading its configuration takes as long as reading its weights
     try:
-        profile = _profile(options)
+        profile = _profile(options, Classifier() if options.task == CLASSIFICATION else None)
         device = pick_device(options.device)
     except LoratuneError:
         return ""  # reported where everything is opened

@@ -38,7 +38,7 @@ from loratune.runners.runner import (
 from loratune.tuning.lessons import survived
 from loratune.tuning.options import TrainOptions, keyword_options
 from loratune.tuning.outcome import named_targets, training_record, versions
-from loratune.tuning.workbench import Workbench, check_out, open_workbench
+from loratune.tuning.workbench import Workbench, check_out, in_unit_of_rows, open_workbench
 from loratune.values import (
     ALL_LINEAR,
     NLL_MARGIN,
@@ -146,8 +146,8 @@ def train(
         max_length: Longest row in tokens; by default what data and model need.
         train_rows, validation_rows, test_rows: At most so many rows of each.
         seed: Of splits, trials and decisions.
-        task, objective: "causal" (completions are learnt), or "preference" (pairs of prompt, chosen and rejected) by
-            "dpo", "orpo" or "simpo".
+        task, objective: "causal" (completions are learnt), "classification" (labels or numbers, by a trained head), or
+            "preference" (pairs of prompt, chosen and rejected) by "dpo", "orpo" or "simpo".
         dtype, device, device_memory: How the base is held ("auto", "float32", "bfloat16"), where ("auto", "cpu",
             "cuda", "cuda:N"), and the memory to plan with ("24GiB"; by default the device's).
         recompute: Layers whose activations are computed again on the way back, to save memory: "auto" (as few as it
@@ -319,6 +319,7 @@ def _save(trained: Trained, gain: Gain, file: AdapterFile, bench: Workbench) -> 
         base_name=name,
         tokenizer=bench.tokenizer,
         card=card.text,
+        changed=in_unit_of_rows(bench),
     )
 
 

@@ -107,8 +107,8 @@ def tune(
         max_length: Longest row in tokens; by default what data and model need.
         train_rows, validation_rows, test_rows: At most so many rows of each.
         seed: Of splits, trials and decisions.
-        task, objective: "causal" (completions are learnt), or "preference" (pairs of prompt, chosen and rejected) by
-            "dpo", "orpo" or "simpo".
+        task, objective: "causal" (completions are learnt), "classification" (labels or numbers, by a trained head), or
+            "preference" (pairs of prompt, chosen and rejected) by "dpo", "orpo" or "simpo".
         dtype, device, device_memory: How the base is held ("auto", "float32", "bfloat16"), where ("auto", "cpu",
             "cuda", "cuda:N"), and the memory to plan with ("24GiB"; by default the device's).
         recompute: Layers whose activations are computed again on the way back, to save memory: "auto" (as few as it

@@ -298,6 +298,9 @@ def memory(
             help="Layers whose activations are computed again: auto (as few as let it fit), none, all or a number."
         ),
     ] = "auto",
+    task: Annotated[
+        str, typer.Option(help="causal, or classification: by a trained head, for encoders too.")
+    ] = "causal",
     json: Json = False,
 ) -> None:
     """What a pack needs, part by part, on which card it fits, and what fits here; reads a config alone, no weights.
@@ -317,6 +320,7 @@ def memory(
         device=device,
         device_memory=device_memory,
         recompute=recompute,
+        task=task,
         as_json=json,
     )
     raise typer.Exit(code)

@@ -179,5 +179,6 @@ def _head_bytes(model: ModelProfile, tokens: int, supervised: float, execution: 
     """
     own = model.bytes_per_parameter
     predicting = min(tokens, ceil(tokens * supervised))
-    positions = min(predicting, max(16, execution.logits_at_once // model.vocabulary))
-    return positions * model.vocabulary * (own + FLOAT32) + own * model.hidden_size * (tokens + predicting)
+    choices = model.outputs or model.vocabulary
+    positions = min(predicting, max(16, execution.logits_at_once // choices))
+    return positions * choices * (own + FLOAT32) + own * model.hidden_size * (tokens + predicting)

@@ -194,10 +194,11 @@ def tokens_in_flight(
 
 
 def adapter_parameters(model: ModelProfile, hyper_parameters: HyperParameters) -> int:
-    """LoRA parameters: Σ r · (in + out), each layer with its own rank."""
+    """LoRA parameters: Σ r · (in + out), each layer with its own rank; and those of a classifier's head."""
     targets = select_targets(model.targets, hyper_parameters.target_modules)
     ranks = hyper_parameters.ranks_of(name for name, _, _ in targets)
-    return sum(r * (inputs + outputs) for r, (_, inputs, outputs) in zip(ranks, targets, strict=True))
+    lora = sum(r * (inputs + outputs) for r, (_, inputs, outputs) in zip(ranks, targets, strict=True))
+    return lora + model.head_parameters
 
 
 def adapter_bytes(model: ModelProfile, hyper_parameters: HyperParameters, execution: Execution) -> int:
@@ -247,9 +248,10 @@ def logits_bytes(model: ModelProfile, tokens: int, supervised: float, execution:
     """
     own = model.bytes_per_parameter
     predicting = min(tokens, ceil(tokens * supervised))
-    positions = min(predicting, max(16, execution.logits_at_once // model.vocabulary))
+    choices = model.outputs or model.vocabulary
+    positions = min(predicting, max(16, execution.logits_at_once // choices))
     each = own + max(FLOAT32 * execution.likelihoods, 2 * own)
-    return positions * model.vocabulary * each + own * model.hidden_size * (tokens + 2 * predicting)
+    return positions * choices * each + own * model.hidden_size * (tokens + 2 * predicting)
 
 
 def backward_bytes(

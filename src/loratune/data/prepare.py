@@ -5,17 +5,19 @@ each row only its tokens (on disk where they are many), a digest, its length and
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from loratune.data.chat import Tokenizer
 from loratune.data.encode import Encoder
+from loratune.data.labelled import Labelled, TextEncoder, recognise_labelled
 from loratune.data.pairs import Pairs
 from loratune.data.profile import Counts, profile_of
 from loratune.data.recognise import recognise, unread_notes
@@ -25,7 +27,7 @@ from loratune.data.sources import DataOptions, Source, find_sources
 from loratune.data.split import FEWEST_ROWS, Rows, draw, split_off, without_duplicates
 from loratune.data.table import StoredRows, StoreWriter, TokenTable
 from loratune.errors import DataError
-from loratune.values import DataProfile, PromptFormat, PromptKind
+from loratune.values import CLASSIFICATION, Classifier, DataProfile, PromptFormat, PromptKind
 
 BATCH = 512
 LONGEST = 2048
@@ -53,6 +55,8 @@ class PreparedData:
     """16 hex digits that change when the rows of a split, the seed or the length limit change."""
     prompt: PromptFormat = _VERBATIM
     """What the rows put before a completion."""
+    classifier: Classifier | None = None
+    """What a classifier is to answer; None where completions are learnt."""
 
 
 @dataclass(kw_only=True)
@@ -66,6 +70,8 @@ class _Reading:
     classes: dict[str, int] = field(default_factory=dict)
     counts: Counts = field(default_factory=Counts)
     unread: Counter[str] = field(default_factory=Counter)
+    answers: dict[str, list[Any]] = field(default_factory=dict)
+    """Of a classifier's rows by source, where they are not one label."""
 
     def read(self, source: Source) -> StoredRows:
         """Encode one source. Raises `DataError` where no row is left."""
@@ -81,6 +87,8 @@ class _Reading:
                 self.counts.cut += encoded.cut
                 self.counts.split += len(encoded.pieces) > 1
                 documents.append((encoded.pieces, self._class_of(example), example.identity))
+                if example.answer is not None:
+                    self.answers.setdefault(source.name, []).append(self._answer_of(example.answer))
             writer.add(documents)
             rows += len(batch)
             stored += len(documents)
@@ -91,7 +99,14 @@ class _Reading:
                 f"longer (the shortest has {shortest}); raise --max-length."
             )
         self.counts.read += rows
-        return writer.finish(labelled=bool(self.classes), group=2 if isinstance(self.shape, Pairs) else 1)
+        labelled = bool(self.classes) and source.name not in self.answers
+        return writer.finish(labelled=labelled, group=2 if isinstance(self.shape, Pairs) else 1)
+
+    def _answer_of(self, answer: float | tuple[str, ...]) -> float | list[int]:
+        """The number, or the labels' numbers by first appearance."""
+        if isinstance(answer, float):
+            return answer
+        return [self.classes.setdefault(label, len(self.classes)) for label in answer]
 
     def _class_of(self, example: Example) -> int:
         if example.label is None:
@@ -114,22 +129,35 @@ def prepare(
     for the tokens of large data (unnamed files there, gone with the tables); small data stays in memory.
     """
     sources = find_sources(options)
-    shape = recognise(sources["train"], options, tokenizer)
-    encoder = Encoder(
+    shape: Shape
+    if options.task == CLASSIFICATION:
+        shape, kind = recognise_labelled(sources["train"], options), TextEncoder
+    else:
+        shape, kind = recognise(sources["train"], options, tokenizer), Encoder
+    encoder = kind(
         tokenizer=tokenizer, end_of_turn=end_of_turn, max_length=_limit(options.max_length, model_limit)
     )
     reading = _Reading(shape=shape, encoder=encoder, seed=options.seed, cache=cache)
     stored = {split: reading.read(source) for split, source in sources.items()}
-    labels = tuple(sorted(reading.classes))
+    labels = _sorted(reading.classes)
     check_classes(shape, labels)
     stored = {split: _numbered(rows, reading.classes, labels) for split, rows in stored.items()}
+    if isinstance(shape, Labelled):
+        stored = {
+            split: _answered(rows, reading.answers.get(sources[split].name), reading.classes, labels)
+            for split, rows in stored.items()
+        }
     chosen, notes = _choose(stored, options, reading.counts)
     tables = {split: rows.take(documents) for split, (rows, documents) in chosen.items()}
-    if labels and shape.name != Classification.name and len(_present(tables["train"])) < 2:
+    if labels and not _classifies(shape) and len(_present(tables["train"])) < 2:
         labels, tables = (), {split: replace(table, labels=None) for split, table in tables.items()}
     notes += _class_notes(tables, labels)
-    completions = encoder.completion_ids([shape.completion(label) for label in labels])
-    labels = _spelt(labels)
+    classifier = None
+    if isinstance(shape, Labelled):
+        classifier, completions = Classifier(problem=shape.problem, labels=labels), []
+    else:
+        completions = encoder.completion_ids([shape.completion(label) for label in labels])
+        labels = _spelt(labels)
     longest = max(int(table.lengths.max()) for table in tables.values())
     return PreparedData(
         **tables,
@@ -152,7 +180,37 @@ def prepare(
         ),
         fingerprint=_fingerprint(chosen, encoder.max_length),
         prompt=prompt_format(shape),
+        classifier=classifier,
     )
+
+
+def _classifies(shape: Shape) -> bool:
+    return isinstance(shape, Classification | Labelled)
+
+
+def _sorted(labels: Iterable[str]) -> tuple[str, ...]:
+    """Ascending; whole numbers by their value."""
+    if all(label.isdecimal() for label in labels):
+        return tuple(sorted(labels, key=int))
+    return tuple(sorted(labels))
+
+
+def _answered(
+    rows: StoredRows, answers: list[Any] | None, classes: dict[str, int], labels: tuple[str, ...]
+) -> StoredRows:
+    """With what a classifier is to answer: class numbers [rows], labels that hold [rows, C], or numbers [rows]."""
+    given: npt.NDArray[Any]
+    if answers is None:
+        assert rows.table.labels is not None
+        given = rows.table.labels.astype(np.int64)
+    elif labels:
+        number = {classes[label]: place for place, label in enumerate(labels)}
+        given = np.zeros((len(answers), len(labels)))
+        for row, held in enumerate(answers):
+            given[row, [number[each] for each in held]] = 1.0
+    else:
+        given = np.array(answers, np.float64)
+    return replace(rows, table=replace(rows.table, answers=given))
 
 
 def _limit(wanted: int | None, model_limit: int | None) -> int:
@@ -231,7 +289,7 @@ def _spelt(labels: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _class_kind(shape: Shape, labels: tuple[str, ...]) -> list[str]:
-    if not labels or shape.name == Classification.name:
+    if not labels or _classifies(shape):
         return []
     return [
         f"Completions are {len(labels)} different ones that repeat: accuracy and macro-F1 are measured too."
@@ -247,6 +305,8 @@ def _class_notes(tables: dict[str, TokenTable], labels: tuple[str, ...]) -> list
     """Classes that a split lacks. Raises `DataError` where the training rows have one class alone."""
     if not labels:
         return []
+    if tables["train"].labels is None:
+        return _label_notes(tables, labels)
     present = _present(tables["train"])
     if len(present) < 2:
         raise DataError(
@@ -263,11 +323,29 @@ def _class_notes(tables: dict[str, TokenTable], labels: tuple[str, ...]) -> list
     return notes
 
 
+def _label_notes(tables: dict[str, TokenTable], labels: tuple[str, ...]) -> list[str]:
+    """Labels that no row of a split has. Raises `DataError` where there is but one label."""
+    if len(labels) < 2:
+        raise DataError(
+            f"rows with several labels must have at least two different ones, got only {labels[0]!r}; add rows."
+        )
+    notes = []
+    for split, table in tables.items():
+        answers = table.row_answers
+        assert answers is not None
+        absent = [label for label, held in zip(labels, answers.sum(0), strict=True) if not held]
+        some = ", ".join(absent[:_NAMED]) + (" and more" if len(absent) > _NAMED else "")
+        name = "training" if split == "train" else split
+        notes += [f"{len(absent)} of {len(labels)} labels hold in no {name} row: {some}."] if absent else []
+    return notes
+
+
 def _length_notes(reading: _Reading) -> list[str]:
     counts, limit = reading.counts, reading.encoder.max_length
+    end = "end of their text" if isinstance(reading.shape, Labelled) else "start of their prompt"
     facts = (
         (counts.overlong, "left out: they do not fit in"),
-        (counts.cut, "used with the start of their prompt cut to fit in"),
+        (counts.cut, f"used with the {end} cut to fit in"),
         (counts.split, "split into several rows of"),
     )
     return [

@@ -70,6 +70,8 @@ class Example:
     """What makes two rows exact duplicates."""
     place: str
     label: str | None = None
+    answer: float | tuple[str, ...] | None = None
+    """What a classifier is to give it, where that is not one label: several labels, or a number."""
     begins: bool = True
     """Whether the tokenizer's beginning-of-text token is put in front (a chat template writes its own)."""
     rejected: tuple[Segment, ...] = ()

@@ -230,7 +230,7 @@ def filled(row: Row) -> list[str]:
 
 def check_classes(shape: Shape, labels: Sequence[str]) -> None:
     """Raise `DataError` where a classification has nothing to tell apart."""
-    if len(labels) == 1 and shape.name == Classification.name:
+    if len(labels) == 1 and shape.name == Classification.name:  # that of a classifier's rows, too
         raise DataError(
             f"classification must have at least two classes, got only {labels[0]!r} in column "
             f"{shape.columns[-1]!r}; add rows of other classes."

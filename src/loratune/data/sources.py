@@ -43,7 +43,7 @@ class DataOptions:
     test_rows: int | None = None
     seed: int = 0
     task: str = CAUSAL
-    """What the rows teach, one of `TASKS`: `preference` reads pairs."""
+    """What the rows teach, one of `TASKS`: `preference` reads pairs, `classification` a text and its answer."""
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:

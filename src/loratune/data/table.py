@@ -118,6 +118,15 @@ class TokenTable:
             return self.answers
         return self.answers[self.index]
 
+    @property
+    def row_truth(self) -> npt.NDArray[Any] | None:
+        """What is true of each row: its class [rows], the labels that hold [rows, labels], its number [rows], which is
+        floating; None where only its text is."""
+        labels, answers = self.row_labels, self.row_answers
+        if answers is None or labels is not None:
+            return None if labels is None else labels.astype(np.int64)
+        return answers.astype(np.int64) if answers.ndim > 1 else answers
+
     def take(self, rows: npt.NDArray[np.int64] | Sequence[int]) -> Self:
         """The same arrays seen through a selection of rows; copies no tokens."""
         chosen = np.asarray(rows, dtype=np.int64)

@@ -138,6 +138,11 @@ class PackEngine:
         return self.machinery.packed
 
     @property
+    def head(self) -> tuple[str, ...]:
+        """Names of the parameters that each trial trains beside its adapter."""
+        return tuple(name for name, _ in self._objective.head)
+
+    @property
     def group(self) -> int:
         """Rows that belong together, by what is learnt."""
         return self._objective.group

@@ -77,16 +77,20 @@ class Scoring:
         if self.metric.needs is not Needs.TEXT:
             return None, None
         if self.labels:
-            if evaluation.predictions is None or table.row_labels is None:
+            truth = table.row_truth
+            if evaluation.predictions is None or truth is None:
                 return None, None
-            return self._words(evaluation.predictions), self._words(table.row_labels)
+            return self._words(evaluation.predictions), self._words(truth)
         if evaluation.tokens is None:
             return None, None
         predicted = np.split(evaluation.tokens, np.cumsum(table.supervised_counts)[:-1])
         true = [tokens[learned] for tokens, learned in map(table.row, range(len(table)))]
         return self.decoded(predicted), self.decoded(true)
 
-    def _words(self, classes: npt.NDArray[np.integer[Any]]) -> list[str]:
+    def _words(self, classes: npt.NDArray[Any]) -> list[str]:
+        """Of several labels those that hold, with commas between them."""
+        if classes.ndim > 1:
+            return [", ".join(self.labels[i] for i in np.flatnonzero(row)) for row in classes]
         return [self.labels[i] for i in classes]
 
     def decoded(self, rows: Sequence[npt.NDArray[np.int32]]) -> list[str]:
@@ -98,8 +102,4 @@ class Scoring:
 
 def table_rows(table: TokenTable) -> Rows:
     """What metrics know of the rows of a table, whatever the model."""
-    labels = table.row_labels
-    return Rows(
-        weights=table.weights,
-        labels=None if labels is None else labels.astype(np.int64),
-    )
+    return Rows(weights=table.weights, labels=table.row_truth)

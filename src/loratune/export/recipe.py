@@ -45,6 +45,8 @@ class Recipe:
     """For comments: where the values come from, one line."""
     weight_format: str = PLAIN
     """How the base's linear layers were held: `plain`, or `nf4` (4 bits)."""
+    modules_to_save: tuple[str, ...] = ()
+    """PEFT's names of a classifier's head."""
 
     @property
     def four_bits(self) -> bool:
@@ -153,13 +155,14 @@ def lora_arguments(recipe: Recipe) -> dict[str, Any]:
     chosen = recipe.hyper_parameters
     patterns = {"rank_pattern": recipe.rank_pattern, "alpha_pattern": recipe.alpha_pattern}
     return {
-        "task_type": "CAUSAL_LM",
+        "task_type": "SEQ_CLS" if recipe.modules_to_save else "CAUSAL_LM",
         "r": chosen.r,
         "lora_alpha": recipe.alpha,
         "lora_dropout": chosen.lora_dropout,
         "target_modules": list(chosen.target_modules),
         "bias": "none",
         **(patterns if recipe.rank_pattern else {}),
+        **({"modules_to_save": list(recipe.modules_to_save)} if recipe.modules_to_save else {}),
     }
 
 

@@ -5,7 +5,7 @@ The config goes through `peft.LoraConfig`, so that the folder is what the instal
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -32,11 +32,18 @@ class Tokenizer(Protocol):
 
 
 def _target_names(model: nn.Module, targets: Sequence[Target]) -> list[str]:
-    """The last parts of the names where they select exactly `targets` in the model, else the full names."""
+    """The shortest endings of the names that select exactly `targets` in the model, else the full names."""
     wanted = {target.name for target in targets}
-    suffixes = {name.rsplit(".", 1)[-1] for name in wanted}
-    selected = {name for name, _ in model.named_modules() if name.rsplit(".", 1)[-1] in suffixes}
-    return sorted(suffixes if selected == wanted else wanted)
+    names = [name for name, _ in model.named_modules()]
+    for parts in (1, 2, 3):  # BERT's layers are called dense, as is its pooler
+        endings = {_ending(name, parts) for name in wanted}
+        if {name for name in names if any(f".{name}".endswith(f".{each}") for each in endings)} == wanted:
+            return sorted(endings)
+    return sorted(wanted)
+
+
+def _ending(name: str, parts: int) -> str:
+    return ".".join(name.split(".")[-parts:])
 
 
 def modules_to_save(model: nn.Module, head: Iterable[str]) -> list[str]:
@@ -116,12 +123,21 @@ def saved_config(folder: Path) -> LoraConfig:
 
 
 def publish_adapter(
-    source: Path, folder: Path, *, base_name: str, tokenizer: Tokenizer | None, card: str
+    source: Path,
+    folder: Path,
+    *,
+    base_name: str,
+    tokenizer: Tokenizer | None,
+    card: str,
+    changed: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] = lambda tensors: tensors,
 ) -> None:
-    """Write the adapter in `source`, of `save_adapter`, as a folder that can be used and handed on; see there."""
+    """Write the adapter in `source`, of `save_adapter`, as a folder that can be used and handed on; see there.
+
+    `changed`: what becomes of its tensors, by their names.
+    """
     config = saved_config(source)
     config.base_model_name_or_path = base_name
-    _write(load_file(source / _WEIGHTS), config, folder, tokenizer, card)
+    _write(changed(load_file(source / _WEIGHTS)), config, folder, tokenizer, card)
 
 
 def _write(

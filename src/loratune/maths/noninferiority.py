@@ -248,18 +248,59 @@ def compare_f1(
     The item part is by a paired bootstrap over rows (1000 resamples, fixed seed).
 
     Args:
-        candidate, reference: [seeds, rows] predicted label. labels: [rows] true label.
+        candidate, reference: [seeds, rows] predicted label. labels: [rows] true label. Of several labels for each row
+            [seeds, rows, labels] and [rows, labels], 1 where one holds.
         noise, margin: in points.
     """
-    rows = len(labels)
-    generator = np.random.default_rng(0)
-    draws = generator.multinomial(rows, np.full(rows, 1 / rows), size=BOOTSTRAPS).astype(np.float64)
-    weights = np.vstack([np.ones((1, rows)), draws])
+    weights = _resamples(len(labels))
     classes = np.unique(labels)
     values = np.mean([macro_f1(p, labels, classes, weights) for p in reference], axis=0)
     values = 100 * (values - np.mean([macro_f1(p, labels, classes, weights) for p in candidate], axis=0))
+    return _of_resamples(values, len(labels), (len(candidate), len(reference)), noise, margin)
+
+
+def compare_correlations(
+    candidate: Floats, reference: Floats, truth: Floats, noise: SeedNoise, margin: float
+) -> Comparison:
+    """Pearson's correlation with `truth`, lost; the item part as in `compare_f1`.
+
+    Args:
+        candidate, reference: [seeds, rows] numbers found. truth: [rows]. noise, margin: of a correlation.
+    """
+    weights = _resamples(len(truth))
+    values = np.mean([correlations(p, truth, weights) for p in reference], axis=0)
+    values = values - np.mean([correlations(p, truth, weights) for p in candidate], axis=0)
+    return _of_resamples(values, len(truth), (len(candidate), len(reference)), noise, margin)
+
+
+def _resamples(rows: int) -> Floats:
+    """[1 + resamples, rows] how often each row is drawn, the first time once each."""
+    generator = np.random.default_rng(0)
+    draws = generator.multinomial(rows, np.full(rows, 1 / rows), size=BOOTSTRAPS).astype(np.float64)
+    return np.vstack([np.ones((1, rows)), draws])
+
+
+def _of_resamples(
+    values: Floats, rows: int, seeds: tuple[int, int], noise: SeedNoise, margin: float
+) -> Comparison:
+    """From the difference on all rows and on resamples of them."""
     item = float(values[1:].var(ddof=1))
-    return _combine(float(values[0]), item, rows - 1, (len(candidate), len(reference)), noise, margin)
+    return _combine(float(values[0]), item, rows - 1, seeds, noise, margin)
+
+
+def correlations(found: Floats, truth: Floats, weights: Floats) -> Floats:
+    """[resamples] Pearson's correlation of numbers [rows], rows weighted by `weights` [resamples, rows]; 0 where one
+    of the two does not vary.
+    """
+    total = weights.sum(1)
+
+    def centred(values: Floats) -> Floats:
+        return values - (weights @ values / total)[:, None]
+
+    ours, theirs = centred(found), centred(truth)
+    products = (weights * ours * theirs).sum(1)
+    sizes = np.sqrt((weights * ours**2).sum(1) * (weights * theirs**2).sum(1))
+    return np.asarray(np.divide(products, sizes, out=np.zeros_like(products), where=sizes > 0))
 
 
 def macro_f1(
@@ -268,9 +309,13 @@ def macro_f1(
     classes: npt.NDArray[np.int64],
     weights: Floats,
 ) -> Floats:
-    """[resamples] mean over classes of F1, rows weighted by `weights` [resamples, rows]; an empty class: 0."""
-    said = np.asarray(predictions[:, None] == classes, np.float64)
-    true = np.asarray(labels[:, None] == classes, np.float64)
+    """[resamples] mean over classes of F1, rows weighted by `weights` [resamples, rows]; an empty class: 0.
+
+    Of several labels for each row `predictions` and `labels` are [rows, labels], and the mean is over those.
+    """
+    several = labels.ndim > 1
+    said = np.asarray(predictions if several else predictions[:, None] == classes, np.float64)
+    true = np.asarray(labels if several else labels[:, None] == classes, np.float64)
     hits = weights @ (said * true)
     sizes = weights @ (said + true)
     return np.asarray(np.divide(2 * hits, sizes, out=np.zeros_like(hits), where=sizes > 0).mean(1))

@@ -9,6 +9,9 @@ Shape = tuple[str, int, int]
 """(full module name, in features, out features)"""
 Part = tuple[str, tuple[int, ...]]
 """(full name, shape) of a parameter of the model that each trial trains as its own, beside its adapter."""
+NEW_WEIGHTS = "new_weights"
+"""Attribute of a classifier with the names of the parameters that its checkpoint did not give; absent: all of its head.
+"""
 _ATTENTION = ("attn", "attention")
 _QUERY_VALUE = (("q_proj", "v_proj"), ("query", "value"), ("q_lin", "v_lin"))
 

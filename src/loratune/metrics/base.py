@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +24,9 @@ class Rows:
 
     weights: Floats | None = None
     """[rows] supervised tokens."""
-    labels: Ints | None = None
-    """[rows] index of the true label."""
+    labels: npt.NDArray[Any] | None = None
+    """[rows] index of the true label; of a classifier also [rows, labels] 1 where one holds, or [rows] the true number
+    (floating)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -36,8 +38,8 @@ class Outputs:
     exact_match: npt.NDArray[np.bool_]
     """[rows] whether every supervised token is the most likely one."""
     rows: Rows
-    predictions: Ints | None = None
-    """[rows] index of the most likely label; None where labels were not scored."""
+    predictions: npt.NDArray[Any] | None = None
+    """[rows] index of the most likely label, or as `Rows.labels` has it; None where labels were not scored."""
     texts: Sequence[str] | None = None
     """[rows] the predictions as text; None where no metric asks for them."""
     references: Sequence[str] | None = None

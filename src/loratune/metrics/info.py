@@ -17,6 +17,8 @@ class Needs(StrEnum):
     """The likelihood of every label after every prompt; only rows with labels have it."""
     PREFERENCES = "preferences"
     """One pass over the rows of preference pairs: by how much the preferred answer is ahead."""
+    NUMBERS = "numbers"
+    """The number that a classifier gives each row; only rows that are to be given one (a regression) have it."""
     TEXT = "text"
     """Predictions as text: the most likely label of a labelled row, else the most likely token at each supervised
     position given the true tokens before it."""

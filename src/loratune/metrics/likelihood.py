@@ -12,6 +12,11 @@ from loratune.values import NLL_MARGIN, TrialResult
 _LARGEST_EXPONENT = 700.0
 
 
+def _are_numbers(rows: Rows) -> bool:
+    """Whether each row is to be given a number."""
+    return rows.labels is not None and rows.labels.ndim == 1 and np.issubdtype(rows.labels.dtype, np.floating)
+
+
 class Nll(Metric):
     """Mean negative log-likelihood per supervised token. A row's score is its sum."""
 
@@ -63,7 +68,9 @@ class Perplexity(Nll):
     )
 
     def scores(self, outputs: Outputs) -> Floats | None:
-        return None if outputs.margins is not None else outputs.nll
+        if outputs.margins is not None or _are_numbers(outputs.rows):
+            return None  # a squared error is no likelihood
+        return outputs.nll
 
     def value(self, scores: Floats, rows: Rows) -> float:
         return exp(min(super().value(scores, rows), _LARGEST_EXPONENT))
@@ -86,4 +93,6 @@ class ExactMatch(Metric):
     needs = Needs.LIKELIHOOD
 
     def scores(self, outputs: Outputs) -> Floats | None:
-        return None if outputs.margins is not None else outputs.exact_match.astype(np.float64)
+        if outputs.margins is not None or _are_numbers(outputs.rows):
+            return None  # no number is met exactly
+        return outputs.exact_match.astype(np.float64)

@@ -7,7 +7,7 @@ PREFERENCE_NAMES = ("preference_accuracy", "preference_margin")
 GENERATION_NAMES = ("generated_match", "json_match", "rouge1", "rouge2", "rougeL", "bleu", "chrf")
 """Of text that the model writes by itself."""
 BUILT_IN_NAMES = (
-    *("nll", "perplexity", "exact_match", "accuracy", "f1"),
+    *("nll", "perplexity", "exact_match", "accuracy", "f1", "correlation"),
     *PREFERENCE_NAMES,
     *GENERATION_NAMES,
 )

@@ -8,7 +8,7 @@ from loratune.metrics.base import Floats, Metric, Outputs
 from loratune.metrics.function import load
 from loratune.metrics.generated import GeneratedMatch, JsonMatch, Regex, bleu, chrf, rouge
 from loratune.metrics.info import POINTS, MetricInfo, Needs
-from loratune.metrics.labelled import Accuracy, MacroF1
+from loratune.metrics.labelled import Accuracy, Correlation, MacroF1
 from loratune.metrics.likelihood import ExactMatch, Nll, Perplexity
 from loratune.metrics.names import REGEX, is_address, usual_seed_sd
 from loratune.metrics.preferred import PreferenceAccuracy, PreferenceMargin
@@ -24,6 +24,7 @@ BUILT_IN: Mapping[str, Metric] = {
         ExactMatch(),
         Accuracy(),
         MacroF1(),
+        Correlation(),
         PreferenceAccuracy(),
         PreferenceMargin(),
         *_OF_TEXT,

@@ -6,15 +6,17 @@ import transformers
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
 
 from loratune.errors import ModelError
-from loratune.model.nf4 import check_quantisation
+from loratune.model.nf4 import check_quantisation, is_packed
 from loratune.model.quiet import first_sentence, quiet
 from loratune.model.source import Source, read_json
+from loratune.values import CAUSAL, CLASSIFICATION
 
 _SIZES = {
     **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers"), 10_000),
@@ -34,21 +36,36 @@ _NEEDED = {
     "intermediate_size": ("n_inner", "ffn_dim", "ffn_hidden_size", "moe_intermediate_size"),
 }
 """What a memory model must know, with other names of it."""
+_AFTER_PADDING = (
+    "roberta",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "camembert",
+    "mpnet",
+    "data2vec-text",
+    "roberta-prelayernorm",
+)
+"""Architectures whose positions begin after the padding's number: they have fewer places than their table."""
 _DEEPEST = 8
 
 
-def read_config(source: Source) -> PreTrainedConfig:
-    """The configuration of a causal language model that LoRA can be trained on.
+def read_config(source: Source, task: str = CAUSAL) -> PreTrainedConfig:
+    """The configuration of a model that LoRA can be trained on: a causal language model, or for `classification` one
+    with a class for sequences.
 
     Raises `ModelError` for code of the model's own, unknown architectures, checkpoints
-    quantised otherwise than in NF4, encoders and sequence-to-sequence models, and models with a recurrent state.
+    quantised otherwise than in NF4, encoders where their task is not named, sequence-to-sequence models, and models
+    with a recurrent state.
     """
     if source.gguf is None:
         _check_raw(read_json(source.folder / "config.json"), source.name)
     try:
         with quiet():
             config = AutoConfig.from_pretrained(source.folder, **source.arguments)
-        _check_kind(config, source.name)
+        if task == CLASSIFICATION:
+            _check_classifier(config, source)
+        else:
+            _check_kind(config, source.name)
         longest_row(config)
     except ModelError:
         raise
@@ -97,7 +114,10 @@ def longest_row(config: PreTrainedConfig) -> int | None:
     for each in (rope, *kinds):
         if each.get("rope_type") == "longrope":
             limits.append(each.get("original_max_position_embeddings"))
-    return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)
+    longest = min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)
+    if longest is None or text.model_type not in _AFTER_PADDING:
+        return longest
+    return max(1, longest - (text.pad_token_id or 0) - 1)
 
 
 def _check_raw(values: dict[str, Any], name: str) -> None:
@@ -166,9 +186,10 @@ def _check_kind(config: PreTrainedConfig, name: str) -> None:
         )
     if known is None or config.is_encoder_decoder or (claimed and not accepted & set(claimed)):
         what = claimed[0] if claimed else type(config).__name__
-        raise ModelError(
-            f"a base model must be a causal language model, {name} is a {what}; choose another model."
-        )
+        other = "choose another model"
+        if _class_of(config, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING) and not config.is_encoder_decoder:
+            other = "add --task classification to train it on labels, or choose another model"
+        raise ModelError(f"a base model must be a causal language model, {name} is a {what}; {other}.")
     if known._is_stateful:
         raise ModelError(
             f"{known.__name__} ({name}) keeps a recurrent state between tokens, which is not supported; "
@@ -176,9 +197,33 @@ def _check_kind(config: PreTrainedConfig, name: str) -> None:
         )
 
 
+def _check_classifier(config: PreTrainedConfig, source: Source) -> None:
+    """Raise `ModelError` where no classifier can be made of it."""
+    known = _class_of(config, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING)
+    what = "--task classification must have a base model of which transformers makes a sequence classifier"
+    if known is None or config.is_encoder_decoder:
+        raise ModelError(
+            f"{what}, an encoder or decoder; {source.name} is a {type(config).__name__.removesuffix('Config')}, choose "
+            "for example a BERT, RoBERTa, DeBERTa, ModernBERT or Llama."
+        )
+    if source.gguf is not None or is_packed(config):
+        raise ModelError(
+            f"{what} in safetensors, got {source.name} in another format; give the original checkpoint."
+        )
+    if known._is_stateful:
+        raise ModelError(
+            f"{known.__name__} ({source.name}) keeps a recurrent state between tokens, which is not supported; "
+            f"choose a model made of attention layers."
+        )
+
+
 def _causal_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    return _class_of(config, MODEL_FOR_CAUSAL_LM_MAPPING)
+
+
+def _class_of(config: PreTrainedConfig, mapping: Any) -> type[PreTrainedModel] | None:
+    if type(config) not in mapping:
         return None
-    found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    found = mapping[type(config)]
     first: type[PreTrainedModel] = found[0] if isinstance(found, list | tuple) else found
     return first

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     GgufConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -14,14 +15,15 @@ from transformers import (
 )
 
 from loratune.errors import ModelError, ResourceError
+from loratune.maths.targets import NEW_WEIGHTS
 from loratune.model.architecture import read_config
 from loratune.model.device import DType, pick_device, resolve_dtype
-from loratune.model.nf4 import adopt_layers, check_packing, check_source, quantisation
+from loratune.model.nf4 import NF4, adopt_layers, check_packing, check_source, quantisation
 from loratune.model.profile import profile_of
 from loratune.model.quiet import first_sentence, quiet
 from loratune.model.source import Source, drop_copy, find_copy, keep_copy, locate
 from loratune.model.tokenizer import open_tokenizer
-from loratune.values import ModelProfile
+from loratune.values import CAUSAL, CLASSIFICATION, Classifier, ModelProfile
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,11 +52,17 @@ class BaseModel:
 
 
 def load_model(
-    name: str, *, dtype: DType = "auto", device: str = "auto", cache: Path | None = None
+    name: str,
+    *,
+    dtype: DType = "auto",
+    device: str = "auto",
+    cache: Path | None = None,
+    classifier: Classifier | None = None,
 ) -> BaseModel:
     """The frozen base model in eval mode, with its tokenizer (None where the folder holds none).
 
     `dtype` `nf4` packs linear layers into 4 bits while they are read; a checkpoint in NF4 is so with `auto` too.
+    `classifier`: with a head that gives these answers, in place of a language model's.
     `cache` is a folder that keeps .gguf weights unpacked as safetensors, so that later loads are fast.
     Raises `ModelError` for what cannot be used, `ResourceError` for a device that is absent or too small.
     """
@@ -64,13 +72,13 @@ def load_model(
     check_source(original, dtype)
     source = find_copy(original, cache, _label(kind))
     try:
-        model, tokenizer = _read(source, original, dtype, place, cache)
+        model, tokenizer = _read(source, original, dtype, place, cache, classifier)
     except ModelError:
         if source is original or cache is None:
             raise
         drop_copy(original, cache, _label(kind))
         source = original
-        model, tokenizer = _read(source, original, dtype, place, cache)
+        model, tokenizer = _read(source, original, dtype, place, cache, classifier)
     if source.gguf is not None and cache is not None:
         with quiet():
             keep_copy(source, cache, _label(kind), model)
@@ -87,13 +95,26 @@ def load_model(
 
 
 def _read(
-    source: Source, original: Source, dtype: DType, place: torch.device, cache: Path | None
+    source: Source,
+    original: Source,
+    dtype: DType,
+    place: torch.device,
+    cache: Path | None,
+    classifier: Classifier | None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Configuration, tokenizer, weights: what is quickly read is checked first."""
-    config = read_config(source)
+    task = CAUSAL if classifier is None else CLASSIFICATION
+    config = read_config(source, task)
+    if classifier is not None and dtype == NF4:
+        raise ModelError(
+            f"--task classification must have plain weights, got --dtype {NF4}; leave it out, or give bfloat16."
+        )
     packs = check_packing(original, config, dtype)
-    tokenizer = open_tokenizer(original, cache) if original.has_tokenizer else None
-    return _load_weights(source, config, resolve_dtype(dtype, place), place if packs else None), tokenizer
+    tokenizer = open_tokenizer(original, cache, task) if original.has_tokenizer else None
+    model = _load_weights(source, config, resolve_dtype(dtype, place), place if packs else None, classifier)
+    if classifier is not None and tokenizer is not None and model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id  # without it a head takes no two rows at once
+    return model, tokenizer
 
 
 def _label(dtype: torch.dtype) -> str:
@@ -101,24 +122,33 @@ def _label(dtype: torch.dtype) -> str:
 
 
 def _load_weights(
-    source: Source, config: PreTrainedConfig, dtype: torch.dtype, packing: torch.device | None
+    source: Source,
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    packing: torch.device | None,
+    classifier: Classifier | None,
 ) -> PreTrainedModel:
     """Every tensor from the checkpoint: transformers would fill missing ones with random numbers.
+
+    Of a classifier those of the head and of the pooler may be missing; each trial draws its own.
 
     `packing`: where layers are packed into 4 bits one by one, so that the plain ones are never all in memory.
     """
     options: dict[str, Any] = {**source.arguments, "config": config, "dtype": dtype}
     if packing is not None:
         options |= {"quantization_config": quantisation(config, dtype), "device_map": {"": packing}}
+    auto: Any = AutoModelForCausalLM
+    if classifier is not None:
+        for name, value in classifier.options.items():
+            setattr(config, name, value)
+        auto, options["ignore_mismatched_sizes"] = AutoModelForSequenceClassification, True
     if source.gguf is None:
         options["use_safetensors"] = True
     else:
         options["quantization_config"] = GgufConfig(dequantize=True)
     try:
         with quiet():
-            model, report = AutoModelForCausalLM.from_pretrained(
-                source.folder, output_loading_info=True, **options
-            )
+            model, report = auto.from_pretrained(source.folder, output_loading_info=True, **options)
     except torch.OutOfMemoryError:
         raise _too_large(source.name, packing) from None
     except MemoryError:
@@ -130,13 +160,23 @@ def _load_weights(
             f"the weights of {source.name} cannot be loaded: {first_sentence(error)}; "
             f"download the model again."
         ) from None
-    missing = sorted(report["missing_keys"])
+    missing = sorted({*report["missing_keys"], *(each[0] for each in report["mismatched_keys"])})
+    if classifier is not None:
+        new = frozenset(name for name in missing if _is_head(name, model))
+        setattr(model, NEW_WEIGHTS, new)
+        missing = [name for name in missing if name not in new]
     if missing:
         raise ModelError(
             f"the weights of {source.name} lack {len(missing)} tensors that its configuration asks for, "
             f"{missing[0]} first; download the model again."
         )
     return model
+
+
+def _is_head(parameter: str, model: PreTrainedModel) -> bool:
+    """Whether it stands outside of the body, or is the body's pooler's."""
+    prefix = f"{model.base_model_prefix}."
+    return not parameter.startswith(prefix) or parameter.startswith(f"{prefix}pooler.")
 
 
 def _too_large(name: str, place: torch.device | None, size: int | None = None) -> ResourceError:
@@ -150,7 +190,7 @@ def _too_large(name: str, place: torch.device | None, size: int | None = None) -
 def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """Tokenizers may know a few more tokens than the model (Gemma 3 does), but not these."""
     rows = model.get_input_embeddings().weight.shape[0]
-    largest = max(tokenizer.vocab_size - 1, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    largest = max(tokenizer.vocab_size - 1, tokenizer.eos_token_id or 0, tokenizer.pad_token_id)
     if largest >= rows:
         raise ModelError(
             f"the tokenizer of {name} uses token {largest}, but the model has {rows} embeddings; "

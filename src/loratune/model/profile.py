@@ -1,14 +1,20 @@
 """The shapes of a base model and the linear layers that LoRA can adapt, from it or from its configuration."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.pytorch_utils import Conv1D
 
 from loratune.errors import ModelError
-from loratune.maths.targets import Shape
+from loratune.maths.targets import NEW_WEIGHTS, Shape
 from loratune.model.architecture import check_sizes, read_config
 from loratune.model.device import DType, pick_device, resolve_dtype
 from loratune.model.nf4 import (
@@ -21,8 +27,9 @@ from loratune.model.nf4 import (
     weight_parameters,
 )
 from loratune.model.quiet import first_sentence, quiet
+from loratune.model.rows import body_of
 from loratune.model.source import locate, read_json
-from loratune.values import ModelProfile
+from loratune.values import CAUSAL, CLASSIFICATION, Classifier, ModelProfile
 
 _ATTENTION = ("attn", "attention")
 
@@ -68,6 +75,17 @@ def positional_layers(config: PreTrainedConfig) -> tuple[str, ...]:
         return "pos_proj", "pos_q_proj"
     shared = ("query_proj", "key_proj") if getattr(config, "share_att_key", False) else ()
     return "pos_key_proj", "pos_query_proj", *shared
+
+
+def head_parameters(model: PreTrainedModel) -> int:
+    """Of a classifier: what stands outside of its body, and what of it no checkpoint gave."""
+    body = f"{model.base_model_prefix}."
+    new: frozenset[str] = getattr(model, NEW_WEIGHTS, frozenset())
+    return sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if name in new or not name.startswith(body)
+    )
 
 
 def is_mixture_of_experts(model: PreTrainedModel) -> bool:
@@ -121,6 +139,8 @@ def profile_of(model: PreTrainedModel, name: str, packed: Sequence[str] | None =
         intermediate_size=intermediate_size(text),
         experts_per_token=experts_per_token(text),
         expert_parameters=expert_parameters(model),
+        head_parameters=0 if head is not None else head_parameters(model),
+        outputs=0 if head is not None else int(model.config.num_labels),
         norm_features=norm_features(model),
         cached_features=cached_features(text),
         bytes_per_parameter=float(plain.element_size()),
@@ -131,22 +151,35 @@ def profile_of(model: PreTrainedModel, name: str, packed: Sequence[str] | None =
 
 
 def profile_from_config(
-    name: str, *, dtype: DType = "auto", device: str = "auto", packs: bool = False
+    name: str,
+    *,
+    dtype: DType = "auto",
+    device: str = "auto",
+    packs: bool = False,
+    classifier: Classifier | None = None,
 ) -> ModelProfile:
     """The same from `config.json` (or a .gguf header) alone, in seconds and without memory for weights.
 
     `dtype` and `device` say how the weights would be loaded; `packs`: with linear layers in 4 bits, as `nf4` does,
-    and `dtype` what is computed in. Raises `ModelError`.
+    and `dtype` what is computed in. `classifier`: with its head. Raises `ModelError`.
     """
     source = locate(name, weights=False)
     check_source(source, NF4 if packs else dtype)
-    config = read_config(source)
+    config = read_config(source, CAUSAL if classifier is None else CLASSIFICATION)
+    if classifier is not None:
+        if packs or dtype == NF4:
+            raise ModelError(
+                f"--task classification must have plain weights, got --dtype {NF4}; give bfloat16 or float32."
+            )
+        for option, value in classifier.options.items():
+            setattr(config, option, value)
     if source.gguf is None:
         check_sizes(config, read_json(source.folder / "config.json"), name)
     kind = resolve_dtype(dtype, pick_device(device))
     try:
         with quiet(), torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=kind, trust_remote_code=False)
+            auto: Any = AutoModelForCausalLM if classifier is None else AutoModelForSequenceClassification
+            model = auto.from_config(config, dtype=kind, trust_remote_code=False)
     except Exception as error:
         raise ModelError(
             f"{name} cannot be built from its configuration: {first_sentence(error)}; check config.json."
@@ -189,9 +222,7 @@ def norm_features(model: PreTrainedModel) -> int:
     """Features per token that the decoder's normalisation layers see; those of single heads count per head."""
     linears = {name: outputs for name, _, outputs in adaptable_layers(model)}
     total = 0
-    for name, module in (
-        model.get_decoder() if model.get_output_embeddings() is not None else model.base_model
-    ).named_modules():
+    for name, module in body_of(model).named_modules():
         weight = getattr(module, "weight", None)
         if "norm" not in type(module).__name__.lower() or not isinstance(weight, torch.Tensor):
             continue

@@ -21,14 +21,12 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
 from loratune.errors import ModelError
-from loratune.maths.targets import Part
+from loratune.maths.targets import NEW_WEIGHTS, Part
 from loratune.objectives.objective import Asked, Compile, Scored
 from loratune.objectives.pooling import Pooling, pooled
 
 _FEWEST_CHOICES = 1000
 """A single row may be far worse than guessing between two classes without its trial having diverged."""
-NEW_WEIGHTS = "new_weights"
-"""Attribute of a model with the names of the parameters that no checkpoint gave it; absent: all of its head."""
 
 
 class Classification:

@@ -14,7 +14,7 @@ from loratune.data.template import Template
 from loratune.metrics import MetricInfo, info_of
 from loratune.reporting.facts import Gain, RunFacts
 from loratune.reporting.wording import interval, number, rate
-from loratune.values import HyperParameters, PromptFormat, PromptKind, TrainingRecord
+from loratune.values import Classifier, HyperParameters, Problem, PromptFormat, PromptKind, TrainingRecord
 
 _NEW_TOKENS = 64
 
@@ -51,7 +51,8 @@ class Card:
     def _front(self) -> str:
         base = [f"base_model: {self.base}"] if self._is_hub_name else []
         tags = ["tags:", "- lora", "- loratune"]
-        return "\n".join(["---", *base, "library_name: peft", "pipeline_tag: text-generation", *tags, "---"])
+        kind = "text-generation" if self.training.classifier is None else "text-classification"
+        return "\n".join(["---", *base, "library_name: peft", f"pipeline_tag: {kind}", *tags, "---"])
 
     def _what(self) -> str:
         return (
@@ -68,6 +69,9 @@ class Card:
             PromptKind.TURNS: "Conversations are lines of `User: …` and `Assistant: …`.",
             PromptKind.TEXT: "The model was trained on plain text, which it goes on.",
         }.get(given.kind, f"Every prompt was written by this template:\n\n{_fenced(given.template, 'text')}")
+        if (classifier := self.training.classifier) is not None:
+            code = classifying_code(self.base, given, classifier)
+            return f"## Use\n\n{told} The head is part of the adapter.\n\n{_fenced(code, 'python')}"
         end = f"A completion ends with {_code(self.training.end_of_turn)}."
         return f"## Use\n\n{told} {end}\n\n{_fenced(generating_code(self.base, given), 'python')}"
 
@@ -131,6 +135,35 @@ def card_of(facts: RunFacts, base: str) -> str:
         versions=facts.versions,
         optimised=facts.optimised,
     ).text
+
+
+def classifying_code(base: str, given: PromptFormat, classifier: Classifier) -> str:
+    """Lines of Python that answer one text, run beside the adapter's folder."""
+    names = {} if classifier.problem is Problem.NUMBER else dict(enumerate(classifier.labels))
+    answer = {
+        Problem.ONE: "print(labels[int(logits[0].argmax())])",
+        Problem.SEVERAL: "print([label for number, label in labels.items() if logits[0, number] > 0])",
+        Problem.NUMBER: "print(float(logits[0, 0]))",
+    }
+    return "\n".join(
+        [
+            "import torch",
+            "from peft import PeftModel",
+            "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
+            "",
+            'adapter = "adapter"  # this folder, or its name on a hub',
+            "tokenizer = AutoTokenizer.from_pretrained(adapter)",
+            "base = AutoModelForSequenceClassification.from_pretrained(",
+            f"    {base!r}, num_labels={classifier.outputs}, pad_token_id=tokenizer.pad_token_id",
+            ")",
+            "model = PeftModel.from_pretrained(base, adapter).eval()  # its head comes from the adapter",
+            *([f"labels = {names!r}"] if names else []),
+            *_prompt_code(given),
+            "with torch.no_grad():",
+            '    logits = model(**tokenizer(prompt, return_tensors="pt")).logits',
+            answer[classifier.problem],
+        ]
+    )
 
 
 def generating_code(base: str, given: PromptFormat) -> str:

@@ -153,6 +153,16 @@ def _snippet(facts: RunFacts) -> str:
     """How to load the adapter; a GGUF file is loaded through its folder."""
     path = Path(facts.model)
     base = f"{facts.model!r}" if path.suffix != ".gguf" else f"{str(path.parent)!r}, gguf_file={path.name!r}"
+    if facts.training is not None and (kind := facts.training.classifier) is not None:
+        return f"""\
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained({facts.directory + "/adapter"!r})
+base = AutoModelForSequenceClassification.from_pretrained(
+    {facts.model!r}, num_labels={kind.outputs}, pad_token_id=tokenizer.pad_token_id
+)
+model = PeftModel.from_pretrained(base, {facts.directory + "/adapter"!r})  # its head comes from the adapter"""
     return f"""\
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer

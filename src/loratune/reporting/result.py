@@ -30,12 +30,15 @@ class RecommendedHyperParameters(HyperParameters):
 
     max_length: int
     """Tokens."""
+    modules_to_save: tuple[str, ...] = ()
+    """PEFT's names of a classifier's head, which is trained whole; empty where completions are learnt."""
 
     def lora_config(self) -> Any:
         """The `peft.LoraConfig` of the recommended adapter."""
         targets = self.target_modules
         return import_module("peft").LoraConfig(
-            task_type="CAUSAL_LM",
+            task_type="SEQ_CLS" if self.modules_to_save else "CAUSAL_LM",
+            modules_to_save=list(self.modules_to_save) or None,
             r=self.r,
             lora_alpha=_whole(self.lora_alpha),
             rank_pattern=dict(self.rank_pattern),
@@ -223,7 +226,7 @@ def load_result(directory: Path) -> TuneResult:
 def _decode(values: dict[str, Any], directory: Path) -> TuneResult:
     recommended = values["recommended"]
     return TuneResult(
-        recommended=RecommendedHyperParameters.from_dict(recommended),
+        recommended=RecommendedHyperParameters.from_dict(recommended | _whole_modules(values)),
         metrics=values["metrics"],
         evidence=tuple(evidence_from_dict(each) for each in values["evidence"]),
         cost=values["cost"],
@@ -231,6 +234,12 @@ def _decode(values: dict[str, Any], directory: Path) -> TuneResult:
         directory=directory,
         verdict=tuple(values.get("verdict", ())),
     )
+
+
+def _whole_modules(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a document's training record the recommendation needs."""
+    names = (values.get("training") or {}).get("modules_to_save") or ()
+    return {"modules_to_save": tuple(names)} if names else {}
 
 
 def evidence_from_dict(values: Mapping[str, Any]) -> Evidence:

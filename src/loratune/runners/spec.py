@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -24,12 +24,15 @@ from loratune.data.prepare import PreparedData, prepare
 from loratune.data.sources import DataOptions
 from loratune.data.stored import read_rows as stored_rows
 from loratune.data.survey import check_embeddings
+from loratune.data.table import TokenTable
 from loratune.engine.labels import labelling_passes
 from loratune.engine.machinery import Paths, choose_paths
 from loratune.engine.pack import PackEngine
 from loratune.engine.scoring import Scoring
 from loratune.errors import DataError, ModelError, panics_as
 from loratune.lora.layout import find_targets
+from loratune.lora.outputs import has_bias, output_layer
+from loratune.lora.peft_io import modules_to_save
 from loratune.maths.laws import passes
 from loratune.maths.targets import check_rank
 from loratune.metrics import Metric, Needs, named
@@ -41,11 +44,29 @@ from loratune.model.nf4 import NF4
 from loratune.model.source import locate
 from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
 from loratune.objectives.causal import Causal
+from loratune.objectives.classification import Classification
 from loratune.objectives.objective import Factory
 from loratune.objectives.preference import Dpo, Orpo, Simpo
-from loratune.values import ALL_LINEAR, DataFacts, ModelProfile, SearchContext, TrialCosts, Wishes
+from loratune.values import (
+    ALL_LINEAR,
+    CAUSAL,
+    CLASSIFICATION,
+    Classifier,
+    DataFacts,
+    ModelProfile,
+    Problem,
+    SearchContext,
+    TrialCosts,
+    Wishes,
+)
 
-OBJECTIVES: Mapping[str, Factory] = {"causal": Causal, "dpo": Dpo, "orpo": Orpo, "simpo": Simpo}
+OBJECTIVES: Mapping[str, Factory] = {
+    CAUSAL: Causal,
+    CLASSIFICATION: Classification,
+    "dpo": Dpo,
+    "orpo": Orpo,
+    "simpo": Simpo,
+}
 """What `EngineSpec.objective` may name."""
 
 
@@ -67,7 +88,7 @@ class EngineSpec:
     """What may be taken, such as 24GiB, on a GPU the context included; None: what the device has."""
     recompute: str = "auto"
     """Of how many layers activations are computed again: auto, none, all or a number."""
-    objective: str = "causal"
+    objective: str = CAUSAL
     metric: str = "nll"
     """Its name, or `package.module:function`, which `build` imports: never build a spec from somebody else's folder."""
     max_new_tokens: int | None = None
@@ -116,6 +137,12 @@ class EngineFacts:
     """Rows that belong together, by what is learnt."""
     needs_reference: bool = False
     """Whether what is learnt compares with the base model's likelihoods."""
+    classifier: Classifier | None = None
+    """What a head answers, and in which unit numbers are learnt; None where completions are."""
+    modules_to_save: tuple[str, ...] = ()
+    """PEFT's names of a trained head."""
+    output_layer: str = ""
+    """Of a head, the layer that gives its answers."""
     notes: tuple[str, ...] = ()
     """What was settled where the user left it open, a sentence each."""
     devices: int = 1
@@ -158,7 +185,18 @@ class Built:
             group=self.engine.group,
             needs_reference=bool(getattr(self.engine.objective, "needs_reference", False)),
             notes=self.notes,
+            **self._head,
         )
+
+    @property
+    def _head(self) -> dict[str, Any]:
+        if self.data.classifier is None:
+            return {}
+        return {
+            "classifier": self.data.classifier,
+            "modules_to_save": tuple(modules_to_save(self.base.model, self.engine.head)),
+            "output_layer": output_layer(self.base.model),
+        }
 
 
 def build(spec: EngineSpec, folder: Path) -> Built:
@@ -167,7 +205,7 @@ def build(spec: EngineSpec, folder: Path) -> Built:
     Raises `InputError` of all kinds for wrong input, other rows or weights than `spec` names included;
     `ResourceError` for a device that is absent or too small.
     """
-    tokenizer = load_tokenizer(spec.model, cache=model_cache())
+    tokenizer = load_tokenizer(spec.model, cache=model_cache(), task=spec.data.task)
     if spec.rows is not None:
         return build_on(spec, stored_rows(Path(spec.rows)), tokenizer)
     return build_on(spec, read_rows(spec.model, spec.data, tokenizer, folder), tokenizer)
@@ -181,7 +219,14 @@ def build_on(spec: EngineSpec, data: PreparedData, tokenizer: PreTrainedTokenize
     _limit_memory(spec)
     reason = _why_packed(spec, longest)
     packs = bool(reason) or spec.weight_format == NF4
-    base = load_model(spec.model, dtype=NF4 if packs else spec.dtype, device=spec.device, cache=cache)
+    base = load_model(
+        spec.model,
+        dtype=NF4 if packs else spec.dtype,
+        device=spec.device,
+        cache=cache,
+        classifier=data.classifier,
+    )
+    data, unit = _in_one_unit(data, base)
     check_embeddings(data, base.profile.vocabulary, tokenizer)
     for rank in spec.ranks:
         check_rank(find_targets(base.profile.targets, spec.target_modules), rank)
@@ -192,7 +237,12 @@ def build_on(spec: EngineSpec, data: PreparedData, tokenizer: PreTrainedTokenize
     engine = _engine(spec, data, base, paths, limits, tokenizer)
     settled = replace(spec, weight_format=base.weight_format)
     return Built(
-        spec=settled, data=data, base=base, engine=engine, limits=limits, notes=(reason,) if reason else ()
+        spec=settled,
+        data=data,
+        base=base,
+        engine=engine,
+        limits=limits,
+        notes=tuple(each for each in (reason, unit) if each),
     )
 
 
@@ -206,7 +256,7 @@ def _limit_memory(spec: EngineSpec) -> None:
 
 def _why_packed(spec: EngineSpec, longest: int) -> str:
     """A sentence where the base model is held in 4 bits without having been asked for; else empty."""
-    if spec.dtype != "auto" or spec.weight_format is not None:
+    if spec.dtype != "auto" or spec.weight_format is not None or spec.objective == CLASSIFICATION:
         return ""
     return why_packed(spec.model, device=spec.device, memory=spec.device_memory, longest=longest)
 
@@ -255,6 +305,34 @@ def scoring_of(spec: EngineSpec, data: PreparedData, tokenizer: PreTrainedTokeni
     return Scoring(metric=metric, tokenizer=tokenizer, labels=data.labels, max_new_tokens=most)
 
 
+def _in_one_unit(data: PreparedData, base: BaseModel) -> tuple[PreparedData, str]:
+    """Numbers to be met with mean 0 and variance 1 over the training rows, and a sentence about it; without a bias in
+    the head, which could not give the mean back, with a mean square of 1.
+    """
+    kind, answers = data.classifier, data.train.row_answers
+    if kind is None or kind.problem is not Problem.NUMBER or answers is None:
+        return data, ""
+    centre = float(answers.mean()) if has_bias(base.model) else 0.0
+    scale = float(np.sqrt(((answers - centre) ** 2).mean())) or 1.0
+
+    def scaled(table: TokenTable) -> TokenTable:
+        assert table.answers is not None
+        return replace(table, answers=(table.answers - centre) / scale)
+
+    note = (
+        f"The numbers of the training rows have a mean of {float(answers.mean()):.4g} and a standard deviation of "
+        f"{float(answers.std()):.4g}, which they are learnt in; the adapter in the end gives them in their own unit."
+    )
+    changed = replace(
+        data,
+        train=scaled(data.train),
+        validation=scaled(data.validation),
+        test=scaled(data.test),
+        classifier=replace(kind, centre=centre, scale=scale),
+    )
+    return changed, note
+
+
 def _check_same(spec: EngineSpec, data: PreparedData) -> None:
     """Raise `DataError` or `ModelError` where rows or weights are not those that are meant."""
     if spec.rows_digest and data.fingerprint != spec.rows_digest:
@@ -277,13 +355,13 @@ def model_cache() -> Path:
     return Path(os.environ.get("LORATUNE_CACHE") or Path.home() / ".cache" / "loratune")
 
 
-def context_length(model: str) -> int | None:
+def context_length(model: str, task: str = CAUSAL) -> int | None:
     """The longest row in tokens that the model's configuration allows; None where it sets no limit.
 
     A .gguf file's configuration takes as long to read as its weights, so its limit is left to the user.
     """
     source = locate(model, weights=False)
-    return None if source.gguf is not None else longest_row(read_config(source))
+    return None if source.gguf is not None else longest_row(read_config(source, task))
 
 
 def read_rows(
@@ -296,22 +374,23 @@ def read_rows(
         return prepare(
             options,
             tokenizer,
-            end_of_turn=end_of_turn_id(tokenizer),
-            model_limit=context_length(model),
+            end_of_turn=end_of_turn_id(tokenizer) if options.task == CAUSAL else -1,
+            model_limit=context_length(model, options.task),
             cache=folder,
         )
 
 
 def data_facts(data: PreparedData) -> DataFacts:
     """What a strategy knows of the rows."""
-    labels = data.validation.row_labels if data.labels else None
+    classifies = data.classifier is not None
+    labels = data.validation.row_truth if data.labels or classifies else None
     return DataFacts(
         rows=data.train.examples,
         tokens=int(data.train.lengths.sum()),
         supervised_tokens=int(data.train.supervised_counts.sum()),
         validation_tokens=int(data.validation.lengths.sum()),
         validation_weights=data.validation.weights,
-        validation_labels=None if labels is None else labels.astype(np.int64),
+        validation_labels=labels,
         labels=len(data.labels),
     )
 

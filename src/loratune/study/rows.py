@@ -218,11 +218,14 @@ def write_arrays(path: Path, arrays: Arrays) -> None:
 
 
 def read_arrays(path: Path, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
-    """Those of `write_arrays`, one-dimensional numbers. Raises whatever numpy and zipfile do of a damaged file."""
+    """Those of `write_arrays`, numbers, of which a row may have several.
+
+    Raises whatever numpy and zipfile do of a damaged file.
+    """
     if not names:
         return {}
     with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in names}
-    if any(array.ndim != 1 or array.dtype.kind not in "fiub" for array in arrays.values()):
+    if any(array.ndim not in (1, 2) or array.dtype.kind not in "fiub" for array in arrays.values()):
         raise ValueError("arrays of numbers, one for each row or step")
     return arrays

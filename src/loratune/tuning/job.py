@@ -31,7 +31,7 @@ from loratune.tuning.options import TuneOptions
 from loratune.tuning.outcome import run_facts, write_report
 from loratune.tuning.resumption import CLOCK_START, CUT, PEAK, SECONDS, fingerprint, predicted_seconds
 from loratune.tuning.timeline import PACKS, TIMELINE, Occupancy, Timeline
-from loratune.tuning.workbench import Workbench
+from loratune.tuning.workbench import Workbench, in_unit_of_rows
 from loratune.values import Decision, Stage, StudiedTask, TrialResult, Truncation
 from loratune.values.analysis import Diagnosis
 from loratune.values.events import (
@@ -234,6 +234,7 @@ class Job:
             base_name=name,
             tokenizer=self.bench.tokenizer,
             card=card_of(facts, name),
+            changed=in_unit_of_rows(self.bench),
         )
         task = self._studied(decision)
         self.study.put_fact("facts", to_stored(facts))

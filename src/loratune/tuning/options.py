@@ -24,7 +24,7 @@ from loratune.metrics.names import BUILT_IN_NAMES, PREFERENCE_NAMES, usual_seed_
 from loratune.search.names import STRATEGY_NAMES
 from loratune.trackers import TRACKER_NAMES
 from loratune.values import ALL_LINEAR, NLL_MARGIN, HyperParameters, default_recipe
-from loratune.values.tasks import BETA_OF, CAUSAL, PREFERENCE, PREFERENCE_RATE
+from loratune.values.tasks import BETA_OF, CAUSAL, CLASSIFICATION, PREFERENCE, PREFERENCE_RATE
 
 NLL_NAME = BUILT_IN_NAMES[0]
 _RECIPE = default_recipe()
@@ -65,7 +65,10 @@ class CommonOptions:
     test_rows: int | None = option(None, "Use at most this many test rows.", DATA)
     seed: int = option(0, "Seed of splits, trials and decisions.", DATA)
     task: str = option(
-        CAUSAL, "causal: completions are learnt; preference: pairs of prompt, chosen and rejected.", DATA
+        CAUSAL,
+        "causal: completions are learnt; classification: labels or numbers by a trained head, encoders too; preference: "
+        "pairs of prompt, chosen and rejected.",
+        DATA,
     )
     objective: str | None = option(
         None, f"With --task preference: {', '.join(BETA_OF)}; default: {next(iter(BETA_OF))}.", DATA
@@ -95,7 +98,7 @@ class CommonOptions:
                 f"--objective is of --task preference, got {self.objective!r} with --task {self.task}; leave it out or "
                 "give --task preference."
             )
-        if self.learns not in (CAUSAL, *BETA_OF):
+        if self.learns not in (CAUSAL, CLASSIFICATION, *BETA_OF):
             raise InputError(
                 f"--objective must be one of {', '.join(BETA_OF)}, got {self.objective!r}; change --objective."
             )
@@ -107,7 +110,7 @@ class CommonOptions:
     @property
     def learns(self) -> str:
         """Name of the objective."""
-        return self.objective or (next(iter(BETA_OF)) if self.task == PREFERENCE else CAUSAL)
+        return self.objective or (next(iter(BETA_OF)) if self.task == PREFERENCE else self.task)
 
 
 def data_options(options: CommonOptions) -> DataOptions:

@@ -24,7 +24,16 @@ from loratune.tuning.forecast import Forecast
 from loratune.tuning.lessons import survived
 from loratune.tuning.options import CommonOptions, TuneOptions, data_options
 from loratune.tuning.workbench import Workbench
-from loratune.values import Decision, Evidence, HyperParameters, TrainingRecord, TrialResult, Truncation
+from loratune.values import (
+    CAUSAL,
+    CLASSIFICATION,
+    Decision,
+    Evidence,
+    HyperParameters,
+    TrainingRecord,
+    TrialResult,
+    Truncation,
+)
 from loratune.values.analysis import Diagnosis
 from loratune.values.events import Note, Tell
 from loratune.values.plain import from_plain
@@ -48,6 +57,11 @@ class TrainedRun:
     def adapter(self) -> Path:
         return self.directory / "adapter"
 
+    @property
+    def task(self) -> str:
+        """As `--task` has it."""
+        return CAUSAL if self.training.classifier is None else CLASSIFICATION
+
 
 def training_record(
     options: CommonOptions, bench: Workbench, *, seed: int, epochs: float, patience: int
@@ -67,7 +81,9 @@ def training_record(
         max_length=bench.data.profile.max_length,
         evaluations=stopping.evaluations,
         patience=patience,
-        end_of_turn=str(bench.tokenizer.eos_token),
+        end_of_turn=str(bench.tokenizer.eos_token or ""),
+        classifier=bench.engines.facts.classifier,
+        modules_to_save=bench.engines.facts.modules_to_save,
     )
 
 

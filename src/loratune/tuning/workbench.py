@@ -6,13 +6,13 @@ Everything that can be wrong with the user's input is found here, before anythin
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -29,8 +29,9 @@ from loratune.engine.labels import labelling_passes
 from loratune.errors import BudgetError, InputError, OutputError
 from loratune.files.lock import is_empty
 from loratune.lora.layout import find_targets
+from loratune.lora.outputs import in_own_unit
 from loratune.maths.laws import EPOCH_CHOICES, passes
-from loratune.metrics import Needs, default_margin, find, metrics, searched_by
+from loratune.metrics import Metric, Needs, default_margin, find, metrics, searched_by
 from loratune.model.tokenizer import load_tokenizer
 from loratune.runners.engines import Engines, Host, in_process
 from loratune.runners.runner import (
@@ -57,6 +58,7 @@ from loratune.tuning.tried import try_metric
 from loratune.values import (
     ModelFacts,
     ModelProfile,
+    Problem,
     RunLimits,
     SearchContext,
     Wishes,
@@ -261,7 +263,7 @@ def open_workbench(
         weight_format=weight_format,
         labels_at_end=labels_at_end,
     )
-    tokenizer = load_tokenizer(options.model, cache=model_cache())
+    tokenizer = load_tokenizer(options.model, cache=model_cache(), task=options.task)
     with TemporaryDirectory(prefix="loratune-") as folder:
         data = read_rows(spec.model, spec.data, tokenizer, Path(folder))
         with host(spec, data, tokenizer) as engines, running(_threads(engines.facts)):
@@ -293,6 +295,29 @@ def _generation(bench: Workbench) -> Generation | None:
     return measured.generation
 
 
+def in_unit_of_rows(bench: Workbench) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """What becomes of an adapter's tensors when it is handed over: a regression's numbers get their own unit."""
+    facts = bench.engines.facts
+    kind = facts.classifier
+    if kind is None:
+        return lambda tensors: tensors
+    return lambda tensors: in_own_unit(tensors, facts.output_layer, kind.centre, kind.scale)
+
+
+def _check_numbers(metric: Metric, data: PreparedData) -> None:
+    """Raise `InputError` for a metric of numbers where rows have labels or text, and the other way round."""
+    numbers = data.classifier is not None and data.classifier.problem is Problem.NUMBER
+    if metric.needs is Needs.LIKELIHOOD or numbers is (metric.needs is Needs.NUMBERS):
+        return
+    needed = (
+        "numbers to be met (--task classification)" if metric.needs is Needs.NUMBERS else "labels or text"
+    )
+    raise InputError(
+        f"--metric {metric.name} needs {needed}, and these rows are {data.profile.shape}; choose "
+        f"{'nll or correlation' if numbers else 'nll, accuracy or f1'}."
+    )
+
+
 def model_facts(profile: ModelProfile, target_modules: tuple[str, ...]) -> ModelFacts:
     """What a strategy knows of the base model."""
     targets = find_targets(profile.targets, target_modules)
@@ -315,6 +340,7 @@ def search_context(bench: Workbench, options: SearchOptions) -> SearchContext:
     data, profile = bench.data, bench.profile
     metric = searched_by(find(options.metric))
     margin = options.margin if metric.name == options.metric else None
+    _check_numbers(metric, data)
     if metric.needs is Needs.LABELS and not data.labels:
         others = ", ".join(each.name for each in metrics() if each.needs is not Needs.LABELS)
         raise InputError(

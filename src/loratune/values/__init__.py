@@ -1,6 +1,7 @@
 """Frozen dataclasses that the layers exchange. They know nothing of torch, files or the command line."""
 
 from loratune.values.analysis import Cut, CutPoint, LayerSpectrum, Truncation
+from loratune.values.classifier import Classifier, Problem
 from loratune.values.context import (
     NLL_MARGIN,
     PASSES_PER_LABELLING,
@@ -31,15 +32,19 @@ from loratune.values.profile import (
     TaskKind,
 )
 from loratune.values.records import Optimum, PromptFormat, PromptKind, StudiedTask, TrainingRecord
+from loratune.values.tasks import CAUSAL, CLASSIFICATION
 from loratune.values.trial import CurvePoint, Stage, Trial, TrialResult, TrialState
 
 __all__ = [
     "ALL_LINEAR",
+    "CAUSAL",
+    "CLASSIFICATION",
     "NLL_MARGIN",
     "PASSES_PER_LABELLING",
     "PLAIN",
     "Absorbed",
     "BaseLoss",
+    "Classifier",
     "CurvePoint",
     "Cut",
     "CutPoint",
@@ -58,6 +63,7 @@ __all__ = [
     "PlannedStage",
     "PriorKnowledge",
     "Probe",
+    "Problem",
     "PromptFormat",
     "PromptKind",
     "RateTest",

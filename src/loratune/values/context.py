@@ -100,8 +100,8 @@ class DataFacts:
     """Tokens of one evaluation over all validation rows."""
     validation_weights: npt.NDArray[np.float64] | None = None
     """[validation rows] supervised tokens of each row; None in a simulated run without per-example values."""
-    validation_labels: npt.NDArray[np.int64] | None = None
-    """[validation rows] index of the true label, for labelled data."""
+    validation_labels: npt.NDArray[Any] | None = None
+    """[validation rows] index of the true label, for labelled data; of a classifier as `metrics.Rows.labels`."""
     labels: int = 0
     """Number of classes; 0 where the data is not labelled."""
 

@@ -206,6 +206,10 @@ class ModelProfile:
     """Of a mixture of experts, how many a token is sent to; 0 for dense models."""
     expert_parameters: int = 0
     """Those of all experts of a mixture, which stay frozen."""
+    head_parameters: int = 0
+    """Of a classifier, what every trial trains beside its adapter."""
+    outputs: int = 0
+    """Of a classifier's head; 0: the vocabulary."""
     norm_features: int = 0
     """Features per token that normalisation layers see, all of them together."""
     cached_features: int = 0

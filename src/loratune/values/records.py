@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Self
 
+from loratune.values.classifier import Classifier
 from loratune.values.profile import PLAIN
 
 _SIGNED = frozenset({"nll"})
@@ -134,6 +135,10 @@ class TrainingRecord:
     """The token that ends a completion, as text."""
     weight_format: str = PLAIN
     """How the base model's linear layers were held: `plain`, or `nf4` (4 bits)."""
+    classifier: Classifier | None = None
+    """What its head answers; None where completions were learnt."""
+    modules_to_save: tuple[str, ...] = ()
+    """PEFT's names of what was trained whole beside the matrices: a classifier's head."""
 
     @property
     def weights(self) -> str:

@@ -1,7 +1,7 @@
 """What may be learnt from rows, and by which objective. Names and numbers only: loaded before numpy is."""
 
-CAUSAL, PREFERENCE = "causal", "preference"
-TASKS = (CAUSAL, PREFERENCE)
+CAUSAL, PREFERENCE, CLASSIFICATION = "causal", "preference", "classification"
+TASKS = (CAUSAL, PREFERENCE, CLASSIFICATION)
 """In the order in which they are shown."""
 BETA_OF = {"dpo": 0.1, "orpo": 0.1, "simpo": 2.0}
 """The usual beta by objective of preferences, the usual objective first: TRL's defaults, and the SimPO authors' 2."""
