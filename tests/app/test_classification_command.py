@@ -15,7 +15,7 @@ import loratune
 from command_fixture import Shell
 from loratune.app.train import Trained
 from loratune.reporting.result import load_result
-from tiny import animal_rows, save_tiny_encoder, save_tiny_model, write_jsonl
+from tiny import animal_rows, save_tiny_encoder, write_jsonl
 
 pytest_plugins = ["command_fixture"]
 SHORT: Mapping[str, Any] = {
@@ -172,8 +172,10 @@ def test_what_a_task_cannot_be_is_one_sentence(encoder: Path, shell: Shell, tmp_
 def test_a_search_goes_on_and_its_result_is_a_classifier(encoder: Path, shell: Shell) -> None:
     """Search, report, resumption, PEFT's configuration from the result, exports; generate has nothing to say."""
     data = write_jsonl(shell.folder / "rows.jsonl", rows_of("labels", 60))
-    options = ("--model", encoder, "--data", data, "--task", "classification", "--dtype", "float32", "--ranks", "1,4",
-               "--learning-rates", "1e-2", "--batch-sizes", "8", "--epochs", "1", "--budget", "2x", "--metric", "f1")  # fmt: skip
+    options = (
+        "--model", encoder, "--data", data, "--task", "classification", "--dtype", "float32", "--ranks", "1,4",
+        "--learning-rates", "1e-2", "--batch-sizes", "8", "--epochs", "1", "--budget", "2x", "--metric", "f1",
+    )  # fmt: skip
     assert shell("tune", *options, "--out", "run", "--no-ledger").code == 0
     result = load_result(Path("run"))
     config = result.recommended.lora_config()

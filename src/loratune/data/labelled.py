@@ -113,7 +113,8 @@ def _class_of(value: Any, row: Row, column: str, names: Sequence[str]) -> str:
     if isinstance(value, str) and value.strip():
         return value.strip()
     raise DataError(
-        f"{row.place}: label {column!r} must be text or a whole number, got {kind_of(value)}; correct or remove the row."
+        f"{row.place}: label {column!r} must be text or a whole number, got {kind_of(value)}; correct or remove "
+        "the row."
     )
 
 
