@@ -23,10 +23,10 @@ from loratune.runners.spec import EngineSpec, build
 from loratune.values import CLASSIFICATION, HyperParameters, Trial, TrialResult
 
 RANKS = (1, 4, 16)
-RATES = (1e-3, 3e-3, 1e-2)
 BATCH = 16
-TASKS = {"banking77": (400, 32, 3.0), "reuters-r8": (200, 32, 3.0)}
-"""Training rows, tokens of the longest row, epochs."""
+LONGEST, EPOCHS = 32, 3.0
+TASKS = {"banking77": (400, 200, (1e-3, 3e-3, 1e-2)), "reuters-r8": (120, 120, (3e-3, 1e-2, 3e-2))}
+"""Training and validation rows, learning rates."""
 COLUMNS = (
     "task", "model", "rows", "labels", "epochs", "rank", "lora_alpha", "learning_rate", "batch_size", "seed", "nll",
     "accuracy", "f1", "state", "seconds",
@@ -35,14 +35,14 @@ COLUMNS = (
 
 def measure(model: str, name: str, data: Path, seeds: list[int], results: Path) -> None:
     """All ranks and rates of a task in packs, one seed after the other."""
-    rows, longest, epochs = TASKS[name]
+    rows, held_out, rates = TASKS[name]
     spec = EngineSpec(
         model=model,
         data=DataOptions(
-            data=str(data), max_length=longest, train_rows=rows, validation_rows=200, test_rows=2,
+            data=str(data), max_length=LONGEST, train_rows=rows, validation_rows=held_out, test_rows=2,
             task=CLASSIFICATION,
         ),
-        dtype="float32", device="cpu", objective=CLASSIFICATION, metric="f1", epochs=epochs,
+        dtype="float32", device="cpu", objective=CLASSIFICATION, metric="f1", epochs=EPOCHS,
     )  # fmt: skip
     with TemporaryDirectory() as folder:
         built = build(spec, Path(folder))
@@ -51,12 +51,12 @@ def measure(model: str, name: str, data: Path, seeds: list[int], results: Path) 
             trials = [
                 Trial(
                     hyper_parameters=HyperParameters(
-                        r=r, lora_alpha=2 * r, learning_rate=rate, batch_size=BATCH, epochs=epochs
+                        r=r, lora_alpha=2 * r, learning_rate=rate, batch_size=BATCH, epochs=EPOCHS
                     ),
                     seed=seed,
                 )
                 for r in RANKS
-                for rate in RATES
+                for rate in rates
             ]
             waiting = iter(trials)
             started = perf_counter()
@@ -66,7 +66,7 @@ def measure(model: str, name: str, data: Path, seeds: list[int], results: Path) 
                 with results.open("a", newline="") as file:
                     csv.writer(file).writerow(
                         [
-                            name, "all-MiniLM-L6-v2", len(built.data.train), len(built.data.labels), epochs,
+                            name, "all-MiniLM-L6-v2", len(built.data.train), len(built.data.labels), EPOCHS,
                             chosen.r, chosen.lora_alpha, chosen.learning_rate, chosen.batch_size, seed,
                             round(result.nll, 5), round(result.metrics.get("accuracy", 0.0), 5),
                             round(result.metrics.get("f1", 0.0), 5), result.state,
@@ -74,7 +74,7 @@ def measure(model: str, name: str, data: Path, seeds: list[int], results: Path) 
                         ]
                     )  # fmt: skip
 
-            built.engine.run(lambda w=waiting: next(w, None), slots=len(RATES), on_result=keep)
+            built.engine.run(lambda w=waiting: next(w, None), slots=len(rates), on_result=keep)
 
 
 def table(results: Path) -> None:
@@ -109,7 +109,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model")
     parser.add_argument("--banking77", type=Path)
-    parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--results", type=Path, default=Path("bench/results/encoder_grid.csv"))
     parser.add_argument("--table", type=Path)
     given = parser.parse_args()
@@ -124,6 +125,8 @@ def main() -> None:
         reuters, _ = write_reuters(Path(folder) / "reuters", 64)
         for seed in map(int, given.seeds.split(",")):
             for name, data in (("banking77", given.banking77), ("reuters-r8", reuters)):
+                if name not in given.tasks.split(","):
+                    continue
                 measure(given.model, name, data, [seed], given.results)
 
 
