@@ -150,7 +150,7 @@ def test_what_a_task_cannot_be_is_one_sentence(encoder: Path, shell: Shell, tmp_
         ),
         (
             ("--model", encoder, "--data", data, "--task", "labels"),
-            "--task must be causal or classification, got 'labels'",
+            "task must be one of causal, preference, classification, got 'labels'",
         ),
         (
             ("--model", t5, "--data", data, *task),

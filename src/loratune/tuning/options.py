@@ -66,8 +66,8 @@ class CommonOptions:
     seed: int = option(0, "Seed of splits, trials and decisions.", DATA)
     task: str = option(
         CAUSAL,
-        "causal: completions are learnt; classification: labels or numbers by a trained head, encoders too; preference: "
-        "pairs of prompt, chosen and rejected.",
+        "causal: completions are learnt; classification: labels or numbers by a trained head, encoders too; "
+        "preference: pairs of prompt, chosen and rejected.",
         DATA,
     )
     objective: str | None = option(
