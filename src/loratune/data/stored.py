@@ -16,7 +16,7 @@ from loratune.data.prepare import PreparedData
 from loratune.data.table import TokenTable
 from loratune.errors import DataError
 from loratune.files.write import new_folder, replacing, write_atomically
-from loratune.values import DataProfile, PromptFormat
+from loratune.values import Classifier, DataProfile, PromptFormat
 from loratune.values.plain import from_plain, to_plain
 
 _SPLITS = ("train", "validation", "test")
@@ -43,6 +43,7 @@ def write_rows(data: PreparedData, folder: Path) -> Path:
             "label_tokens": [ids.tolist() for ids in data.label_tokens],
             "profile": to_plain(data.profile),
             "prompt": to_plain(data.prompt),
+            "classifier": to_plain(data.classifier),
             **{name: to_plain(getattr(data, name)) for name in _PLAIN},
         }
         write_atomically(fresh / _FACTS, dumps(facts) + "\n")
@@ -72,6 +73,9 @@ def read_rows(folder: Path) -> PreparedData:
             notes=tuple(map(str, facts["notes"])),
             fingerprint=str(facts["fingerprint"]),
             prompt=from_plain(PromptFormat, facts["prompt"]),
+            classifier=None
+            if facts["classifier"] is None
+            else from_plain(Classifier, facts["classifier"]),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
         reason = str(error).partition("\n")[0]

@@ -295,7 +295,7 @@ def correlations(found: Floats, truth: Floats, weights: Floats) -> Floats:
     total = weights.sum(1)
 
     def centred(values: Floats) -> Floats:
-        return values - (weights @ values / total)[:, None]
+        return np.asarray(values - (weights @ values / total)[:, None])
 
     ours, theirs = centred(found), centred(truth)
     products = (weights * ours * theirs).sum(1)
