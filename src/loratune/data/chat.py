@@ -31,8 +31,8 @@ class Tokenizer(Protocol):
     def chat_template(self) -> Any:
         """None where the model has no chat template."""
 
-    def __call__(self, text: list[str], *, add_special_tokens: bool, **limits: Any) -> Mapping[str, Any]:
-        """`input_ids`: one list of ids per text; `limits`: `truncation` and `max_length`, as transformers has them."""
+    def __call__(self, text: list[str], *, add_special_tokens: bool) -> Mapping[str, Any]:
+        """`input_ids`: one list of ids per text."""
 
     def apply_chat_template(
         self,

@@ -6,6 +6,7 @@ Knows columns and a tokenizer; no model.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import isfinite
 from typing import Any, ClassVar
 
@@ -221,14 +222,23 @@ class TextEncoder(Encoder):
         texts = [example.segments[0].text for example in examples]
         if not texts:
             return []
-        whole = self.tokenizer(texts, add_special_tokens=True)["input_ids"]
-        short = self.tokenizer(texts, add_special_tokens=True, truncation=True, max_length=self.max_length)[
-            "input_ids"
-        ]
         found = []
-        for example, full, ids in zip(examples, whole, short, strict=True):
+        for example, ids in zip(
+            examples, self.tokenizer(texts, add_special_tokens=True)["input_ids"], strict=True
+        ):
             if not ids:
                 raise DataError(f"{example.place} must have a text, got none; correct or remove the row.")
-            supervised = [False] * (len(ids) - 1) + [True]
-            found.append(Encoded(((list(ids), supervised),), len(full), cut=len(full) > len(ids)))
+            kept = list(ids)
+            if len(ids) > self.max_length:
+                end = self.ending
+                kept = kept[: max(1, self.max_length - len(end))] + end
+            supervised = [False] * (len(kept) - 1) + [True]
+            found.append(Encoded(((kept, supervised),), len(ids), cut=len(kept) < len(ids)))
         return found
+
+    @cached_property
+    def ending(self) -> list[int]:
+        """What the tokenizer puts after a text by itself: its end-of-text token, or nothing."""
+        plain = self._plain_ids(["a"])[0]
+        full = list(self.tokenizer(["a"], add_special_tokens=True)["input_ids"][0])
+        return full[len(self.beginning) + len(plain) :]

@@ -64,6 +64,7 @@ class _Reading:
     """The sources turned into stored rows, with what was counted on the way."""
 
     shape: Shape
+    kind: type[Encoder] = Encoder
     encoder: Encoder
     seed: int
     cache: Path | None
@@ -133,7 +134,7 @@ def prepare(
     if options.task == CLASSIFICATION:
         shape, kind = recognise_labelled(sources["train"], options), TextEncoder
     else:
-        shape, kind = recognise(sources["train"], options, tokenizer), Encoder
+        shape = recognise(sources["train"], options, tokenizer)
     encoder = kind(
         tokenizer=tokenizer, end_of_turn=end_of_turn, max_length=_limit(options.max_length, model_limit)
     )

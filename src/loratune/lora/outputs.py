@@ -17,7 +17,7 @@ def has_bias(model: PreTrainedModel) -> bool:
 def output_layer(model: PreTrainedModel) -> str:
     """Its name: the last linear layer outside of the body with as many outputs as there are answers."""
     body = f"{model.base_model_prefix}."
-    found = [
+    found: list[str] = [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)

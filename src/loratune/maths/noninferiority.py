@@ -295,7 +295,8 @@ def correlations(found: Floats, truth: Floats, weights: Floats) -> Floats:
     total = weights.sum(1)
 
     def centred(values: Floats) -> Floats:
-        return np.asarray(values - (weights @ values / total)[:, None])
+        centred_values: Floats = values - (weights @ values / total)[:, None]
+        return centred_values
 
     ours, theirs = centred(found), centred(truth)
     products = (weights * ours * theirs).sum(1)
