@@ -73,9 +73,7 @@ def read_rows(folder: Path) -> PreparedData:
             notes=tuple(map(str, facts["notes"])),
             fingerprint=str(facts["fingerprint"]),
             prompt=from_plain(PromptFormat, facts["prompt"]),
-            classifier=None
-            if facts["classifier"] is None
-            else from_plain(Classifier, facts["classifier"]),
+            classifier=None if facts["classifier"] is None else from_plain(Classifier, facts["classifier"]),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
         reason = str(error).partition("\n")[0]
