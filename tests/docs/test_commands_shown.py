@@ -89,7 +89,8 @@ def one_each(found: list[Command]) -> list[Command]:
 @pytest.mark.parametrize(
     "command", one_each([c for c in LORATUNE if not is_run(c) and c.words[1] not in LASTING]), ids=str
 )
-def test_a_long_command_is_taken(command: Command, shell: Shell) -> None:
+def test_a_long_command_is_taken(command: Command, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)  # as `--devices all` needs some
     prepare(shell.folder)
     if "--config" in command.words:
         old = shell.folder / "runs" / "mine"
