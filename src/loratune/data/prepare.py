@@ -64,7 +64,6 @@ class _Reading:
     """The sources turned into stored rows, with what was counted on the way."""
 
     shape: Shape
-    kind: type[Encoder] = Encoder
     encoder: Encoder
     seed: int
     cache: Path | None
@@ -131,6 +130,7 @@ def prepare(
     """
     sources = find_sources(options)
     shape: Shape
+    kind: type[Encoder] = Encoder
     if options.task == CLASSIFICATION:
         shape, kind = recognise_labelled(sources["train"], options), TextEncoder
     else:
