@@ -160,9 +160,11 @@ class WorkerPool:
         """Have all workers count memory from now on; none of them has an order to carry out."""
         for worker in range(len(self)):
             self.send(worker, ForgetPeak())
-            received = self.receive([worker])
-            if received is not None and isinstance(received[1], Ended):
-                self.peaks[worker] = received[1].peak_bytes
+            while (received := self.receive([worker])) is not None:
+                if isinstance(received[1], Ended):
+                    self.peaks[worker] = received[1].peak_bytes
+                if isinstance(received[1], Ended | Died):
+                    break
 
     def renew(self, worker: int) -> None:
         """A new process in the place of one that has died; it is there when it sends its facts."""
@@ -179,14 +181,13 @@ class WorkerPool:
         until = monotonic() + _PATIENCE
         for worker in workers:
             if not self._let_go(worker, until):
-                self.renew(worker)
-                self._await_engine(worker)
+                self.renew(worker)  # what it is sent meanwhile waits until its engine is there
 
     def _let_go(self, worker: int, until: float) -> bool:
         line = self._lines[worker]
         with suppress(EOFError, OSError):
             while line.poll(max(0.0, until - monotonic())):
-                if isinstance(line.recv(), Ended | EngineFacts):
+                if isinstance(line.recv(), Ended):
                     return True
         return False
 
@@ -274,7 +275,7 @@ class ProcessRunner:
                 yield from self._search(queue)
             yield from self._rest([job for job in jobs if not isinstance(job, TrialJob)])
         finally:
-            self.pool.abandon(sorted(self._busy | self._beginning))
+            self.pool.abandon(sorted(self._busy))
             self._busy.clear()
             self._beginning.clear()
             self._live.clear()
