@@ -145,3 +145,20 @@ def test_layers_that_run_again_do_not_compute_their_attention_again(monkeypatch:
     again = trained(2)
     assert len(calls) == 2 * usual > 0, "as often as without recomputation"
     assert all(torch.equal(own, other) for own, other in zip(again, kept, strict=True))
+
+
+def test_written_text_is_that_of_the_reference() -> None:
+    """Prompts of several lengths, ranks beside each other and the bare base."""
+    trials = [trial(0), trial(1, r=20), trial(2, r=3, target_modules=("q_proj", "down_proj"))]
+    found = []
+    for paths in (REFERENCE, KERNELS):
+        subject = engine(base(), TABLE.take(range(3)), paths=paths)
+        subject.base.model.generation_config.eos_token_id = [5, 17]
+        adapters = subject.initials(trials)
+        for number, adapter in enumerate(adapters):
+            noise = torch.randn(adapter.weights.shape, generator=torch.Generator().manual_seed(number))
+            adapter.weights.add_(0.3 * noise.to(DEVICE))
+        written = subject.evaluate([*adapters, None], subject.train, max_new_tokens=4)
+        found.append([[row.tolist() for row in each.generated or ()] for each in written])
+    assert found[0] == found[1]
+    assert len({str(rows) for rows in found[0]}) == len(found[0]), "each model writes its own"

@@ -16,7 +16,7 @@ from loratune.study.record import Study
 from loratune.tuning.options import TuneOptions
 from tiny import animal_rows, save_tiny_model, write_jsonl
 
-METRIC = "own_metrics:wrong_characters"
+METRIC = "generated:own_metrics:wrong_characters"
 
 
 @pytest.fixture
@@ -43,7 +43,8 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TuneOptions:
 def test_nothing_is_built_in_the_drivers_process(
     options: TuneOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Calibration, the metric's trial call, search, truncation, final run, scores and the adapter's folder."""
+    """Calibration, the metric's trial call, search, truncation, what finalists write, final run, scores and the
+    adapter's folder."""
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a model or an engine in the driver's process")
@@ -61,5 +62,10 @@ def test_nothing_is_built_in_the_drivers_process(
     study = Study.load(result.directory)
     assert study.get_fact("truncation")["found"]["r"] == 4
     assert study.get_fact("peak_bytes") > 0
+    searched = {each.asked.key for each in study.results() if each.asked.stage != "final"}
+    assert set(study.get_fact("finalists")) == searched, (
+        "put down there, kept in the run's folder, read there again"
+    )
+    assert not (result.directory / "finalists").exists()
     with pytest.raises(AssertionError, match="in the driver's process"):
         recommend(model=options.model, data=options.data, device="cpu")
