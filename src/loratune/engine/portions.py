@@ -40,8 +40,9 @@ class Cuts:
     """Lines of at most so many tokens are recorded as graphs, for which few sizes are good."""
     group: int = 1
     """Rows that belong together, one behind the other: no cut separates them."""
-    spares: bool = False
-    """Whether activations of all layers are computed again, whatever is predicted: a single row was too large."""
+    spares: int | None = None
+    """Micro-batches of so many tokens and more have the activations of all layers computed again, whatever is
+    predicted: a single row was too large. None: none have."""
 
     def pieces(self, lengths: Sequence[int] | Rows) -> list[Rows]:
         """Positions in `lengths`, one array per micro-batch; flat ones keep the order."""

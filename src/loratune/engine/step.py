@@ -132,9 +132,9 @@ class TrainingStep:
         place = Place.TRAINING
         if not self._cuts.halve(largest, longest=int(lengths.max())):
             layers = attempt(self._recomputable, self._device)
-            if isinstance(layers, Failure) or self._cuts.spares or recomputed >= layers:
+            if isinstance(layers, Failure) or recomputed >= layers:
                 raise DoesNotFit(failure.message)
-            place, self._cuts.spares = Place.ACTIVATIONS, True
+            place, self._cuts.spares = Place.ACTIVATIONS, largest
         self._on_shortage(
             Shortage(
                 place=place,
@@ -224,10 +224,11 @@ class TrainingStep:
         if tokens not in self._known:
             self._known[tokens] = self._recompute([slot.trial.hyper_parameters for slot in slots], tokens)
         wanted = self._known[tokens]
-        if not wanted and not self._cuts.spares:
+        spares = self._cuts.spares is not None and tokens >= self._cuts.spares
+        if not wanted and not spares:
             return 0
         layers = self._recomputable()
-        return layers if self._cuts.spares else min(layers, wanted)
+        return layers if spares else min(layers, wanted)
 
     def _losses(self, portion: Portion, layers: int) -> torch.Tensor:
         """Losses [S] at the supervised positions; the gradients of Σ weights · losses are added to the slots'.
