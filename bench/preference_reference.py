@@ -34,8 +34,9 @@ from loratune.data.table import TokenTable
 from loratune.engine.pack import PackEngine
 from loratune.engine.slot import MAX_GRADIENT_NORM, Slot
 from loratune.model.base import BaseModel
-from loratune.objectives.preference import GAMMA_OF_BETA, Dpo, Orpo, Preference, Simpo
+from loratune.objectives.preference import Dpo, Orpo, Preference, Simpo
 from loratune.values import Trial
+from loratune.values.tasks import GAMMA_OF_BETA
 
 STEPS = 6
 END = 0

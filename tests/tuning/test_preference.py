@@ -151,3 +151,26 @@ def test_objectives_without_a_reference(objective: str, place: Path, shell: Shel
     assert done.code == 0, done.err
     result = json.loads((shell.folder / "one" / "result.json").read_text(encoding="utf-8"))
     assert result["metrics"]["test"]["preference_accuracy"] == 1.0
+    exported = shell("export", "one", "--to", "trl")
+    if objective == "orpo":
+        assert exported.code == 2
+        assert "trl adds the likelihood of the prompt to ORPO's loss" in exported.error
+        return
+    assert exported.code == 0, exported.err
+    script = (shell.folder / "one" / "export" / "trl" / "train.py").read_text(encoding="utf-8")
+    compile(script, "train.py", "exec")
+    for piece in ("CPOTrainer(", "loss_type='simpo'", "cpo_alpha=0.0", "simpo_gamma=1.0", "beta=2.0"):
+        assert piece in script
+    line = (
+        (shell.folder / "one" / "export" / "trl" / "data" / "train.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines()[0]
+    )
+    row = json.loads(line)
+    assert set(row) == {"prompt", "chosen", "rejected"}
+    assert row["prompt"].endswith(" says ")
+    assert (row["chosen"][:3], row["rejected"][:4]) == ("moo", "woof")
+    refused = shell("export", "one", "--to", "axolotl", "--out", "other")
+    assert refused.code == 2
+    assert "axolotl is written for completions here, and this run learnt preferences (simpo)" in refused.error
+    assert not (shell.folder / "other").exists()

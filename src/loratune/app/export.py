@@ -18,6 +18,7 @@ from loratune.data.table import TokenTable
 from loratune.engine.slot import warmup_steps
 from loratune.errors import DataError, InputError, ModelError, OutputError
 from loratune.export import find_target
+from loratune.export.preference import serving
 from loratune.export.recipe import Recipe
 from loratune.export.rows import Codec, Format, Written, rows_of
 from loratune.export.target import Exported, Target
@@ -65,6 +66,7 @@ def export(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"--out must be a new or empty folder, but {folder} is not; choose another --out.")
     recipe = _recipe(run, target, model)
+    target = serving(target, recipe)
     exported, rows = _planned(run, target, recipe, model)
     with new_folder(folder) as fresh:
         for name, text in exported.files.items():
@@ -103,6 +105,7 @@ def _recipe(run: TrainedRun, target: Target, model: str | None) -> Recipe:
         dtype=record.dtype,
         weight_format=record.weight_format,
         modules_to_save=record.modules_to_save,
+        objective=record.objective,
         end_of_turn=record.end_of_turn,
         origin=f"Hyper-parameters found by loratune ({run.directory.name}{nll}).",
     )
@@ -163,7 +166,7 @@ class _Rows:
                     lines.write(dumps(written.values, ensure_ascii=False) + "\n")
             if other:
                 losses.append(
-                    f"{other} of {len(table)} {split} rows become other tokens there, as {self.target} tokenises "
+                    f"{other} of {table.examples} {split} rows become other tokens there, as {self.target} tokenises "
                     "them its own way."
                 )
         return tuple(losses)

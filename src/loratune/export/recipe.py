@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loratune.values import PLAIN, HyperParameters
+from loratune.values.tasks import CAUSAL
 
 _MOST_ROWS = 8
 """Of one forward pass, so that a batch of the recipe fits where a single adapter is trained."""
@@ -47,6 +48,8 @@ class Recipe:
     """How the base's linear layers were held: `plain`, or `nf4` (4 bits)."""
     modules_to_save: tuple[str, ...] = ()
     """PEFT's names of a classifier's head."""
+    objective: str = CAUSAL
+    """What was learnt: `causal`, `dpo`, `orpo` or `simpo`."""
 
     @property
     def four_bits(self) -> bool:

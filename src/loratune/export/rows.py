@@ -126,6 +126,30 @@ class PromptCompletion:
 
 
 @dataclass(frozen=True, slots=True)
+class PreferencePairs:
+    """{"prompt", "chosen", "rejected"} of two rows behind one another, each answer joined to the prompt as it is."""
+
+    name: ClassVar[str] = "preference"
+
+    def write(self, rows: Sequence[Row], codec: Codec) -> list[Written]:
+        """One result per pair."""
+        single = PromptCompletion().write(rows, codec)
+        found = []
+        for chosen, rejected in zip(single[::2], single[1::2], strict=True):
+            if chosen.values is None or rejected.values is None:
+                found.append(_NOT_HELD)
+                continue
+            values = {
+                "prompt": chosen.values["prompt"],
+                "chosen": chosen.values["completion"],
+                "rejected": rejected.values["completion"],
+            }
+            same = chosen.values["prompt"] == rejected.values["prompt"]
+            found.append(Written(values, chosen.exact and rejected.exact and same))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
 class PlainText:
     """{"text"}, all of it learnt; trainers end it with the end-of-turn token."""
 

@@ -17,12 +17,10 @@ from transformers import PreTrainedModel
 from loratune.errors import ModelError
 from loratune.objectives.causal import Causal
 from loratune.objectives.objective import Asked, Compile, Scored
-from loratune.values.tasks import BETA_OF
+from loratune.values.tasks import BETA_OF, GAMMA_OF_BETA
 
 _FEWEST_CHOICES = 1000
 """A batch of few pairs may lose far more than a guess would without its trial having diverged."""
-GAMMA_OF_BETA = 0.5
-"""SimPO's target margin as a share of beta, what its authors recommend to begin with."""
 
 
 class Answers(NamedTuple):

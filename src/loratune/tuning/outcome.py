@@ -78,6 +78,7 @@ def training_record(
         weight_format=bench.profile.weight_format,
         seed=seed,
         rows=bench.data.train.examples,
+        objective=options.learns,
         max_length=bench.data.profile.max_length,
         evaluations=stopping.evaluations,
         patience=patience,

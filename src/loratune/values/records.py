@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from loratune.values.classifier import Classifier
 from loratune.values.profile import PLAIN
+from loratune.values.tasks import CAUSAL
 
 _SIGNED = frozenset({"nll"})
 """Fields that may be below 0."""
@@ -139,6 +140,8 @@ class TrainingRecord:
     """What its head answers; None where completions were learnt."""
     modules_to_save: tuple[str, ...] = ()
     """PEFT's names of what was trained whole beside the matrices: a classifier's head."""
+    objective: str = CAUSAL
+    """What was learnt: `causal`, `dpo`, `orpo` or `simpo`."""
 
     @property
     def weights(self) -> str:

@@ -10,3 +10,5 @@ PREFERENCE_RATE = 5e-6
 PREFERENCE_RATE_SHARE = 0.05
 """Of the law's learning rate, where a bracket begins for preferences: a convention (TRL's, Zephyr's and others' rates
 for LoRA lie at a 20th to a 40th of those for completions), not a measured law."""
+GAMMA_OF_BETA = 0.5
+"""SimPO's target margin as a share of beta, what its authors recommend to begin with."""
