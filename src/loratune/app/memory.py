@@ -29,6 +29,7 @@ from loratune.values import (
     HyperParameters,
     ModelProfile,
 )
+from loratune.values.tasks import PREFERENCE, TASKS
 
 _SHORTEST = 16
 """Tokens below which a shorter row is no advice."""
@@ -132,7 +133,8 @@ def estimate_memory(
         device: "cpu", "cuda" (also without one) or "auto": this machine's, or a GPU where `device_memory` is given.
         device_memory: Of the device, e.g. "24GiB"; by default what this machine's has.
         recompute: Layers whose activations are computed again: "auto" (as few as let it fit), "none", "all", a number.
-        task: "causal", or "classification": with a head of two classes, which every trial trains.
+        task: "causal", "preference" (the batch size counts pairs), or "classification": with a head of two classes,
+            which every trial trains.
 
     Raises `InputError` for values out of range, `ModelError` for a model that cannot be read.
     """
@@ -147,16 +149,17 @@ def estimate_memory(
         raise InputError(
             f"--dtype must be one of {', '.join(kinds)}, got {dtype!r}; give e.g. --dtype bfloat16."
         )
-    if task not in (CAUSAL, CLASSIFICATION):
+    if task not in TASKS:
         raise InputError(
-            f"--task must be {CAUSAL} or {CLASSIFICATION}, got {task!r}; give e.g. --task {CAUSAL}."
+            f"--task must be one of {', '.join(TASKS)}, got {task!r}; give e.g. --task {CAUSAL}."
         )
+    rows = 2 if task == PREFERENCE else 1  # of a pair, which no micro-batch separates
     classifier = Classifier() if task == CLASSIFICATION else None
     trial = HyperParameters(
         r=rank,
         lora_alpha=2 * rank,
         learning_rate=1e-3,
-        batch_size=batch_size,
+        batch_size=rows * batch_size,
         target_modules=tuple(target_modules),
     )
     kind, available = _device(device, device_memory)
@@ -165,7 +168,7 @@ def estimate_memory(
     limits = Limits(
         model=profile,
         max_length=max_length,
-        micro_batch_tokens=max_length,
+        micro_batch_tokens=rows * max_length,
         device_bytes=available,
         execution=execution_of(kind),
         recompute=layers_recomputed(recompute, profile.layers),
@@ -180,7 +183,7 @@ def estimate_memory(
         device_bytes=available,
         device=kind,
         micro_batch_tokens=limits.micro_batch_tokens,
-        largest_batch=limits.largest_batch(trial),
+        largest_batch=limits.largest_batch(trial) // rows,
         largest_rank=limits.largest_rank(trial, trials),
         largest_pack=limits.largest_pack(trial, CAPACITY),
         largest_micro_batch=limits.largest_micro_batch([trial] * trials),

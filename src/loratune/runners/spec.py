@@ -374,7 +374,7 @@ def read_rows(
         return prepare(
             options,
             tokenizer,
-            end_of_turn=end_of_turn_id(tokenizer) if options.task == CAUSAL else -1,
+            end_of_turn=-1 if options.task == CLASSIFICATION else end_of_turn_id(tokenizer),
             model_limit=context_length(model, options.task),
             cache=folder,
         )

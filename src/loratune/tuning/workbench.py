@@ -161,7 +161,7 @@ class Workbench:
     def calibrated(self, calibration: Calibration) -> Workbench:
         """The same with the micro-batches and the memory that were measured here; steps run with those threads."""
         tokens = calibration.micro_batch_tokens or self.limits.micro_batch_tokens
-        tokens = max(tokens, self.limits.max_length)
+        tokens = max(tokens, self.facts.group * self.limits.max_length)
         return replace(
             self,
             spec=replace(
