@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -74,7 +75,7 @@ def measure(model: str, name: str, data: Path, seeds: list[int], results: Path) 
                         ]
                     )  # fmt: skip
 
-            built.engine.run(lambda w=waiting: next(w, None), slots=len(rates), on_result=keep)
+            built.engine.run(partial(next, waiting, None), slots=len(rates), on_result=keep)
 
 
 def table(results: Path) -> None:

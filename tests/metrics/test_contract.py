@@ -35,6 +35,10 @@ class TestMacroF1(MetricContract):
     metric = BUILT_IN["f1"]
 
 
+class TestCorrelation(MetricContract):
+    metric = BUILT_IN["correlation"]
+
+
 class TestPreferenceAccuracy(MetricContract):
     metric = BUILT_IN["preference_accuracy"]
 

@@ -40,7 +40,9 @@ class MetricContract:
     def known(self) -> Rows:
         """What is known of the rows."""
         classes = np.arange(self.rows) % len(self.references)
-        return Rows(weights=(1 + classes % 3).astype(np.float64), labels=classes)
+        numbers = self.subject.needs is Needs.NUMBERS
+        labels = classes.astype(np.float64) if numbers else classes
+        return Rows(weights=(1 + classes % 3).astype(np.float64), labels=labels)
 
     def outputs(self, quality: float, seed: int = 0) -> Outputs:
         """Of a model that has this share of the rows right; 1: perfect."""
@@ -56,10 +58,10 @@ class MetricContract:
             exact_match=right,
             rows=rows,
             predictions=predicted,
-            texts=[self.references[i] for i in predicted],
-            references=[self.references[i] for i in rows.labels],
+            texts=[self.references[int(i)] for i in predicted],
+            references=[self.references[int(i)] for i in rows.labels],
             margins=self._margins(right, random),
-            generated=[self.references[i] for i in predicted],
+            generated=[self.references[int(i)] for i in predicted],
         )
 
     def _margins(self, right: npt.NDArray[np.bool_], random: np.random.Generator) -> Floats | None:
