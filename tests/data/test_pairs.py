@@ -104,7 +104,7 @@ def test_columns_that_are_missing_and_options_that_cannot_be() -> None:
         read({"text": "a"})
     with pytest.raises(DataError, match="--completion-column must be left out"):
         read({"prompt": "a", "chosen": "b", "rejected": "c"}, completion_column="chosen")
-    with pytest.raises(DataError, match="task must be one of causal, preference, got 'dpo'"):
+    with pytest.raises(DataError, match="task must be one of causal, preference, classification, got 'dpo'"):
         DataOptions(data="rows.jsonl", task="dpo")
     source = Source(name="rows", open=lambda: iter([Row({"chosen": "b", "rejected": "c"}, "rows:1")]))
     with pytest.raises(DataError, match="learn from it with --task preference"):
