@@ -119,6 +119,10 @@ BAD = [
     (["--metric", "generated:own_metrics:one_number"], "but gave shape () for"),
     (["--metric", "generated:own_metrics:too_few"], "scores for"),
     (["--metric", "generated:own_metrics:nothing"], "must name a function of own_metrics"),
+    (
+        ["--metric", "chrf", "--completion-column", "completion", "--task", "classification"],
+        "--task classification has a head that writes none",
+    ),
     (["--metric", "chrf", "--max-new-tokens", "0"], "--max-new-tokens must be at least 1, got 0"),
 ]
 

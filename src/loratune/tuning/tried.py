@@ -53,7 +53,12 @@ def try_metric(subject: Subject, runner: Runner, data: PreparedData, options: Da
 
 
 def _check_prompts(metric: Metric, data: PreparedData) -> None:
-    """Raise `InputError` where rows have nothing to write after."""
+    """Raise `InputError` where nothing is written, or there is nothing to write after."""
+    if data.classifier is not None:
+        raise InputError(
+            f"--metric {metric.name} scores text that a model writes, and --task classification has a head that writes "
+            "none; choose nll or accuracy, or leave --task out."
+        )
     if all(len(turn.prompt) < 2 for turn in last_turns(data.validation)):
         raise InputError(
             f"--metric {metric.name} needs rows with a prompt, after which text is generated, and these rows are "
