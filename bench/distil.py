@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from loratune.engine.pack import PackEngine
 from loratune.lora.layout import Target
 from loratune.objectives.causal import Causal
-from loratune.objectives.objective import Asked, Objective, Scored
+from loratune.objectives.objective import Objective, Scored, Supervised
 
 
 def planted_teacher(
@@ -61,7 +61,7 @@ class Taught(Causal):
         return torch.cat([states, taught], -1), output
 
     def loss_and_gradient(
-        self, states: torch.Tensor, asked: Asked, output: Any
+        self, states: torch.Tensor, asked: Supervised, output: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """KL [S] and the gradient [S, 2D] of Σ weights · KL; the teacher's half of it is zero."""
         losses = torch.empty(len(states), dtype=states.dtype, device=states.device)
@@ -75,7 +75,7 @@ class Taught(Causal):
             losses[part] = loss.detach()
         return losses, gradient
 
-    def score(self, states: torch.Tensor, asked: Asked, output: Any) -> Scored:
+    def score(self, states: torch.Tensor, asked: Supervised, output: Any) -> Scored:
         """KL [S], and the target where both find the same token most likely [S], else -1."""
         losses = torch.empty(len(states), dtype=states.dtype, device=states.device)
         agree = torch.empty(len(states), dtype=torch.bool, device=states.device)

@@ -21,7 +21,7 @@ from loratune.values.events import Event, Note
 from tiny import animal_rows, save_tiny_model, write_jsonl
 
 
-def nobody(event: Event) -> None:
+def discard(event: Event) -> None:
     """Hears nothing."""
 
 
@@ -36,27 +36,27 @@ def test_a_folder_without_a_study(tmp_path: Path) -> None:
     with pytest.raises(
         OutputError, match=r"A worker needs a run directory whose study takes workers, but .* has none"
     ):
-        run_worker(tmp_path / "none", tell=nobody)
+        run_worker(tmp_path / "none", tell=discard)
     assert not (tmp_path / "none").exists()
     with pytest.raises(OutputError, match="has none; begin it with"):
-        run_worker(tmp_path, wait="0.1s", tell=nobody)
+        run_worker(tmp_path, wait="0.1s", tell=discard)
 
 
 @pytest.mark.parametrize("wait", ["3x", "auto"])
 def test_a_wait_that_is_no_time(wait: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--wait must be a time such as 30m or 2h, got"):
-        run_worker(tmp_path, wait=wait, tell=nobody)
+        run_worker(tmp_path, wait=wait, tell=discard)
 
 
 def test_neither_folder_nor_storage() -> None:
     with pytest.raises(InputError, match="give the run directory, or --storage"):
-        run_worker(None, tell=nobody)
+        run_worker(None, tell=discard)
 
 
 def test_code_is_only_run_where_it_is_named(tmp_path: Path) -> None:
     queue(tmp_path, metric="os:getcwd")
     with pytest.raises(InputError, match=r"names code, the metric os:getcwd.*add --metric os:getcwd"):
-        run_worker(tmp_path, tell=nobody)
+        run_worker(tmp_path, tell=discard)
 
 
 def test_a_queue_that_is_not_ours(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_a_queue_that_is_not_ours(tmp_path: Path) -> None:
     for text in (json.dumps({"format": 7}), "[]", "{", json.dumps({"format": 1, "engine": {"model": 3}})):
         (tmp_path / "queue" / "engine.json").write_text(text)
         with pytest.raises(OutputError, match="must be of this version of loratune, but"):
-            run_worker(tmp_path, tell=nobody)
+            run_worker(tmp_path, tell=discard)
 
 
 def test_a_run_that_is_complete_needs_no_worker(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_search_that_workers_train(tmp_path: Path, monkeypatch: pytest.MonkeyP
     storage, trained = f"journal:///{tmp_path}/study.log", list[int]()
 
     def work() -> None:
-        trained.append(run_worker(tmp_path / "run", device="cpu", wait="5m", tell=nobody))
+        trained.append(run_worker(tmp_path / "run", device="cpu", wait="5m", tell=discard))
 
     hand = threading.Thread(target=work)
     hand.start()
@@ -108,4 +108,4 @@ def test_a_search_that_workers_train(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(
         OutputError, match=r"--storage must hold one study that takes workers .* but it has none"
     ):
-        run_worker(None, storage=storage, tell=nobody)
+        run_worker(None, storage=storage, tell=discard)

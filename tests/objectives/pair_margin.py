@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import softplus
 
 from loratune.objectives.causal import Causal
-from loratune.objectives.objective import Asked, Scored
+from loratune.objectives.objective import Scored, Supervised
 
 BETA = 0.3
 
@@ -27,7 +27,7 @@ class PairMargin(Causal):
         return np.asarray(np.arange(len(supervised)) % 2 == 0, np.int64)
 
     def loss_and_gradient(
-        self, states: torch.Tensor, asked: Asked, output: Any
+        self, states: torch.Tensor, asked: Supervised, output: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.no_grad():
             losses, margin, pairs = self._pairs(states, asked, output)
@@ -39,13 +39,13 @@ class PairMargin(Causal):
         _, gradient = super().loss_and_gradient(states, own, output)
         return losses, gradient
 
-    def score(self, states: torch.Tensor, asked: Asked, output: Any) -> Scored:
+    def score(self, states: torch.Tensor, asked: Supervised, output: Any) -> Scored:
         losses, margin, pairs = self._pairs(states, asked, output)
         right = (margin > 0)[pairs]
         return Scored(losses, torch.where(right, asked.targets, -1).to(torch.int32))
 
     def _pairs(
-        self, states: torch.Tensor, asked: Asked, output: Any
+        self, states: torch.Tensor, asked: Supervised, output: Any
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Losses [S], margins [pairs] s_c - s_r, and the pair of each position [S]."""
         assert asked.rows is not None

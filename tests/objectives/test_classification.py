@@ -17,7 +17,7 @@ from loratune.errors import ModelError
 from loratune.lora.peft_io import load_adapter, save_adapter
 from loratune.model.base import BaseModel
 from loratune.objectives.classification import Classification
-from loratune.objectives.objective import Asked, Objective
+from loratune.objectives.objective import Objective, Supervised
 from loratune.testing.objectives import ObjectiveContract
 
 
@@ -40,7 +40,9 @@ class TestClassification(ObjectiveContract):
     def objective(self, model: PreTrainedModel) -> Objective:
         return Classification(model)
 
-    def reference(self, subject: Objective, states: torch.Tensor, asked: Asked, output: Any) -> torch.Tensor:
+    def reference(
+        self, subject: Objective, states: torch.Tensor, asked: Supervised, output: Any
+    ) -> torch.Tensor:
         logits = [states[h.start : h.stop] @ h.values["score.weight"].T for h in asked.heads]
         return cross_entropy(torch.cat(logits), asked.targets, reduction="none")
 

@@ -13,7 +13,7 @@ from loratune.data.table import TokenTable
 from loratune.engine.machinery import REFERENCE
 from loratune.engine.portions import Cuts
 from loratune.objectives.causal import Causal
-from loratune.objectives.objective import Asked, Objective
+from loratune.objectives.objective import Objective, Supervised
 from loratune.testing.objectives import ObjectiveContract
 from objectives.pair_margin import BETA, PairMargin
 
@@ -22,7 +22,9 @@ class TestCausal(ObjectiveContract):
     def objective(self, model: PreTrainedModel) -> Objective:
         return Causal(model)
 
-    def reference(self, subject: Objective, states: torch.Tensor, asked: Asked, output: Any) -> torch.Tensor:
+    def reference(
+        self, subject: Objective, states: torch.Tensor, asked: Supervised, output: Any
+    ) -> torch.Tensor:
         assert isinstance(subject, Causal)
         return cross_entropy(subject.model.lm_head(states), asked.targets, reduction="none")
 
@@ -31,7 +33,9 @@ class TestPairMargin(ObjectiveContract):
     def objective(self, model: PreTrainedModel) -> Objective:
         return PairMargin(model)
 
-    def reference(self, subject: Objective, states: torch.Tensor, asked: Asked, output: Any) -> torch.Tensor:
+    def reference(
+        self, subject: Objective, states: torch.Tensor, asked: Supervised, output: Any
+    ) -> torch.Tensor:
         assert isinstance(subject, PairMargin)
         assert asked.rows is not None
         likely = log_softmax(subject.model.lm_head(states), -1)[torch.arange(len(states)), asked.targets]

@@ -16,7 +16,7 @@ from loratune.engine.machinery import REFERENCE
 from loratune.engine.slot import MAX_GRADIENT_NORM, warmup_steps
 from loratune.errors import ModelError
 from loratune.lora.peft_io import lora_config
-from loratune.objectives.objective import Asked, Objective
+from loratune.objectives.objective import Objective, Supervised
 from loratune.objectives.preference import Dpo, Orpo, Preference, Simpo
 from loratune.testing.objectives import ObjectiveContract
 from loratune.values import Trial
@@ -42,7 +42,9 @@ class _OfPairs(ObjectiveContract):
     def objective(self, model: PreTrainedModel) -> Objective:
         return self.kind(model)
 
-    def reference(self, subject: Objective, states: torch.Tensor, asked: Asked, output: Any) -> torch.Tensor:
+    def reference(
+        self, subject: Objective, states: torch.Tensor, asked: Supervised, output: Any
+    ) -> torch.Tensor:
         assert isinstance(subject, Preference)
         assert asked.rows is not None
         assert asked.betas is not None

@@ -20,7 +20,7 @@ from loratune.runners.runner import AdapterFile, Evaluated, Job, ScoringJob
 from loratune.study.record import Study
 from loratune.tuning.finalists import FinalistRound
 from loratune.values import Decision, Stage, Trial, TrialResult
-from loratune.values.events import nobody
+from loratune.values.events import discard
 from tiny import byte_tokenizer
 
 ROWS = 40
@@ -83,7 +83,9 @@ def examined(
     files, planted = kept(shares)
     runner = Planted(writing.validation, planted)
     study = Study.open(folder, storage=None, resume=False, fingerprint={})
-    compared = FinalistRound(runner=runner, subject=Subject.of(writing), study=study, margin=1.0, tell=nobody)
+    compared = FinalistRound(
+        runner=runner, subject=Subject.of(writing), study=study, margin=1.0, tell=discard
+    )
     decision = Decision(hyper_parameters=files[chosen][0].trial.hyper_parameters)
     return compared.examine(decision, files), runner, compared
 
@@ -133,7 +135,9 @@ def test_a_setting_that_was_not_kept(writing: PackEngine, tmp_path: Path) -> Non
     files, planted = kept([0.1, 0.9])
     study = Study.open(tmp_path, storage=None, resume=False, fingerprint={})
     runner = Planted(writing.validation, planted)
-    compared = FinalistRound(runner=runner, subject=Subject.of(writing), study=study, margin=1.0, tell=nobody)
+    compared = FinalistRound(
+        runner=runner, subject=Subject.of(writing), study=study, margin=1.0, tell=discard
+    )
     decision = Decision(hyper_parameters=replace(files[0][0].trial.hyper_parameters, r=64))
     found = compared.examine(decision, files)
     assert found.hyper_parameters == decision.hyper_parameters

@@ -16,7 +16,7 @@ from loratune.tuning.options import TuneOptions
 from loratune.tuning.resumption import begin, open_study, price
 from loratune.tuning.workbench import open_workbench
 from loratune.values import NoiseScale
-from loratune.values.events import nobody
+from loratune.values.events import discard
 from loratune.values.plain import from_plain, to_plain
 from tiny import animal_rows, save_tiny_model, write_jsonl
 
@@ -61,11 +61,11 @@ def test_a_resumed_search_keeps_the_range_it_began_with(
 ) -> None:
     options = TuneOptions(**place, budget="60x", out=str(tmp_path / "run"))
     with open_workbench(options, targets=options.target_modules, ranks=(), epochs=3.0) as bench:
-        first = price(options, bench, None, 0.0, nobody)
-        study = open_study(options, bench, FolderLock(options.directory), nobody)
+        first = price(options, bench, None, 0.0, discard)
+        study = open_study(options, bench, FolderLock(options.directory), discard)
         begin(study, options, first)
         monkeypatch.setattr(LocalRunner, "run", None)  # calling it would fail
-        second = price(options, bench, study, 0.0, nobody)
+        second = price(options, bench, study, 0.0, discard)
     assert first.context.prior.useful_batches is not None
     assert second.context.prior.useful_batches == first.context.prior.useful_batches
     assert second.corrections == first.corrections

@@ -27,7 +27,7 @@ from loratune.tuning.configuration import read_options
 from loratune.tuning.options import TuneOptions, keyword_options
 from loratune.tuning.resumption import model_digest, resume_command
 from loratune.values import Stage
-from loratune.values.events import Event, Tell, TrialEnded, nobody
+from loratune.values.events import Event, Tell, TrialEnded, discard
 from tiny import animal_rows, save_tiny_model, write_jsonl
 
 WISHES: dict[str, Any] = {"ranks": [2, 8], "budget": "8x", "epochs": 1.0, "dtype": "float32", "device": "cpu"}
@@ -236,7 +236,7 @@ def test_a_cut_run_goes_on(place: Place, tmp_path: Path, monkeypatch: pytest.Mon
     assert any("--resume" in each.claim for each in result.evidence)
     first = searched(out)
     assert len(first) == 1
-    again, code = place.watched(out, nobody, resume=True)
+    again, code = place.watched(out, discard, resume=True)
     assert code == 0
     assert again.recommended == whole.recommended
     assert not any("clock" in each.claim for each in again.evidence)
@@ -248,7 +248,7 @@ def test_a_cut_run_goes_on(place: Place, tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_clock_of_a_continuation_starts_anew(copy: Path, place: Place) -> None:
     """Of a budget in time: what a complete run has used does not count, or it could never go on."""
     Study.load(copy).put_fact("seconds", 5000.0)
-    _, code = place.watched(copy, nobody, resume=True, budget="600s")
+    _, code = place.watched(copy, discard, resume=True, budget="600s")
     assert code == 0
     assert loratune.report(copy).exists()
 

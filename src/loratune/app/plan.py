@@ -19,7 +19,7 @@ from loratune.tuning.forecast import Forecast, first_forecast
 from loratune.tuning.options import SearchOptions, keyword_options
 from loratune.tuning.workbench import open_workbench
 from loratune.values import ALL_LINEAR
-from loratune.values.events import Phase, PhaseBegan, Started, Tell, nobody
+from loratune.values.events import Phase, PhaseBegan, Started, Tell, discard
 
 
 def plan(
@@ -116,7 +116,7 @@ def plan(
         return run_plan(SearchOptions(**keyword_options(options)), tell)
 
 
-def run_plan(options: SearchOptions, tell: Tell = nobody, *, started: float | None = None) -> Forecast:
+def run_plan(options: SearchOptions, tell: Tell = discard, *, started: float | None = None) -> Forecast:
     """`plan` with a subscriber of its events; `started` as in `tune.run_tune`."""
     started = monotonic() if started is None else started
     tell(Started(command="plan", model=options.model, data=options.data, version=loratune.__version__))

@@ -15,7 +15,7 @@ from loratune.reporting.terminal import print_summary
 from loratune.study.record import Study
 from loratune.tuning.configuration import storage_of
 from loratune.tuning.outcome import write_report
-from loratune.values.events import Event, Note, nobody
+from loratune.values.events import Event, Note, discard
 
 
 def report(directory: str | Path, *, storage: str | None = None) -> Path:
@@ -24,7 +24,7 @@ def report(directory: str | Path, *, storage: str | None = None) -> Path:
     `storage` is the URL that `tune` was given; needed only where it has secrets, as those are not written down.
     """
     folder = user_path(directory)
-    write_report(facts_of(folder, storage), folder, nobody)
+    write_report(facts_of(folder, storage), folder, discard)
     return folder / "report.html"
 
 

@@ -59,7 +59,7 @@ from loratune.values.events import (
     Started,
     Tell,
     TrialEnded,
-    nobody,
+    discard,
 )
 from loratune.values.plain import finite, to_plain
 
@@ -170,7 +170,7 @@ def train(
         return run_train(TrainOptions(**keyword_options(options)), tell)
 
 
-def run_train(options: TrainOptions, tell: Tell = nobody) -> Trained:
+def run_train(options: TrainOptions, tell: Tell = discard) -> Trained:
     """`train` with a subscriber of its events. Raises `ResourceError` where the trial diverges."""
     started = monotonic()
     chosen = options.hyper_parameters()

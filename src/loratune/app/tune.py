@@ -39,7 +39,7 @@ from loratune.tuning.resumption import (
 from loratune.tuning.timeline import Occupancy, Timeline
 from loratune.tuning.workbench import Workbench, open_workbench
 from loratune.values import ALL_LINEAR
-from loratune.values.events import Bus, Event, Finished, Note, Phase, PhaseBegan, Started, Tell, nobody
+from loratune.values.events import Bus, Event, Finished, Note, Phase, PhaseBegan, Started, Tell, discard
 
 __all__ = ["CLOCK_CUT", "resume", "run_tune", "tune", "tune_command"]
 
@@ -177,7 +177,7 @@ def resume(
 
 
 def run_tune(
-    options: TuneOptions, tell: Tell = nobody, *, started: float | None = None, host: Host | None = None
+    options: TuneOptions, tell: Tell = discard, *, started: float | None = None, host: Host | None = None
 ) -> tuple[TuneResult, int]:
     """`tune` with a subscriber of its events; also the exit code (3 where the clock cut the search).
 

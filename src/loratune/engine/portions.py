@@ -20,7 +20,7 @@ from loratune.engine.slot import Slot
 from loratune.lora.packed import PackedAdapters, Plan
 from loratune.lora.segments import PackMember, Places, Segment
 from loratune.maths.sizes import line_tokens
-from loratune.objectives.objective import Asked, Head, Objective
+from loratune.objectives.objective import Head, Objective, Supervised
 
 _MULTIPLE = {"cpu": 32, "cuda": 128}
 """Tokens of a flat line are a multiple of this: what matrix products like, and shapes that repeat."""
@@ -120,7 +120,7 @@ class Portion(NamedTuple):
     """One micro-batch of a step."""
 
     batch: MicroBatch
-    asked: Asked
+    asked: Supervised
     """Its supervised positions; weights in float64."""
     shares: torch.Tensor
     """[slots] supervised tokens of each slot."""
@@ -192,12 +192,12 @@ def asked_of(
     batch: MicroBatch,
     weights: npt.NDArray[np.float64] | None = None,
     heads: Sequence[Head] = (),
-) -> Asked:
+) -> Supervised:
     """The supervised positions of a micro-batch, with their weights [S], 1 where they are not given."""
     device = batch.targets.device
     given = np.ones(len(batch.targets)) if weights is None else weights
     rows = np.repeat(np.arange(len(batch.counts)), batch.counts) if objective.group > 1 else None
-    return Asked(
+    return Supervised(
         targets=batch.targets,
         weights=to_device(given, device),
         rows=None if rows is None else to_device(rows, device),
@@ -207,11 +207,11 @@ def asked_of(
 
 
 def of_groups(
-    asked: Asked,
+    asked: Supervised,
     batch: MicroBatch,
     betas: npt.NDArray[np.float64],
     references: npt.NDArray[np.float64] | None,
-) -> Asked:
+) -> Supervised:
     """With what each row [rows] has of its trial and of the base model, where rows belong together; else as it is."""
     if asked.rows is None:
         return asked

@@ -24,7 +24,7 @@ from loratune.errors import ResourceError
 from loratune.lora.packed import PackedAdapters, Plan
 from loratune.lora.segments import Places
 from loratune.maths.sizes import few_sizes
-from loratune.objectives.objective import Asked, Objective
+from loratune.objectives.objective import Objective, Supervised
 
 if TYPE_CHECKING:
     from loratune.engine.together import UpdateTogether
@@ -254,7 +254,7 @@ class TrainingStep:
             own, at, targets, weights, where, ranges, pieces = tensors[:7]
             drawn = Places(*tensors[7:]) if dropout else None
             now = replace(plan, route=replace(route, pieces=pieces, places=drawn))
-            return self._pass(own, at, Asked(targets, weights), FlatRows(where, ranges), now, layers)
+            return self._pass(own, at, Supervised(targets, weights), FlatRows(where, ranges), now, layers)
 
         tensors = (*filled, rows.places, rows.bounds, route.pieces, *dropout)
         kind = route.largest, route.rank_blocks, route.aligned, route.eights, bool(dropout), layers
@@ -265,7 +265,7 @@ class TrainingStep:
         self,
         tokens: torch.Tensor,
         positions: torch.Tensor,
-        asked: Asked,
+        asked: Supervised,
         rows: FlatRows | PaddedRows | None,
         plan: Plan,
         layers: int,

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from loratune.errors import ModelError
 from loratune.maths.targets import Part
-from loratune.objectives.objective import Asked, Compile, Scored
+from loratune.objectives.objective import Compile, Scored, Supervised
 
 _CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}
 """Logits held at a time: 64 MiB in float32 on a CPU; on a GPU 512 MiB, to launch less."""
@@ -83,7 +83,7 @@ class Causal:
             yield slice(start, min(count, start + size))
 
     def loss_and_gradient(
-        self, states: torch.Tensor, asked: Asked, output: Any
+        self, states: torch.Tensor, asked: Supervised, output: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """NLL [S] in nats, and the gradient [S, D] of Σ weights · NLL with respect to `states`.
 
@@ -100,7 +100,7 @@ class Causal:
             losses[part] = loss
         return losses, gradient
 
-    def score(self, states: torch.Tensor, asked: Asked, output: Any) -> Scored:
+    def score(self, states: torch.Tensor, asked: Supervised, output: Any) -> Scored:
         """NLL [S] in nats and the most likely token [S], without gradients."""
         losses = torch.empty(len(states), dtype=_loss_type(states), device=states.device)
         likeliest = torch.empty(len(states), dtype=torch.int32, device=states.device)

@@ -22,7 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 
 from loratune.errors import ModelError
 from loratune.maths.targets import NEW_WEIGHTS, Part
-from loratune.objectives.objective import Asked, Compile, Scored
+from loratune.objectives.objective import Compile, Scored, Supervised
 from loratune.objectives.pooling import Pooling, pooled
 
 _FEWEST_CHOICES = 1000
@@ -83,7 +83,7 @@ class Classification:
         return pooled(output.last_hidden_state, self._pooling, **inputs), output
 
     def loss_and_gradient(
-        self, states: torch.Tensor, asked: Asked, output: Any
+        self, states: torch.Tensor, asked: Supervised, output: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses [S], and the gradient [S, D] of Σ weights · losses with respect to `states`.
 
@@ -106,7 +106,7 @@ class Classification:
                     head.gradients[name].add_(found)
         return losses, gradient
 
-    def score(self, states: torch.Tensor, asked: Asked, output: Any) -> Scored:
+    def score(self, states: torch.Tensor, asked: Supervised, output: Any) -> Scored:
         """The same losses [S], and what was found in the form of the targets: the most likely class [S] int32, the
         labels more likely than not [S, C], the number [S].
         """

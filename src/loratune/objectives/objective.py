@@ -25,7 +25,7 @@ class Head(NamedTuple):
     """What gradients are added to, by the same names; None where nothing is trained."""
 
 
-class Asked(NamedTuple):
+class Supervised(NamedTuple):
     """The supervised positions of a micro-batch."""
 
     targets: torch.Tensor
@@ -95,7 +95,7 @@ class Objective(Protocol):
         ...
 
     def loss_and_gradient(
-        self, states: torch.Tensor, asked: Asked, output: Any
+        self, states: torch.Tensor, asked: Supervised, output: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses [S], and the gradient [S, D] of Σ weights · losses with respect to `states` [S, D].
 
@@ -105,7 +105,7 @@ class Objective(Protocol):
         """
         ...
 
-    def score(self, states: torch.Tensor, asked: Asked, output: Any) -> Scored:
+    def score(self, states: torch.Tensor, asked: Supervised, output: Any) -> Scored:
         """The same losses [S] without gradients, and what was found; weights are not read."""
         ...
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from loratune.errors import ModelError
 from loratune.objectives.causal import Causal
-from loratune.objectives.objective import Asked, Compile, Scored
+from loratune.objectives.objective import Compile, Scored, Supervised
 from loratune.values.tasks import BETA_OF, GAMMA_OF_BETA
 
 _FEWEST_CHOICES = 1000
@@ -52,7 +52,7 @@ class Preference(Causal):
         return np.asarray(np.arange(len(supervised)) % 2 == 0, np.int64)
 
     def loss_and_gradient(
-        self, states: torch.Tensor, asked: Asked, output: Any
+        self, states: torch.Tensor, asked: Supervised, output: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """A pair's loss in equal shares [S] of its positions, and the gradient [S, D] of Σ weights · losses.
 
@@ -71,7 +71,7 @@ class Preference(Causal):
         _, gradient = super().loss_and_gradient(states, own, output)
         return _shared(losses.detach(), answers)[asked.rows // 2].to(_loss_type(states)), gradient
 
-    def score(self, states: torch.Tensor, asked: Asked, output: Any) -> Scored:
+    def score(self, states: torch.Tensor, asked: Supervised, output: Any) -> Scored:
         """The same losses [S]; right where the chosen answer is preferred; margins [S] of each position's pair."""
         with torch.no_grad():
             answers = self._answers(states, asked, output)
@@ -86,7 +86,7 @@ class Preference(Causal):
         """Losses and margins [P] of pairs; a margin is above zero where the chosen answer is preferred, in nats, and
         compares between betas."""
 
-    def _answers(self, states: torch.Tensor, asked: Asked, output: Any) -> Answers:
+    def _answers(self, states: torch.Tensor, asked: Supervised, output: Any) -> Answers:
         """In float64: a sum over hundreds of tokens is to be exact to parts of a nat."""
         assert asked.rows is not None
         nll = Causal.score(self, states, asked, output).losses.double()
@@ -99,7 +99,7 @@ class Preference(Causal):
         beta = torch.full_like(sums, self.beta) if beta is None else beta.nan_to_num(self.beta)
         return Answers(sums[::2], sums[1::2], tokens[::2], tokens[1::2], beta[::2])
 
-    def _references(self, asked: Asked, sums: torch.Tensor) -> torch.Tensor:
+    def _references(self, asked: Supervised, sums: torch.Tensor) -> torch.Tensor:
         """[rows] log-likelihoods under the base model; of a model that is the base, its own."""
         known = _of_rows(asked.references, asked.rows, len(sums))
         if known is None:

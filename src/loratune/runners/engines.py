@@ -25,7 +25,7 @@ from loratune.runners.queue import Plans
 from loratune.runners.references import References, folder_of
 from loratune.runners.runner import Runner
 from loratune.runners.spec import Built, EngineFacts, EngineSpec, build_on, model_cache
-from loratune.values.events import Tell, nobody
+from loratune.values.events import Tell, discard
 
 
 def never() -> bool:
@@ -48,7 +48,7 @@ class Engines(Protocol):
         folder: Path | None = None,
         largest: LargestAdapter | None = None,
         finalists: Finalists | None = None,
-        tell: Tell = nobody,
+        tell: Tell = discard,
         on_shortage: Callable[[Shortage], None] = ignore,
         deadline: float | None = None,
         stopped: Callable[[], bool] = never,
@@ -97,7 +97,7 @@ class LocalEngines:
         folder: Path | None = None,
         largest: LargestAdapter | None = None,
         finalists: Finalists | None = None,
-        tell: Tell = nobody,
+        tell: Tell = discard,
         on_shortage: Callable[[Shortage], None] = ignore,
         deadline: float | None = None,
         stopped: Callable[[], bool] = never,

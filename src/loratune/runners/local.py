@@ -58,7 +58,7 @@ from loratune.runners.runner import (
 )
 from loratune.search.compare import FULL
 from loratune.values import CurvePoint, ModelProfile, Stage, Trial, TrialResult, TrialState
-from loratune.values.events import LiveTrial, Progress, Tell, nobody
+from loratune.values.events import LiveTrial, Progress, Tell, discard
 
 
 class LargestAdapter:
@@ -198,7 +198,7 @@ class LocalRunner:
     """Where the best adapter of the largest rank of the search is kept; None: nowhere."""
     finalists: Finalists | None = None
     """Where the adapters are kept that may be compared by what they write; None: nowhere."""
-    tell: Tell = nobody
+    tell: Tell = discard
     """Called with how far a pack is."""
     deadline: float | None = None
     """`time.monotonic()` after which no trial is begun and running ones stop at their next reading."""

@@ -49,7 +49,7 @@ from loratune.runners.worker import (
     serve,
 )
 from loratune.values import Trial
-from loratune.values.events import Event, LiveTrial, Note, Progress, Tell, nobody
+from loratune.values.events import Event, LiveTrial, Note, Progress, Tell, discard
 
 _PATIENCE = 10.0
 """Seconds that a worker has to end by itself, or to let go of what it does."""
@@ -245,7 +245,7 @@ class ProcessRunner:
     """Where the best adapter of the largest rank of the search is kept; None: nowhere."""
     finalists: Finalists | None = None
     """Where the adapters are kept that may be compared by what they write; None: nowhere."""
-    tell: Tell = nobody
+    tell: Tell = discard
     on_shortage: Callable[[Shortage], None] = ignore
     deadline: float | None = None
     """`time.monotonic()` after which no trial is begun and running ones stop at their next reading."""
@@ -401,7 +401,7 @@ class PooledEngines:
         folder: Path | None = None,
         largest: LargestAdapter | None = None,
         finalists: Finalists | None = None,
-        tell: Tell = nobody,
+        tell: Tell = discard,
         on_shortage: Callable[[Shortage], None] = ignore,
         deadline: float | None = None,
         stopped: Callable[[], bool] = never,

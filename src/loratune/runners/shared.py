@@ -28,7 +28,7 @@ from loratune.runners.queue import Plans
 from loratune.runners.runner import Done, Job, More, TrialDone, TrialJob
 from loratune.runners.spec import Built, EngineSpec, build_on
 from loratune.values import Trial, TrialResult
-from loratune.values.events import Note, Tell, nobody
+from loratune.values.events import Note, Tell, discard
 
 _LOOK = 0.5
 """Seconds between two looks into the folder."""
@@ -48,7 +48,7 @@ class SharedRunner:
     finalists: Finalists | None = None
     recorded: set[str] = field(default_factory=set)
     """Keys of results that the study has: what comes of these again is late, and forgotten."""
-    tell: Tell = nobody
+    tell: Tell = discard
     silence: float = SILENCE
     _watch: Watch = field(default_factory=Watch, init=False)
     _numbers: int = field(default=0, init=False)
@@ -186,7 +186,7 @@ class SharedEngines(LocalEngines):
         folder: Path | None = None,
         largest: LargestAdapter | None = None,
         finalists: Finalists | None = None,
-        tell: Tell = nobody,
+        tell: Tell = discard,
         on_shortage: Callable[[Shortage], None] = ignore,
         deadline: float | None = None,
         stopped: Callable[[], bool] = never,

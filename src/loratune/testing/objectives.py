@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from loratune.objectives.objective import Asked, Head, Objective
+from loratune.objectives.objective import Head, Objective, Supervised
 
 _VOCABULARY, _LENGTH, _SUPERVISED, _GROUPS = 61, 7, 3, 4
 
@@ -45,10 +45,12 @@ class ObjectiveContract(ABC):
         """The subject."""
 
     @abstractmethod
-    def reference(self, subject: Objective, states: torch.Tensor, asked: Asked, output: Any) -> torch.Tensor:
+    def reference(
+        self, subject: Objective, states: torch.Tensor, asked: Supervised, output: Any
+    ) -> torch.Tensor:
         """Its losses [S] by the plain formula, from which autograd can find the gradient, that of `asked.heads` too."""
 
-    def _given(self, subject: Objective) -> tuple[torch.Tensor, Asked, Any]:
+    def _given(self, subject: Objective) -> tuple[torch.Tensor, Supervised, Any]:
         """States [S, D] of a few groups of rows, what is asked of them, and the model's output."""
         generator = torch.Generator().manual_seed(1)
         rows = _GROUPS * subject.group
@@ -58,7 +60,7 @@ class ObjectiveContract(ABC):
         states = hidden[:, -_SUPERVISED - 1 : -1].reshape(rows * _SUPERVISED, -1)
         numbers = torch.arange(rows).repeat_interleave(_SUPERVISED)
         of_groups = torch.rand(_GROUPS, dtype=torch.float64, generator=generator) + 0.5
-        asked = Asked(
+        asked = Supervised(
             targets=self.targets(subject, tokens[:, -_SUPERVISED:].flatten()),
             weights=of_groups[numbers // subject.group],
             rows=numbers if subject.group > 1 else None,
@@ -66,7 +68,7 @@ class ObjectiveContract(ABC):
         )
         return states, self._of_groups(subject, asked), output
 
-    def _of_groups(self, subject: Objective, asked: Asked) -> Asked:
+    def _of_groups(self, subject: Objective, asked: Supervised) -> Supervised:
         """With a beta for each group, as of several trials, and a likelihood under the base model for each row."""
         if asked.rows is None:
             return asked
@@ -91,7 +93,7 @@ class ObjectiveContract(ABC):
             found.append(Head(start, stop, values, gradients))
         return tuple(found)
 
-    def _part(self, subject: Objective, asked: Asked, group: int) -> tuple[slice, Asked]:
+    def _part(self, subject: Objective, asked: Supervised, group: int) -> tuple[slice, Supervised]:
         """The positions of one group, and what is asked of it alone."""
         size = subject.group * _SUPERVISED
         part = slice(group * size, (group + 1) * size)
@@ -101,7 +103,7 @@ class ObjectiveContract(ABC):
             for head in asked.heads
             if head.start <= part.start and part.stop <= head.stop
         )
-        own = Asked(targets=asked.targets[part], weights=asked.weights[part], rows=rows, heads=heads)
+        own = Supervised(targets=asked.targets[part], weights=asked.weights[part], rows=rows, heads=heads)
         if asked.betas is None or asked.references is None:
             return part, own
         return part, own._replace(betas=asked.betas[part], references=asked.references[part])

@@ -20,7 +20,7 @@ from loratune.runners.runner import Runner, TrialDone, TrialJob
 from loratune.search.expected import expected
 from loratune.search.strategy import Strategy
 from loratune.values import Decision, Stage, Trial, TrialResult
-from loratune.values.events import Event, Findings, StageBegan, Tell, TrialEnded, nobody
+from loratune.values.events import Event, Findings, StageBegan, Tell, TrialEnded, discard
 
 _SECONDS = 5.0
 """Between two, at least."""
@@ -72,7 +72,7 @@ class Driver:
     runner: Runner
     record: Callable[[TrialResult], None] = record_nothing
     """Keeps a result for good; called the moment it comes, before anything else is asked for."""
-    tell: Tell = nobody
+    tell: Tell = discard
     after_each: Callable[[], None] = lambda: None
     """Called after every wave."""
     history: list[TrialResult] = field(default_factory=list)

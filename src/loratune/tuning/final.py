@@ -27,7 +27,7 @@ from loratune.runners.runner import (
     only,
 )
 from loratune.values import HyperParameters, Stage, Trial, TrialResult
-from loratune.values.events import Phase, PhaseBegan, StageBegan, Tell, TrialEnded, nobody
+from loratune.values.events import Phase, PhaseBegan, StageBegan, Tell, TrialEnded, discard
 
 if TYPE_CHECKING:  # only named here: importing it imports Optuna
     from loratune.study.record import Study
@@ -48,7 +48,7 @@ class FinalRunner:
     """Whose rows they are, those for the test included."""
     study: Study
     patience: int
-    tell: Tell = nobody
+    tell: Tell = discard
 
     def run(
         self,

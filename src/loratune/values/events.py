@@ -231,8 +231,8 @@ Tell = Callable[[Event], None]
 """Where events go: a reporter, or the bus of many."""
 
 
-def nobody(event: Event) -> None:
-    """A subscriber that ignores every event."""
+def discard(event: Event) -> None:
+    """A subscriber that discards every event."""
 
 
 class Bus:
