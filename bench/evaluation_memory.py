@@ -2,7 +2,7 @@
 
 For each shape trials are trained for a few steps first, as in a search, so that recorded graphs hold what they hold.
 Then the same adapters are evaluated with micro-batches of growing size. Of each the bytes of tensors beyond those
-held before (the resident set on a CPU), beside what `costs.evaluation` predicts; and the most that the process has
+held before (the resident set on a CPU), beside what `costs.activations` predicts; and the most that the process has
 held, beside steps and evaluation as a plan adds them up. Prints as it goes and appends rows to
 bench/results/evaluation_memory.csv. Imports neither optuna nor datasets.
 

@@ -94,7 +94,7 @@ def batch_effect(runner: TableRunner, setting: HyperParameters) -> float:
 
 @dataclass(kw_only=True)
 class Recorder:
-    """Runs a strategy against the table as tune would, all trials beside each other, one pack step at a time."""
+    """Runs a strategy against the table as tune would, all trials side by side, one pack step at a time."""
 
     strategy: Strategy
     runner: TableRunner

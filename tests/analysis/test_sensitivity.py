@@ -255,7 +255,7 @@ def test_the_learning_rates_effect_comes_from_part_of_the_rows_where_it_was_only
     told = impact_table(SimpleNamespace(sensitivity=found(screened + measured)))  # type: ignore[arg-type]
     assert "on 25% of the rows" in told.takeaway
     assert "without an interval, for too little was repeated" in told.basis
-    assert "not told: they need 20 trials" in told.basis
+    assert "not shown: they need 20 trials" in told.basis
 
 
 def test_costs_by_the_models() -> None:

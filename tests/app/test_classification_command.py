@@ -195,7 +195,7 @@ def test_a_search_goes_on_and_its_result_is_a_classifier(encoder: Path, shell: S
     assert "holds a classifier; export --to peft" in refused.error
     refused = shell("generate", "run", "meow")
     assert refused.code == 2
-    assert "holds a classifier, which has none to give" in refused.error
+    assert "holds a classifier;" in refused.error
     assert shell("merge", "run", "--out", "merged").code == 0
     assert json.loads(Path("merged/config.json").read_text())["architectures"] == [
         "BertForSequenceClassification"

@@ -145,7 +145,7 @@ def test_plan_as_a_function(place: Place) -> None:
     assert few.looks.count == 3
     assert few.looks.share > 0.15, "the rows are few"
     (note,) = few.notes
-    assert f"3 looks of early stopping, each at {few.looks.rows} validation rows" in note
+    assert f"3 evaluations for early stopping, each on {few.looks.rows} validation rows" in note
     assert not replace(few, looks=replace(few.looks, share=0.12)).notes
     assert few.search_seconds > 0
     assert few.limit is None

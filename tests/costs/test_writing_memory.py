@@ -88,7 +88,7 @@ def test_as_many_rows_as_fit() -> None:
 
 
 def test_seconds_by_hand() -> None:
-    """100 rows of 50 tokens at their end, 20 beside each other: 5 batches of 10 steps of .2 s at twice the rows."""
+    """100 rows of 50 tokens at their end, 20 side by side: 5 batches of 10 steps of .2 s at twice the rows."""
     written = Generation(
         max_new_tokens=10,
         validation_rows=25,

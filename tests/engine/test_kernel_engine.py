@@ -148,7 +148,7 @@ def test_layers_that_run_again_do_not_compute_their_attention_again(monkeypatch:
 
 
 def test_written_text_is_that_of_the_reference() -> None:
-    """Prompts of several lengths, ranks beside each other and the bare base."""
+    """Prompts of several lengths, ranks side by side and the bare base."""
     trials = [trial(0), trial(1, r=20), trial(2, r=3, target_modules=("q_proj", "down_proj"))]
     found = []
     for paths in (REFERENCE, KERNELS):

@@ -7,10 +7,16 @@ from pathlib import Path
 import pytest
 
 from loratune.metrics import BUILT_IN
+from loratune.metrics import names as metric_names
 from loratune.values import NLL_MARGIN
 
 SOURCE = Path(__file__).parent.parent.parent / "src" / "loratune"
 FILES = sorted(path for path in SOURCE.rglob("*.py") if path.relative_to(SOURCE).parts[0] != "metrics")
+LISTS = {
+    name: value
+    for name, value in vars(metric_names).items()
+    if name.endswith("_NAMES") and not name.startswith("_")
+}
 HOME_OF_THE_MARGIN = SOURCE / "values" / "context.py"
 
 
@@ -18,6 +24,8 @@ def names(node: ast.AST) -> list[str]:
     """Metric names that stand in an expression, alone or in a collection."""
     if isinstance(node, ast.Tuple | ast.List | ast.Set):
         return [name for each in node.elts for name in names(each)]
+    if isinstance(node, ast.Name) and node.id in LISTS:
+        return list(LISTS[node.id])
     return [node.value] if isinstance(node, ast.Constant) and node.value in BUILT_IN else []
 
 
@@ -75,6 +83,7 @@ def test_the_default_margin_stands_once(path: Path) -> None:
         'context.metric == "f1"',
         '"accuracy" != name',
         'KNOWN = ["nll", "accuracy"]',
+        "metric in PREFERENCE_NAMES",
         'match metric:\n    case "exact_match":\n        pass',
     ],
 )

@@ -1,4 +1,4 @@
-"""How many trials trained beside each other and when, from events by a clock that is known."""
+"""How many trials trained side by side and when, from events by a clock that is known."""
 
 from loratune.reporting.facts import PackSpan
 from loratune.tuning.timeline import Occupancy

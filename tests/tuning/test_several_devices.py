@@ -61,7 +61,7 @@ def test_interrupted_and_resumed_it_decides_as_one_process_does(
                 raise KeyboardInterrupt
 
     both = tmp_path / "both"
-    with pytest.raises(Interrupted, match="go on with loratune tune --config"):
+    with pytest.raises(Interrupted, match="continue with loratune tune --config"):
         loratune.tune(out=both, devices=["cpu", "cpu"], on_event=interrupt, **place)
     assert list(both.glob(".workers*")) == []
     assert [event.devices for event in planned] == [2]

@@ -29,8 +29,8 @@ def near_start(values: HyperParameters, a: Floats, b: Floats) -> Diagnosis | Non
     return Diagnosis(
         sign=Sign.NEAR_START,
         finding=(
-            f"The adapter has hardly left its start: B has grown to {ratio:.1%} of A's strength (alpha / r counted in) "
-            "in the middle layer."
+            f"The adapter has hardly moved from its initial weights: B has grown to {ratio:.1%} of A's "
+            "strength (alpha / r counted in) in the middle layer."
         ),
         remedy=f"Raise the learning rate to {RATE_STEP * values.learning_rate:.2g}, or train for more epochs.",
         value=ratio,
@@ -57,7 +57,7 @@ def outgrown(values: HyperParameters, update: Floats, layer: Floats) -> Diagnosi
         sign=Sign.OUTGROWN,
         finding=(
             f"In {share:.0%} of the layers the update is stronger than the layer's own leading directions "
-            f"(x {ratio:.1f} in the middle one): what the base model knows beside this task may be forgotten."
+            f"(x {ratio:.1f} in the middle one): what the base model knows beyond this task may be forgotten."
         ),
         remedy=(
             f"If that matters, {lower}, or take a higher rank; check the tuned model on text outside the task first."

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from loratune.data.table import TokenTable
 from loratune.lora.layout import Adapter
+from loratune.metrics import PREDICTION, right_rows
 from loratune.runners.runner import AdapterFile
 from loratune.values import TrialResult
 from loratune.values.analysis import Change, Confusion, ExampleRow, HeldOut, Reading
@@ -69,7 +70,6 @@ EXAMPLES = 10
 _SHARES = ((Change.BETTER, 4), (Change.WORSE, 3), (Change.STILL_WRONG, 3), (Change.STILL_RIGHT, 0))
 _LETTERS = 320
 """Of a text that is shown."""
-_PREDICTION, _EXACT, _PREFERRED = "prediction", "exact_match", "preference_accuracy"
 Ints = npt.NDArray[np.int64]
 
 
@@ -112,15 +112,14 @@ class _Answers:
         labels: Sequence[str],
     ) -> None:
         self.nll = scored.example_nll / np.maximum(1, weights)
-        found = scored.example_scores.get(_PREDICTION)
+        found = scored.example_scores.get(PREDICTION)
         labelled = found is not None and table.row_labels is not None and bool(labels)
         self.predicted = found.astype(np.int64) if labelled and found is not None else None
         if self.predicted is not None:
             self.right = self.predicted == table.row_labels
         else:
-            scores = scored.example_scores
-            share = scores.get(_EXACT, scores.get(_PREFERRED, np.zeros(len(table))))
-            self.right = np.asarray(share > 0.5, bool)
+            right = right_rows(scored.example_scores)
+            self.right = np.zeros(len(table), bool) if right is None else right
 
     def reading(self, row: int, labels: Sequence[str]) -> Reading:
         answer = "" if self.predicted is None else labels[int(self.predicted[row])]

@@ -424,7 +424,9 @@ def undertrained(
     middle = float(np.interp(0.5, done, curve))
     first, second = before - middle, middle - float(curve[-1])
     if abs(first + second) <= margin and not higher_rate_is_worse:
-        finding = f"Under-trained: validation NLL changed by {abs(first + second):.4f} nats in all, which is nothing."
+        finding = (
+            f"Under-trained: validation NLL changed by {abs(first + second):.4f} nats in all, hardly at all."
+        )
     elif first > 0 and second > max(margin, LINEAR * first):
         finding = (
             f"Under-trained: validation NLL was still falling in a straight line at the end, by {second:.3f} nats "

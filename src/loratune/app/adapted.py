@@ -47,7 +47,7 @@ def generate(
     run = load_run(user_path(directory))
     if run.task == CLASSIFICATION:
         raise InputError(
-            f"generate completes text, and {run.directory} holds a classifier, which has none to give; load it as its "
+            f"generate completes text, and {run.directory} holds a classifier; load it as its "
             "adapter/README.md shows."
         )
     base, tuned = _opened(run, model, device)

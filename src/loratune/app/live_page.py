@@ -78,9 +78,9 @@ class RunFolder:
         if self._run.over:
             return "finished"
         if not held:
-            return "ended without a result; go on by tune --resume"
+            return "ended without a result; continue with tune --resume"
         if stopping and self._run.searching:
-            return "stopping, as soon as the trials that run come to their next reading"
+            return "stopping when the running trials reach their next evaluation"
         return "running"
 
     def _ending(self) -> dict[str, Any]:

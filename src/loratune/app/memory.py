@@ -122,7 +122,7 @@ def estimate_memory(
     recompute: str = "auto",
     task: str = CAUSAL,
 ) -> MemoryAnswer:
-    """What it takes to train `trials` trials of one kind beside each other, and what fits instead; reads no weights.
+    """What it takes to train `trials` trials of one kind side by side, and what fits instead; reads no weights.
 
     Args:
         model: Model folder, config.json, .gguf file or hub name.

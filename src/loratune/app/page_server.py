@@ -117,7 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
         if stopped:
             self._send(b"{}", "application/json")
         else:
-            self._refuse(HTTPStatus.CONFLICT, "No search goes on there.")
+            self._refuse(HTTPStatus.CONFLICT, "No search is running there.")
 
     def _report(self, run: Run) -> None:
         try:
@@ -145,7 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _has_key(self, given: str) -> bool:
         if compare_digest(given.encode(), self.server.token.encode()):
             return True
-        self._refuse(HTTPStatus.FORBIDDEN, "The key of this start is missing.")
+        self._refuse(HTTPStatus.FORBIDDEN, "The key in the address that watch printed is missing.")
         return False
 
     def _refuse(self, status: HTTPStatus, sentence: str) -> None:

@@ -77,7 +77,7 @@ def _folder_of(storage: str | None) -> Path:
     """The directory of the run whose study is in a storage and takes workers. Raises `InputError`, `OutputError`."""
     if storage is None:
         raise InputError(
-            "A worker must be told its run: give the run directory, or --storage with the URL of its study."
+            "A worker needs a run: give the run directory, or --storage with the URL of its study."
         )
     from loratune.study.database import shared_folders, storage_errors
 

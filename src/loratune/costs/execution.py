@@ -1,6 +1,6 @@
 """How the engine holds a pack in memory, in numbers: every constant of the memory model stands here.
 
-Known are the ways that `engine.paths` chooses from: flat rows or padded ones, layers as transformers runs them or
+Known are the ways that `engine.machinery` chooses from: flat rows or padded ones, layers as transformers runs them or
 compiled, adapters segment by segment or by Triton kernels. Correct a constant here when `bench/memory.py` shows that it
 is off; a `Correction` holds what a single machine deviates by. Knows no model and no pack.
 """

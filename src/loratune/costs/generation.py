@@ -47,7 +47,7 @@ def writing_bytes(limits: Limits, cached_tokens: int) -> int:
 
 
 def cached_tokens(limits: Limits) -> int:
-    """Of the rows that are written beside each other, as many as fit with room to spare; a single row in any case."""
+    """Of the rows that are written side by side, as many as fit with room to spare; a single row in any case."""
     most = _MOST_CACHED[limits.execution.device]
     fits = next((most >> i for i in range(most.bit_length()) if _fits(limits, most >> i)), 1)
     return max(fits, limits.max_length)

@@ -141,7 +141,7 @@ class Limits:
         return 2 * FLOAT32 * adapter_parameters(self.model, recipe)
 
     def room(self, trials: Sequence[HyperParameters]) -> int:
-        """Bytes that adapters (`adapter_bytes`) may take while any of `trials` train beside each other.
+        """Bytes that adapters (`adapter_bytes`) may take while any of `trials` train side by side.
 
         What a step needs beyond them is counted as if all trained at once: it does not grow beyond a micro-batch.
         """
@@ -155,7 +155,7 @@ class Limits:
         return replace(self, micro_batch_tokens=self.max_length)
 
     def largest_pack(self, trial: HyperParameters, limit: int) -> int:
-        """How many such trials train beside each other, at most `limit`, however small micro-batches must be."""
+        """How many such trials train side by side, at most `limit`, however small micro-batches must be."""
         return _largest(lambda trials: self.sparing.fits([trial] * trials), limit)
 
     def largest_rank(self, trial: HyperParameters, trials: int = 1) -> int:

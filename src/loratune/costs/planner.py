@@ -17,7 +17,7 @@ _CHOICES = 4
 
 @dataclass(frozen=True, slots=True)
 class LivePack:
-    """Trials that train beside each other."""
+    """Trials that train side by side."""
 
     trials: tuple[HyperParameters, ...]
     tokens: float
@@ -28,7 +28,7 @@ class LivePack:
 
 @dataclass(frozen=True, kw_only=True)
 class Planner:
-    """What fits beside each other here, and how long it takes."""
+    """What fits side by side here, and how long it takes."""
 
     limits: Limits
     times: StepTime
@@ -66,7 +66,7 @@ class Planner:
         return self.plan_loads([self.load(trial) for trial in trials], room)
 
     def room(self, trials: Sequence[HyperParameters]) -> int:
-        """Bytes, at least one, that the adapters of those of these trials may hold which train beside each other.
+        """Bytes, at least one, that the adapters of those of these trials may hold which train side by side.
 
         The more layers compute their activations again, the more trials fit, and the longer a step takes: as many
         layers as are fastest.

@@ -30,7 +30,7 @@ class SpreadPlan:
 
     @property
     def slots(self) -> int:
-        """Trials beside each other on a device, at most."""
+        """Trials side by side on a device, at most."""
         return max(part.slots for part in self.parts)
 
     @property

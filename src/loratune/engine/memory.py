@@ -100,7 +100,7 @@ class Place(StrEnum):
     EVALUATION = "evaluation"
     """Those of the evaluation have been halved."""
     PACK = "pack"
-    """Fewer trials train beside each other; the others wait."""
+    """Fewer trials train side by side; the others wait."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,7 +115,7 @@ class Shortage:
     needed: int
     """Bytes that were held, with those that were asked for where the error said so."""
     now: int
-    """Tokens of a micro-batch, or trials beside each other, at most, from now on."""
+    """Tokens of a micro-batch, or trials side by side, at most, from now on."""
     recomputed: int = 0
     """Of how many layers the micro-batch that failed kept no activations."""
 

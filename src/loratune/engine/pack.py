@@ -72,7 +72,7 @@ class PackEngine:
     max_tokens_per_evaluation: int | None = None
     """The same without gradients; None: twice as many, for no activations are kept."""
     cached_tokens: int = 2**15
-    """Of the rows that are decoded beside each other, padding included; halved where memory runs out."""
+    """Of the rows that are decoded side by side, padding included; halved where memory runs out."""
     context_length: int | None = None
     """Tokens of a row that the model takes; None: no limit is known."""
     launch_tokens: int | None = None

@@ -91,7 +91,7 @@ class Route:
     runs: int
     tokens: int
     largest: int
-    """The block of ranks that holds the largest rank; see `kernels.RANK_BLOCKS`."""
+    """The block of ranks that holds the largest rank; see `kernels.low_rank.RANK_BLOCKS`."""
     rank_blocks: int
     """How many of them it takes."""
     aligned: bool

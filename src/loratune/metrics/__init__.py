@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from loratune.metrics.base import Metric, Outputs, Rows, UnscorableRow
     from loratune.metrics.function import FunctionMetric, as_metric, metric
     from loratune.metrics.info import MetricInfo, Needs
-    from loratune.metrics.names import is_address, usual_seed_sd
+    from loratune.metrics.names import PREDICTION, is_address, usual_seed_sd
     from loratune.metrics.registry import (
         BUILT_IN,
         NLL,
@@ -23,12 +23,14 @@ if TYPE_CHECKING:
         metrics,
         named,
         register,
+        right_rows,
         searched_by,
     )
 
 __all__ = [
     "BUILT_IN",
     "NLL",
+    "PREDICTION",
     "FunctionMetric",
     "Metric",
     "MetricInfo",
@@ -47,6 +49,7 @@ __all__ = [
     "metrics",
     "named",
     "register",
+    "right_rows",
     "searched_by",
     "usual_seed_sd",
 ]
@@ -55,7 +58,7 @@ _HOME = {
     **dict.fromkeys(("Metric", "Outputs", "Rows", "UnscorableRow"), "base"),
     **dict.fromkeys(("FunctionMetric", "as_metric", "metric"), "function"),
     **dict.fromkeys(("MetricInfo", "Needs"), "info"),
-    **dict.fromkeys(("is_address", "usual_seed_sd"), "names"),
+    **dict.fromkeys(("PREDICTION", "is_address", "usual_seed_sd"), "names"),
 }
 """File of each name; the registry's own are not listed."""
 

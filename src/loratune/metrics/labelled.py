@@ -18,6 +18,7 @@ from loratune.maths.noninferiority import (
 )
 from loratune.metrics.base import Floats, Metric, Outputs, Rows
 from loratune.metrics.info import POINTS, MetricInfo, Needs
+from loratune.metrics.names import PREDICTION
 
 
 def _found(outputs: Outputs, *, numbers: bool) -> tuple[npt.NDArray[Any], npt.NDArray[Any]] | None:
@@ -59,7 +60,7 @@ class MacroF1(Metric):
 
     @property
     def column(self) -> str:
-        return "prediction"
+        return PREDICTION
 
     def scores(self, outputs: Outputs) -> Floats | None:
         found = _found(outputs, numbers=False)

@@ -12,6 +12,8 @@ BUILT_IN_NAMES = (
     *GENERATION_NAMES,
 )
 """In the order in which they are shown."""
+PREDICTION = "prediction"
+"""Under which a result keeps each row's predicted label."""
 REGEX = "regex:"
 """Before a regular expression: its group in the generated text is compared."""
 GENERATED = "generated:"
@@ -22,6 +24,16 @@ _ADDRESS = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 def is_address(name: str) -> bool:
     """Whether it is of the form `package.module:function`, or that after `generated:`."""
     return not name.startswith(REGEX) and _ADDRESS.fullmatch(name.removeprefix(GENERATED)) is not None
+
+
+def metric_of_pairs(name: str) -> str | None:
+    """By which metric preference pairs are compared where the user has named this one; None where they cannot be.
+
+    In place of the default, a loss that compares at one beta only, it is the usual metric of pairs.
+    """
+    if name in PREFERENCE_NAMES:
+        return name
+    return PREFERENCE_NAMES[0] if name == BUILT_IN_NAMES[0] else None
 
 
 def usual_seed_sd(labels: int) -> float:

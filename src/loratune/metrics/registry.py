@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from functools import lru_cache
 
+import numpy as np
+import numpy.typing as npt
+
 from loratune.errors import InputError
 from loratune.metrics.base import Floats, Metric, Outputs
 from loratune.metrics.function import load
@@ -112,6 +115,17 @@ def measure(outputs: Outputs, chosen: Metric = NLL) -> tuple[dict[str, float], d
         if not metric.info.by_nll:
             columns[metric.column] = scores
     return values, columns
+
+
+def right_rows(scores: Mapping[str, Floats]) -> npt.NDArray[np.bool_] | None:
+    """[rows] whether each is right, by the first metric of right rows that left its scores; None where none did.
+
+    Args:
+        scores: of each row, by column.
+    """
+    counting = (metric for metric in BUILT_IN.values() if metric.info.counts_rows)
+    found = next((scores[metric.column] for metric in counting if metric.column in scores), None)
+    return None if found is None else np.asarray(found > 0.5, bool)
 
 
 def default_margin(name: str, labels: int) -> float:

@@ -67,7 +67,7 @@ class Card:
             PromptKind.VERBATIM: "The prompt is the row's own, verbatim.",
             PromptKind.CHAT: "Conversations are written by the tokenizer's chat template.",
             PromptKind.TURNS: "Conversations are lines of `User: …` and `Assistant: …`.",
-            PromptKind.TEXT: "The model was trained on plain text, which it goes on.",
+            PromptKind.TEXT: "The model was trained on plain text, which it continues.",
         }.get(given.kind, f"Every prompt was written by this template:\n\n{_fenced(given.template, 'text')}")
         if (classifier := self.training.classifier) is not None:
             code = classifying_code(self.base, given, classifier)

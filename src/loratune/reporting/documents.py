@@ -145,7 +145,7 @@ def _figures(facts: RunFacts) -> dict[str, Figure]:
         "packs": _figure(
             bool(packs),
             lambda: figures.packs_figure(packs),
-            "Trials that trained beside each other",
+            "Trials that trained side by side",
             takeaways.packs_sentence(packs),
             "How full the packs were was not kept.",
         ),

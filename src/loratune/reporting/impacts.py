@@ -103,7 +103,7 @@ def _basis(found: Sensitivity) -> str:
     )
     if found.interactions is None:
         return text + (
-            f"Shares of the variance are not told: they need {found.wanted_trials} trials on all rows (20 for each "
+            f"Shares of the variance are not shown: they need {found.wanted_trials} trials on all rows (20 for each "
             "hyper-parameter that varies), and with fewer they are mostly error. The effects stand by themselves."
         )
     text += (

@@ -10,7 +10,7 @@ from math import log
 from statistics import mode
 
 from loratune.metrics import NLL, Rows, metrics
-from loratune.reporting.facts import Floats, Gain, ModelScores, RunFacts
+from loratune.reporting.facts import Gain, ModelScores, RunFacts
 from loratune.reporting.wording import rate
 from loratune.values import Stage, TrialResult
 
@@ -89,16 +89,12 @@ def fair_gains(facts: RunFacts) -> list[Gain]:
     for metric in metrics():
         if metric.name not in (NLL.name, facts.shown_metric) or (metric.info.by_nll and metric is not NLL):
             continue
-        mine, other = (_scores(each, metric.column, by_nll=metric.info.by_nll) for each in (ours, theirs))
+        mine, other = metric.rows_of(ours), metric.rows_of(theirs)
         if mine is not None and other is not None and mine.shape == other.shape:
             gains.append(
                 Gain.from_rows(mine, other, over=OPPONENT, split="validation", metric=metric, rows=rows)
             )
     return gains
-
-
-def _scores(result: TrialResult, column: str, *, by_nll: bool) -> Floats | None:
-    return result.example_nll if by_nll else result.example_scores.get(column)
 
 
 def _stands_for_it(result: TrialResult, epochs: float) -> bool:

@@ -27,7 +27,7 @@ INK, SOFT, LINE, ACCENT, WARM, GOOD, PAPER = (f"#0{i}0{i}0{i}" for i in range(1,
 _VARIABLES = dict(zip((INK, SOFT, LINE, ACCENT, WARM, GOOD, PAPER),
                       ("ink", "soft", "line", "accent", "warm", "good", "paper"), strict=True))  # fmt: skip
 HUES = ("#3aa6a0", "#8b68c9", "#c2668f", "#b8975c", "#2f8fdf", "#5f9d3e", "#d0773a", "#8a93a3")
-"""Of lines that stand beside each other; each reads on light and on dark paper."""
+"""Of lines that stand side by side; each reads on light and on dark paper."""
 _KINDS = {"legend_1": "legend", "patch_2": "axes"}
 """matplotlib's names of what others look for, as classes."""
 _SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"

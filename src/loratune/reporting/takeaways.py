@@ -177,7 +177,7 @@ def packs_sentence(packs: Sequence[PackSpan]) -> str:
     busy = sum(each.ended - each.began for each in packs)
     most = max(each.trials for each in packs)
     return (
-        f"Up to {most:.0f} trials trained beside each other; something trained in {duration(busy)} of "
+        f"Up to {most:.0f} trials trained side by side; something trained in {duration(busy)} of "
         f"{duration(packs[-1].ended)} up to the last step."
     )
 

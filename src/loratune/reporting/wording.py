@@ -141,7 +141,7 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ("95 % interval", "Where the true value lies in 95 of 100 such measurements. If it holds 0, the difference may "
      "be chance."),
     ("seed", "The draw of first weights and order of rows. Two seeds differ by chance alone."),
-    ("trial, pack", "One set of hyper-parameters trained once; trials that were trained beside each other, each as if "
+    ("trial, pack", "One set of hyper-parameters trained once; trials that were trained side by side, each as if "
      "alone."),
     ("full run", "The cost of training the default recipe once on all rows: the unit of the budget."),
     ("diverged", "The loss grew without end; such a learning rate is too large."),

@@ -65,7 +65,7 @@ _ROUNDING = 1e-9
 
 
 class _Pack:
-    """What trains beside each other on one device."""
+    """What trains side by side on one device."""
 
     def __init__(self, planner: Planner) -> None:
         self._planner = planner

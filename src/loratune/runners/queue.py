@@ -26,7 +26,7 @@ class Queue(Protocol):
 
     @property
     def slots(self) -> int:
-        """Trials beside each other, at most."""
+        """Trials side by side, at most."""
 
     def next(self) -> Trial | None:
         """The trial that begins now; None where none does before another has ended."""
@@ -44,7 +44,7 @@ class TrialQueue:
     def __init__(self, planner: Plans, trials: Sequence[Trial], more: More | None = None) -> None:
         plan = planner.plan(trials)
         self.slots = plan.slots
-        """Trials beside each other on a device, at most."""
+        """Trials side by side on a device, at most."""
         self.results: list[TrialResult] = []
         """Of those that have ended, in that order."""
         self.running: dict[str, Trial] = {}

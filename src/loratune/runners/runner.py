@@ -37,7 +37,7 @@ class TrialJob(Job):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinalJob(Job):
-    """Train with early stopping, and keep the adapter; those of one call train beside each other."""
+    """Train with early stopping, and keep the adapter; those of one call train side by side."""
 
     trial: Trial
     patience: int

@@ -30,15 +30,6 @@ class Bracket:
         """The smallest NLL met."""
         return min((value for _, value in self.tried), default=inf)
 
-    def at_best_tried(self) -> Results:
-        """Finished results at the tried learning rate with the smallest NLL."""
-        rate = min(self.tried, key=lambda pair: pair[1])[0] if self.tried else 0.0
-        return tuple(
-            result
-            for result in self.results
-            if result.finished and result.trial.hyper_parameters.learning_rate == rate
-        )
-
 
 def bracket(
     make: Callable[[float], Trial],

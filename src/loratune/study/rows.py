@@ -104,7 +104,7 @@ def is_ours(row: FrozenTrial) -> bool:
 
 
 def _facts(row: FrozenTrial) -> dict[str, Any]:
-    """All attributes beside each other, as up to format 2 they were; damaged ones as they are."""
+    """All attributes side by side, as up to format 2 they were; damaged ones as they are."""
     ours = row.user_attrs.get(_OURS)
     return {**row.user_attrs, **(ours if isinstance(ours, dict) else {})}
 

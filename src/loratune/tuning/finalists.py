@@ -122,7 +122,7 @@ class FinalistRound:
         if found.standard_error == 0 and found.difference == 0:
             return note(
                 f"{info.title} on {rows} validation rows is the same, row by row, with the choice by NLL and with the "
-                f"best of {tests} other adapters ({other_words}): it tells nothing of which is better."
+                f"best of {tests} other adapters ({other_words}): so neither is shown to be better."
             )
         # turned round: what the choice loses against the best other, within the margin or not
         turned = replace(found, difference=-found.difference)

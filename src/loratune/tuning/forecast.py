@@ -43,7 +43,7 @@ class Forecast:
     planner: Planner
     """How trials are packed."""
     slots: int
-    """Trials that train beside each other, at most, if results come as expected."""
+    """Trials that train side by side, at most, if results come as expected."""
     spent_seconds: float
     """Loading and calibration, measured."""
     search_seconds: float
@@ -99,8 +99,8 @@ class Forecast:
             )
         if self.looks.share > _TOLD_SHARE:
             found.append(
-                f"The training rows are few: {self.looks.count} looks of early stopping, each at {self.looks.rows} "
-                f"validation rows, cost {self.looks.share:.0%} of the final run's training."
+                f"The training rows are few: {self.looks.count} evaluations for early stopping, each on "
+                f"{self.looks.rows} validation rows, cost {self.looks.share:.0%} of the final run's training."
             )
         if self.generation is not None:
             each = self.generation

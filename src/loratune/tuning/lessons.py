@@ -117,4 +117,6 @@ def survived(sentences: Sequence[str]) -> tuple[Evidence, ...]:
     if not sentences:
         return ()
     times = "once" if len(sentences) == 1 else f"{len(sentences)} times"
-    return (Evidence(claim=f"memory ran out {times} and every trial went on; at last: {sentences[-1]}"),)
+    return (
+        Evidence(claim=f"memory ran out {times} and every trial continued; most recently: {sentences[-1]}"),
+    )

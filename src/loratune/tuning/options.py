@@ -20,13 +20,12 @@ from loratune.data.sources import DataOptions
 from loratune.errors import HyperParameterError, InputError, nearest, printable
 from loratune.files.paths import user_path
 from loratune.maths.sizes import CAPACITY
-from loratune.metrics.names import BUILT_IN_NAMES, PREFERENCE_NAMES, usual_seed_sd
+from loratune.metrics.names import BUILT_IN_NAMES, PREFERENCE_NAMES, metric_of_pairs, usual_seed_sd
 from loratune.search.names import STRATEGY_NAMES
 from loratune.trackers import TRACKER_NAMES
 from loratune.values import ALL_LINEAR, NLL_MARGIN, HyperParameters, default_recipe
 from loratune.values.tasks import BETA_OF, CAUSAL, CLASSIFICATION, PREFERENCE, PREFERENCE_RATE
 
-NLL_NAME = BUILT_IN_NAMES[0]
 _RECIPE = default_recipe()
 
 
@@ -196,7 +195,7 @@ class SearchOptions(PriorOptions):
     )
     patience: int = option(3, "Final run: evaluations without improvement before it stops.")
     price_per_hour: float | None = option(
-        None, "What an hour of this machine costs, e.g. 2.10: money is shown beside time.", "Output"
+        None, "Price of an hour of this machine, e.g. 2.10; costs are then shown beside times.", "Output"
     )
     pack_size: int | None = option(
         None, "Trials trained at once; default: what memory and device suit.", MODEL
@@ -262,18 +261,18 @@ class SearchOptions(PriorOptions):
 
     def _check_preference(self) -> None:
         """Pairs are judged by metrics of their own; raises `InputError` for what does not go with them, or without."""
+        of_pairs = metric_of_pairs(self.metric)
         if self.task != PREFERENCE:
-            if self.metric in PREFERENCE_NAMES or self.betas:
+            if of_pairs == self.metric or self.betas:
                 what = f"--metric {self.metric}" if not self.betas else "--betas"
                 raise InputError(f"{what} is of preference pairs; give --task preference, or leave it out.")
             return
-        if self.metric == NLL_NAME:  # the default, and a loss that compares at one beta only
-            object.__setattr__(self, "metric", PREFERENCE_NAMES[0])
-        if self.metric not in PREFERENCE_NAMES:
+        if of_pairs is None:
             raise InputError(
                 f"--metric must be one of {', '.join(PREFERENCE_NAMES)} with --task preference, got {self.metric!r}: "
-                "pairs have no completion to match; change --metric."
+                f"pairs have no completion to match; leave it out, or give --metric {PREFERENCE_NAMES[0]}."
             )
+        object.__setattr__(self, "metric", of_pairs)
         if self.strategy != "evidence":
             raise InputError(
                 f"--task preference is searched by --strategy evidence, got {self.strategy!r}; leave --strategy out."
@@ -311,11 +310,11 @@ class TuneOptions(SearchOptions):
         None, "Optuna storage URL; default: study.db in the run directory.", "Output"
     )
     resume: bool = option(
-        False, "Go on with the study in --out; finished trials are not trained again.", "Output"
+        False, "Continue the study in --out; finished trials are not trained again.", "Output"
     )
 
     report_to: tuple[str, ...] = option(
-        (), f"Experiment trackers that are told of every trial, of {', '.join(TRACKER_NAMES)}.", "Output"
+        (), f"Experiment trackers that record every trial: any of {', '.join(TRACKER_NAMES)}.", "Output"
     )
     hash_weights: bool = option(
         False,

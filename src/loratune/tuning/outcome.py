@@ -105,7 +105,7 @@ def load_run(directory: Path) -> TrainedRun:
     except OSError:
         raise OutputError(
             f"a finished run must hold {_FILE}, but {directory} does not; give the --out of tune or train "
-            "(an unfinished tune goes on by --resume)."
+            "(--resume finishes an unfinished tune)."
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise OutputError(
@@ -274,9 +274,9 @@ def _final_claims(final: Final, gains: tuple[Gain, ...]) -> list[Evidence]:
 
 
 def _cut_note(cut: bool, stopped: bool) -> list[Evidence]:
-    text = "the clock cut the search before it was settled; --resume goes on with it, on a new clock"
+    text = "the clock cut the search before it was settled; --resume continues it, with a new clock"
     if stopped:
-        text = "the search was stopped by request before it was settled; --resume goes on with it"
+        text = "the search was stopped by request before it was settled; --resume continues it"
     return [Evidence(claim=text)] if cut else []
 
 

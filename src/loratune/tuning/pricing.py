@@ -34,7 +34,7 @@ class Pricing:
     options: SearchOptions
     largest: HyperParameters
     widest: int = 1
-    """Trials beside each other, at most, in the stages priced."""
+    """Trials side by side, at most, in the stages priced."""
     packs: list[LivePack] = field(default_factory=list)
     """Of these stages."""
 
@@ -133,7 +133,7 @@ class Pricing:
     def stage(self, stage: PlannedStage) -> PlannedStage:
         """The stage with packs and seconds, both the rehearsal's where it came; with more runs where it had more.
 
-        Trials that hang on earlier results count as equal ones of the default recipe at the largest rank.
+        Trials that depend on earlier results count as equal ones of the default recipe at the largest rank.
         """
         trials = [trial.hyper_parameters for trial in stage.examples]
         if len(trials) == stage.trials:

@@ -255,7 +255,7 @@ def resumable(options: TuneOptions, keep_costs: Callable[[], None]) -> Iterator[
     except BaseException as error:
         with suppress(Exception):  # the same disk, perhaps; the first error is what the user must hear of
             keep_costs()
-        kept = f"nothing finished is lost: go on with {resume_command(options)}."
+        kept = f"finished work is kept: continue with {resume_command(options)}."
         if isinstance(error, KeyboardInterrupt):
             raise interrupted(error, f"Interrupted; {kept}") from None
         if disk_is_full(error):

@@ -115,7 +115,7 @@ class CutPoint:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerSpectrum:
-    """Effective ranks of one layer's update (`maths.spectrum`)."""
+    """Effective ranks of one layer's update (`lora.spectrum`)."""
 
     module: str
     stable_rank: float

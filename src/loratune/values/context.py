@@ -30,7 +30,7 @@ class Pace:
     forward: float
     """Evaluated tokens per second."""
     slots: int
-    """Trials that train beside each other, at most."""
+    """Trials that train side by side, at most."""
 
     def step(self, tokens: float) -> float:
         """Seconds of a step of so many tokens in flight.
@@ -50,7 +50,7 @@ class Pace:
     def wave(self, loads: Iterable[Load], evaluated: float = 0.0) -> float:
         """Seconds until all of these trials have ended; `evaluated` are the tokens of their evaluations, in all.
 
-        The longest begin, `slots` beside each other; the next ones follow when these have ended.
+        The longest begin, `slots` side by side; the next ones follow when these have ended.
         """
         order = sorted(Counter(loads).items(), reverse=True)
         seconds, pack, free = 0.0, list[tuple[Load, int]](), self.slots
@@ -140,7 +140,7 @@ class TrialCosts:
     """What trials cost on this device."""
 
     pace: Pace | None = None
-    """Seconds of trials beside each other; None: time is in proportion to tokens, width gains nothing."""
+    """Seconds of trials side by side; None: time is in proportion to tokens, width gains nothing."""
     evaluation_passes: float = 1.0
     """Passes over the validation rows at a trial's end, by what the metric needs."""
     labelling_passes: float = PASSES_PER_LABELLING

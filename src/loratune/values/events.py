@@ -75,7 +75,7 @@ class Planned(Event):
     model: ModelProfile
     plan: SearchPlan
     slots: int
-    """Trials that train beside each other, at most."""
+    """Trials that train side by side, at most."""
     peak_bytes: int
     memory_bytes: int
     """What the device offers."""
@@ -127,7 +127,7 @@ class Progress(Event):
     """A pack has taken steps; published a few times a second at most."""
 
     trials: tuple[LiveTrial, ...]
-    """Those that train beside each other now."""
+    """Those that train side by side now."""
     steps: int
     """Since the last such event."""
     tokens: int
