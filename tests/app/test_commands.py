@@ -48,19 +48,21 @@ COMMON = (
 )
 SEARCH = (
     "budget strategy metric margin ranks learning-rates batch-sizes target-modules epochs warmup-ratio "
-    "regularise tune-targets layer-ranks heal patience price-per-hour pack-size recalibrate devices from-config"
+    "regularise tune-targets layer-ranks heal patience price-per-hour pack-size recalibrate devices from-config "
+    "betas max-new-tokens objective recompute task"
 )
 LEDGER = "from-study ledger no-ledger"
 OPTIONS = {
     "tune": f"{COMMON} {SEARCH} {LEDGER} out storage resume report-to hash-weights json-lines",
     "plan": f"{COMMON} {SEARCH} {LEDGER} json-lines",
     "worker": "storage device device-memory metric wait",
-    "recommend": f"{COMMON} {LEDGER} probe",
+    "recommend": f"{COMMON} {LEDGER} probe objective recompute task",
     "init": "model prompt-column completion-column template out",
     "ledger": "json",
     "train": f"{COMMON} rank lora-alpha lora-dropout target-modules learning-rate batch-size weight-decay epochs "
-    "warmup-ratio patience out json-lines",
-    "memory": "model rank batch-size max-length trials dtype device device-memory target-modules json",
+    "warmup-ratio patience out json-lines beta objective recompute task",
+    "memory": "model rank batch-size max-length trials dtype device device-memory target-modules json recompute "
+    "task",
     "report": "storage format",
     "watch": "port",
     "export": "to out model json",

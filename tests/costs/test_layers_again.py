@@ -105,7 +105,7 @@ def test_trials_beside_each_other_fit_with_layers_computed_again() -> None:
     least = subject.recomputed_when_fullest([ONE])
     kept = replace(subject, recompute=least).room([ONE] * 16) // subject.adapter_bytes(ONE)
     for points, more in ((((128, 1.0), (2048, 1.05)), True), (((128, 0.1), (2048, 1.6)), False)):
-        plan = planner(points).plan(trials)
+        [plan] = planner(points).plan(trials).parts
         admission = Admission(
             [subject.adapter_bytes(ONE)] * 16, plan.order, slots=plan.slots, room=plan.memory
         )
