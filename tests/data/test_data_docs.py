@@ -32,7 +32,9 @@ class Shown(NamedTuple):
 
 def shown() -> list[Shown]:
     text = PAGE.read_text(encoding="utf-8")
-    blocks = re.finditer(r"```(jsonl|json|csv)\n((?:(?!```).)*)```\n\n```text\n(.*?)```", text, flags=re.DOTALL)
+    blocks = re.finditer(
+        r"```(jsonl|json|csv)\n((?:(?!```).)*)```\n\n```text\n(.*?)```", text, flags=re.DOTALL
+    )
     return [Shown(text[: block.start()], *block.groups()) for block in blocks]
 
 

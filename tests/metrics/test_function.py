@@ -94,7 +94,7 @@ def test_what_a_function_does_wrong_is_one_sentence(name: str, words: str) -> No
         ("own_metrics:score", "it has no 'score'"),
         ("own_metrics:number", "must be a function of predictions and references, got 3"),
         ("own_metrics:Sequence", "must be a function"),
-        ("bleu", "must be one of nll, perplexity, exact_match, accuracy, f1, or package.module:function"),
+        ("blue", "must be one of nll, perplexity, exact_match, accuracy, f1"),
         ("own_metrics", "must be one of nll"),
         ("../own_metrics:overlap", "must be one of nll"),
         ("own_metrics:overlap()", "must be one of nll"),

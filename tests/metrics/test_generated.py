@@ -172,7 +172,16 @@ class TestGenerated(_OfText):
     metric: Metric = find("generated_match")
 
 
-class TestRouge(_OfText):
+class TestRouge1(_OfText):
+    metric: Metric = find("rouge1")
+
+
+class TestRouge2(_OfText):
+    metric: Metric = find("rouge2")
+    references = ("a red cat sat", "two blue dogs ran", "one grey mouse", "green birds sing at dawn")
+
+
+class TestRougeL(_OfText):
     metric: Metric = find("rougeL")
 
 

@@ -21,6 +21,11 @@ GENERATED = "generated:"
 _ADDRESS = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 
 
+def is_built_in(name: str) -> bool:
+    """Whether it is one of those that need no import."""
+    return name in BUILT_IN_NAMES
+
+
 def is_address(name: str) -> bool:
     """Whether it is of the form `package.module:function`, or that after `generated:`."""
     return not name.startswith(REGEX) and _ADDRESS.fullmatch(name.removeprefix(GENERATED)) is not None

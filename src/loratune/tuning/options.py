@@ -20,7 +20,13 @@ from loratune.data.sources import DataOptions
 from loratune.errors import HyperParameterError, InputError, nearest, printable
 from loratune.files.paths import user_path
 from loratune.maths.sizes import CAPACITY
-from loratune.metrics.names import BUILT_IN_NAMES, PREFERENCE_NAMES, metric_of_pairs, usual_seed_sd
+from loratune.metrics.names import (
+    BUILT_IN_NAMES,
+    PREFERENCE_NAMES,
+    is_built_in,
+    metric_of_pairs,
+    usual_seed_sd,
+)
 from loratune.search.names import STRATEGY_NAMES
 from loratune.trackers import TRACKER_NAMES
 from loratune.values import ALL_LINEAR, NLL_MARGIN, HyperParameters, default_recipe
@@ -397,7 +403,7 @@ def _check_devices(names: tuple[str, ...]) -> None:
 
 def _check_metric(name: str) -> None:
     """Raise `InputError` where there is no such metric; what is not built in is imported."""
-    if name not in BUILT_IN_NAMES:
+    if not is_built_in(name):
         from loratune.metrics import named
 
         named(name)
