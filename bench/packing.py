@@ -1,6 +1,6 @@
 """Packing plans on generated studies: how far above the proven bound they end, and how long planning takes.
 
-The studies are those of tests/test_maths_packing.py: batches 4…64, fractions, epochs, ranks 1…128 of a 1B model, with
+The studies are those of tests/costs/test_packing.py: batches 4…64, fractions, epochs, ranks 1…128 of a 1B model, with
 step times measured on a GPU (a tenth of a second to launch) and on a CPU (nothing). Prints one line per kind and
 appends it to bench/results/packing.csv.
 """

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from instant import InstantRunner
 from loratune.maths.noninferiority import (
     SeedNoise,
     compare_means,
@@ -14,7 +15,6 @@ from loratune.maths.noninferiority import (
     pool_seed_noise,
     row_variance,
 )
-from loratune.runners.clocked import InstantRunner
 from loratune.search.bracket import Bracket, bracket
 from loratune.search.procedure import Ledger, Procedure, ask, decide
 from loratune.search.space import RateScale, base_batch, hyper_parameters, trial, usual_rate

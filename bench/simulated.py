@@ -18,8 +18,8 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from instant import InstantRunner
 from loratune.errors import DataError
-from loratune.runners.clocked import InstantRunner
 from loratune.values import (
     NLL_MARGIN,
     DataFacts,

@@ -1,5 +1,7 @@
 """Objectives against their contract, and a third party's through whole packs."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,6 +48,21 @@ class TestPairMargin(ObjectiveContract):
             own = chosen | rejected
             losses = torch.where(own, loss / own.sum(), losses)
         return losses
+
+
+def of_the_page() -> Any:
+    """The contract of the objective of `docs/extending.md`, from both of its examples as they stand there."""
+    page = (Path(__file__).parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
+    objective, contract = re.findall(
+        r"```python\n(.*?)```", page.partition("## An objective\n")[2], re.DOTALL
+    )
+    names: dict[str, Any] = {}
+    exec(objective + contract.replace("from my_objective import Focal\n", ""), names)
+    return names["TestFocal"]
+
+
+class TestFocal(of_the_page()):  # type: ignore[misc]
+    """The page's."""
 
 
 def pairs_table(pairs: int, seed: int = 0) -> TokenTable:

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from engine_fixture import VOCABULARY, engine, tiny_llama
+from instant import InstantRunner
 from loratune.costs.execution import ON_CPU
 from loratune.costs.limits import Limits
 from loratune.costs.planner import Planner
 from loratune.costs.step_time import StepTime
 from loratune.engine.pack import PackEngine
 from loratune.engine.selfcheck import random_table
-from loratune.runners.clocked import ClockedRunner, InstantRunner
+from loratune.runners.clocked import ClockedRunner
 from loratune.runners.local import LargestAdapter, LocalRunner
 from loratune.runners.runner import (
     AdapterFile,

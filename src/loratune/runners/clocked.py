@@ -18,31 +18,14 @@ Measure = Callable[[Trial], TrialResult]
 """The result of a trial."""
 
 
-def _trials(jobs: Sequence[Job]) -> list[Trial]:
-    """Raises `TypeError` for jobs that need a model."""
+def trials_of(jobs: Sequence[Job]) -> list[Trial]:
+    """What the jobs train. Raises `TypeError` for jobs that need a model."""
     for job in jobs:
         if not isinstance(job, TrialJob):
             raise TypeError(
                 f"without a model there are results of trials only, not of a {type(job).__name__}."
             )
     return [job.trial for job in jobs if isinstance(job, TrialJob)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class InstantRunner:
-    """A `Runner` whose trials end the moment they are asked for, in that order."""
-
-    measure: Callable[[Sequence[Trial]], Sequence[TrialResult]]
-    """The results of trials that are asked for together."""
-
-    @property
-    def late(self) -> bool:
-        return False
-
-    def run(self, jobs: Sequence[Job], more: More | None = None) -> Iterator[Done]:
-        """Each trial's result; nothing is ever still running, so that nothing more is asked for."""
-        for result in self.measure(_trials(jobs)):
-            yield TrialDone(job=TrialJob(trial=result.asked), result=result)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -116,7 +99,7 @@ class ClockedRunner:
 
     def run(self, jobs: Sequence[Job], more: More | None = None) -> Iterator[Done]:
         """In strides up to the next end of a trial, on all devices of the planner."""
-        queue = TrialQueue(self.planner, _trials(jobs), more)
+        queue = TrialQueue(self.planner, trials_of(jobs), more)
         packs = [_Pack(self.planner) for _ in range(queue.devices)]
         while True:
             for device, pack in enumerate(packs):
