@@ -61,19 +61,19 @@ class ResourceError(LoratuneError, RuntimeError):
 
 
 class Interrupted(LoratuneError):
-    """The user stopped the run; `--resume` goes on."""
+    """The user stopped the run; `--resume` continues it."""
 
     exit_code = 130
 
 
 class Terminated(Interrupted):
-    """A scheduler or another user stopped the run (SIGTERM); `--resume` goes on."""
+    """A scheduler or another user stopped the run (SIGTERM); `--resume` continues it."""
 
     exit_code = 128 + signal.SIGTERM
 
 
 class HungUp(Interrupted):
-    """The terminal went away (SIGHUP); `--resume` goes on."""
+    """The terminal went away (SIGHUP); `--resume` continues it."""
 
     exit_code = 129
 

@@ -57,7 +57,7 @@ def test_yaml_says_what_toml_says(tmp_path: Path) -> None:
 NO_YAML = {
     "a list": ("- model\n", "no mapping"),
     "cut off": ('model: "m', "line 1"),
-    "the same key twice": ("model: m\nmodel: n\n", "'model' stands there twice"),
+    "the same key twice": ("model: m\nmodel: n\n", "'model' is there twice"),
     "an object of Python": (
         "model: !!python/object/apply:os.getcwd []\n",
         "could not determine a constructor",

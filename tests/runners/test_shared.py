@@ -266,7 +266,7 @@ def test_a_silent_worker_loses_its_trials_to_another_and_its_late_result_is_forg
     pulse.join()
     assert sorted(done.result.asked.key for done in found) == sorted(trial.key for trial in asked)
     assert told == [
-        "The worker dead has not been heard of for 0 s; its 1 unfinished trials begin anew elsewhere."
+        "The worker dead has not been heard of for 0 s; its 1 unfinished trials start again elsewhere."
     ]
     dead.finish(result(late, nll=99.0), adapter=None)
     assert place.done() == [(late.key, "dead")]

@@ -192,7 +192,7 @@ def test_a_tracker_that_fails_is_one_note_without_secrets(tmp_path: Path) -> Non
     assert told == [
         Note(
             text="--report-to wandb failed and is left out from here on (ConnectionError: no route to ***); "
-            "the run goes on."
+            "the run continues."
         )
     ]
 

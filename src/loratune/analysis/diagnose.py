@@ -1,7 +1,7 @@
 """The signs of trouble in one dataset, one model and their trials: gathers the numbers, the rules judge them.
 
 Before training: the rows, and the base model on a sample of them. Afterwards: steps, readings and seeds of what was
-trained. Where two rules see the same cause, only the one that names it speaks.
+trained. Where two rules see the same cause, only the one that names it reports.
 """
 
 from collections import defaultdict

@@ -202,7 +202,9 @@ def not_finite_steps(
         finding += ", whatever the rows: numbers overflow."
         remedy = overflow
     if in_gradient and suspects:
-        remedy += " If they are sound, numbers overflow on the way back: use --dtype bfloat16 or float32."
+        remedy += (
+            " If they are sound, numbers overflow in the backward pass: use --dtype bfloat16 or float32."
+        )
     return Diagnosis(
         sign=Sign.NOT_FINITE,
         finding=finding,
@@ -239,7 +241,7 @@ def gentler(values: HyperParameters) -> str:
 
 
 def unstable_losses(values: HyperParameters, losses: Floats) -> Diagnosis | None:
-    """A training loss that rose for good.
+    """A training loss that rose and stayed high.
 
     The moving average of the loss lies above its best, where it began included, by 0.5 nats and by six times
     its own noise (from the median absolute deviation of the steps) for 20 steps in a row.
@@ -298,7 +300,7 @@ def leaps(norms: Floats) -> npt.NDArray[np.bool_]:
 def leaping_gradients(
     values: HyperParameters, leapt: Sequence[int], *, steps: int, suspects: Sequence[int]
 ) -> Diagnosis | None:
-    """Gradients that leap in over 2 % of the steps while the loss does not rise for good.
+    """Gradients that leap in over 2 % of the steps while the loss does not rise and stay high.
 
     Args:
         leapt: numbers of these steps (1-based), of `steps`; suspects: as in `not_finite_steps`.
@@ -368,7 +370,7 @@ def edge_of_stability(
 def overfitted(
     train: Floats, validation: Floats, epochs: Floats, *, margin: float, done: str = ""
 ) -> Diagnosis | None:
-    """Validation NLL that rose for good while training NLL fell on.
+    """Validation NLL that rose and stayed high while training NLL kept falling.
 
     The last three readings (two of at most four) all lie above the best by more than the margin.
 

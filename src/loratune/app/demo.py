@@ -111,7 +111,7 @@ def clear(out: Path) -> None:
 
 
 def demo_command(out: Path, *, fresh: bool) -> int:
-    """Tune, or go on with an earlier demo, then price the binary example; returns the exit code of the first."""
+    """Tune, or resume an earlier demo, then price the binary example; returns the exit code of the first."""
     if fresh:
         clear(out)
     code = tune_command(demo_options(out, resume=not fresh), as_json=False, started=monotonic())

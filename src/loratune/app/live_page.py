@@ -1,4 +1,4 @@
-"""`loratune watch`: a live page of runs, from their directories alone; the one thing it writes is the word to stop."""
+"""`loratune watch`: a live page of runs, from their directories alone; all it writes is the request to stop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Serves the live page on loopback: files of its own, the runs as JSON, and one word to a run, to stop.
+"""Serves the live page on loopback: files of its own, the runs as JSON, and a request to a run to stop.
 
 Whoever asks must name this host and, but for the page's own files, bring the key that was made for this start: a
 page elsewhere can do neither, whatever names it lets its own host have. Nothing that a request says becomes a path.

@@ -155,7 +155,7 @@ def resume(
     on_event: Tell | None = None,
     progress: bool | None = None,
 ) -> TuneResult:
-    """Go on with a run of `tune`; finished trials are not trained again.
+    """Resume a run of `tune`; finished trials are not trained again.
 
     All options are those that the run was started with, as its directory has them.
 
@@ -232,7 +232,7 @@ def run_tune(
 
 @contextmanager
 def _workbench(options: TuneOptions, study: Study | None, tell: Tell, host: Host) -> Iterator[Workbench]:
-    """Model and rows, after the event that a run begins, or goes on with this study."""
+    """Model and rows, after the event that a run begins, or resumes this study."""
     tell(
         Started(
             command="tune",

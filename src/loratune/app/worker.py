@@ -69,7 +69,7 @@ def run_worker(
 def _seconds(wait: str) -> float:
     seconds = Budget.parse(wait).seconds
     if seconds is None:
-        raise InputError(f"--wait must be a time such as 30m or 2h, got {wait!r}; change --wait.")
+        raise InputError(f"--wait must be a time such as 30m or 2h, got {wait!r}; give e.g. --wait 30m.")
     return seconds
 
 
@@ -126,7 +126,7 @@ def _spec(place: LeaseFolder, folder: Path, patience: float, metric: str | None)
 
 @contextmanager
 def _present(place: LeaseFolder, name: str) -> Iterator[None]:
-    """Signs of life while it lasts; in the end, however it comes, what is unfinished waits again."""
+    """Heartbeats while the block runs; however it ends, unfinished trials wait again."""
     over = threading.Event()
 
     def beat() -> None:

@@ -1,4 +1,4 @@
-"""The commands: each parses its options and calls one function of `loratune.app`, which is loaded when all is given."""
+"""The commands: each parses its options and then imports and calls one function of `loratune.app`."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def tune(
     values: dict[str, Any],
     directory: Annotated[
         Path | None,
-        typer.Argument(help="Run directory that --resume goes on with: all options are taken from it."),
+        typer.Argument(help="Run directory that --resume continues: all options are taken from it."),
     ] = None,
     config: Config = None,
     from_config: FromConfig = None,

@@ -58,12 +58,12 @@ def _resumed(given: dict[str, Any], directory: Path | None) -> dict[str, Any]:
     if directory is not None:
         if not given.get("resume"):
             raise InputError(
-                f"A run directory beside the options is what --resume goes on with, got {str(directory)!r} without "
+                f"A run directory beside the options is one that --resume continues, got {str(directory)!r} without "
                 "it; add --resume, or name a new directory by --out."
             )
         if out is not None and user_path(out).resolve() != user_path(directory).resolve():
             raise InputError(
-                f"--resume must go on with one directory, got {str(directory)!r} and --out {out!r}; give one of them."
+                f"--resume must continue one directory, got {str(directory)!r} and --out {out!r}; give one of them."
             )
         out = str(directory)
     out = RUNS if out is None else str(out)

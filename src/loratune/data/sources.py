@@ -47,7 +47,9 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
-            raise DataError(f"task must be one of {', '.join(TASKS)}, got {self.task!r}; change --task.")
+            raise DataError(
+                f"task must be one of {', '.join(TASKS)}, got {self.task!r}; give e.g. --task {CAUSAL}."
+            )
         for name in ("max_length", "train_rows", "validation_rows", "test_rows"):
             value = getattr(self, name)
             if value is not None and value < 2:

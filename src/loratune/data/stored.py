@@ -79,7 +79,7 @@ def read_rows(folder: Path) -> PreparedData:
         reason = str(error).partition("\n")[0]
         raise DataError(
             f"The tokenised rows in {str(folder)!r} must be as they were written, but: {reason}; "
-            "go on with the run by --resume, which writes them anew."
+            "continue the run with --resume, which writes them again."
         ) from None
 
 

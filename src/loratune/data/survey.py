@@ -57,7 +57,7 @@ def guess_kind(shape: str, labels: int, texts: Texts) -> tuple[TaskKind, str]:
     if copied <= _FOREIGN_SHARE and parallel >= _PARALLEL and 0.4 <= shorter <= 2.5:
         return (
             TaskKind.TRANSLATION,
-            f"prompt and completion are as long as each other (correlation {parallel:.2f}) and share hardly a word",
+            f"prompt and completion are as long as each other (correlation {parallel:.2f}) and share almost no words",
         )
     return TaskKind.INSTRUCTION, "prompts with free answers that neither copy them nor show a working"
 
@@ -189,7 +189,7 @@ def _padded(tokens: np.ndarray, learned: np.ndarray) -> bool:
 def _leaks(leaks: Sequence[tuple[str, int, int]], threshold: float) -> list[str]:
     return [
         f"{found} of {rows} {split} rows almost stand in training (they share {threshold:.0%} of their "
-        f"tokens or more): the {split} loss flatters; split by source, or remove them"
+        f"tokens or more): the {split} loss is too optimistic; split by source, or remove them"
         for split, rows, found in leaks
         if found > _TOLERATED_LEAKS * rows
     ]

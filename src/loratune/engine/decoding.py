@@ -48,7 +48,7 @@ class _Batch:
     """[B] the last one, which is not in the cache yet."""
 
     def keep(self, rows: Ints) -> None:
-        """Only these go on."""
+        """Only these continue."""
         chosen = torch.from_numpy(rows).to(self.token.device)
         self.owners = self.owners[rows]
         self.mask, self.token = self.mask[chosen], self.token[chosen]

@@ -25,11 +25,11 @@ class EarlyStopping:
     """
 
     evaluations: int = 10
-    """Looks over a trial's whole length, evenly spaced; the last is at its end."""
+    """Evaluations over a trial's whole length, evenly spaced; the last is at its end."""
     rows: int | None = None
     """Validation rows of each look, always the same ones; None: all."""
     patience: int = 3
-    """Looks in a row without improvement after which the trial ends."""
+    """Evaluations in a row without improvement after which the trial ends."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -121,7 +121,7 @@ class LiveTrial:
         self._verdict = evaluation
 
     def _finite(self, evaluation: Evaluation) -> bool:
-        """Whether the trial can go on; else it has diverged."""
+        """Whether the trial can continue; else it has diverged."""
         if isfinite(evaluation.nll):
             return True
         self.slot.failure = f"validation loss {evaluation.nll} at step {self.slot.step}"

@@ -82,7 +82,7 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Callers:
-    """Callables that bring trials and observe them; see `PackEngine.results`."""
+    """Callables that supply trials and observe them; see `PackEngine.results`."""
 
     next_trial: Callable[[], Trial | None]
     on_progress: Callable[[PackProgress], None] | None
@@ -178,7 +178,7 @@ class PackLoop:
         """
         while isinstance(found := self._work.attempt(work), Failure):
             if len(self._live) <= fewest:
-                # nobody to put aside: once more, now that what failed is given back
+                # no trial to park: try once more, now that the failed allocation is freed
                 if isinstance(found := self._work.attempt(work), Failure):
                     raise DoesNotFit(found.message)
                 break
@@ -225,7 +225,7 @@ class PackLoop:
         return PackProgress(slots=slots, tokens=tokens, seconds=seconds)
 
     def _read(self) -> None:
-        """Evaluate the live trials whose reading is due, and ask whether they go on."""
+        """Evaluate the live trials whose reading is due, and ask whether they continue."""
         self._surely(self._read_due)
         ask = self._callers.should_stop
         for entry in self._just_read:

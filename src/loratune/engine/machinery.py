@@ -107,7 +107,7 @@ class Machines:
         self._last: Machinery | None = None
 
     def serving(self, base: BaseModel, wished: Paths | None, longest: int, learns: Factory) -> Machinery:
-        """The machinery at hand where it serves, else another."""
+        """The current machinery where it serves, else a new one."""
         if self._last is None or not self._last.serves(base, wished, longest, learns):
             self._last = Machinery(base=base, wished=wished, longest=longest, learns=learns)
         return self._last

@@ -35,7 +35,7 @@ _UNITS = {"bytes": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
 class DoesNotFit(MemoryError):
-    """Memory ran out where nothing is left to be cut; what was asked for has not begun."""
+    """Memory ran out and nothing can be made smaller; the work has not begun."""
 
 
 def is_memory_error(error: BaseException | None) -> bool:
@@ -132,7 +132,7 @@ class Shortage:
         if self.place is Place.ACTIVATIONS:
             return (
                 f"Memory ran out in training with {trials} and one row of {self.tokens:,} tokens ({held}): from now on "
-                "the activations of all layers are computed again on the way back; nothing was lost."
+                "the activations of all layers are recomputed in the backward pass; nothing was lost."
             )
         return (
             f"Memory ran out in {self.place} with {trials} and micro-batches of {self.tokens:,} tokens ({held}): "

@@ -101,7 +101,7 @@ class PackEngine:
         return replace(self, max_tokens_per_micro_batch=tokens, max_tokens_per_evaluation=in_evaluation)
 
     def forget_recorded(self) -> None:
-        """Give back the memory of recorded graphs, where their shapes come no more."""
+        """Free the memory of recorded graphs whose shapes no longer occur."""
         if self._graphs is not None:
             self._graphs.forget()
 

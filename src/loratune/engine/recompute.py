@@ -1,4 +1,4 @@
-"""Layers whose activations are not kept but computed again on the way back, the first ones of a model.
+"""Layers whose activations are not kept but recomputed in the backward pass, the first ones of a model.
 
 The first ones, because their backward passes come last: what a layer needs while it runs again takes the place of what
 the layers above it have given back. Exact: the same functions run on the same numbers, dropout masks are functions of

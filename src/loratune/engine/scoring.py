@@ -101,5 +101,5 @@ class Scoring:
 
 
 def table_rows(table: TokenTable) -> Rows:
-    """What metrics know of the rows of a table, whatever the model."""
+    """What metrics know of the rows of a table; the same for every model."""
     return Rows(weights=table.weights, labels=table.row_truth)

@@ -221,7 +221,7 @@ class Slot:
         return state["exp_avg"], state["exp_avg_sq"]
 
     def release(self) -> None:
-        """Give back what only further training needs."""
+        """Free what only further training needs."""
         free([self.gradient, *self.moments])
 
     def park(self, also: Sequence[torch.Tensor] = ()) -> None:

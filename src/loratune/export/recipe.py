@@ -34,9 +34,9 @@ class Recipe:
     max_length: int
     """Tokens of the longest row."""
     evaluations: int
-    """Looks at the validation rows, of which the best weights were kept."""
+    """Evaluations on the validation rows, of which the best weights were kept."""
     patience: int
-    """Looks without improvement before it stopped."""
+    """Evaluations without improvement before it stopped."""
     seed: int
     dtype: str
     """Of the base weights, in 4 bits what is computed in: `bfloat16`, `float32` or `float64`."""

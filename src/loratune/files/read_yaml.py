@@ -32,7 +32,7 @@ def _mapping(loader: Any, node: Any) -> Any:
     for key, _ in node.value:
         if isinstance(key, yaml.ScalarNode) and key.value in seen:
             raise yaml.constructor.ConstructorError(
-                None, None, f"the key {key.value!r} stands there twice", key.start_mark
+                None, None, f"the key {key.value!r} is there twice", key.start_mark
             )
         seen.add(str(key.value))
     return yaml.SafeLoader.construct_mapping(loader, node, deep=True)

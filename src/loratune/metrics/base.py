@@ -20,7 +20,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Rows:
-    """What is known of the rows that were scored, whatever the model."""
+    """What is known of the scored rows; the same for every model."""
 
     weights: Floats | None = None
     """[rows] supervised tokens."""

@@ -27,7 +27,7 @@ _CHECKED_LENGTHS = (5, 17, 3, 9)
 _FEWEST_QUERIES = 64
 """Of a row, that attend within a window together."""
 _SEEN = 1e-5
-"""A row's states hardly move when other rows change: products of one shape round alike."""
+"""A row's states hardly change when other rows do: products of one shape round alike."""
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 _HALF_TOLERANCE = 0.1
 """Random weights in half precision deviate by up to 0.03; wrong positions by 0.3 and more."""

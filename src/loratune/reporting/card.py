@@ -106,7 +106,7 @@ class Card:
             "weight decay": number(chosen.weight_decay),
             "optimiser": "AdamW (0.9, 0.999, 1e-8), gradients clipped to norm 1",
             "rows": f"{record.rows}, at most {record.max_length} tokens",
-            "early stopping": f"best of {record.evaluations} looks, patience {record.patience}",
+            "early stopping": f"best of {record.evaluations} evaluations, patience {record.patience}",
             "base weights": record.weights,
             "seed": record.seed,
             **({"ranks of layers": "see rank_pattern in adapter_config.json"} if chosen.rank_pattern else {}),

@@ -70,7 +70,7 @@ def templates(*, autoescape: bool) -> Environment:
 
 
 def _breakable(text: str) -> Markup:
-    """A name that may go on in the next line after each underscore."""
+    """A name that may wrap after each underscore."""
     return Markup("_<wbr>").join(text.split("_"))
 
 

@@ -54,7 +54,7 @@ class Pace:
     """Search, final run and test rows, one after the other."""
 
     part: Part = field(default_factory=Part)
-    """What goes on now: the search, then the final run."""
+    """The current part: the search, then the final run."""
     final_trial: float | None = None
     """Planned seconds of the final run's training, for each of its trials."""
     final_trials: int = 0
@@ -164,7 +164,7 @@ class RunProgress:
         self._tokens = 0
         self._busy = 0.0
         self.stage = ""
-        """The question of the search that is asked now, or what else goes on."""
+        """The current question of the search, or the current part of the run."""
         self.pack: Progress | None = None
         """Those that train now."""
         self.leaders = Leaderboard(places)

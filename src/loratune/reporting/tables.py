@@ -178,10 +178,10 @@ def probe_lines(probe: Probe) -> list[str]:
 
 
 HEALTHY = (
-    "Nothing wrong was found: no step of the final run had to be skipped, its loss never rose for good, its gradients "
-    "did not leap, its validation NLL neither turned upwards nor was still falling in a straight line, its adapter is "
-    "not stronger than the layers that it changes, and the rows hold no learnt padding, no held-out row and no text "
-    "that the base model does not know."
+    "Nothing wrong was found: no step of the final run had to be skipped, its loss never rose and stayed high, its "
+    "gradients did not jump, its validation NLL neither turned upwards nor was still falling in a straight line, its "
+    "adapter is not stronger than the layers that it changes, and the rows hold no learnt padding, no held-out row and "
+    "no text that the base model does not know."
 )
 
 

@@ -1,6 +1,6 @@
 """A run as a live page shows it, from its events alone: plain values for JSON, made of texts that are final.
 
-Knows no files and no web; who reads events hands them over, and draws what comes out.
+Knows no files and no web; its caller reads the events and draws the result.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class WatchedRun:
                 del points[1:-1:2]
 
     def _forget(self, staying: Iterable[str]) -> None:
-        """Who has left without a result."""
+        """Trials that ended without a result."""
         self._entered = {name: self._entered[name] for name in staying if name in self._entered}
 
     def state(self, now: float) -> dict[str, Any]:

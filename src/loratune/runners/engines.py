@@ -1,4 +1,4 @@
-"""Whoever has the engines of a study: a driver asks for runners on them and need not have an engine itself."""
+"""Where the engines of a study are: a driver asks for runners on them and needs no engine of its own."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from loratune.values.events import Tell, discard
 
 
 def never() -> bool:
-    """Nobody asks for an end."""
+    """No stop is requested."""
     return False
 
 
@@ -38,7 +38,7 @@ class Engines(Protocol):
 
     @property
     def facts(self) -> EngineFacts:
-        """What is to be known of them."""
+        """What a driver must know of them."""
 
     def runner(
         self,

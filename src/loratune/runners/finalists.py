@@ -35,7 +35,7 @@ class Finalists:
         return self._folder / result.asked.key
 
     def offer(self, result: TrialResult, adapter: Adapter, model: nn.Module) -> Path | None:
-        """Keep an adapter of `model` if it belongs among the best, and let go of what does not any more; returns where.
+        """Keep an adapter of `model` if it is among the best, and delete one that no longer is; returns where.
 
         To be called before the result is recorded: a folder without a result means nothing.
         """

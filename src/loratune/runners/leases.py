@@ -80,7 +80,7 @@ class LeaseFolder:
         self.folder = folder
 
     def begin(self, engine: Any) -> None:
-        """A driver begins, or goes on after another: what waits is forgotten, what runs or is done stays."""
+        """A driver starts, or takes over from another: waiting trials are dropped, running and finished ones stay."""
         for part in _PARTS:
             (self.folder / part).mkdir(parents=True, exist_ok=True)
         for file in self._files("waiting"):

@@ -1,7 +1,7 @@
 """Jobs done by processes of this machine, each with an engine of its own: one for each device, or several on a CPU.
 
 The plan says which trials are whose; who has nothing left takes what waits elsewhere. Results are recorded here. A
-process that dies is replaced, and what it had not finished begins anew.
+process that dies is replaced, and its unfinished work starts again.
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ from loratune.values import Trial
 from loratune.values.events import Event, LiveTrial, Note, Progress, Tell, discard
 
 _PATIENCE = 10.0
-"""Seconds that a worker has to end by itself, or to let go of what it does."""
+"""Seconds that a worker has to exit, or to drop its work."""
 _LOOK = 0.5
-"""Seconds between two looks at whether somebody has asked to stop."""
+"""Seconds between two checks for a request to stop."""
 _MOST_DEATHS = 3
 """Of workers, without a result between them: more processes would die as well."""
 
 
 class Died(Exception):
-    """A worker's process has ended by itself."""
+    """A worker's process has died."""
 
     def __init__(self, device: str, code: int | None) -> None:
         super().__init__(f"the process for {device} ended (exit code {code})")
@@ -172,9 +172,9 @@ class WorkerPool:
         self._lines[worker], self._processes[worker] = _started(self._settings[worker])
 
     def abandon(self, workers: Sequence[int]) -> None:
-        """Have them let go of what they do; what they still send is dropped.
+        """Have them drop their work; what they still send is ignored.
 
-        Who does not answer in time is ended and begins anew.
+        A worker that does not answer in time is killed and replaced.
         """
         for worker in workers:
             self.send(worker, Abandon())
@@ -219,7 +219,7 @@ def _started(setting: Setting) -> tuple[Connection, BaseProcess]:
 
 @contextmanager
 def _deaf() -> Iterator[None]:
-    """Processes started meanwhile never hear Ctrl-C, which reaches the whole group: this one decides."""
+    """Processes started meanwhile ignore Ctrl-C, which reaches the whole group: this process decides."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -346,10 +346,10 @@ class ProcessRunner:
         if self._deaths > _MOST_DEATHS:
             raise ResourceError(
                 f"{died} before its trials did, the last of {self._deaths} without a result between them; those that "
-                "are finished are kept: go on with --resume, with less memory or fewer devices if it was killed for "
+                "are finished are kept: continue with --resume, with less memory or fewer devices if it was killed for "
                 "memory."
             )
-        again = f"; its {len(lost)} unfinished trials begin anew" if lost else ""
+        again = f"; its {len(lost)} unfinished trials start again" if lost else ""
         self.tell(Note(text=f"{str(died).capitalize()} and is replaced{again}."))
         self.pool.renew(worker)
         self._beginning.add(worker)

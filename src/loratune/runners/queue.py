@@ -100,7 +100,7 @@ class TrialQueue:
             self.results.append(result)
 
     def lost(self, device: int) -> tuple[Trial, ...]:
-        """What ran there is to begin anew, after what waits; returns these trials."""
+        """Queue again what ran there, after what waits; returns these trials."""
         trials = tuple(self.running[key] for key, place in self._place.items() if place == device)
         for trial in trials:
             number = self._leave(trial)

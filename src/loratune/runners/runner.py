@@ -1,4 +1,4 @@
-"""The one door to whatever trains and measures: jobs go in, results come out, and files hold what is large.
+"""The protocol of whatever trains and measures: jobs go in, results come out, and files hold what is large.
 
 A runner may be this process, a table of measured results, a clock, or a machine elsewhere. Jobs and results are
 frozen values that can be pickled; a result refers to an adapter by its folder and never holds a tensor.
@@ -226,7 +226,7 @@ More = Callable[[Sequence[TrialResult], Sequence[Trial]], Sequence[Trial]]
 
 
 class Runner(Protocol):
-    """Whoever does the jobs of a driver. `testing.runners.RunnerContract` says what each must keep."""
+    """Does the jobs of a driver. `testing.runners.RunnerContract` says what each must keep."""
 
     @property
     def late(self) -> bool:

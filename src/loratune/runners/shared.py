@@ -119,7 +119,7 @@ class SharedRunner:
         self.place.offer(self._numbers, self._offers[key])
 
     def _found(self, wanted: set[str]) -> Generator[TrialDone, None, None]:
-        """Results that are there, each once; late ones are forgotten, damaged ones begin anew."""
+        """Results that have arrived, each once; late ones are ignored, damaged ones are trained again."""
         for key, worker in self.place.done():
             if key in self.recorded:
                 self.place.forget(key, worker)
@@ -127,7 +127,9 @@ class SharedRunner:
                 try:
                     result, adapter = self.place.result(key, worker)
                 except ValueError as error:
-                    self.tell(Note(text=f"A result of {worker} is damaged ({error}); its trial begins anew."))
+                    self.tell(
+                        Note(text=f"A result of {worker} is damaged ({error}); its trial starts again.")
+                    )
                     self.place.forget(key, worker)
                     self._put(key)
                     continue
@@ -148,7 +150,7 @@ class SharedRunner:
             self.place.leave(worker)
             if lost:
                 silent = f"The worker {worker} has not been heard of for {self.silence:.0f} s"
-                self.tell(Note(text=f"{silent}; its {lost} unfinished trials begin anew elsewhere."))
+                self.tell(Note(text=f"{silent}; its {lost} unfinished trials start again elsewhere."))
         if live:
             self._attended = monotonic()
         elif monotonic() - self._attended > _ALONE:
@@ -228,7 +230,7 @@ def _holds(rows: Path, fingerprint: str) -> bool:
 def with_workers(directory: Path) -> Host:
     """A `Host` for a run in this directory: an engine in this process, and those of workers that see the directory.
 
-    Where the run comes to its end the workers are told; else they go on with what waits.
+    When the run is complete the workers are told; otherwise they continue with what waits.
     """
 
     @contextmanager

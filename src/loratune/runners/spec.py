@@ -1,4 +1,4 @@
-"""An engine as a value that travels: what a process needs to know, and the one way from it to an engine.
+"""An engine as a value that can be sent: what a process needs to know, and the one way from it to an engine.
 
 A spec can be pickled and holds no arrays: a worker reads rows and weights itself, and refuses others than were meant.
 """
@@ -170,7 +170,7 @@ class Built:
 
     @cached_property
     def facts(self) -> EngineFacts:
-        """For whoever has no engine."""
+        """For a process without an engine."""
         device = self.base.device
         cuda = device.type == "cuda"
         return EngineFacts(
@@ -321,7 +321,8 @@ def _in_one_unit(data: PreparedData, base: BaseModel) -> tuple[PreparedData, str
 
     note = (
         f"The numbers of the training rows have a mean of {float(answers.mean()):.4g} and a standard deviation of "
-        f"{float(answers.std()):.4g}, which they are learnt in; the adapter in the end gives them in their own unit."
+        f"{float(answers.std()):.4g}, in whose units they are learnt; the finished adapter "
+        "predicts them in their own unit."
     )
     changed = replace(
         data,

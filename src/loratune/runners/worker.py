@@ -62,12 +62,12 @@ class Give:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Abandon:
-    """Order: let go of everything."""
+    """Order: drop all work."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Halt:
-    """Order: no trial goes on beyond its next reading; until the order at hand has been carried out."""
+    """Order: every trial stops at its next reading, until the current order has been carried out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +84,7 @@ class Stopped:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ended:
-    """An order has been carried out, or let go of."""
+    """An order has been carried out, or dropped."""
 
     peak_bytes: int
     """Most that the worker has held."""

@@ -1,6 +1,6 @@
 """The default strategy: each rank at its own learning rate, then batch size, alpha, regularisation if needed.
 
-Every stage is fitted to the budget beforehand (`effort`); the final run belongs to the tune layer.
+Every stage is fitted to the budget beforehand (`effort`); the final run belongs to `tuning`.
 """
 
 from collections.abc import Sequence

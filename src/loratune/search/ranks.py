@@ -32,7 +32,7 @@ from loratune.search.waves import wave
 from loratune.values import SearchContext, Trial, TrialResult
 
 STEP_DOWN = 4
-"""Ratio of the ranks on the way down."""
+"""Ratio of one rank to the next lower one."""
 MOST_RATES = 7
 """Learning rates of a rank, at most, on the way to a worse one on both sides."""
 LIKELY = 0.8

@@ -74,7 +74,7 @@ def open_storage(directory: Path, storage: str | None) -> BaseStorage:
 
 
 def create_file(directory: Path, direction: str, metric: str, facts: Mapping[str, Any]) -> None:
-    """`study.db` with its study and these facts: written beside it, and given its name when all is in it."""
+    """`study.db` with its study and these facts: written under a temporary name, and renamed when complete."""
     descriptor, name = mkstemp(dir=directory, prefix=f".{FILE}.", suffix=".tmp")
     os.close(descriptor)
     temporary = Path(name)

@@ -1,6 +1,6 @@
 """`events.jsonl` of a run directory: everything that happened, one JSON object a line, appended as it happens.
 
-A live page is built from it. A run that goes on appends to it; one that was killed may have left half a line.
+A live page is built from it. A resumed run appends to it; one that was killed may have left half a line.
 """
 
 from __future__ import annotations

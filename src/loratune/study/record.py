@@ -61,7 +61,8 @@ def migrated(found: Fingerprint, version: Any, wanted: Mapping[str, Any]) -> Fin
     """
     if not isinstance(version, int) or not 1 <= version <= FORMAT:
         raise OutputError(
-            f"A study must be of format 1 to {FORMAT}, got {version!r}; go on with it in the loratune that wrote it."
+            f"A study must be of format 1 to {FORMAT}, got {version!r}; continue it with the version of "
+            "loratune that wrote it."
         )
     for step in _STEPS[version - 1 :]:
         found = step(found, wanted)
@@ -267,7 +268,7 @@ def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
 def _occupied(directory: Path) -> OutputError:
     return OutputError(
         f"--out must not hold another study, but {directory} does; "
-        "go on with it by --resume, or choose another --out."
+        "continue it with --resume, or choose another --out."
     )
 
 

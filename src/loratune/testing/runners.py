@@ -57,7 +57,7 @@ class RunnerContract:
             assert done.adapter is None or (done.adapter / "adapter_model.safetensors").is_file()
 
     def test_more_is_asked_for_while_others_run(self, tmp_path: Path) -> None:
-        """What is asked for later comes to results too; what has ended and what runs is reported truly."""
+        """Trials asked for later have results too; ended and running trials are reported correctly."""
         first, *later = self.trials()
         left = list(later)
         asked = {first.key}

@@ -1,6 +1,6 @@
 """The one seam between a run and its trackers: a subscriber of events, with a thread for each library.
 
-A tracker that is slow holds nothing up, and one that fails is a note: no run ends for the sake of its records.
+A slow tracker delays nothing, and one that fails is a note: no run ends because a tracker does.
 """
 
 from __future__ import annotations
@@ -71,7 +71,11 @@ class Tracking:
         self._work.put(None)
         self._thread.join(self._patience if error is None else 1.0)
         if self._thread.is_alive() and error is None:
-            self._tell(Note(text=f"--report-to {self._name} has not taken all in {self._patience:g} s."))
+            self._tell(
+                Note(
+                    text=f"--report-to {self._name} has not received everything within {self._patience:g} s."
+                )
+            )
         self._own_up()
 
     def __call__(self, event: Event) -> None:
@@ -115,7 +119,7 @@ class Tracking:
     def _own_up(self) -> None:
         """Tell of a failure, once, in the run's own thread."""
         if self._failure and self._failure != _TOLD:
-            text = f"--report-to {self._name} failed and is left out from here on ({self._failure}); the run goes on."
+            text = f"--report-to {self._name} failed and is left out from here on ({self._failure}); the run continues."
             self._failure = _TOLD
             self._tell(Note(text=text))
 

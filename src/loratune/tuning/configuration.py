@@ -146,7 +146,7 @@ def kept_options(directory: Path) -> dict[str, Any]:
 
 
 def resumed_options(directory: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a run that goes on: those that its directory keeps, below what is given.
+    """The options of a resumed run: those that its directory keeps, below what is given.
 
     Raises `InputError` where a metric that is code is only named by the directory. What contradicts the run is refused
     by its study (`Study.check`).

@@ -28,14 +28,14 @@ def scratch_in(directory: Path) -> Path:
 
 
 def remove_leftovers(scratch: Path) -> None:
-    """Those beside it are of runs that were killed: a directory has one run."""
+    """Others in the same folder belong to killed runs: a directory has one run."""
     for other in scratch.parent.glob(f"{_SCRATCH}*.tmp"):
         if other != scratch:
             shutil.rmtree(other, ignore_errors=True)
 
 
 def host_of(devices: Sequence[str], scratch: Path) -> Host:
-    """Who has the engines: this process, one for each device, or this one and workers elsewhere.
+    """Where the engines are: in this process, one for each device, or this one and workers elsewhere.
 
     `scratch`: as `scratch_in` gives it. Raises `InputError` for a device that is not here.
     """

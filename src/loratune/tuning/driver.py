@@ -119,7 +119,7 @@ def play(strategy: Strategy, runner: Runner, history: Sequence[TrialResult] = ()
 
 
 def decide(strategy: Strategy, runner: Runner) -> tuple[Decision, list[TrialResult]]:
-    """What the strategy decides in the end, and on which results."""
+    """The strategy's decision after its last trial, and the results behind it."""
     history = play(strategy, runner)
     return strategy.decide(history), history
 

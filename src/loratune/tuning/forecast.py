@@ -315,7 +315,7 @@ def first_forecast(
 ) -> Forecast:
     """The plan of a new search, with the noise scale measured where it is of use.
 
-    A search that goes on keeps the range that it began with: its trials so far rest on it.
+    A resumed search keeps its first range: its finished trials depend on it.
     """
     priced = forecast(bench, options, calibration, started=started, corrections=corrections)
     if not _compares_batches(options, priced):

@@ -89,7 +89,7 @@ class CommonOptions:
     )
     recompute: str = option(
         "auto",
-        "Activations computed again on the way back, to save memory: auto (of as few layers as it takes), none, all, "
+        "Activations recomputed in the backward pass, to save memory: auto (of as few layers as it takes), none, all, "
         "or a number of layers.",
         MODEL,
     )
@@ -105,11 +105,13 @@ class CommonOptions:
             )
         if self.learns not in (CAUSAL, CLASSIFICATION, *BETA_OF):
             raise InputError(
-                f"--objective must be one of {', '.join(BETA_OF)}, got {self.objective!r}; change --objective."
+                f"--objective must be one of {', '.join(BETA_OF)}, got {self.objective!r}; give e.g. "
+                f"--objective {next(iter(BETA_OF))}."
             )
         if self.dtype not in ("auto", "float32", "bfloat16", "nf4"):
             raise InputError(
-                f"--dtype must be auto, float32, bfloat16 or nf4, got {self.dtype!r}; change --dtype."
+                f"--dtype must be auto, float32, bfloat16 or nf4, got {self.dtype!r}; leave it out, or give "
+                "--dtype bfloat16."
             )
 
     @property
@@ -397,7 +399,7 @@ def _check_devices(names: tuple[str, ...]) -> None:
     if wrong or (_ALL_THERE_ARE & set(names) and len(names) > 1):
         raise InputError(
             "--devices must be all, GPUs by their numbers such as 0,1, cpu,cpu, or workers, got "
-            f"{','.join(names)!r}; change --devices."
+            f"{','.join(names)!r}; give e.g. --devices all."
         )
 
 

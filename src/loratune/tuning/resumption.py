@@ -139,7 +139,7 @@ _BUDGET, _CORRECTIONS = "budget", "corrections"
 
 
 def find_study(options: TuneOptions) -> Study | None:
-    """The study that `--resume` goes on with; None where a new one begins.
+    """The study that `--resume` continues; None where a new one begins.
 
     Raises `OutputError` where `--out` holds anything else, or a study that was started with other options.
     """
@@ -246,7 +246,7 @@ def predicted_seconds(study: Study, options: TuneOptions, priced: Forecast) -> f
 
 @contextmanager
 def resumable(options: TuneOptions, keep_costs: Callable[[], None]) -> Iterator[None]:
-    """Whatever ends a run early keeps what it has cost so far and says how to go on.
+    """However a run ends early, its costs so far are kept and the message says how to continue.
 
     Raises `Interrupted` for signals, `ResourceError` for a disk that is full; other errors pass.
     """

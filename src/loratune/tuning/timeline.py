@@ -66,7 +66,7 @@ class Timeline:
         self._phase, self._since = following, now
 
     def _book(self, seconds: dict[str, float], taken: float) -> None:
-        """So many seconds of the phase that goes on, which never come to more than they were."""
+        """Assign seconds of the current phase to it, never more than have passed."""
         if self._phase is not Phase.SEARCHING:
             seconds[NAMES[self._phase]] += taken
             return

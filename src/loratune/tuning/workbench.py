@@ -203,7 +203,7 @@ def check_out(directory: Path) -> None:
     """Raise `OutputError` where a run directory is not new or empty."""
     if directory.exists() and (not directory.is_dir() or not is_empty(directory)):
         raise OutputError(
-            f"--out must be a new or empty folder, but {directory} is not; go on with its study by --resume, "
+            f"--out must be a new or empty folder, but {directory} is not; continue its study with --resume, "
             "or choose another --out."
         )
 

@@ -42,7 +42,7 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Started(Event):
-    """A command begins, or goes on with what an earlier one has begun."""
+    """A command begins, or resumes what an earlier one has begun."""
 
     command: str
     model: str

@@ -95,7 +95,7 @@ class PromptKind(StrEnum):
     TURNS = "turns"
     """Lines of `User: …` and `Assistant: …`, where the tokenizer has no chat template."""
     TEXT = "text"
-    """Plain text that goes on."""
+    """Plain text to continue."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,7 +131,7 @@ class TrainingRecord:
     evaluations: int
     """Times that early stopping planned to look at validation rows; the best weights were kept."""
     patience: int
-    """Looks without improvement before it stopped."""
+    """Evaluations without improvement before it stopped."""
     end_of_turn: str
     """The token that ends a completion, as text."""
     weight_format: str = PLAIN
