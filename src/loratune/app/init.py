@@ -29,7 +29,7 @@ _RARE = 0.99
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Start:
-    """What there is to start from."""
+    """What the options file is made from."""
 
     model: str | None
     seen: Overview
@@ -40,7 +40,7 @@ class Start:
 
     @property
     def train_rows(self) -> int:
-        """Those that are split off no longer among them, where a model's tokens have been split."""
+        """Training rows without those split off, where a model's tokens have been split."""
         return self.seen.rows["train"] if self.profile is None else self.profile.rows
 
     def facts(self) -> Iterator[str]:

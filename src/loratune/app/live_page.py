@@ -19,7 +19,7 @@ PORT = 8474
 
 
 class RunFolder:
-    """A run directory that is read again whenever somebody looks."""
+    """A run directory that is read again on every request."""
 
     def __init__(self, directory: Path) -> None:
         """Raises `InputError` where there is no run of tune in it."""

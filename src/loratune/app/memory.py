@@ -198,7 +198,7 @@ def estimate_memory(
 
 
 def _layers_again(limits: Limits, pack: list[HyperParameters]) -> int:
-    """As many as it takes; none where it does not fit with all either, so that what is needed is told as it is."""
+    """As few layers as make it fit; 0 where even all do not, so that the memory needed is reported without any."""
     if limits.recompute is None and limits.fullest(pack).verdict(limits.device_bytes) == "does not fit":
         return 0
     return limits.recomputed_when_fullest(pack)

@@ -24,7 +24,7 @@ from loratune.values.events import Note, Tell
 from loratune.values.plain import from_plain
 
 _LOOK = 1.0
-"""Seconds between two looks at whether something waits."""
+"""Seconds between two checks for waiting trials."""
 _DRIVER_AWAY = 600.0
 """Seconds without a driver after which a worker goes."""
 

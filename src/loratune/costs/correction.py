@@ -1,4 +1,4 @@
-"""What one short measurement says about the memory model on this device, applied to every prediction.
+"""How a short measurement corrects the memory model on this device, in every prediction.
 
 Knows bytes; nothing of how they are measured.
 """
@@ -12,7 +12,7 @@ from scipy.optimize import lsq_linear
 SCALES = (0.5, 2.0)
 """What short-lived memory may be scaled by; a measurement that asks for more is not believed."""
 _LARGEST_SCALE = 8.0
-"""The same after real out-of-memory errors, which are believed."""
+"""The same after a real out-of-memory error, which is taken as a measurement."""
 _LARGEST_FIXED = 4 * 2**30
 _MARGIN = 1.01
 """After an out-of-memory error the observed peak is predicted with this to spare."""

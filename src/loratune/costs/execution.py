@@ -28,7 +28,7 @@ class Execution:
 
     device: Device
     flat: bool
-    """Rows one behind the other without padding; else rectangles as wide as their longest row."""
+    """Rows one after another without padding; else rectangles as wide as their longest row."""
     token_multiple: int = 1
     """A flat micro-batch is filled up to a multiple of this; see `sizes.line_tokens`."""
     collects_attention: bool = False

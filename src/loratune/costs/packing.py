@@ -47,7 +47,7 @@ class TrialLoad:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackPlan:
-    """Who begins in which order, beside how many, and what that takes."""
+    """The order in which trials start, how many run at once, and how long that takes."""
 
     order: tuple[int, ...]
     """Numbers of the trials. Whenever there is room, the first of them that fits begins."""

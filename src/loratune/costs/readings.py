@@ -40,12 +40,12 @@ EVALUATION_SHARE = 0.12
 """What all evaluation of a final trial may cost, as a share of its training."""
 _FEWEST_LOOKS, _MOST_LOOKS = 3, 10
 _FEWEST_ROWS = 64
-"""Of a look: decisions on fewer are noise."""
+"""Fewest rows of an evaluation: decisions on fewer are noise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluations:
-    """How often early stopping looks at how many validation rows."""
+    """How often early stopping evaluates, and on how many validation rows."""
 
     count: int
     rows: int

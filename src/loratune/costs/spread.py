@@ -16,7 +16,7 @@ from loratune.costs.step_time import StepTime
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpreadPlan:
-    """Who trains where, and what that takes."""
+    """Which trial trains on which device, and how long that takes."""
 
     parts: tuple[PackPlan, ...]
     """Of each device; their orders hold the numbers of the trials."""

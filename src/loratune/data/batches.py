@@ -35,7 +35,7 @@ def total_steps(rows: int, batch_size: int, epochs: float) -> int:
 
 
 def whole_groups(numbers: Rows, group: int) -> Rows:
-    """The rows of groups of so many rows, which lie one behind the other, in the order of the groups."""
+    """The rows of groups of so many rows, which lie one after another, in the order of the groups."""
     return numbers if group == 1 else (numbers[:, None] * group + np.arange(group)).ravel()
 
 
@@ -49,7 +49,7 @@ class TrialBatches:
     epochs: float
     seed: int
     group: int = 1
-    """Rows that belong together, one behind the other; `batch_size` counts their groups."""
+    """Rows that belong together, one after another; `batch_size` counts their groups."""
 
     def __len__(self) -> int:
         return total_steps(len(self.rows), self.batch_size, self.epochs)
@@ -183,7 +183,7 @@ def to_device(values: npt.NDArray[np.generic], device: torch.device) -> torch.Te
 def _tokens_of(
     table: TokenTable, rows: Sequence[int] | Rows
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_], Rows]:
-    """Tokens of rows one behind the other, which of them are predicted, and where rows begin [rows + 1]."""
+    """Tokens of rows one after another, which of them are predicted, and where rows begin [rows + 1]."""
     stored = np.asarray(rows, np.int64)
     if table.index is not None:
         stored = table.index[stored]

@@ -47,7 +47,7 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Manner:
-    """How messages are put for a template that does not take them in transformers' usual way."""
+    """How messages are rewritten for a template that does not accept transformers' usual form."""
 
     text_arguments: bool = False
     """Arguments of tool calls as JSON text instead of a mapping."""

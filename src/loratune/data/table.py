@@ -36,7 +36,7 @@ class TokenTable:
     """[stored rows, …] what is asked of each row at its supervised tokens, of their own states; None: these tokens
     themselves, of the states before them."""
     group: int = 1
-    """Rows that belong together, one behind the other: 2 where they are pairs, the preferred one first."""
+    """Rows that belong together, one after another: 2 where they are pairs, the preferred one first."""
     references: npt.NDArray[np.float64] | None = None
     """[stored rows] log-likelihood of the supervised tokens under the base model, in nats; None: not known."""
     index: npt.NDArray[np.int64] | None = None

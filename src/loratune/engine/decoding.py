@@ -1,7 +1,7 @@
 """Greedy decoding with a cache of keys and values: rows of several models at once, each as if alone.
 
 Rows are padded on the left and sorted by length; the same rows of all models stand in one batch, those of one model
-behind one another, as in an evaluation. Rows that have ended leave the batch. Knows no metric and no text.
+one after another, as in an evaluation. Rows that have ended leave the batch. Knows no metric and no text.
 """
 
 import inspect
@@ -28,7 +28,7 @@ Tokens = npt.NDArray[np.int32]
 Ints = npt.NDArray[np.int64]
 
 _WINDOW = 16
-"""Steps between two looks at which rows have ended; in between the device never waits for the host."""
+"""Steps between two checks for rows that have ended; in between the device never waits for the host."""
 _CHECKED_LENGTHS = (13, 6)
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 _HALF_TOLERANCE = 0.1
@@ -171,7 +171,7 @@ class GreedyDecoder:
         return hidden[:, -1], output
 
     def _plan(self, batch: _Batch, width: int) -> Plan:
-        """Whose the tokens of the batch's rows are, `width` of each row."""
+        """Which model each token of the batch belongs to, `width` tokens a row."""
         edges = [0, *(np.flatnonzero(np.diff(batch.owners)) + 1).tolist(), len(batch.owners)]
         segments = [
             Segment(member=member, start=start * width, stop=stop * width)

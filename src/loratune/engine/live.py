@@ -19,7 +19,7 @@ from loratune.values import CurvePoint, Trial, TrialResult, TrialState
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EarlyStopping:
-    """Look at validation rows during training, and keep the weights that are best on them.
+    """Evaluate on validation rows during training, and keep the weights that are best on them.
 
     In the end these weights are evaluated on all rows, once; that evaluation is the result.
     """
@@ -27,7 +27,7 @@ class EarlyStopping:
     evaluations: int = 10
     """Evaluations over a trial's whole length, evenly spaced; the last is at its end."""
     rows: int | None = None
-    """Validation rows of each look, always the same ones; None: all."""
+    """Validation rows of each evaluation, always the same ones; None: all."""
     patience: int = 3
     """Evaluations in a row without improvement after which the trial ends."""
 

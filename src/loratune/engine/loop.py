@@ -1,6 +1,6 @@
 """The loop of a pack: trials enter slots, train together, are read, leave, and make room for the next.
 
-Where memory runs out beside all live trials, half of them are put aside until others have left. Knows steps,
+Where memory runs out beside all live trials, half of them are parked until others have left. Knows steps,
 slots and readings, not who owns the model; nothing of strategies, studies or files.
 """
 
@@ -106,7 +106,7 @@ class PackLoop:
         self._early_stopping = early_stopping
         self._live: list[LiveTrial] = []
         self._parked: list[LiveTrial] = []
-        """Trials put aside, in the order in which they come back."""
+        """Trials parked, in the order in which they come back."""
         self._waiting: list[Trial] = []
         """Trials that have been handed over and have no slot yet."""
         self._just_read: list[LiveTrial] = []
@@ -126,7 +126,7 @@ class PackLoop:
                 self._callers.on_progress(progress)
 
     def _enter(self) -> None:
-        """Fill the slots: with trials put aside, with those that wait, with new ones."""
+        """Fill the slots: with trials parked, with those that wait, with new ones."""
         while self._parked and len(self._live) < self._slots:
             restored = self._attempt(self._parked[0].restore)
             if isinstance(restored, Failure):
@@ -165,14 +165,14 @@ class PackLoop:
         return self._work.attempt(work) if isinstance(found, Failure) and not self._live else found
 
     def _admit_no_more(self, failure: Failure) -> None:
-        """Those in memory are as many as it holds."""
+        """Limit the pack to the trials in memory, which are as many as fit."""
         if not self._live:
             raise DoesNotFit(failure.message)
         self._slots = len(self._live)
         self._tell(failure)
 
     def _surely(self, work: Callable[[], T], *, fewest: int = 1) -> T:
-        """What `work` returns, with half of the trials put aside as often as memory runs out.
+        """What `work` returns, with half of the trials parked as often as memory runs out.
 
         Raises `DoesNotFit` where only `fewest` are left.
         """

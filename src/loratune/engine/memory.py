@@ -1,6 +1,6 @@
-"""Running out of memory: how it is recognised, what is put aside, what changes after it, and how it is reported.
+"""Running out of memory: how it is recognised, what is parked, what changes after it, and how it is reported.
 
-Tensors that are put aside go from a GPU to the machine's memory, on a CPU to a temporary file. Knows devices and
+Tensors that are parked go from a GPU to the machine's memory, on a CPU to a temporary file. Knows devices and
 errors; nothing of packs.
 """
 
@@ -98,7 +98,7 @@ class Place(StrEnum):
     ACTIVATIONS = "activations"
     """They are computed again, of all layers: a single row was too large."""
     EVALUATION = "evaluation"
-    """Those of the evaluation have been halved."""
+    """The micro-batches of evaluation have been halved."""
     PACK = "pack"
     """Fewer trials train side by side; the others wait."""
 
@@ -109,7 +109,7 @@ class Shortage:
 
     place: Place
     trials: tuple[Trial, ...]
-    """Those in memory as it ran out."""
+    """The trials in memory when it ran out."""
     tokens: int
     """Of the micro-batch that failed, at most, padding included."""
     needed: int

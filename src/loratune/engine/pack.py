@@ -292,7 +292,7 @@ class PackEngine:
         result, since a result may bring new trials. `should_stop` is asked after every reading but the last.
         To be closed where it is not run to its end: until then the model has the hooks of the pack.
 
-        Where memory runs out micro-batches are halved, and then half of the trials put aside until others have
+        Where memory runs out micro-batches are halved, and then half of the trials parked until others have
         ended; no step is taken twice and results differ by rounding only. Raises `ResourceError` where a single
         trial does not fit; any exception, Ctrl-C included, leaves the model as it was.
         """

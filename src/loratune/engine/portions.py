@@ -35,11 +35,11 @@ class Cuts:
     launch_tokens: int
     """Cost of one more micro-batch, in tokens."""
     flat: bool = False
-    """Whether micro-batches are flat: one line of tokens, the rows one behind the other."""
+    """Whether micro-batches are flat: one line of tokens, the rows one after another."""
     recorded: int = 0
     """Lines of at most so many tokens are recorded as graphs, for which few sizes are good."""
     group: int = 1
-    """Rows that belong together, one behind the other: no cut separates them."""
+    """Rows that belong together, one after another: no cut separates them."""
     spares: int | None = None
     """Micro-batches of so many tokens and more have the activations of all layers computed again, whatever is
     predicted: a single row was too large. None: none have."""
@@ -170,7 +170,7 @@ class Portions:
         )
 
     def _places(self, gathered: Gathered, piece: Rows, batch: MicroBatch) -> Places | None:
-        """Who and where every token is, if any slot drops inputs."""
+        """Row key and position of every token, if any slot has dropout."""
         owners, places = gathered.slot[piece], gathered.place[piece]
         present = np.unique(owners)
         if not any(gathered.slots[owner].member.dropout > 0 for owner in present):
@@ -227,7 +227,7 @@ def beta_of(member: PackMember) -> float:
 
 
 def heads_of(objective: Objective, members: Sequence[PackMember], shares: Rows) -> tuple[Head, ...]:
-    """The members' heads, each for so many positions [members], one member's behind the other's."""
+    """The members' heads, each for so many positions [members], one member's after another's."""
     if not objective.head:
         return ()
     ends = np.cumsum(shares)

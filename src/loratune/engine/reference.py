@@ -27,7 +27,7 @@ from loratune.values import Trial
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Course:
-    """What became of a trial: losses [steps] in nats per supervised token, weights [layout.size]."""
+    """A trained trial: losses [steps] in nats per supervised token, weights [layout.size]."""
 
     losses: np.ndarray
     weights: torch.Tensor

@@ -36,7 +36,7 @@ class _Prepared(NamedTuple):
     """What the updates of a step need, made before the first of them."""
 
     slots: Sequence[Slot]
-    """Those that move."""
+    """The slots whose weights change."""
     factors: torch.Tensor
     """[slots that move] the multiplier that clips the slot's gradient."""
     skipped: torch.Tensor

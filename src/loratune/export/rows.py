@@ -76,7 +76,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What became of a row; `values` None: the shape cannot hold it."""
+    """A row as it is written; `values` None: the shape cannot hold it."""
 
     values: dict[str, Any] | None
     exact: bool
@@ -127,7 +127,7 @@ class PromptCompletion:
 
 @dataclass(frozen=True, slots=True)
 class PreferencePairs:
-    """{"prompt", "chosen", "rejected"} of two rows behind one another, each answer joined to the prompt as it is."""
+    """{"prompt", "chosen", "rejected"} of two rows one after another, each answer joined to the prompt as it is."""
 
     name: ClassVar[str] = "preference"
 

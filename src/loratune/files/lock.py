@@ -106,7 +106,7 @@ def seems_held(folder: Path) -> bool:
 
 
 def owner_of(folder: Path) -> str:
-    """Who says to hold the folder's lock."""
+    """The process that has written its name into the folder's lock."""
     try:
         owner = Owner(**loads((folder / _OWNER).read_text(encoding="utf-8")))
         return printable(str(owner)[:200])

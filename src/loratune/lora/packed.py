@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Plan:
-    """Whose the tokens of a micro-batch are."""
+    """Which member each token of a micro-batch belongs to."""
 
     segments: Sequence[Segment]
     tokens: int
@@ -163,7 +163,7 @@ class PackedAdapters:
             return Plan(segments=segments, tokens=tokens, places=places)
         from loratune.lora import fused
 
-        if members is None and segments:  # else those assigned may have been put aside, their weights too
+        if members is None and segments:  # else those assigned may have been parked, their weights too
             own = {id(segment.member): segment.member for segment in segments}
             self.assign(self._assigned if own.keys() <= self._slots.keys() else list(own.values()))
         slots = self._slots if members is None else _numbered(members)

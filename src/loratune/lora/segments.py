@@ -74,7 +74,7 @@ class Segment:
 
 
 class Places(NamedTuple):
-    """Who and where every token of a micro-batch is, for dropout."""
+    """Row key and position of every token of a micro-batch, for dropout."""
 
     keys: torch.Tensor
     """[N] int32 `dropout.row_keys` of the token's row."""

@@ -1,4 +1,4 @@
-"""What there is to say of a metric without measuring it: enough to show its values, differences and margins."""
+"""A metric's description, without the code that measures it: enough to show its values, differences and margins."""
 
 from dataclasses import dataclass
 from enum import StrEnum

@@ -82,7 +82,7 @@ def metrics(chosen: str = NLL.name) -> tuple[Metric, ...]:
 
 
 def info_of(name: str, *known: MetricInfo | None) -> MetricInfo:
-    """What there is to say of a metric: what a run kept of it (`known`), else what is known here."""
+    """A metric's description: the one that a run has stored (`known`), else the built-in one."""
     for info in known:
         if info is not None and info.name == name:
             return info

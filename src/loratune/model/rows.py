@@ -1,6 +1,6 @@
 """Attention within the rows of a flat micro-batch: no padding, no mask, no token that sees another row.
 
-A flat micro-batch holds its rows one behind the other in one line of tokens, [1, N], with positions that
+A flat micro-batch holds its rows one after another in one line of tokens, [1, N], with positions that
 begin again at every row. The attention runs within the rows' boundaries: by Triton kernels on GPUs in half
 precision (`row_attention`), elsewhere rows of one length together. It is put in place through transformers'
 attention interface. Knows nothing of adapters or trials.
@@ -323,7 +323,7 @@ def _plain_tokens(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def _padded_states(model: PreTrainedModel, rows: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Last hidden states [N, D] of rows in a rectangle, one behind the other."""
+    """Last hidden states [N, D] of rows in a rectangle, one after another."""
     lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
     padded = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
     real = torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]

@@ -63,7 +63,7 @@ class Objective(Protocol):
 
     @property
     def group(self) -> int:
-        """Rows of a table that belong together, one behind the other: 1, or 2 for pairs.
+        """Rows of a table that belong together, one after another: 1, or 2 for pairs.
 
         A batch is drawn in whole groups, and no micro-batch separates one.
         """

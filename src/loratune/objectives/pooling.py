@@ -1,6 +1,6 @@
 """Which of a row's states a classifier's head reads, brought to every token of the row.
 
-So rows may lie padded in a rectangle or one behind the other in a line, and whichever token is asked gives the state.
+So rows may lie padded in a rectangle or one after another in a line, and whichever token is asked gives the state.
 """
 
 from enum import StrEnum

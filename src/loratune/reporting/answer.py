@@ -59,7 +59,7 @@ def _right(share: float | None, rows: int) -> str:
 
 
 def _majority(facts: RunFacts, rows: int) -> str:
-    """Who always answers the most frequent label, by its share of the training rows."""
+    """The baseline that always answers the most frequent label, by its share of the training rows."""
     counts = facts.profile.label_counts
     if not counts or not sum(counts):
         return ""

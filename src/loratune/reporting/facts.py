@@ -52,7 +52,7 @@ class Gain:
 
     @property
     def info(self) -> MetricInfo:
-        """What there is to say of the metric."""
+        """The metric's description."""
         return info_of(self.metric, self.measured)
 
     @classmethod
@@ -177,7 +177,7 @@ class RunFacts:
         return next(shown, "")
 
     def info(self, metric: str) -> MetricInfo:
-        """What there is to say of a metric, also of one whose code is not at hand."""
+        """A metric's description, also of one whose code is not available."""
         return info_of(metric, self.optimised)
 
     @property

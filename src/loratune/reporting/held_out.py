@@ -126,7 +126,7 @@ class ShownRow:
 
 
 def shown_rows(facts: RunFacts) -> list[ShownRow]:
-    """Those that better, those that got worse, those that are still wrong."""
+    """The rows that improved, those that got worse, those that are still wrong."""
     if facts.held_out is None:
         return []
     return [_shown(each) for each in facts.held_out.examples]

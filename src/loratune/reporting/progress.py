@@ -166,7 +166,7 @@ class RunProgress:
         self.stage = ""
         """The current question of the search, or the current part of the run."""
         self.pack: Progress | None = None
-        """Those that train now."""
+        """The trials that train now."""
         self.leaders = Leaderboard(places)
         self.done = self.trials = self.diverged = 0
         """Trials that have ended, that are expected in all, and of the former those that diverged."""

@@ -182,7 +182,7 @@ class WatchedRun:
         return [each for each in (*ended, *live) if each["points"]]
 
     def _lanes(self, training: Sequence[LiveTrial]) -> list[dict[str, Any]]:
-        """Who sat in the pack from when to when, in seconds since the run began, no two in a lane at a time."""
+        """Each trial's time in the pack, in seconds since the run began; trials of one lane never overlap."""
         spans = [
             (each.began, each.ended, _label(each.trial), str(each.state))
             for each in self._ended.values()

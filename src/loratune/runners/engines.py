@@ -59,7 +59,7 @@ class Engines(Protocol):
         """Most that a process of theirs has held since `forget_peak`, on its device."""
 
     def forget_peak(self) -> None:
-        """Count what is held from now on."""
+        """Reset the peak."""
 
 
 Host = Callable[[EngineSpec, PreparedData, PreTrainedTokenizerBase], AbstractContextManager[Engines]]

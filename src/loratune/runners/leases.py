@@ -142,7 +142,7 @@ class LeaseFolder:
         return _stamp(self.folder / "workers" / worker)
 
     def workers(self) -> list[str]:
-        """Those that have said so and not left."""
+        """Workers that have registered and not left."""
         return [file.name for file in self._files("workers") if _WORKER.fullmatch(file.name)]
 
     def leave(self, worker: str) -> None:
@@ -267,7 +267,7 @@ def _stamp(file: Path) -> int | None:
 
 
 class Watch:
-    """Who has been silent for how long, by this process's own clock: time stamps are only compared with each other."""
+    """How long each worker has been silent, by this process's own clock: time stamps are only compared with each other."""
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock

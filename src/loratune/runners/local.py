@@ -276,7 +276,7 @@ class LocalRunner:
         teller.flush()
 
     def _referenced(self) -> LocalRunner:
-        """The same on rows with their references, which are computed now where nobody has."""
+        """The same on rows with their references, which are computed now where they are missing."""
         assert self.references is not None
         engine, of = self.engine, partial(self.references.of, self.engine)
         engine = replace(engine, train=of(engine.train), validation=of(engine.validation))

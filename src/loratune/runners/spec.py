@@ -114,7 +114,7 @@ class EngineSpec:
     """What `model.digest.weights_digest` must be; empty: whatever it is."""
 
     def sealed(self, data: PreparedData) -> Self:
-        """The same for another process, which is to find just these rows and weights. Reads parts of the weights."""
+        """The same for another process, with digests of these rows and weights. Reads parts of the weights."""
         digest = weights_digest(locate(self.model))
         return replace(self, rows_digest=data.fingerprint, weights_digest=digest)
 

@@ -29,7 +29,7 @@ from loratune.values.events import Event
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Search:
-    """Order: train what is given for the asking, in one pack."""
+    """Order: train the trials that the driver gives on request, in one pack."""
 
     spec: EngineSpec | None
     """Whose micro-batches and threads; None: as the worker began."""
@@ -203,7 +203,7 @@ class _Worker:
 
 @dataclass(frozen=True, slots=True)
 class _RemoteQueue:
-    """A `Queue` at the other end."""
+    """A `Queue` in the driver's process."""
 
     line: Connection
     slots: int
@@ -221,7 +221,7 @@ class _RemoteQueue:
 
 
 def _portable(error: Exception) -> Exception:
-    """As it can be raised at the other end."""
+    """An exception that the driver's process can unpickle and raise."""
     return (
         error
         if isinstance(error, LoratuneError | TooSlow)

@@ -42,7 +42,7 @@ def distinct(results: Sequence[TrialResult]) -> tuple[TrialResult, ...]:
 
 
 def finished(context: SearchContext, results: Sequence[TrialResult]) -> tuple[TrialResult, ...]:
-    """Those with a finite loss, one for each cell that was actually run."""
+    """Results with a finite loss, one for each cell that was actually run."""
     return tuple(result for result in distinct(results) if loss(context, result) < inf)
 
 

@@ -1,4 +1,4 @@
-"""What every experiment tracker receives of a run: plain values, and nothing that only one of them would know."""
+"""What every experiment tracker receives of a run: plain values, nothing specific to one library."""
 
 from __future__ import annotations
 

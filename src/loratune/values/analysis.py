@@ -169,7 +169,7 @@ class Change(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
-    """What one model makes of a row."""
+    """One model's answer to a row."""
 
     nll: float
     """Nats per supervised token."""

@@ -205,7 +205,7 @@ class ModelProfile:
     experts_per_token: int = 0
     """Of a mixture of experts, how many a token is sent to; 0 for dense models."""
     expert_parameters: int = 0
-    """Those of all experts of a mixture, which stay frozen."""
+    """Parameters of all experts of a mixture, which stay frozen."""
     head_parameters: int = 0
     """Of a classifier, what every trial trains beside its adapter."""
     outputs: int = 0
