@@ -267,7 +267,7 @@ def _stamp(file: Path) -> int | None:
 
 
 class Watch:
-    """How long each worker has been silent, by this process's own clock: time stamps are only compared with each other."""
+    """How long each worker has been silent, by this process's clock: time stamps are only compared with each other."""
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
