@@ -115,8 +115,8 @@ def printable(text: str) -> str:
 def nearest(unknown: Iterable[str], known: Iterable[str]) -> str:
     """For messages: `'rank' (did you mean ranks?)`: each unknown name with the one that it resembles, if any."""
     known = list(known)
-    told = []
+    suggestions = []
     for name in unknown:
         alike = get_close_matches(name.lower().replace("-", "_"), known, n=1)
-        told.append(repr(name) + (f" (did you mean {alike[0]}?)" if alike else ""))
-    return ", ".join(told)
+        suggestions.append(repr(name) + (f" (did you mean {alike[0]}?)" if alike else ""))
+    return ", ".join(suggestions)

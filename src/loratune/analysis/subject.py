@@ -1,4 +1,4 @@
-"""What is known of a study's rows and base model without a device; what needs one is asked for at a runner's door."""
+"""What is known of a study's rows and base model without a device; what needs one is a job of a runner."""
 
 from dataclasses import dataclass
 from typing import Self

@@ -32,10 +32,10 @@ def list_command(*, as_json: bool) -> None:
     rows = [(each.key, each.finished, each.directory, each.task) for each in found.studies]
     print_ledger(console, rows, f"{path} (${VARIABLE} moves it)")
     if note := found.note(path):
-        told = (
+        overview = (
             f"{note} Their keys: {', '.join(found.damaged_keys)}; `loratune ledger remove KEY` takes one out."
         )
-        console.print(told, markup=False, highlight=False)
+        console.print(overview, markup=False, highlight=False)
 
 
 def show_command(key: str, *, as_json: bool) -> None:

@@ -40,9 +40,9 @@ class RunFolder:
             self._read()
             held = seems_held(self.directory)
             stopping = held and is_asked_to_stop(self.directory)
-            told = self._run.state(time() if held else 0.0)
+            state_now = self._run.state(time() if held else 0.0)
             return {
-                **told,
+                **state_now,
                 "title": self.directory.name,
                 "status": self._status(held=held, stopping=stopping),
                 "over": self._run.over or not held,

@@ -90,8 +90,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(self.server.own[address.path], _OWN[address.path][1])
         elif address.path == "/api/runs":
             if self._has_key(self.headers.get("X-Loratune-Token", "")):
-                told = {"heads": self.server.heads, "runs": [run.state() for run in self.server.runs]}
-                self._send(dumps(told).encode(), "application/json")
+                document = {"heads": self.server.heads, "runs": [run.state() for run in self.server.runs]}
+                self._send(dumps(document).encode(), "application/json")
         elif (run := self._run(address.path, "/runs/", "/report.html")) is not None:
             if self._has_key(parse_qs(address.query).get("token", [""])[0]):
                 self._report(run)

@@ -56,8 +56,10 @@ def tracking(options: TuneOptions, trackers: Mapping[str, Tracker], bus: Bus) ->
     def hide(text: str) -> str:
         return without_secrets(text, options.storage)
 
-    told = {name: value for name, value in asdict(options).items() if name not in _KEPT_BACK}
-    config = {name: hide(value) if isinstance(value, str) else value for name, value in flat(told).items()}
+    published = {name: value for name, value in asdict(options).items() if name not in _KEPT_BACK}
+    config = {
+        name: hide(value) if isinstance(value, str) else value for name, value in flat(published).items()
+    }
     with ExitStack() as stack:
         for name, tracker in trackers.items():
             bus.subscribe(stack.enter_context(Tracking(name, tracker, config, bus, hide=hide)))

@@ -61,7 +61,7 @@ def measure_step(
     with engine.attached() as step:
         adapters = _alike(engine, trials, {} if kept is None else kept)
         slots = [engine.slot(trial, adapter) for trial, adapter in zip(trials, adapters, strict=True)]
-        told = forget_peak(engine.base.device)
+        counted = forget_peak(engine.base.device)
 
         def train() -> int:
             for i, slot in enumerate(slots):
@@ -70,7 +70,7 @@ def measure_step(
             return step(slots)
 
         tokens, each, count = _repeat(train, seconds)
-    peak = peak_of_step(engine.base.device) if told else None
+    peak = peak_of_step(engine.base.device) if counted else None
     return MeasuredStep(
         tokens=tokens, seconds=each, largest=_largest(engine, trials, count + 1), peak_bytes=peak
     )

@@ -30,8 +30,10 @@ class Incoming:
     @property
     def sentence(self) -> str:
         """What was taken over."""
-        told = ", ".join(f"{name.replace('_', '-')} {_shown(value)}" for name, value in self.options.items())
-        return f"From the {self.trainer} file: {told}."
+        listed = ", ".join(
+            f"{name.replace('_', '-')} {_shown(value)}" for name, value in self.options.items()
+        )
+        return f"From the {self.trainer} file: {listed}."
 
 
 def options_from(path: Path) -> Incoming:

@@ -41,7 +41,7 @@ def rank_figure(name: str, curve: RankCurve, facts: RunFacts, beside: RankCurve 
     _recommended(drawing, [(p.rank, scale * p.measured.value) for p in curve.points
                            if p.rank == facts.decision.hyper_parameters.r])  # fmt: skip
     for point in curve.points:
-        drawing.tip(point.rank, scale * point.measured.value, _told(point, scale))
+        drawing.tip(point.rank, scale * point.measured.value, _tip(point, scale))
     limit = None
     if beside is None and curve.metric.by_nll and facts.info(facts.metric).by_nll:
         limit = curve.points[-1].measured.value + facts.margin
@@ -255,7 +255,7 @@ def _range(
     return scale * (bottom - 0.08 * room), scale * (top + 0.08 * room)
 
 
-def _told(point: RankPoint, scale: float) -> str:
+def _tip(point: RankPoint, scale: float) -> str:
     measured = point.measured
     over = f", 95 % over {measured.interval_over}" if measured.interval_over else ""
     return (

@@ -144,10 +144,10 @@ def rows_sentence(facts: RunFacts) -> str:
         Change.STILL_WRONG: "still wrong",
         Change.STILL_RIGHT: "right before and now",
     }
-    told = ", ".join(f"{rows} {words[change]}" for change, rows in found.counts if rows)
+    changes_in_words = ", ".join(f"{rows} {words[change]}" for change, rows in found.counts if rows)
     whole = sum(rows for _, rows in found.counts)
     return (
-        f"Of {whole} test rows, the untrained model beside the adapter: {told}. "
+        f"Of {whole} test rows, the untrained model beside the adapter: {changes_in_words}. "
         f"Shown are {len(found.examples)} of them, those that changed most and those that are furthest from right."
     )
 

@@ -34,8 +34,8 @@ def impact_table(facts: RunFacts) -> ImpactTable:
 
 
 def _row(each: Impact) -> tuple[str, ...]:
-    told = rate if each.name == "learning_rate" else lambda value: f"{value:g}"
-    tried = f"{told(each.tried[0])} … {told(each.tried[-1])} ({len(each.tried)})"
+    as_text = rate if each.name == "learning_rate" else lambda value: f"{value:g}"
+    tried = f"{as_text(each.tried[0])} … {as_text(each.tried[-1])} ({len(each.tried)})"
     return each.name, tried, _effect(each), _share(each), _memory(each), _time(each)
 
 

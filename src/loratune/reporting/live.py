@@ -130,8 +130,8 @@ class LiveView:
             case Progress():
                 self.beat()
             case TrialEnded(state=TrialState.DIVERGED):
-                told = f"{setting(event.trial)} ({event.message})"
-                self._say(f"{duration(self._run.elapsed)}  diverged: {told}")
+                failed = f"{setting(event.trial)} ({event.message})"
+                self._say(f"{duration(self._run.elapsed)}  diverged: {failed}")
             case _:
                 pass
 

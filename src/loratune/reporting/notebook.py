@@ -104,7 +104,7 @@ def picture(
     """Verdict, values, scores and what was tested; `metrics` as in `result.json`."""
     parts = [Markup("<h4>{}</h4>").format(heading)]
     parts += [Markup("<p>{}</p>").format(each) for each in verdict]
-    parts.append(_table(list(values), [[_told(each) for each in values.values()]]))
+    parts.append(_table(list(values), [[_cell(each) for each in values.values()]]))
     parts.append(_scores(metrics))
     parts.append(_claims(evidence))
     parts.append(Markup("<p>Everything: <code>{}/report.html</code></p>").format(directory))
@@ -129,14 +129,14 @@ def _scores(metrics: Mapping[str, Any]) -> Markup:
 
 
 def _claims(evidence: Sequence[Evidence]) -> Markup:
-    told = [(state_of(each), each) for each in evidence]
+    with_states = [(state_of(each), each) for each in evidence]
     lines = [
         [
             f"{MARKS[state]} {state}",
             each.claim,
             f"{number(each.value, 3)} {interval(each.interval)}".strip(" –"),
         ]
-        for state, each in told
+        for state, each in with_states
         if state != NOTE
     ]
     return _table(["", "claim", "measured"], lines) if lines else Markup("")
@@ -150,7 +150,7 @@ def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> Markup:
     return Markup("<table><thead><tr>{}</tr></thead><tbody>{}</tbody></table>").format(head, body)
 
 
-def _told(value: Any) -> str:
+def _cell(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -116,9 +116,9 @@ class Drawing:
             for style in definitions.findall(f"{{{_SVG}}}style"):
                 definitions.remove(style)  # inline it would hold for the whole page
         for place, (kind, text) in enumerate((("title", title), ("desc", description))):
-            told = ElementTree.Element(f"{{{_SVG}}}{kind}", {"id": kind})
-            told.text = text
-            root.insert(place, told)
+            described = ElementTree.Element(f"{{{_SVG}}}{kind}", {"id": kind})
+            described.text = text
+            root.insert(place, described)
         root.set("role", "img")
         root.set("aria-labelledby", "title desc")
         for element in root.iter(f"{{{_SVG}}}g"):
@@ -126,9 +126,9 @@ class Drawing:
                 element.set("class", meaning)
             number = re.fullmatch(r"tip(\d+)", element.get("id", ""))
             if number:
-                told = ElementTree.Element(f"{{{_SVG}}}title")
-                told.text = self._tips[int(number[1])]
-                element.insert(0, told)
+                described = ElementTree.Element(f"{{{_SVG}}}title")
+                described.text = self._tips[int(number[1])]
+                element.insert(0, described)
 
 
 def blank(name: str, height: int, *, quantity: str = "") -> Drawing:

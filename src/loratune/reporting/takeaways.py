@@ -188,9 +188,9 @@ def missing(facts: RunFacts, stage: Stage) -> str:
     if trials:
         finished = sum(result.finished for result in trials)
         return f"Too little to draw: {finished} of {len(trials)} trials of this stage finished."
-    told = _summary(facts.decision.stages, stage)
-    if told:
-        return f"Not run: {told.answer.rstrip('.')}."
+    planned_stage = _summary(facts.decision.stages, stage)
+    if planned_stage:
+        return f"Not run: {planned_stage.answer.rstrip('.')}."
     if any(word in text.lower() for text in facts.plan.dropped for word in _WORDS.get(stage, ())):
         return "Not run; why stands under what the budget left out."
     if any(planned.name == stage for planned in facts.plan.stages):

@@ -157,7 +157,7 @@ def print_recommendation(
         each = getattr(recommendation, name)
         ranges = [_range(name, each)] + ([_range(name, getattr(before, name))] if before else [])
         reason = f"{each.reason} [{each.basis}]" if each.basis else each.reason
-        table.add_row(name, _told(name, each.value), *ranges, escape(reason))
+        table.add_row(name, _value_text(name, each.value), *ranges, escape(reason))
     console.print(table)
     if guide is not None:
         _line(console, guide_line(guide))
@@ -166,10 +166,10 @@ def print_recommendation(
 
 
 def _range(name: str, each: Suggested) -> str:
-    return f"{_told(name, each.low)} … {_told(name, each.high)}"
+    return f"{_value_text(name, each.low)} … {_value_text(name, each.high)}"
 
 
-def _told(name: str, value: float) -> str:
+def _value_text(name: str, value: float) -> str:
     return rate(value) if name == "learning_rate" else f"{value:.0f}"
 
 

@@ -101,9 +101,9 @@ def state_of(evidence: Evidence) -> str:
     return CANNOT_TELL if tested else NOTE
 
 
-def by_weight(told: list[tuple[str, Evidence]]) -> list[tuple[str, Evidence]]:
+def by_weight(verdicts: list[tuple[str, Evidence]]) -> list[tuple[str, Evidence]]:
     """What was answered first, notes last."""
-    return sorted(told, key=lambda pair: _ORDER.index(pair[0]))
+    return sorted(verdicts, key=lambda pair: _ORDER.index(pair[0]))
 
 
 def sureness(facts: RunFacts) -> str:
@@ -112,14 +112,14 @@ def sureness(facts: RunFacts) -> str:
     total = counted.total()
     claims = "claim" if total == 1 else "claims"
     parts = [f"{counted[state]} {state}" for state in (YES, NO, CANNOT_TELL) if counted[state]]
-    told = f"{total} {claims} tested: {', '.join(parts)}" if total else "no claim was tested"
+    verdicts = f"{total} {claims} tested: {', '.join(parts)}" if total else "no claim was tested"
     if facts.stopped:
-        return f"{told}; the search was stopped by request, so more of it could change the answer."
+        return f"{verdicts}; the search was stopped by request, so more of it could change the answer."
     if facts.cut_by_clock:
-        return f"{told}; the clock cut the search, so more time could change the answer."
+        return f"{verdicts}; the clock cut the search, so more time could change the answer."
     if not facts.decision.settled:
-        return f"{told}; the search was not settled, so more budget could change the answer."
-    return f"{told}; the search had nothing more to ask."
+        return f"{verdicts}; the search was not settled, so more budget could change the answer."
+    return f"{verdicts}; the search had nothing more to ask."
 
 
 GLOSSARY: tuple[tuple[str, str], ...] = (

@@ -211,14 +211,14 @@ def _started(setting: Setting) -> tuple[Connection, BaseProcess]:
     context = get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=serve, args=(setting, there), daemon=True)
-    with _deaf():
+    with _ignoring_interrupts():
         process.start()
     there.close()
     return here, process
 
 
 @contextmanager
-def _deaf() -> Iterator[None]:
+def _ignoring_interrupts() -> Iterator[None]:
     """Processes started meanwhile ignore Ctrl-C, which reaches the whole group: this process decides."""
     if threading.current_thread() is not threading.main_thread():
         yield

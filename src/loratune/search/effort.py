@@ -100,13 +100,13 @@ def fit_effort(context: SearchContext) -> tuple[Effort, tuple[str, ...]]:
     if fraction < 1:
         dropped.insert(0, "learning rates are compared on part of the rows, ranks not at all")
     looks = _looks(context, wide)
-    told = tuple(
+    dropped_sentences = tuple(
         f"For the budget of {context.wishes.budget:.3g} full runs: {sentence}." for sentence in dropped
     )
     effort = Effort(
         wide=wide, fraction=fraction, ranks=ranks, rates=rates, looks=looks, reserve=reserve, **counts
     )
-    return effort, told
+    return effort, dropped_sentences
 
 
 def _longest(context: SearchContext) -> float:

@@ -43,11 +43,11 @@ def power_words(context: SearchContext, history: Sequence[TrialResult], most: in
         return "how likely that decides is not known for this metric"
     sd = context.limits.seed_sd or usual_seed_sd(context.data.labels)
     seeds = compared_seeds(context, history, most)
-    told = f"one seed usually changes {sd:.2g} {unit(context)}, the margin is " + (
+    basis = f"one seed usually changes {sd:.2g} {unit(context)}, the margin is " + (
         "not smaller" if context.wishes.margin >= sd else "smaller"
     )
     if seeds == 0:
-        return f"{told}; no two ranks are repeated, so their comparison stays undecided"
+        return f"{basis}; no two ranks are repeated, so their comparison stays undecided"
     chance = power(context.wishes.margin, sd, seeds)
     runs = "1 test seed" if seeds == 1 else f"{seeds} test seeds"
-    return f"{told}; with {runs} of two equal ranks this decides with a probability of about {chance:.0%}"
+    return f"{basis}; with {runs} of two equal ranks this decides with a probability of about {chance:.0%}"

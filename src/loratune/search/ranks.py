@@ -410,12 +410,12 @@ class RankStage:
     ) -> dict[int, tuple[float, float] | None]:
         """Of what the decision rests on, each rank at its own best learning rate, tried or not: wider than the test of
         the settings that were run. The ranks between have their one-sided bounds, which the test is about."""
-        told = {}
+        moved = {}
         for r, comparison in comparisons:
             if r == chosen or comparison.verdict is not Verdict.ADEQUATE:
                 short, doubt = self.field.shortfall(r, reference)
-                told[r] = comparison.moved(-short, doubt)
-        return dict(zip(told, family_intervals(list(told.values())), strict=True))
+                moved[r] = comparison.moved(-short, doubt)
+        return dict(zip(moved, family_intervals(list(moved.values())), strict=True))
 
     def _unmeasured(self, field: Field) -> RankAnswer:
         """Nothing has finished on all rows: the prior's rank, at the best rate of part of the rows if there is one."""

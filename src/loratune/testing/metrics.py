@@ -122,9 +122,9 @@ class MetricContract:
         assert self.compared(self.scored(0.9), self.scored(0.3, seed=1)) < 0
 
     def test_a_difference_is_one_of_losses(self) -> None:
-        told = NLL if self.subject.info.by_nll else self.subject
+        deciding = NLL if self.subject.info.by_nll else self.subject
         one, other = self.scored(0.6), self.scored(0.4, seed=1)
-        losses = [told.info.loss(told.value(scores, self.known)) for scores in (one, other)]
+        losses = [deciding.info.loss(deciding.value(scores, self.known)) for scores in (one, other)]
         assert isclose(self.compared(one, other), losses[0] - losses[1], rel_tol=1e-9, abs_tol=1e-12)
 
     def test_exchanging_the_models_turns_the_sign(self) -> None:

@@ -61,14 +61,14 @@ class RunnerContract:
         first, *later = self.trials()
         left = list(later)
         asked = {first.key}
-        told: list[str] = []
+        yielded: list[str] = []
 
         def more(done: Sequence[TrialResult], running: Sequence[Trial]) -> Sequence[Trial]:
             ended, live = set(_keys(done)), {trial.key for trial in running}
             assert live, "without a trial that runs it is the driver's turn"
             assert not ended & live
             assert ended | live <= asked
-            assert ended <= set(told), "every result was handed over before more was asked for"
+            assert ended <= set(yielded), "every result was handed over before more was asked for"
             further = [left.pop()] if left else []
             asked.update(trial.key for trial in further)
             return further
@@ -76,8 +76,8 @@ class RunnerContract:
         jobs = [TrialJob(trial=first)]
         for done in self.make_runner(tmp_path).run(jobs, more):
             assert isinstance(done, TrialDone)
-            told.append(done.result.asked.key)
-        assert sorted(told) == sorted(asked)
+            yielded.append(done.result.asked.key)
+        assert sorted(yielded) == sorted(asked)
 
     def test_it_goes_on_after_it_was_left_in_the_middle(self, tmp_path: Path) -> None:
         runner, asked = self.make_runner(tmp_path), self.trials()

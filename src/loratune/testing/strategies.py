@@ -92,7 +92,7 @@ class StrategyContract:
             history = self.play_out(strategy)
             shuffled = history.copy()
             Random(0).shuffle(shuffled)
-            assert _told(strategy.decide(shuffled)) == _told(strategy.decide(history))
+            assert _comparable(strategy.decide(shuffled)) == _comparable(strategy.decide(history))
             half = history[: len(history) // 2]
             assert strategy.ask(list(reversed(half))) == strategy.ask(half)
 
@@ -105,7 +105,7 @@ class StrategyContract:
                 while trials := strategy.ask(history):
                     history = history + [self.measure(trial, strategy.context) for trial in trials]
                 assert sorted(r.asked.key for r in history) == sorted(r.asked.key for r in whole)
-                assert _told(strategy.decide(history)) == _told(strategy.decide(whole))
+                assert _comparable(strategy.decide(history)) == _comparable(strategy.decide(whole))
 
     def test_beside_running_trials_it_asks_only_for_what_does_not_depend_on_them(self) -> None:
         """One trial ends at a time; what can be asked meanwhile is new, and enough in the end."""
@@ -122,7 +122,7 @@ class StrategyContract:
             if strategy.context.costs.pace is None:
                 assert sum(result.cost for result in history) <= strategy.context.wishes.budget + ROUNDING
             assert {r.asked.key for r in history} == {r.asked.key for r in whole}
-            assert _told(strategy.decide(history)) == _told(strategy.decide(whole))
+            assert _comparable(strategy.decide(history)) == _comparable(strategy.decide(whole))
 
     def test_it_decides_at_any_time(self) -> None:
         for strategy in self.strategies():
@@ -187,5 +187,5 @@ def _keys(trials: Sequence[Trial]) -> list[str]:
     return [trial.key for trial in trials]
 
 
-def _told(decision: Decision) -> object:
+def _comparable(decision: Decision) -> object:
     return decision.hyper_parameters, to_plain(decision.evidence), decision.settled

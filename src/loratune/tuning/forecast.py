@@ -354,10 +354,10 @@ def _with_range(bench: Workbench, options: SearchOptions, priced: Forecast) -> C
         )
         return replace(known, notes=(*known.notes, note))
     batches = useful_batches(rows=context.data.rows, epochs=context.wishes.epochs, noise=noise)
-    return replace(known, notes=(*known.notes, _told(noise, batches)), batches=batches)
+    return replace(known, notes=(*known.notes, _noise_note(noise, batches)), batches=batches)
 
 
-def _told(noise: NoiseScale, batches: tuple[float, float]) -> str:
+def _noise_note(noise: NoiseScale, batches: tuple[float, float]) -> str:
     low, value, high = (
         f"{end:.0f}" if isfinite(end) else "no upper end" for end in (noise.low, noise.rows, noise.high)
     )
