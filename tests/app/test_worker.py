@@ -42,7 +42,7 @@ def test_a_folder_without_a_study(tmp_path: Path) -> None:
         run_worker(tmp_path, wait="0.1s", tell=discard)
 
 
-@pytest.mark.parametrize("wait", ["3x", "auto"])
+@pytest.mark.parametrize("wait", ["3x", "auto", "soon", "-1m"])
 def test_a_wait_that_is_no_time(wait: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--wait must be a time such as 30m or 2h, got"):
         run_worker(tmp_path, wait=wait, tell=discard)

@@ -122,6 +122,7 @@ def test_pairs_stay_together_in_every_split(tmp_path: Path) -> None:
     ]
     data = prepared(tmp_path, rows, train_rows=20)
     assert data.profile.shape == "preference"
+    assert not any("split into several rows" in note for note in data.notes)
     assert (data.profile.rows, data.profile.validation_rows) == (20, data.validation.examples)
     for table in (data.train, data.validation, data.test):
         assert table.group == 2

@@ -275,3 +275,10 @@ def test_a_stage_that_diverged_throughout_says_so() -> None:
     assert (
         takeaways.missing(facts, Stage.ALPHA) == "Too little to draw: 0 of 1 trials of this stage finished."
     )
+
+
+def test_a_beta_that_the_budget_left_out() -> None:
+    stages = (PlannedStage(name="beta", question="?", trials=0, cost=0.0),)
+    plan = SearchPlan(stages=stages, dropped=("For the budget of 12 full runs: beta is not searched.",))
+    facts = make_facts(results=SEEDED, plan=plan)
+    assert takeaways.missing(facts, Stage.BETA) == "Not run; why stands under what the budget left out."

@@ -12,7 +12,7 @@ from time import monotonic, sleep
 
 from loratune.app.watching import watching
 from loratune.costs.budget import Budget
-from loratune.errors import InputError, OutputError, interrupted, printable
+from loratune.errors import BudgetError, InputError, OutputError, interrupted, printable
 from loratune.files.paths import user_path
 from loratune.metrics import is_address
 from loratune.runners.engines import LocalEngines
@@ -67,7 +67,10 @@ def run_worker(
 
 
 def _seconds(wait: str) -> float:
-    seconds = Budget.parse(wait).seconds
+    try:
+        seconds = Budget.parse(wait).seconds
+    except BudgetError:
+        seconds = None
     if seconds is None:
         raise InputError(f"--wait must be a time such as 30m or 2h, got {wait!r}; give e.g. --wait 30m.")
     return seconds

@@ -88,7 +88,7 @@ class Labelled:
             case Problem.SEVERAL:
                 if not isinstance(value, list):
                     raise DataError(
-                        f"{row.place}: {self.label!r} must be a list of labels as in the rows before, got "
+                        f"{row.place}: {self.label!r} must be a list of labels as in other rows, got "
                         f"{kind_of(value)}; write [] where none holds."
                     )
                 return tuple(

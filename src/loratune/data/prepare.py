@@ -27,7 +27,7 @@ from loratune.data.sources import DataOptions, Source, find_sources
 from loratune.data.split import FEWEST_ROWS, Rows, draw, split_off, without_duplicates
 from loratune.data.table import StoredRows, StoreWriter, TokenTable
 from loratune.errors import DataError
-from loratune.values import CLASSIFICATION, Classifier, DataProfile, PromptFormat, PromptKind
+from loratune.values import CLASSIFICATION, Classifier, DataProfile, Problem, PromptFormat, PromptKind
 
 BATCH = 512
 LONGEST = 2048
@@ -85,7 +85,7 @@ class _Reading:
                     shortest = min(shortest or encoded.length, encoded.length)
                     continue
                 self.counts.cut += encoded.cut
-                self.counts.split += len(encoded.pieces) > 1
+                self.counts.split += len(encoded.pieces) > self._pieces
                 documents.append((encoded.pieces, self._class_of(example), example.identity))
                 if example.answer is not None:
                     self.answers.setdefault(source.name, []).append(self._answer_of(example.answer))
@@ -100,7 +100,12 @@ class _Reading:
             )
         self.counts.read += rows
         labelled = bool(self.classes) and source.name not in self.answers
-        return writer.finish(labelled=labelled, group=2 if isinstance(self.shape, Pairs) else 1)
+        return writer.finish(labelled=labelled, group=self._pieces)
+
+    @property
+    def _pieces(self) -> int:
+        """Rows of tokens that a row is whole: a pair's two answers."""
+        return 2 if isinstance(self.shape, Pairs) else 1
 
     def _answer_of(self, answer: float | tuple[str, ...]) -> float | list[int]:
         """The number, or the labels' numbers by first appearance."""
@@ -142,6 +147,8 @@ def prepare(
     stored = {split: reading.read(source) for split, source in sources.items()}
     labels = _sorted(reading.classes)
     check_classes(shape, labels)
+    if isinstance(shape, Labelled):
+        _check_answers(shape, labels, [answer for given in reading.answers.values() for answer in given])
     stored = {split: _numbered(rows, reading.classes, labels) for split, rows in stored.items()}
     if isinstance(shape, Labelled):
         stored = {
@@ -212,6 +219,21 @@ def _answered(
     else:
         given = np.array(answers, np.float64)
     return replace(rows, table=replace(rows.table, answers=given))
+
+
+def _check_answers(shape: Labelled, labels: tuple[str, ...], answers: list[Any]) -> None:
+    """Raise `DataError` where nothing can be learnt: fewer than two labels, or one number in all rows."""
+    if shape.problem is Problem.SEVERAL and len(labels) < 2:
+        got = f"only {labels[0]!r}" if labels else f"an empty list in all {len(answers)} rows"
+        raise DataError(
+            f"rows with several labels must have at least two different ones, got {got}; add rows, or name "
+            f"another column with --completion-column."
+        )
+    if shape.problem is Problem.NUMBER and len(set(answers)) < 2:
+        raise DataError(
+            f"the numbers in column {shape.label!r} must differ, got {answers[0]:g} in all {len(answers)} rows; "
+            f"add rows, or name another column with --completion-column."
+        )
 
 
 def _limit(wanted: int | None, model_limit: int | None) -> int:
@@ -325,11 +347,7 @@ def _class_notes(tables: dict[str, TokenTable], labels: tuple[str, ...]) -> list
 
 
 def _label_notes(tables: dict[str, TokenTable], labels: tuple[str, ...]) -> list[str]:
-    """Labels that no row of a split has. Raises `DataError` where there is but one label."""
-    if len(labels) < 2:
-        raise DataError(
-            f"rows with several labels must have at least two different ones, got only {labels[0]!r}; add rows."
-        )
+    """Labels that no row of a split has."""
     notes = []
     for split, table in tables.items():
         answers = table.row_answers

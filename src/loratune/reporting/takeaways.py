@@ -11,6 +11,7 @@ from loratune.values import Stage, StageSummary
 
 _WORDS = {
     Stage.RANK: ("rank",),
+    Stage.BETA: ("beta",),
     Stage.BATCH: ("batch",),
     Stage.ALPHA: ("alpha",),
     Stage.EPOCHS: ("epochs",),
