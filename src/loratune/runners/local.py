@@ -243,8 +243,10 @@ class LocalRunner:
                     assert self.test is not None, "the runner has no test rows"
                     written = measure_generation(self.engine, self.engine.validation, self.test)
                     yield WritingMeasured(job=job, generation=written)
+                case TrialJob() | FinalJob():
+                    pass  # done above, all together
                 case _:
-                    pass
+                    raise TypeError(f"a runner of this process does no {type(job).__name__}")
 
     def search(self, queue: Queue) -> Generator[TrialDone, None, None]:
         """Train what a queue brings, in one pack, until it brings nothing more."""
