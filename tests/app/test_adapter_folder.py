@@ -63,7 +63,7 @@ def test_the_card_says_what_it_is(run: Path, place: Place) -> None:
     assert card.data.pipeline_tag == "text-generation"
     assert card.data.base_model is None, "a path on this machine is no hub name"
     assert values["training"]["data_fingerprint"] in card.text
-    assert "{text}\nLabel:" in card.text
+    assert "{text}\nLabel:\n```\n\nA completion ends" in card.text
     assert f"{values['metrics']['test']['nll']:.4f}" in card.text
     assert f"{values['metrics']['base_model_test']['nll']:.4f}" in card.text
     (low, high) = re.search(r"nats better than the base model \[(.*), (.*)\]", card.text).groups()  # type: ignore[union-attr]

@@ -1,6 +1,8 @@
 """The verdict in words, its three states, and the opponent that anybody can try: answers known by hand."""
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ from loratune.reporting.result import result_values
 from loratune.reporting.tables import score_table, timeline_parts
 from loratune.reporting.takeaways import headline_gains
 from loratune.reporting.wording import CANNOT_TELL, NO, NOTE, YES, state_of, states, sureness
-from loratune.values import Decision, Evidence, TrialResult, TrialState
+from loratune.values import Classifier, Decision, Evidence, TrialResult, TrialState
+from loratune.values.records import TrainingRecord
 from report_fixture import DIAGNOSES, OURS, make_facts, make_trial
 
 FOUR = (1e-4, 2e-4, 4e-4, 8e-4)
@@ -155,6 +158,13 @@ def test_exit_code_and_what_comes_next(cut: bool, code: str, command: str) -> No
     facts = make_facts(cut_by_clock=cut, directory="my runs")
     assert exit_sentence(facts).startswith(code)
     assert command in next_command(facts)
+
+
+def test_a_classifier_writes_no_text_and_is_merged() -> None:
+    training = cast(TrainingRecord, SimpleNamespace(classifier=Classifier()))
+    assert next_command(make_facts(training=training, directory="my runs")) == (
+        "loratune merge 'my runs' --out 'my runs-merged'"
+    )
 
 
 def test_the_timeline_is_one_whole() -> None:

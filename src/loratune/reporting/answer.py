@@ -114,8 +114,10 @@ def exit_sentence(facts: RunFacts) -> str:
 
 
 def next_command(facts: RunFacts) -> str:
-    """What to type now: go on where the clock cut, else try the adapter."""
+    """What to type now: go on where the clock cut, else try the adapter; of a classifier, merge it."""
     folder = quote(facts.directory)
     if facts.cut_by_clock:
         return f"loratune tune --config {folder}/loratune.toml --out {folder} --resume"
+    if facts.training is not None and facts.training.classifier is not None:  # it writes no text
+        return f"loratune merge {folder} --out {quote(facts.directory.rstrip('/') + '-merged')}"
     return f'loratune generate {folder} "…"'
