@@ -108,7 +108,7 @@ def test_a_row_that_does_not_fit_is_tried_with_all_layers_recomputed() -> None:
             tiny_llama(), [trial(0, batch_size=1)], 0, on_shortage=told.append, max_tokens_per_micro_batch=1
         )
     assert [each.place for each in told] == [Place.ACTIVATIONS]
-    assert "computed again" in told[0].sentence
+    assert "are recomputed in the backward pass" in told[0].sentence
     assert same(found, expected)
 
 
