@@ -175,7 +175,10 @@ BROKEN = {
     "list.jsonl": (b'["a"]\n', r"list\.jsonl:1, row 1 must be a JSON object with named columns, got text"),
     "cut.json": (b'[\n{"text": "a"},\n{"text": "b"}', r"cut\.json:3 is not valid JSON: Expecting value"),
     "more.json": (b'[{"text": "a"}]\n[{"text": "b"}]\n', r"more\.json:2 must end after its array"),
-    "twice.jsonl": (b'{"text": "a", "text": "b"}\n', r"twice\.jsonl:1 is not usable .* 'text' is in one object twice"),
+    "twice.jsonl": (
+        b'{"text": "a", "text": "b"}\n',
+        r"twice\.jsonl:1 is not usable .* 'text' is in one object twice",
+    ),
     "lists.json": (
         b'{"train": [{"text": "a"}], "test": [{"text": "a"}]}',
         r"lists\.json must hold one list of objects, got 2 in an object with the keys train, test;",
