@@ -7,14 +7,16 @@ from typing import cast
 import numpy as np
 import pytest
 
+import own_metrics
+from loratune.metrics import Rows, as_metric, metrics, register, registry
 from loratune.reporting.answer import exit_sentence, next_command, recipe_sentence, verdict
-from loratune.reporting.facts import ModelScores, RunFacts
-from loratune.reporting.opponent import OPPONENT, fair_gains, fair_opponent
+from loratune.reporting.facts import ModelScores, RunFacts, from_stored, to_stored
+from loratune.reporting.opponent import OPPONENT, fair_gains, fair_opponent, gains_over_opponent
 from loratune.reporting.result import result_values
 from loratune.reporting.tables import score_table, timeline_parts
-from loratune.reporting.takeaways import headline_gains
+from loratune.reporting.takeaways import gain_sentence, headline_gains
 from loratune.reporting.wording import CANNOT_TELL, NO, NOTE, YES, state_of, states, sureness
-from loratune.values import Classifier, Decision, Evidence, TrialResult, TrialState
+from loratune.values import Classifier, Decision, Evidence, Stage, TrialResult, TrialState
 from loratune.values.records import TrainingRecord
 from report_fixture import DIAGNOSES, OURS, make_facts, make_trial
 
@@ -120,6 +122,43 @@ def test_gains_over_the_opponent_come_first_and_are_paired() -> None:
     assert told["gains"][0]["value"] == pytest.approx(by_hand)
 
 
+def test_a_users_metric_in_which_smaller_is_better_has_its_paired_gain(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each of our rows has 2 wrong characters, each of theirs 5: 3 fewer, on the page and in the document."""
+    monkeypatch.setattr(registry, "_OWN", {})
+    own = register(as_metric(own_metrics.wrong_characters))
+    ours, *theirs = (
+        replace(
+            each, metrics={**each.metrics, own.name: wrong}, example_scores={own.column: np.full(120, wrong)}
+        )
+        for each, wrong in zip(
+            (make_trial(Stage.FINAL, seed=0), *rank_16(*FOUR)), (2.0, 5.0, 5.0, 5.0, 5.0), strict=True
+        )
+    )
+    facts = make_facts(results=(ours, *theirs), metric=own.name, optimised=own.info)
+    rows = Rows(weights=facts.validation_weights)
+    facts = replace(facts, fair_gains=gains_over_opponent(facts, metrics(own.name), rows))
+    stored = from_stored(to_stored(facts), facts.results)
+    monkeypatch.setattr(registry, "_OWN", {})  # a report is made without its code
+    gain = {each.metric: each for each in headline_gains(stored)}[own.name]
+    assert (gain.over, gain.value, gain.interval) == (OPPONENT, 3.0, (3.0, 3.0))
+    assert gain_sentence(gain).startswith(
+        "validation wrong characters 3 characters lower than the best of 4 learning rates at rank 16"
+    )
+    in_document = {
+        each["metric"]: each for each in result_values(stored)["metrics"]["fair_opponent"]["gains"]
+    }
+    assert in_document[own.name]["value"] == 3.0
+
+
+def test_a_run_of_an_earlier_version_has_the_gains_in_what_is_built_in() -> None:
+    facts = with_trials(*rank_16(*FOUR))
+    stored = to_stored(facts)
+    del stored["fair_gains"]
+    assert [each.metric for each in fair_gains(from_stored(stored, facts.results))] == ["nll", "accuracy"]
+
+
 @pytest.mark.parametrize(
     "trials",
     [
@@ -137,7 +176,7 @@ def test_without_its_runs_it_is_missing(trials: list[TrialResult]) -> None:
     assert fair_opponent(facts).sentence.startswith(
         "Missing: the best of 4 learning rates at rank 16 (1e-4, 2e-4"
     )
-    assert fair_gains(facts) == []
+    assert fair_gains(facts) == ()
     assert OPPONENT not in [name for name, _, _ in score_table(facts)[1]]
 
 

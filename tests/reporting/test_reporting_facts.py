@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
-from loratune.metrics import NLL, Rows, find
+from loratune.metrics import NLL, MetricInfo, Rows, find
 from loratune.reporting import takeaways
 from loratune.reporting.facts import Gain
 from loratune.reporting.later_stages import alpha_points, batch_cells, stage_costs
@@ -15,8 +15,8 @@ from loratune.reporting.rank_curves import gaps, learning_curves, own_rate_curve
 from loratune.values import Decision, PlannedStage, SearchPlan, Stage, StageSummary, TrialResult, TrialState
 from report_fixture import OURS, make_facts, make_trial
 
-T_2 = 4.302652729749464
-"""Student's t at 97.5 % with 2 degrees of freedom, from a table."""
+T_2, T_3 = 4.302652729749464, 3.182446305284263
+"""Student's t at 97.5 % with 2 and 3 degrees of freedom, from a table."""
 
 
 def trial(nll: float, stage: Stage = Stage.RANK, **values: float) -> TrialResult:
@@ -54,6 +54,40 @@ def test_each_rank_at_its_own_learning_rate() -> None:
     assert [p.measured.value for p in curve.points] == pytest.approx([0.50, 0.31, 0.22])
     assert [p.parameters for p in curve.points] == [2 * 152_640, 4 * 152_640, 8 * 152_640]
     assert curve.fraction == 1.0
+
+
+@pytest.mark.parametrize(
+    ("metric", "scores", "over"),
+    [
+        (find("accuracy").info, {"accuracy": [1.0, 0.0, 1.0, 1.0]}, "rows"),
+        (find("f1").info, {"prediction": [2.0, 0.0, 1.0, 1.0]}, ""),
+        (find("correlation").info, {"correlation": [-3.0, 2.0, 4.0, 1.0]}, ""),
+        (
+            MetricInfo(
+                name="own:wrong",
+                title="wrong",
+                unit="characters",
+                larger_is_better=False,
+                margin=0.1,
+                rows_under="marks",
+            ),
+            {"marks": [0.0, 1.0, 1.0, 1.0]},
+            "rows",
+        ),
+    ],
+    ids=["accuracy", "F1", "correlation", "own"],
+)
+def test_an_interval_over_rows_is_of_the_column_whose_mean_is_the_value(
+    metric: MetricInfo, scores: dict[str, list[float]], over: str
+) -> None:
+    """By hand: of 1, 0, 1, 1 the mean is .75, its standard error .5 / sqrt(4)."""
+    arrays = {name: np.array(each) for name, each in scores.items()}
+    one = replace(trial(0.3, r=4), metrics={metric.name: 0.75}, example_scores=arrays)
+    two = replace(trial(0.2, r=8), metrics={metric.name: 0.75}, example_scores=arrays)
+    measured = own_rate_curve(with_results(one, two), metric).points[0].measured
+    assert (measured.value, measured.interval_over) == (0.75, over)
+    if over:
+        assert measured.interval == pytest.approx((0.75 - T_3 * 0.25, 0.75 + T_3 * 0.25))
 
 
 def test_intervals_over_seeds_pool_their_variance() -> None:

@@ -170,14 +170,19 @@ def test_the_report_says_it_without_the_code(done: TuneResult, monkeypatch: pyte
 
 def test_terminal_and_card(free: Place, shell: Shell, tmp_path: Path) -> None:
     wishes = (
-        "--strategy grid --ranks 2 --learning-rates 1e-2 --batch-sizes 8 --epochs 4 --budget 3x --no-ledger"
+        "--strategy grid --ranks 16 --learning-rates 1e-4,2e-4,4e-4,8e-4 --batch-sizes 16 --epochs 4 --budget 20x "
+        "--no-ledger"
     )
     out = tmp_path / "run"
     ran = shell("tune", *free.options, *wishes.split(), "--metric", NAME, "--out", out)
     assert ran.code == 0, ran.err
     assert re.search(r"[tT]est wrong characters [\d.]+ characters lower than the base model", ran.out)
     assert "wrong characters" in (out / "adapter" / "README.md").read_text()
-    assert json.loads((out / "result.json").read_text())["metrics"]["test"][NAME] > 0
+    metrics = json.loads((out / "result.json").read_text())["metrics"]
+    assert metrics["test"][NAME] > 0
+    paired = {gain["metric"]: gain for gain in metrics["fair_opponent"]["gains"]}
+    theirs, ours = metrics["fair_opponent"]["validation"][NAME], metrics["validation"][NAME]
+    assert paired[NAME]["value"] == pytest.approx(theirs - ours), "fewer wrong characters are a gain"
 
     again = shell("tune", "--config", out / "loratune.toml", "--resume")
     assert again.code == 2

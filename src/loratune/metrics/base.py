@@ -73,7 +73,7 @@ class Metric(ABC):
     @property
     def column(self) -> str:
         """Under which a result keeps the scores of its rows (`TrialResult.example_scores`)."""
-        return self.name
+        return self.info.column
 
     def asks_labels(self, labelled: bool) -> bool:
         """Whether it needs the labels of rows scored, if they are `labelled`."""

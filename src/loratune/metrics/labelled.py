@@ -55,12 +55,10 @@ class MacroF1(Metric):
     A row's score is its predicted label, or labels [labels].
     """
 
-    info = MetricInfo(name="f1", title="macro-F1", unit=POINTS, larger_is_better=True, margin=1.0)
+    info = MetricInfo(
+        name="f1", title="macro-F1", unit=POINTS, larger_is_better=True, margin=1.0, rows_under=PREDICTION
+    )
     needs = Needs.LABELS
-
-    @property
-    def column(self) -> str:
-        return PREDICTION
 
     def scores(self, outputs: Outputs) -> Floats | None:
         found = _found(outputs, numbers=False)

@@ -135,6 +135,8 @@ class RunFacts:
     base_model: ModelScores
     cost: RunCost
     gains: tuple[Gain, ...] = ()
+    fair_gains: tuple[Gain, ...] | None = None
+    """Over the best of four learning rates at rank 16; None in runs of earlier versions."""
     validation_weights: Floats | None = None
     """[validation rows] supervised tokens; for intervals over rows where a setting has one seed."""
     truncation: Truncation | None = None

@@ -5,11 +5,12 @@ From trials of the search, on the validation rows; nothing is trained for it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
 from statistics import mode
 
-from loratune.metrics import NLL, Rows, metrics
+from loratune.metrics import NLL, Metric, Rows, metrics
 from loratune.reporting.facts import Gain, ModelScores, RunFacts
 from loratune.reporting.wording import rate
 from loratune.values import Stage, TrialResult
@@ -69,8 +70,22 @@ def fair_opponent(facts: RunFacts) -> Opponent:
     return Opponent(tried=rates, best=min(ended, key=lambda each: each.nll, default=None))
 
 
-def fair_gains(facts: RunFacts) -> list[Gain]:
-    """Over the opponent, paired over the validation rows: the NLL and the shown metric; empty without it."""
+def fair_gains(facts: RunFacts) -> tuple[Gain, ...]:
+    """Over the opponent, paired over the validation rows; empty without it. As the run stored them, since a report
+    has no code of a user's metric; in runs of earlier versions, by the metrics that are built in.
+    """
+    if facts.fair_gains is not None:
+        return facts.fair_gains
+    return gains_over_opponent(facts, metrics(), Rows(weights=facts.validation_weights))
+
+
+def gains_over_opponent(facts: RunFacts, known: Sequence[Metric], rows: Rows) -> tuple[Gain, ...]:
+    """Paired over the validation rows, in the NLL and in the shown metric; empty without opponent.
+
+    Args:
+        known: the metrics among which the shown one is.
+        rows: what is known of the validation rows.
+    """
     theirs = fair_opponent(facts).best
     ours = next(
         (
@@ -83,18 +98,17 @@ def fair_gains(facts: RunFacts) -> list[Gain]:
         None,
     )
     if theirs is None or ours is None:
-        return []
-    rows = Rows(weights=facts.validation_weights)
+        return ()
     gains = []
-    for metric in metrics():
+    for metric in known:
         if metric.name not in (NLL.name, facts.shown_metric) or (metric.info.by_nll and metric is not NLL):
             continue
         mine, other = metric.rows_of(ours), metric.rows_of(theirs)
-        if mine is not None and other is not None and mine.shape == other.shape:
+        if mine is not None and other is not None and mine.shape == other.shape and metric.comparable(rows):
             gains.append(
                 Gain.from_rows(mine, other, over=OPPONENT, split="validation", metric=metric, rows=rows)
             )
-    return gains
+    return tuple(gains)
 
 
 def _stands_for_it(result: TrialResult, epochs: float) -> bool:

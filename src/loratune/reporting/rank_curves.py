@@ -253,9 +253,11 @@ def _measured(setting: Setting, metric: MetricInfo, noise: SeedNoise, facts: Run
 def _interval_over_rows(
     result: TrialResult, metric: MetricInfo, facts: RunFacts
 ) -> tuple[float, float] | None:
-    """Sampling of validation rows; None where there are no per-row values."""
-    rows = result.example_nll if metric.by_nll else result.example_scores.get(metric.name)
+    """Sampling of validation rows; None where none are kept, or where the value is not their mean (F1, correlation)."""
+    rows = result.example_nll if metric.by_nll else result.example_scores.get(metric.column)
     if rows is None or len(rows) < 2:
+        return None
+    if not metric.by_nll and not np.isclose(np.mean(rows), result.metrics[metric.name]):
         return None
     weights = facts.validation_weights if metric.by_nll else np.ones(len(rows))
     if weights is None or len(weights) != len(rows):

@@ -17,6 +17,7 @@ from loratune.errors import OutputError
 from loratune.lora.peft_io import saved_config
 from loratune.metrics import NLL, Metric, find, margin_in_nats, metrics, searched_by
 from loratune.reporting.facts import Floats, Gain, ModelScores, RunCost, RunFacts
+from loratune.reporting.opponent import gains_over_opponent
 from loratune.runners.local import early_stopping
 from loratune.runners.runner import AdapterFile, Runner
 from loratune.search.field import believed
@@ -157,7 +158,7 @@ def run_facts(
     diagnoses = combined(before, of_run(bench.subject, runner, final, results, margin=margin))
     evidence += tuple(each.to_evidence() for each in diagnoses)
     chosen = named_targets(decision.hyper_parameters, final.file)
-    return RunFacts(
+    facts = RunFacts(
         model=options.model,
         data=options.data,
         directory=options.out,
@@ -197,6 +198,8 @@ def run_facts(
         ),
         held_out=held_out(final, bench.data.test, bench.tokenizer, bench.data.labels),
     )
+    rows = table_rows(bench.data.validation)
+    return replace(facts, fair_gains=gains_over_opponent(facts, metrics(options.metric), rows))
 
 
 def _margin(options: TuneOptions, searched: float) -> float:
