@@ -11,7 +11,7 @@ from rich.text import Text
 from loratune.cli.main import explain
 from loratune.errors import OutputError, printable
 from loratune.files.paths import disk_is_full
-from loratune.files.write import replacing, write_atomically
+from loratune.files.write import make_folder, new_folder, remove_unfinished, replacing, write_atomically
 from loratune.reporting.screen import Screen
 
 EVIL = "a\x1b[31mred\x07\u202e\r"
@@ -51,6 +51,57 @@ def test_a_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_folder_takes_the_place_of_another_as_a_whole(tmp_path: Path) -> None:
+    target = tmp_path / "adapter"
+    for content in ("first", "second"):
+        with new_folder(target, replace=True) as fresh:
+            (fresh / content).write_text(content)
+    assert [path.name for path in target.iterdir()] == ["second"]
+    assert list(tmp_path.iterdir()) == [target]
+
+    def stopped_half_way() -> None:
+        with new_folder(target, replace=True) as fresh:
+            (fresh / "third").write_text("")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped_half_way()
+    assert [path.name for path in target.iterdir()] == ["second"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_full_folder_is_not_replaced_unasked(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("")
+    with pytest.raises(OSError), new_folder(tmp_path / "mine"):  # noqa: PT011 (the system's own)
+        pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine", "file"]
+
+
+def test_folders_and_those_above_are_synced_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a loss of power takes the folder with all that was synced in it."""
+    synced: list[str] = []
+
+    def sync(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    make_folder(tmp_path / "a" / "b")
+    assert synced == [str(tmp_path), str(tmp_path / "a")]
+    with new_folder(tmp_path / "a" / "b" / "c") as fresh:
+        (fresh / "file").write_text("x")
+    assert [Path(each).name for each in synced[2:]] == ["file", fresh.name, "b"]
+
+
+def test_what_killed_processes_left_is_removed_once_nobody_is_at_it(tmp_path: Path) -> None:
+    for name in (".study.db.x.tmp", ".adapter.y.tmp", ".result.json.z.tmp", "mine.tmp"):
+        (tmp_path / name).mkdir() if "adapter" in name else (tmp_path / name).write_text("")
+        if "result" not in name:
+            os.utime(tmp_path / name, (0, 0))
+    remove_unfinished(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".result.json.z.tmp", "mine.tmp"]
 
 
 def test_control_characters_are_shown_as_escapes() -> None:

@@ -131,7 +131,14 @@ def test_whatever_makes_other_tokens_has_another_digest(model: Path) -> None:
     found.append(digest())
     (model / "chat_template.jinja").write_text("{{ messages[0] }}")
     found.append(digest())
-    assert len(set(found)) == 4
+    elsewhere = model.parent / "templates"
+    elsewhere.mkdir()
+    (elsewhere / "tool.jinja").write_text("{{ tools }}")
+    (model / "additional_chat_templates").symlink_to(elsewhere)  # as the hub's cache links files
+    found.append(digest())
+    (elsewhere / "tool.jinja").write_text("{{ tools[0] }}")
+    found.append(digest())
+    assert len(set(found)) == 6
 
 
 def test_every_tensor_is_in_the_digest_of_the_weights(model: Path) -> None:

@@ -25,9 +25,9 @@ from loratune.runners.local import LocalRunner
 from loratune.study.record import Study
 from loratune.tuning.configuration import read_options
 from loratune.tuning.options import TuneOptions, keyword_options
-from loratune.tuning.resumption import model_digest, resume_command
+from loratune.tuning.resumption import model_digest, notice_times, resume_command
 from loratune.values import Stage
-from loratune.values.events import Event, Tell, TrialEnded, discard
+from loratune.values.events import Event, Note, Tell, TrialEnded, discard
 from tiny import animal_rows, save_tiny_model, write_jsonl
 
 WISHES: dict[str, Any] = {"ranks": [2, 8], "budget": "8x", "epochs": 1.0, "dtype": "float32", "device": "cpu"}
@@ -335,3 +335,17 @@ def test_the_resume_command_masks_secrets() -> None:
     assert resume_command(options) == (
         "loratune tune --config run/loratune.toml --resume --storage 'postgresql://ann:***@host/db'"
     )
+
+
+def test_weights_written_since_the_study_began_are_told_once(place: Place, tmp_path: Path) -> None:
+    """A sample of their bytes cannot see every change; a copy of the same bytes is no reason to stop."""
+    model = Path(shutil.copytree(place.model, tmp_path / "model"))
+    study, told = Study.open(tmp_path / "run", fingerprint={}), list[Event]()
+    options = TuneOptions(model=str(model), data="d")
+    for times in (0, 0, 1):
+        os.utime(model / "model.safetensors", (times, times))
+        notice_times(study, options, told.append)
+    notice_times(study, options, told.append)
+    (note,) = told
+    assert isinstance(note, Note)
+    assert "written or copied since the study began" in note.text

@@ -22,7 +22,7 @@ from loratune.export.preference import serving
 from loratune.export.recipe import Recipe
 from loratune.export.rows import Codec, Format, Written, rows_of
 from loratune.export.target import Exported, Target
-from loratune.files.paths import user_path
+from loratune.files.paths import check_own, user_path
 from loratune.files.write import new_folder
 from loratune.model.source import portable_name, read_json
 from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
@@ -62,6 +62,8 @@ def export(
             f"--to {to} trains on text, and {run.directory} holds a classifier; export --to peft, which writes its "
             "configuration."
         )
+    if out is None:
+        check_own(run.directory)
     folder = run.directory / "export" / target.name if out is None else user_path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"--out must be a new or empty folder, but {folder} is not; choose another --out.")

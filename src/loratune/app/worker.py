@@ -13,7 +13,7 @@ from time import monotonic, sleep
 from loratune.app.watching import watching
 from loratune.costs.budget import Budget
 from loratune.errors import BudgetError, InputError, OutputError, interrupted, printable
-from loratune.files.paths import user_path
+from loratune.files.paths import check_own, user_path
 from loratune.metrics import is_address
 from loratune.runners.engines import LocalEngines
 from loratune.runners.finalists import Finalists
@@ -54,6 +54,7 @@ def run_worker(
     """
     patience = None if wait is None else _seconds(wait)
     folder = user_path(directory) if directory is not None else _folder_of(storage)
+    check_own(folder)
     place = LeaseFolder(folder / FOLDER)
     spec = _spec(place, folder, patience or 0.0, metric)
     if spec is None:

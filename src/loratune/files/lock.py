@@ -15,7 +15,7 @@ from typing import Self
 from filelock import FileLock, Timeout
 
 from loratune.errors import OutputError, printable
-from loratune.files.write import write_atomically
+from loratune.files.write import make_folder, write_atomically
 
 _LOCK, _OWNER = ".lock", ".lock.json"
 
@@ -67,7 +67,7 @@ class FolderLock:
         """Make the folder and hold it. Raises `OutputError` with the owner where another process does."""
         if self._lock.is_locked:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         try:
             self._lock.acquire(timeout=0)
         except Timeout:

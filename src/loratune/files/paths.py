@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import gettempdir
 
-from loratune.errors import InputError
+from loratune.errors import InputError, OutputError, printable
 
+_WRITTEN_IN_PLACE = ("study.db", ".lock")
+"""Beginnings of the names of files that are not replaced by new ones."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_TEXTS = ("No space left on device", "database or disk is full", "Disk quota exceeded")
 """Of libraries that keep the text and not the number."""
@@ -26,6 +28,17 @@ def user_path(text: str | Path) -> Path:
         raise InputError(
             f"A path that begins with ~ must name a user of this machine, got {str(path)!r}; write it out."
         ) from None
+
+
+def check_own(directory: Path) -> None:
+    """Raise `OutputError` where a run directory that may come from elsewhere would have us write outside of it."""
+    for path in directory.iterdir() if directory.is_dir() else ():
+        leads_out = path.is_dir() or path.name.startswith(_WRITTEN_IN_PLACE)
+        if path.is_symlink() and leads_out:
+            raise OutputError(
+                f"A run directory must hold its own files, but {printable(repr(str(path)))} is a link to elsewhere; "
+                f"put a copy of what it names in its place (cp -rL {printable(str(directory))} COPY)."
+            )
 
 
 def disk_is_full(error: BaseException) -> bool:

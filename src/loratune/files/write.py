@@ -8,7 +8,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp, mkstemp
+from time import time
 from typing import IO
+
+_UNFINISHED = 3600.0
+"""Seconds since anything happened to a temporary file, after which nobody is at it any more."""
 
 
 @contextmanager
@@ -42,28 +46,78 @@ def write_atomically(path: Path, text: str) -> Path:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """An empty folder beside `path` that takes its name once it is filled; where anything fails it is gone.
+def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """An empty folder beside `path` that takes its name once it is filled and synced; where anything fails it is gone.
 
-    What is at `path` must be absent or an empty folder.
+    What is at `path` must be absent or an empty folder, or with `replace` any, which is then removed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(mkdtemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=".tmp"))
+    make_folder(path.parent)
+    fresh = _temporary_folder(path)
     try:
         yield fresh
+        _sync_all(fresh)
         fresh.chmod(0o777 & ~_umask())
-        if path.exists():
-            path.rmdir()
-        fresh.rename(path)
+        if replace and path.is_dir() and not path.is_symlink():
+            fresh = _exchanged(fresh, path)
+        else:
+            fresh.rename(path)  # takes the place of an empty folder, too
     except BaseException:
         rmtree(fresh, ignore_errors=True)
         raise
     sync_folder(path.parent)
+    rmtree(fresh, ignore_errors=True)
+
+
+def _exchanged(fresh: Path, path: Path) -> Path:
+    """Put one folder in the place of another; where the other one is now."""
+    old = _temporary_folder(path)
+    path.rename(old)
+    try:
+        fresh.rename(path)
+    except BaseException:
+        old.rename(path)
+        raise
+    return old
+
+
+def _temporary_folder(path: Path) -> Path:
+    return Path(mkdtemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=".tmp"))
+
+
+def make_folder(path: Path) -> None:
+    """A folder with those above it, which a loss of power does not take away. Raises `OSError`."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    sync_folder(path.parent)
+
+
+def _sync_all(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _sync(path)
+    sync_folder(folder)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes left under temporary names, unless another may still be at it."""
+    for path in folder.glob(".*.tmp"):
+        with suppress(OSError):
+            if time() - path.lstat().st_mtime < _UNFINISHED:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                rmtree(path)
+            else:
+                path.unlink()
 
 
 def sync_folder(folder: Path) -> None:
     """Make names in a folder outlive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

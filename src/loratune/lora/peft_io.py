@@ -4,7 +4,6 @@ The config goes through `peft.LoraConfig`, so that the folder is what the instal
 """
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +16,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from loratune.errors import ModelError
+from loratune.files.write import new_folder
 from loratune.lora.layout import Adapter, AdapterLayout, Target
 from loratune.values import HyperParameters
 
@@ -147,21 +147,13 @@ def _write(
     tokenizer: Tokenizer | None,
     card: str,
 ) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh, old = (folder.with_name(f".{folder.name}.{end}") for end in ("new", "old"))
-    for leftover in (fresh, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    fresh.mkdir()
-    save_file(tensors, fresh / _WEIGHTS, metadata={"format": "pt"})
-    config.save_pretrained(str(fresh))
-    if tokenizer is not None:
-        tokenizer.save_pretrained(str(fresh))
-    if card:
-        (fresh / "README.md").write_text(card, encoding="utf-8")
-    if folder.exists():
-        folder.rename(old)
-    fresh.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with new_folder(folder, replace=True) as fresh:
+        save_file(tensors, fresh / _WEIGHTS, metadata={"format": "pt"})
+        config.save_pretrained(str(fresh))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(str(fresh))
+        if card:
+            (fresh / "README.md").write_text(card, encoding="utf-8")
 
 
 def load_adapter(

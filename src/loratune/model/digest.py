@@ -61,6 +61,11 @@ def weights_digest(source: Source, *, every_byte: bool = False) -> str:
     return whole.hexdigest()
 
 
+def weights_times(source: Source) -> dict[str, int]:
+    """When each weight file was last written, in nanoseconds of its file system."""
+    return {path.name: path.stat().st_mtime_ns for path in weight_files(source)}
+
+
 def weight_files(source: Source) -> list[Path]:
     """In the order of their names, the index of several first."""
     if source.gguf is not None:

@@ -15,6 +15,7 @@ from typing import Any, Self, TypeVar
 import optuna
 
 from loratune.errors import OutputError
+from loratune.files.write import make_folder
 from loratune.metrics import find
 from loratune.study.database import (
     FILE,
@@ -113,12 +114,12 @@ class Study:
         facts: dict[str, Any] = {**shown, _METRIC: metric, _FORMAT: FORMAT, _FINGERPRINT: wanted}
         with storage_errors(directory, storage), uninterrupted():
             if storage is None:
-                directory.mkdir(parents=True, exist_ok=True)
+                make_folder(directory)
                 if not (directory / FILE).exists():
                     create_file(directory, direction, metric, facts)
                     return cls._opened(directory, None, metric)
             place = open_storage(directory, storage)
-            directory.mkdir(parents=True, exist_ok=True)
+            make_folder(directory)
             try:
                 study = load_study(place, directory, storage)
                 name_objective(study, metric)

@@ -17,7 +17,7 @@ import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial
 
-from loratune.files.write import replacing
+from loratune.files.write import make_folder, replacing
 from loratune.metrics import find
 from loratune.values import CurvePoint, HyperParameters, Trial, TrialResult, TrialState
 from loratune.values.plain import to_plain
@@ -212,7 +212,7 @@ def arrays_of(result: TrialResult) -> dict[str, npt.NDArray[Any]]:
 
 def write_arrays(path: Path, arrays: Arrays) -> None:
     """One .npz file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with replacing(path) as file:
         np.savez(file, **cast(Any, arrays))
 

@@ -16,11 +16,11 @@ from typing import Any
 from loratune.costs.calibration import CALIBRATION, Calibration
 from loratune.errors import OutputError, ResourceError, interrupted
 from loratune.files.lock import FolderLock, is_empty
-from loratune.files.paths import disk_is_full, fullest_disk
-from loratune.files.write import write_atomically
+from loratune.files.paths import check_own, disk_is_full, fullest_disk
+from loratune.files.write import remove_unfinished, write_atomically
 from loratune.metrics import find, is_address, searched_by
 from loratune.metrics.function import source_digest
-from loratune.model.digest import tokenizer_digest, weights_digest
+from loratune.model.digest import tokenizer_digest, weights_digest, weights_times
 from loratune.model.source import locate
 from loratune.study.database import FILE
 from loratune.study.record import Study
@@ -56,6 +56,7 @@ _FREE = (
 (what earlier studies say is kept in the study)."""
 _WEIGHT_FORMAT = "weight_format"
 _METRIC_DIGEST = "metric_digest"
+_WEIGHTS_TIMES = "weights_times"
 _SAMPLE = 64 * 1024
 """Bytes read at each end of a weight file: names and shapes stand at the start, numbers at the end."""
 
@@ -147,6 +148,7 @@ def find_study(options: TuneOptions) -> Study | None:
     if not options.resume:
         check_out(directory)
         return None
+    check_own(directory)
     study = Study.find(directory, storage=options.storage, reading=True)
     if study is not None:
         study.check(option_values(options), absent=default_values())
@@ -195,9 +197,25 @@ def open_study(options: TuneOptions, bench: Workbench, lock: FolderLock, tell: T
         metric=searched_by(find(options.metric)).name,
         absent=default_values() | _own_metric(options.metric),  # an older study takes the function of now
     )
+    notice_times(study, options, tell)
     if study.damaged:
         tell(Note(text=f"{study.damaged} trials of the study cannot be read; they are trained again."))
     return study
+
+
+def notice_times(study: Study, options: TuneOptions, tell: Tell) -> None:
+    """Tell once of weight files that were written since the study began: a sample of them cannot see every change."""
+    times = weights_times(locate(options.model))
+    earlier = study.get_fact(_WEIGHTS_TIMES, times)
+    if earlier != times and not options.hash_weights:
+        tell(
+            Note(
+                text=f"Weight files of {options.model} were written or copied since the study began; sizes and sampled "
+                "blocks are as they were (every byte is compared in studies that begin with --hash-weights)."
+            )
+        )
+    if study.get_fact(_WEIGHTS_TIMES) != times:
+        study.put_fact(_WEIGHTS_TIMES, times)
 
 
 def price(
@@ -235,6 +253,8 @@ def begin(study: Study, options: TuneOptions, priced: Forecast) -> None:
         study.put_fact(_CORRECTIONS, to_plain(priced.corrections))
     if _planned(study, options) is None:
         study.put_fact(_BUDGET, budget_values(options.budget, priced))
+    for folder in (options.directory, options.directory / "trials"):
+        remove_unfinished(folder)
     write_atomically(options.directory / TOML, to_toml(replace(options, resume=False)))
 
 
