@@ -53,7 +53,7 @@ def run_worker(
     where there is no such run.
     """
     patience = None if wait is None else _seconds(wait)
-    folder = user_path(directory) if directory is not None else _folder_of(storage)
+    folder = user_path(directory) if directory is not None else _folder_of(storage, patience or 0.0)
     check_own(folder)
     place = LeaseFolder(folder / FOLDER)
     spec = _spec(place, folder, patience or 0.0, metric)
@@ -77,7 +77,7 @@ def _seconds(wait: str) -> float:
     return seconds
 
 
-def _folder_of(storage: str | None) -> Path:
+def _folder_of(storage: str | None, patience: float) -> Path:
     """The directory of the run whose study is in a storage and takes workers. Raises `InputError`, `OutputError`."""
     if storage is None:
         raise InputError(
@@ -85,9 +85,19 @@ def _folder_of(storage: str | None) -> Path:
         )
     from loratune.study.database import shared_folders, storage_errors
 
-    with storage_errors(Path(), storage):
-        folders = shared_folders(storage)
-    found = [each for each in folders if not LeaseFolder(Path(each) / FOLDER).closed]
+    until = monotonic() + patience
+    while True:
+        found = []
+        try:
+            with storage_errors(Path(), storage):
+                folders = shared_folders(storage)
+            found = [each for each in folders if not LeaseFolder(Path(each) / FOLDER).closed]
+        except OutputError:  # a server that is not up yet, tables that a driver is just making
+            if monotonic() >= until:
+                raise
+        if found or monotonic() >= until:
+            break
+        sleep(min(_LOOK, max(0.0, until - monotonic())))
     if len(found) != 1:
         named = (
             f", but it has {len(found)}: {', '.join(map(printable, found))}" if found else ", but it has none"

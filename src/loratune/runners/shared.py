@@ -200,7 +200,13 @@ class SharedEngines(LocalEngines):
             return here
         self._begin(spec)
         return SharedRunner(
-            place=self.place, here=here, planner=planner, largest=largest, finalists=finalists, tell=tell
+            place=self.place,
+            here=here,
+            planner=planner,
+            largest=largest,
+            finalists=finalists,
+            tell=tell,
+            silence=SILENCE,
         )
 
     def _begin(self, spec: EngineSpec) -> None:

@@ -24,7 +24,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from sqlalchemy import make_url
+from sqlalchemy import create_engine, inspect, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import NullPool, StaticPool
 
@@ -32,7 +32,7 @@ from loratune.errors import OutputError, ResourceError
 from loratune.files.paths import disk_is_full, fullest_disk
 from loratune.files.write import sync_folder
 from loratune.metrics import find
-from loratune.study.secrets import without_secrets
+from loratune.study.secrets import with_driver, without_secrets
 
 FILE = "study.db"
 _PATIENCE = 30.0
@@ -70,7 +70,7 @@ def open_storage(directory: Path, storage: str | None) -> BaseStorage:
         return optuna.storages.get_storage(RDBStorage(storage, engine_kwargs=waiting))
     if (journal := _journal_of(storage)) is not None:
         return _journal(journal)
-    return optuna.storages.get_storage(storage)
+    return optuna.storages.get_storage(with_driver(storage))
 
 
 def create_file(directory: Path, direction: str, metric: str, facts: Mapping[str, Any]) -> None:
@@ -96,12 +96,22 @@ def read_storage(directory: Path, storage: str | None) -> BaseStorage | None:
     if storage is not None and (journal := _journal_of(storage)) is not None:
         return _journal(journal) if journal.is_file() else None
     if file is None:
-        return optuna.storages.get_storage(RDBStorage(str(storage), skip_table_creation=True))
+        return _of_server(with_driver(str(storage)))
     if not file.is_file():
         return None
     memory = _in_memory(file)
     one_connection = {"creator": lambda: memory, "poolclass": StaticPool}
     return optuna.storages.get_storage(RDBStorage("sqlite://", engine_kwargs=one_connection))
+
+
+def _of_server(url: str) -> BaseStorage | None:
+    """To read; None for a database that nobody has written a study to."""
+    engine = create_engine(url)
+    try:
+        begun = inspect(engine).has_table("studies")
+    finally:
+        engine.dispose()
+    return optuna.storages.get_storage(RDBStorage(url, skip_table_creation=True)) if begun else None
 
 
 def shared_folders(storage: str) -> list[str]:
@@ -269,11 +279,19 @@ def storage_errors(directory: Path, storage: str | None) -> Iterator[None]:
             error, (SQLAlchemyError, StorageInternalError, sqlite3.Error, ImportError, OSError, *_CONTENT)
         ):
             raise
-        reason = without_secrets(str(error.__cause__ or error).partition("\n")[0], storage)
+        reason = reason_of(error, storage)
+        whose = f" of {directory}" if directory.parts else ""
         raise OutputError(
-            f"The study of {directory} must be in a storage that can be read and written, but: {reason}; "
+            f"The study{whose} must be in a storage that can be read and written, but: {reason}; "
             "check --storage, or choose another --out."
         ) from None
+
+
+def reason_of(error: Exception, url: str | None) -> str:
+    """What a database's exception says, in a line without the secrets of the URL."""
+    if isinstance(error, ModuleNotFoundError) and error.name == "psycopg":
+        return "psycopg is not installed (pip install 'loratune[postgresql]')"
+    return without_secrets(str(error.__cause__ or error).partition("\n")[0], url)
 
 
 _CONTENT = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError)

@@ -1,4 +1,4 @@
-"""Storage URLs: what in them must not be shown or written down."""
+"""URLs of databases: which driver they mean, and what in them must not be shown or written down."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 _HIDDEN = "***"
+
+
+def with_driver(url: str) -> str:
+    """A URL that names PostgreSQL alone with psycopg as its driver, which before 2.1 was not SQLAlchemy's choice."""
+    for scheme in ("postgresql", "postgres"):
+        if url.startswith(f"{scheme}://"):
+            return url.replace(scheme, "postgresql+psycopg", 1)
+    return url
 
 
 def masked(url: str) -> str:
