@@ -108,6 +108,13 @@ def test_a_small_budget_evaluates_fewer_rows() -> None:
 def test_no_time_to_search() -> None:
     with pytest.raises(BudgetError, match="raise --budget"):
         SPEED.seconds_within(60, FACTS, 6000, 200, 30)
+    assert SPEED.seconds_within(600, FACTS, 6000, 200, 30) > SPEED.seconds_within(
+        600, FACTS, 6000, 200, 30, writing=40
+    )
+    with pytest.raises(
+        BudgetError, match="loading took 30 s, .*models write about 500 s; .*--max-new-tokens"
+    ):
+        SPEED.seconds_within(60, FACTS, 6000, 200, 30, writing=500)
 
 
 @pytest.mark.parametrize(

@@ -96,9 +96,12 @@ def test_seconds_by_hand() -> None:
         prompt_tokens=40.0,
         longest=50,
         cached_tokens=1000,
-        step_seconds=0.1,
-        step_rows=10,
+        steps=((5, 0.08), (10, 0.1)),
     )
     assert written.seconds(4, 25, forward=1000.0) == pytest.approx(5 * 10 * 0.2 + 100 * 40 / 1000)
     assert written.finalists_seconds(1000.0) == written.seconds(4, 25, 1000.0)
     assert written.test_seconds(1000.0) == written.seconds(3, 50, 1000.0)
+    assert written.seconds(1, 2, 1000.0) == pytest.approx(
+        10 * 0.08 + 2 * 40 / 1000
+    )  # launches, whatever the rows
+    assert written.seconds(1, 6, 1000.0) == pytest.approx(10 * 0.084 + 6 * 40 / 1000)

@@ -145,20 +145,23 @@ class Calibration:
         spent: float,
         further_runs: float = 0.0,
         devices: int = 1,
+        writing: float = 0.0,
     ) -> float:
         """What a plan of the search may take where so many seconds are there for everything.
 
         `spent` are the seconds since the start, `further_runs` the full-run equivalents of what comes between
-        search and final run. Raises `BudgetError` where the final run alone does not fit.
+        search and final run, `writing` the seconds in which models write text. Raises `BudgetError` where the final run alone does not fit.
         """
         final = self.final_seconds(context, test_tokens, validation_rows, devices)
         final += further_runs * context.full_run / self.pack
-        left = seconds - spent - final
+        left = seconds - spent - final - writing
         if left <= 0:
-            least = in_words(self._smallest(context, spent + final))
+            least = in_words(self._smallest(context, spent + final + writing))
+            texts = f", the texts that models write about {writing:.0f} s" if writing else ""
+            ways = "--train-rows" if not writing else "--train-rows, --validation-rows or --max-new-tokens"
             raise BudgetError(
-                f"--budget {seconds:.0f}s leaves no time to search: loading took {spent:.0f} s and the final "
-                f"run needs about {final:.0f} s; raise --budget to at least {least} or lower --train-rows."
+                f"--budget {seconds:.0f}s leaves no time to search: loading took {spent:.0f} s, the final run "
+                f"needs about {final:.0f} s{texts}; raise --budget to at least {least} or lower {ways}."
             )
         return _SAFETY * left / (1 + TRUNCATION_SHARE)
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from math import ceil
 from time import perf_counter
 
+import numpy as np
+
 from loratune.costs.limits import Limits
 from loratune.costs.memory import TIGHT
 from loratune.data.table import TokenTable
@@ -70,17 +72,20 @@ class Generation:
     """Tokens of a row at its end, at most."""
     cached_tokens: int
     """Of a batch, at most."""
-    step_seconds: float
-    """For one more token of each of `step_rows` rows, measured."""
-    step_rows: int
+    steps: tuple[tuple[int, float], ...]
+    """Measured: rows side by side, ascending, and the seconds of one more token for each of them."""
 
     def seconds(self, models: int, rows: int, forward: float) -> float:
         """Of so many models on so many rows each; `forward`: evaluated tokens per second."""
         at_once = max(1, self.cached_tokens // self.longest)
         batches = ceil(models * rows / at_once)
-        wide = min(models * rows, at_once)
-        step = self.step_seconds * max(1.0, wide / self.step_rows)
+        step = self._step_seconds(min(models * rows, at_once))
         return batches * self.max_new_tokens * step + models * rows * self.prompt_tokens / forward
+
+    def _step_seconds(self, rows: int) -> float:
+        """Between measured sizes in proportion; beyond the largest as its rows."""
+        sizes, seconds = zip(*self.steps, strict=True)
+        return float(np.interp(rows, sizes, seconds)) * max(1.0, rows / sizes[-1])
 
     def finalists_seconds(self, forward: float) -> float:
         """Of the comparison after the search."""
@@ -109,9 +114,8 @@ def measure_generation(engine: PackEngine, validation: TokenTable, test: TokenTa
     new, context = engine.scoring.max_new_tokens, engine.context_length
     longest = max(prompts) + new
     longest = longest if context is None else max(max(prompts) + 1, min(longest, context))
-    rows = max(
-        1, min(_MEASURED_ROWS[engine.base.device.type], len(validation), engine.cached_tokens // longest)
-    )
+    most = max(1, engine.cached_tokens // longest)
+    rows = min(_MEASURED_ROWS[engine.base.device.type], len(validation), most)
     table = validation.take(range(rows))
     generation = Generation(
         max_new_tokens=new,
@@ -120,18 +124,25 @@ def measure_generation(engine: PackEngine, validation: TokenTable, test: TokenTa
         prompt_tokens=sum(prompts) / len(prompts),
         longest=longest,
         cached_tokens=max(engine.cached_tokens, longest),
-        step_seconds=0.0,
-        step_rows=rows,
+        steps=(),
     )
-    _timed(engine, table, 1)  # whatever is compiled or looked up, is now
-    steps = _timed(engine, table, _MEASURED_STEPS) - _timed(engine, table, 1)
-    return replace(generation, step_seconds=max(steps, 1e-6) / (_MEASURED_STEPS - 1))
+    # A step of few rows on a GPU is all launches, so that one size says nothing of others.
+    models = 1 if engine.base.device.type == "cpu" else max(1, min(FINALISTS, most // rows))
+    measured = tuple((n * rows, _step_seconds(engine, table, n)) for n in sorted({1, models}))
+    return replace(generation, steps=measured)
 
 
-def _timed(engine: PackEngine, table: TokenTable, new: int) -> float:
+def _step_seconds(engine: PackEngine, table: TokenTable, models: int) -> float:
+    """One more token for each row of so many models."""
+    _timed(engine, table, models, 2)  # whatever is compiled or looked up, is now: of a prompt and of a step
+    steps = _timed(engine, table, models, _MEASURED_STEPS) - _timed(engine, table, models, 1)
+    return max(steps, 1e-6) / (_MEASURED_STEPS - 1)
+
+
+def _timed(engine: PackEngine, table: TokenTable, models: int, new: int) -> float:
     with engine.attached():
         started = perf_counter()
-        engine.write([None], table, max_new_tokens=new)
+        engine.write([None] * models, table, max_new_tokens=new)
         return perf_counter() - started
 
 

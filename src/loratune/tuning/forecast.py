@@ -213,9 +213,10 @@ def forecast(
             context,
             test_tokens,
             validation_rows,
-            spent + reference + written,
+            spent + reference,
             further,
             devices,
+            writing=written,
         )
         runs = calibration.runs_within(devices * seconds, context)
     pricing = Pricing.of(bench, options, calibration, context.changed(budget=runs))
