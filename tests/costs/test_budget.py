@@ -112,7 +112,7 @@ def test_no_time_to_search() -> None:
         600, FACTS, 6000, 200, 30, writing=40
     )
     with pytest.raises(
-        BudgetError, match="loading took 30 s, .*models write about 500 s; .*--max-new-tokens"
+        BudgetError, match=r"loading took 30 s, .*models write about 500 s; .*--max-new-tokens"
     ):
         SPEED.seconds_within(60, FACTS, 6000, 200, 30, writing=500)
 

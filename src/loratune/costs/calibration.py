@@ -150,7 +150,8 @@ class Calibration:
         """What a plan of the search may take where so many seconds are there for everything.
 
         `spent` are the seconds since the start, `further_runs` the full-run equivalents of what comes between
-        search and final run, `writing` the seconds in which models write text. Raises `BudgetError` where the final run alone does not fit.
+        search and final run, `writing` the seconds in which models write text. Raises `BudgetError` where the
+        final run alone does not fit.
         """
         final = self.final_seconds(context, test_tokens, validation_rows, devices)
         final += further_runs * context.full_run / self.pack
