@@ -4,6 +4,7 @@ from typing import Any
 
 from loratune.export.recipe import Recipe
 from loratune.values import HyperParameters
+from loratune.values.hyperparameters import VARIANT
 
 LAYERS = ("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj")
 
@@ -14,7 +15,9 @@ def recipe(**changes: Any) -> Recipe:
         "r": 8, "lora_alpha": 16.0, "learning_rate": 3e-4, "batch_size": 12, "lora_dropout": 0.05,
         "weight_decay": 0.01, "epochs": 2.0, "warmup_ratio": 0.05, "target_modules": ("q_proj",),
     }  # fmt: skip
-    chosen |= {name: changes.pop(name) for name in list(changes) if name in {*chosen, "rank_pattern"}}
+    chosen |= {
+        name: changes.pop(name) for name in list(changes) if name in {*chosen, "rank_pattern", *VARIANT}
+    }
     values: dict[str, Any] = {
         "model": "owner/base", "hyper_parameters": HyperParameters(**chosen), "modules": LAYERS, "steps": 168,
         "warmup_steps": 9, "rows": 1000, "max_length": 96, "evaluations": 10, "patience": 3, "seed": 7,

@@ -49,7 +49,7 @@ COMMON = (
 SEARCH = (
     "budget strategy metric margin ranks learning-rates batch-sizes target-modules epochs warmup-ratio "
     "regularise tune-targets layer-ranks heal patience price-per-hour pack-size recalibrate devices from-config "
-    "betas max-new-tokens objective recompute task"
+    "betas max-new-tokens objective recompute task use-rslora loraplus-lr-ratio"
 )
 LEDGER = "from-study ledger no-ledger"
 OPTIONS = {
@@ -60,7 +60,7 @@ OPTIONS = {
     "init": "model prompt-column completion-column template out",
     "ledger": "json",
     "train": f"{COMMON} rank lora-alpha lora-dropout target-modules learning-rate batch-size weight-decay epochs "
-    "warmup-ratio patience out json-lines beta objective recompute task",
+    "warmup-ratio patience out json-lines beta objective recompute task use-rslora loraplus-lr-ratio",
     "memory": "model rank batch-size max-length trials dtype device device-memory target-modules json recompute "
     "task",
     "report": "storage format",

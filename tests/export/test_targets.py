@@ -278,3 +278,43 @@ def test_plain_bases_are_not_quantised_anywhere() -> None:
             assert "load_in_4bit=True" not in text
             assert "quantization_bit" not in text
             assert "quantization_config" not in text
+
+
+RSLORA = {"trl": "use_rslora", "axolotl": "peft_use_rslora", "llamafactory": "use_rslora"}
+
+
+@pytest.mark.parametrize("target", RSLORA)
+def test_rslora_in_yaml(target: str) -> None:
+    rows = "segments" if target == "axolotl" else "prompt-completion"
+    assert loaded(target, f"{target}.yaml", rows, use_rslora=True)[RSLORA[target]] is True
+    assert RSLORA[target] not in loaded(target, f"{target}.yaml", rows)
+
+
+def test_rslora_in_adapter_configurations() -> None:
+    assert json.loads(exported("peft", use_rslora=True)["adapter_config.json"])["use_rslora"] is True
+    for target in ("transformers", "unsloth"):
+        name = "ADAPTER" if target == "transformers" else "get_peft_model"
+        assert keywords(exported(target, use_rslora=True)["train.py"], name)["use_rslora"] is True
+    scale = loaded("mlx", "mlx.yaml", "prompt-completion", use_rslora=True)["lora_parameters"]["scale"]
+    assert scale == pytest.approx(16 / 8**0.5)
+
+
+@pytest.mark.parametrize("target", ["axolotl", "llamafactory"])
+def test_loraplus_in_yaml(target: str) -> None:
+    rows = "segments" if target == "axolotl" else "prompt-completion"
+    assert loaded(target, f"{target}.yaml", rows, loraplus_lr_ratio=16.0)["loraplus_lr_ratio"] == 16
+
+
+def test_loraplus_in_a_script() -> None:
+    script = exported("transformers", loraplus_lr_ratio=16.0)["train.py"]
+    assert keywords(script, "create_loraplus_optimizer") == {
+        "lr": 3e-4, "loraplus_lr_ratio": 16, "loraplus_weight_decay": 0.01, "betas": (0.9, 0.999), "eps": 1e-8,
+    }  # fmt: skip
+    assert "from peft.optimizers import create_loraplus_optimizer\n" in script
+    assert "loraplus" not in exported("transformers")["train.py"]
+
+
+@pytest.mark.parametrize("target", ["trl", "unsloth", "mlx"])
+def test_a_variant_without_a_setting_is_refused_by_name(target: str) -> None:
+    with pytest.raises(InputError, match=r"cannot repeat LoRA\+ \(ratio 16\).*export --to transformers"):
+        exported(target, "prompt-completion", loraplus_lr_ratio=16.0)

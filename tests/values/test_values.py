@@ -56,3 +56,31 @@ def test_plain_values_are_json_and_come_back() -> None:
     assert finite(to_plain(claim))["interval"] == [None, 0.5]
     with pytest.raises(ValueError, match="value"):
         from_plain(Evidence, {"claim": "less", "value": "many"})
+
+
+def test_a_variant_in_documents_and_keys() -> None:
+    """Plain trials keep the documents and keys that they had; a variant has others, and comes back."""
+    plain = HyperParameters(r=4, lora_alpha=8, learning_rate=1e-3, batch_size=8)
+    assert not {"use_rslora", "loraplus_lr_ratio"} & plain.to_dict().keys()
+    other = replace(plain, use_rslora=True, loraplus_lr_ratio=16.0)
+    assert HyperParameters.from_dict(other.to_dict()) == other
+    assert other.variant == "rsLoRA, LoRA+ (ratio 16)"
+    assert (
+        len(
+            {
+                Trial(hyper_parameters=each).key
+                for each in (plain, other, replace(other, loraplus_lr_ratio=4.0))
+            }
+        )
+        == 3
+    )
+    assert other.scaling == 4
+    pattern = replace(other, rank_pattern=(("x", 16),))
+    assert pattern.alpha_pattern == {"x": 16.0}, "16 / sqrt(16) is the scaling, too"
+
+
+def test_a_ratio_below_one_is_refused() -> None:
+    with pytest.raises(
+        HyperParameterError, match=r"at least 1, such as 16, got 0\.5; change --loraplus-lr-ratio"
+    ):
+        HyperParameters(r=4, lora_alpha=8, learning_rate=1e-3, batch_size=8, loraplus_lr_ratio=0.5)

@@ -52,7 +52,7 @@ def outgrown(values: HyperParameters, update: Floats, layer: Floats) -> Diagnosi
     if share <= MANY_LAYERS:
         return None
     ratio = float(np.median(update / layer))
-    lower = f"lower alpha from {values.scaling:g}r to {values.scaling / 2:g}r"
+    lower = f"lower alpha from {values.alpha_ratio:g}r to {values.alpha_ratio / 2:g}r"
     return Diagnosis(
         sign=Sign.OUTGROWN,
         finding=(

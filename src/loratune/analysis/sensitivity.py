@@ -165,7 +165,7 @@ def _peers(chosen: HyperParameters, results: Sequence[TrialResult]) -> list[Tria
 
 def _coordinates(values: HyperParameters) -> dict[str, float]:
     found = {name: float(getattr(values, name)) for name in _NAMES if name != _RATIO}
-    return found | {_RATIO: round(values.scaling, 9)}
+    return found | {_RATIO: round(values.alpha_ratio, 9)}
 
 
 def _set(values: HyperParameters, name: str, value: float) -> HyperParameters:
@@ -173,7 +173,7 @@ def _set(values: HyperParameters, name: str, value: float) -> HyperParameters:
     if name == _RATIO:
         return replace(values, lora_alpha=value * values.r)
     if name == "r":
-        return replace(values, r=int(value), lora_alpha=values.scaling * value)
+        return replace(values, r=int(value), lora_alpha=values.alpha_ratio * value)
     changed: dict[str, Any] = {name: int(value) if name == "batch_size" else value}
     return replace(values, **changed)
 

@@ -236,7 +236,7 @@ def gentler(values: HyperParameters) -> str:
     """The remedies against instability, the first one first."""
     text = f"Halve the learning rate to {values.learning_rate / 2:.2g}"
     if values.lora_alpha >= 2 * values.r:
-        text += f", or lower alpha from {values.scaling:g}r to {0.75 * values.scaling:g}r"
+        text += f", or lower alpha from {values.alpha_ratio:g}r to {0.75 * values.alpha_ratio:g}r"
     return text + "."
 
 

@@ -130,6 +130,8 @@ def train(
     epochs: float = 1.0,
     beta: float | None = None,
     warmup_ratio: float = 0.05,
+    use_rslora: bool = False,
+    loraplus_lr_ratio: float = 1.0,
     patience: int = 3,
     out: str | Path = "runs/train",
     on_event: Tell | None = None,
@@ -157,6 +159,7 @@ def train(
         learning_rate, batch_size, weight_decay: Peak rate, rows per step, AdamW's decay.
         beta: Of preferences; by default .1, of "simpo" 2.
         epochs, warmup_ratio: Passes over the training rows, share of the steps with a rising learning rate.
+        use_rslora, loraplus_lr_ratio: Scaled by alpha / √rank; B's learning rate as a multiple of A's (LoRA+).
         patience: Evaluations without improvement before it stops.
         out: Run directory.
         on_event: Called with each event (`loratune.values.events`) as it happens.

@@ -79,6 +79,8 @@ def tune(
     target_modules: Sequence[str] = ALL_LINEAR,
     epochs: float | Literal["auto"] = "auto",
     warmup_ratio: float = 0.05,
+    use_rslora: bool = False,
+    loraplus_lr_ratio: float = 1.0,
     regularise: bool = False,
     tune_targets: bool = False,
     layer_ranks: bool = False,
@@ -126,6 +128,7 @@ def tune(
         target_modules: Adapted layers, e.g. ["q_proj", "v_proj"]; by default every linear layer but the head.
         epochs, warmup_ratio: Of one full run: passes over the training rows ("auto": by the number of rows, then fewer
             and more are tried), and the share of the steps with a rising learning rate.
+        use_rslora, loraplus_lr_ratio: Of all adapters: scaled by alpha / √rank, and B's rate as a multiple of A's.
         regularise, tune_targets, layer_ranks, heal: More questions: dropout and decay even without over-fitting,
             which layers, a rank for each layer, and cut adapters trained on for a little.
         patience: Final run: evaluations without improvement before it stops.

@@ -11,6 +11,7 @@ from itertools import islice
 import numpy as np
 import torch
 from peft import PeftModel, get_peft_model
+from peft.optimizers import create_loraplus_optimizer
 from torch import nn
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
@@ -22,7 +23,7 @@ from loratune.lora.layout import Target
 from loratune.lora.peft_io import lora_config
 from loratune.model.nf4 import as_bitsandbytes_runs
 from loratune.model.quiet import quiet
-from loratune.values import Trial
+from loratune.values import HyperParameters, Trial
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -123,12 +124,7 @@ def train_alone(
             else []
         )
         parameters = [p for p in wrapped.parameters() if p.requires_grad]
-        optimiser = torch.optim.AdamW(
-            parameters,
-            lr=hyper_parameters.learning_rate,
-            eps=1e-8,
-            weight_decay=hyper_parameters.weight_decay,
-        )
+        optimiser = _optimiser(wrapped, parameters, hyper_parameters)
         total = len(batches)
         scheduler = get_linear_schedule_with_warmup(optimiser, warmup_steps(hyper_parameters, total), total)
         losses = []
@@ -149,6 +145,23 @@ def train_alone(
             optimiser.zero_grad()
             losses.append(mean)
         return Course(losses=np.array(losses), weights=_flat_weights(wrapped, targets))
+
+
+def _optimiser(
+    wrapped: PeftModel, parameters: Sequence[nn.Parameter], chosen: HyperParameters
+) -> torch.optim.Optimizer:
+    rate, decay = chosen.learning_rate, chosen.weight_decay
+    if chosen.loraplus_lr_ratio == 1:
+        return torch.optim.AdamW(parameters, lr=rate, eps=1e-8, weight_decay=decay)
+    plus: torch.optim.Optimizer = create_loraplus_optimizer(
+        wrapped,
+        torch.optim.AdamW,
+        lr=rate,
+        loraplus_lr_ratio=chosen.loraplus_lr_ratio,
+        loraplus_weight_decay=decay,
+        eps=1e-8,
+    )
+    return plus
 
 
 def _flat_weights(wrapped: PeftModel, targets: Sequence[Target]) -> torch.Tensor:

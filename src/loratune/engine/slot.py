@@ -14,6 +14,7 @@ import torch
 from torch.autograd.graph import increment_version
 
 from loratune.data.batches import Rows, TrialBatches
+from loratune.engine.loraplus import LoraPlus
 from loratune.engine.memory import Parked, free
 from loratune.lora.dropout import row_keys
 from loratune.lora.layout import Adapter
@@ -142,7 +143,18 @@ class Slot:
         """Of the coming steps, as far as anybody has asked."""
         self._parked: Parked | None = None
         self._warmup = warmup_steps(hyper_parameters, self.total_steps)
-        self._optimiser = optimiser(adapter.weights, hyper_parameters)
+        self._optimiser = (
+            optimiser(adapter.weights, hyper_parameters)
+            if hyper_parameters.loraplus_lr_ratio == 1
+            else LoraPlus(
+                adapter,
+                self.gradient,
+                ratio=hyper_parameters.loraplus_lr_ratio,
+                weight_decay=hyper_parameters.weight_decay,
+                betas=BETAS,
+                eps=EPS,
+            )
+        )
         self._guard = DivergenceGuard(batch_size=hyper_parameters.batch_size, vocabulary=vocabulary)
 
     @property
@@ -171,6 +183,11 @@ class Slot:
         return row_keys(self.trial.seed, step, rows)
 
     @property
+    def one_rate(self) -> bool:
+        """Whether all its numbers move at the same rate."""
+        return not isinstance(self._optimiser, LoraPlus)
+
+    @property
     def learning_rate(self) -> float:
         """Of the coming step."""
         factor = schedule(self.step, warmup=self._warmup, total=self.total_steps)
@@ -196,7 +213,8 @@ class Slot:
         Where the scalar `skipped`, on the device, is 1 and not 0 there is no step: a diverged trial keeps its
         last weights and moments. The host does not wait.
         """
-        self._optimiser.param_groups[0]["lr"] = self.learning_rate
+        for group in self._optimiser.param_groups:
+            group["lr"] = self.learning_rate * group.get("times", 1.0)
         # what torch's gradient scaler sets to skip a step
         self._optimiser.found_inf = skipped  # type: ignore[attr-defined]
         self.adapter.weights.grad = self.gradient
@@ -217,6 +235,8 @@ class Slot:
     @property
     def moments(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The optimiser's running means of gradients and of their squares, [layout.size] each."""
+        if isinstance(self._optimiser, LoraPlus):
+            return self._optimiser.moments
         state = self._optimiser.state[self.adapter.weights]
         return state["exp_avg"], state["exp_avg_sq"]
 

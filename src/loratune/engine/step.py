@@ -162,7 +162,9 @@ class TrainingStep:
             slots=moving,
             factors=clip_factors(norms),
             skipped=(~(torch.isfinite(totals) & torch.isfinite(norms))).float(),
-            numbers=self._together.prepare(moving) if self._together and moving else None,
+            numbers=self._together.prepare(moving)
+            if self._together and moving and all(slot.one_rate for slot in moving)
+            else None,
             read=_reading(torch.stack([totals, norms.double()])),
         )
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from loratune.export.recipe import BETAS, EPSILON, Recipe
 from loratune.export.rows import Format, PlainText, PromptCompletion
-from loratune.export.target import Exported, demand_one_rank, refuse, to_yaml
+from loratune.export.target import Exported, demand_known, demand_one_rank, refuse, to_yaml
 
 _LAYER = re.compile(r"^(?P<layer>.*?\.(?:layers|h|blocks)\.\d+)\.(?P<key>.+)$")
 
@@ -54,6 +54,7 @@ class Mlx:
 
     def export(self, recipe: Recipe, rows: str) -> Exported:
         demand_one_rank(recipe, "mlx-lm")
+        demand_known(recipe, "mlx-lm", "use_rslora")  # which is in its scale
         prompted = rows == PromptCompletion.name
         files = {"mlx.yaml": to_yaml(_yaml(recipe, prompted), recipe.comment)}
         if prompted:

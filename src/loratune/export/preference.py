@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from loratune.export.recipe import Recipe, as_code, lora_arguments, training_arguments
 from loratune.export.rows import Format, PreferencePairs
-from loratune.export.target import Exported, Target, refuse
+from loratune.export.target import Exported, Target, demand_known, refuse
 from loratune.values.tasks import CAUSAL, GAMMA_OF_BETA
 
 _SCRIPT = """{comment}
@@ -70,6 +70,7 @@ class TrlPreference:
                 "adds the likelihood of the prompt to ORPO's loss, which this run did not learn",
                 "export --to peft, or tune with --objective dpo or simpo",
             )
+        demand_known(recipe, "TRL", "use_rslora")
         script = _SCRIPT.format(
             comment=recipe.comment,
             module="trl" if recipe.objective == "dpo" else "trl.experimental.cpo",

@@ -164,6 +164,7 @@ def lora_arguments(recipe: Recipe) -> dict[str, Any]:
         "lora_dropout": chosen.lora_dropout,
         "target_modules": list(chosen.target_modules),
         "bias": "none",
+        **({"use_rslora": True} if chosen.use_rslora else {}),
         **(patterns if recipe.rank_pattern else {}),
         **({"modules_to_save": list(recipe.modules_to_save)} if recipe.modules_to_save else {}),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import yaml
@@ -11,6 +11,7 @@ import yaml
 from loratune.errors import InputError
 from loratune.export.recipe import Recipe
 from loratune.export.rows import Format
+from loratune.values.hyperparameters import PLAIN_LORA
 
 DATA = {"train": "data/train.jsonl", "validation": "data/validation.jsonl"}
 """Files of rows by split, unless a target reads others."""
@@ -63,6 +64,21 @@ def demand_whole_alphas(recipe: Recipe, target: str) -> None:
             raise refuse(
                 target, f"takes whole numbers for alpha, got {alpha}", "export --to peft or --to trl"
             )
+
+
+def demand_known(recipe: Recipe, target: str, *known: str) -> None:
+    """Raise `InputError` where the run's adapter is a variant of LoRA that the target has no setting for.
+
+    `known`: fields of `HyperParameters` that it has one for.
+    """
+    chosen = recipe.hyper_parameters
+    plain = replace(chosen, **{name: usual for name, usual in PLAIN_LORA.items() if name in known})
+    if plain.variant:
+        raise refuse(
+            target,
+            f"cannot repeat {plain.variant}, with which this run was trained",
+            "export --to transformers, axolotl or peft",
+        )
 
 
 def demand_one_rank(recipe: Recipe, target: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from json import dumps
 from typing import ClassVar
 
-from loratune.export.recipe import Recipe, as_code, lora_arguments, training_arguments
+from loratune.export.recipe import BETAS, EPSILON, Recipe, as_code, lora_arguments, training_arguments
 from loratune.export.rows import Format, Segments, Tokens
 from loratune.export.target import DATA, Exported
 
@@ -32,7 +32,7 @@ from pathlib import Path
 import torch
 from datasets import load_dataset
 from peft import LoraConfig, get_peft_model
-from transformers import (
+{imports}from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     DataCollatorForSeq2Seq,
@@ -62,7 +62,7 @@ def main() -> None:
         train_dataset=rows["train"],
         eval_dataset=rows["validation"],
         data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100),
-        callbacks=[EarlyStoppingCallback(early_stopping_patience={patience})],
+        callbacks=[EarlyStoppingCallback(early_stopping_patience={patience})],{optimiser}
     )
     trainer.train()
     print(trainer.evaluate())
@@ -92,6 +92,23 @@ _ENCODE = """
 """
 
 
+def _loraplus(recipe: Recipe) -> str:
+    """The Trainer's argument where B has a learning rate of its own; the schedule stays the Trainer's."""
+    chosen = recipe.hyper_parameters
+    if chosen.loraplus_lr_ratio == 1:
+        return ""
+    values = {
+        "lr": chosen.learning_rate,
+        "loraplus_lr_ratio": chosen.loraplus_lr_ratio,
+        "loraplus_weight_decay": chosen.weight_decay,
+        "betas": BETAS,
+        "eps": EPSILON,
+    }
+    code = as_code(values, " " * 12)
+    call = f"create_loraplus_optimizer(\n            model,\n            torch.optim.AdamW,\n{code}        )"
+    return f"\n        optimizers=({call}, None),"
+
+
 class Transformers:
     name: ClassVar[str] = "transformers"
     formats: ClassVar[tuple[Format, ...]] = (Segments(), Tokens())
@@ -105,6 +122,8 @@ class Transformers:
             data=DATA,
             encode=_ENCODE if rows == "segments" else "",
             dtype=recipe.dtype,
+            optimiser=_loraplus(recipe),
+            imports="from peft.optimizers import create_loraplus_optimizer\n" if _loraplus(recipe) else "",
             quantised=f", quantization_config={dict(recipe.quantisation)!r}" if recipe.four_bits else "",
             patience=recipe.patience,
             adapter=as_code(lora_arguments(recipe)),

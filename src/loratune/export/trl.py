@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from loratune.export.recipe import Recipe, as_code, lora_arguments, training_arguments
 from loratune.export.rows import Format, PlainText, PromptCompletion, Tokens
-from loratune.export.target import Exported, to_yaml
+from loratune.export.target import Exported, demand_known, to_yaml
 
 _SCRIPT = """{comment}
 from pathlib import Path
@@ -56,6 +56,7 @@ class Trl:
     formats: ClassVar[tuple[Format, ...]] = (PlainText(), PromptCompletion(), Tokens())
 
     def export(self, recipe: Recipe, rows: str) -> Exported:
+        demand_known(recipe, "TRL", "use_rslora")
         if recipe.rank_pattern or not isinstance(recipe.alpha, int):
             return Exported(
                 files={"train.py": self._script(recipe, rows)},
@@ -120,6 +121,7 @@ def _yaml(recipe: Recipe, rows: str) -> dict[str, Any]:
         "lora_alpha": recipe.alpha,
         "lora_dropout": chosen.lora_dropout,
         "lora_target_modules": list(chosen.target_modules),
+        **({"use_rslora": True} if chosen.use_rslora else {}),
         **sft_arguments(recipe, rows, "trl-run"),
     }
 
@@ -175,6 +177,7 @@ class Unsloth:
     formats: ClassVar[tuple[Format, ...]] = (Tokens(),)
 
     def export(self, recipe: Recipe, rows: str) -> Exported:
+        demand_known(recipe, "Unsloth", "use_rslora")
         adapter = {name: value for name, value in lora_arguments(recipe).items() if name != "task_type"}
         arguments = sft_arguments(recipe, rows, "checkpoints")
         del arguments["gradient_checkpointing"]  # Unsloth's own, below

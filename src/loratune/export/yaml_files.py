@@ -5,12 +5,13 @@ LLaMA-Factory's template `empty` adds nothing, so the rows hold prompts and turn
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from json import dumps
 from typing import Any, ClassVar
 
 from loratune.export.recipe import BETAS, CLIP, EPSILON, Recipe, training_arguments
 from loratune.export.rows import Format, Pairs, Segments, Tokens, Turns
-from loratune.export.target import DATA, Exported, demand_one_rank, demand_whole_alphas, to_yaml
+from loratune.export.target import DATA, Exported, demand_known, demand_one_rank, demand_whole_alphas, to_yaml
 
 
 class Axolotl:
@@ -19,10 +20,21 @@ class Axolotl:
 
     def export(self, recipe: Recipe, rows: str) -> Exported:
         demand_whole_alphas(recipe, "Axolotl")
+        demand_known(recipe, "Axolotl", *_AXOLOTL)
         return Exported(
             files={"axolotl.yaml": to_yaml(_axolotl_yaml(recipe, rows), recipe.comment)},
             command="axolotl train axolotl.yaml",
         )
+
+
+_AXOLOTL = {"use_rslora": "peft_use_rslora", "loraplus_lr_ratio": "loraplus_lr_ratio"}
+_LLAMAFACTORY = {"use_rslora": "use_rslora", "loraplus_lr_ratio": "loraplus_lr_ratio"}
+"""Their keys for the fields of `HyperParameters` that make a variant of LoRA."""
+
+
+def _variant(recipe: Recipe, keys: Mapping[str, str]) -> dict[str, Any]:
+    chosen = recipe.hyper_parameters.to_dict()  # without what is as in plain LoRA
+    return {key: chosen[name] for name, key in keys.items() if name in chosen}
 
 
 def _axolotl_yaml(recipe: Recipe, rows: str) -> dict[str, Any]:
@@ -52,6 +64,7 @@ def _axolotl_yaml(recipe: Recipe, rows: str) -> dict[str, Any]:
         "lora_dropout": chosen.lora_dropout,
         "lora_target_modules": list(chosen.target_modules),
         **(patterns if recipe.rank_pattern else {}),
+        **_variant(recipe, _AXOLOTL),
         "learning_rate": chosen.learning_rate,
         "lr_scheduler": "linear",
         "warmup_steps": recipe.warmup_steps,
@@ -92,6 +105,7 @@ class LlamaFactory:
     def export(self, recipe: Recipe, rows: str) -> Exported:
         demand_one_rank(recipe, "LLaMA-Factory")
         demand_whole_alphas(recipe, "LLaMA-Factory")
+        demand_known(recipe, "LLaMA-Factory", *_LLAMAFACTORY)
         return Exported(
             files={
                 "llamafactory.yaml": to_yaml(_llamafactory_yaml(recipe), recipe.comment),
@@ -128,6 +142,7 @@ def _llamafactory_yaml(recipe: Recipe) -> dict[str, Any]:
         "lora_alpha": recipe.alpha,
         "lora_dropout": chosen.lora_dropout,
         "lora_target": ",".join(chosen.target_modules),
+        **_variant(recipe, _LLAMAFACTORY),
         "dataset_dir": ".",
         "dataset": _NAMES["train"],
         "eval_dataset": _NAMES["validation"],

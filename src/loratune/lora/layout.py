@@ -77,6 +77,13 @@ class AdapterLayout:
             offset = end
         return found
 
+    def pieces(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Every tensor of a flat vector [size], as views by name: `<module>.lora_A`, `<module>.lora_B`, the head's."""
+        found: dict[str, torch.Tensor] = {}
+        for name, (a, b) in self.views(flat).items():
+            found |= {f"{name}.lora_A": a, f"{name}.lora_B": b}
+        return found | self.head_views(flat)
+
     def head_views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         """The head's parameters by name, as views of a flat vector [size]."""
         sizes = [prod(shape) for _, shape in self.head]

@@ -76,6 +76,7 @@ def lora_config(
         modules_to_save=modules_to_save(model, head) or None,
         r=hyper_parameters.r,
         lora_alpha=_whole(hyper_parameters.lora_alpha),
+        use_rslora=hyper_parameters.use_rslora,
         rank_pattern=dict(hyper_parameters.rank_pattern),
         alpha_pattern={name: _whole(alpha) for name, alpha in hyper_parameters.alpha_pattern.items()},
         lora_dropout=hyper_parameters.lora_dropout,

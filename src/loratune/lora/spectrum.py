@@ -69,7 +69,7 @@ class Decomposition:
         hyper_parameters = replace(
             whole,
             r=largest,
-            lora_alpha=whole.scaling * largest,
+            lora_alpha=whole.alpha_at(largest),
             target_modules=tuple(t.name for t, _, _ in kept)
             if len(kept) < len(ranks)
             else whole.target_modules,

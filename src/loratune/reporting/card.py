@@ -99,6 +99,7 @@ class Card:
         values = {
             "rank": chosen.r,
             "alpha": number(chosen.lora_alpha),
+            **({"variant": chosen.variant} if chosen.variant else {}),
             "dropout": number(chosen.lora_dropout),
             "target modules": ", ".join(chosen.target_modules),
             "learning rate": f"{rate(chosen.learning_rate)}, linear, warm-up {chosen.warmup_ratio:.0%}",

@@ -89,7 +89,7 @@ def alpha_points(facts: RunFacts) -> list[AlphaPoint]:
     return [
         AlphaPoint(
             lora_alpha=setting.hyper_parameters.lora_alpha,
-            multiple=setting.hyper_parameters.scaling,
+            multiple=setting.hyper_parameters.alpha_ratio,
             measured=measured,
         )
         for setting, measured in zip(ordered, measure(ordered, NLL.info, facts), strict=True)

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from loratune.reporting.progress import RunProgress
 from loratune.reporting.screen import Screen
-from loratune.reporting.wording import count, duration, money, rate
+from loratune.reporting.wording import count, duration, money, rate, variant
 from loratune.values import Trial, TrialState
 from loratune.values.events import (
     Event,
@@ -220,5 +220,5 @@ def setting(trial: Trial) -> str:
     values = trial.hyper_parameters
     return (
         f"r {values.r}, learning rate {rate(values.learning_rate)}, batch {values.batch_size}, "
-        f"alpha {values.lora_alpha:g}"
+        f"alpha {values.lora_alpha:g}{variant(values)}"
     )

@@ -44,6 +44,7 @@ class RecommendedHyperParameters(HyperParameters):
             rank_pattern=dict(self.rank_pattern),
             alpha_pattern={name: _whole(alpha) for name, alpha in self.alpha_pattern.items()},
             lora_dropout=self.lora_dropout,
+            use_rslora=self.use_rslora,
             target_modules=targets[0] if targets == ("all-linear",) else list(targets),
         )
 

@@ -28,6 +28,7 @@ def value_tiles(facts: RunFacts) -> list[tuple[str, str, bool]]:
         ("weight_decay", f"{values.weight_decay:g}", False),
         ("warmup_ratio", f"{values.warmup_ratio:g}", False),
         ("max_length", str(facts.profile.max_length), False),
+        *([("variant", values.variant, True)] if values.variant else []),
         ("trainable parameters", count(facts.adapter_parameters), False),
         ("target_modules", "all linear layers" if targets == ALL_LINEAR else ", ".join(targets), True),
     ]
@@ -52,6 +53,8 @@ def recipe_table(facts: RunFacts) -> list[tuple[str, str, str]]:
         "warmup_ratio",
     )
     rows = [(name, _value(mine, name), _value(theirs, name)) for name in names]
+    if mine.variant:
+        rows.append(("variant", mine.variant, theirs.variant or "plain LoRA"))
     return [
         *rows,
         ("steps", str(ours.steps), str(other.steps)),

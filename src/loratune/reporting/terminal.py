@@ -38,6 +38,7 @@ from loratune.reporting.wording import (
     size,
     states,
     sureness,
+    variant,
 )
 from loratune.values import (
     DataProfile,
@@ -233,7 +234,7 @@ def print_summary(console: Console, facts: RunFacts) -> None:
     console.print(
         Text(
             f"Recommended: r {values.r}, alpha {values.lora_alpha:g}, "
-            f"learning rate {rate(values.learning_rate)}, batch size {values.batch_size}",
+            f"learning rate {rate(values.learning_rate)}, batch size {values.batch_size}{variant(values)}",
             style="bold",
         )
     )

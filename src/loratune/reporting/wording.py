@@ -52,8 +52,13 @@ def setting_words(values: HyperParameters) -> str:
     """`rank 8, learning rate 1e-3, batch size 16, alpha 16`."""
     return (
         f"rank {values.r}, learning rate {rate(values.learning_rate)}, batch size {values.batch_size}, "
-        f"alpha {values.lora_alpha:g}"
+        f"alpha {values.lora_alpha:g}{variant(values)}"
     )
+
+
+def variant(values: HyperParameters) -> str:
+    """`, DoRA`: what an adapter is beside plain LoRA, for the end of a list; empty where it is nothing else."""
+    return f", {values.variant}" if values.variant else ""
 
 
 def number(value: float | None, digits: int = 4) -> str:

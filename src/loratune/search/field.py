@@ -327,4 +327,4 @@ def believed(context: SearchContext, results: Sequence[TrialResult]) -> Results:
 
 def _but_rank_and_rate(result: TrialResult) -> HyperParameters:
     setting = result.trial.hyper_parameters
-    return replace(setting, r=1, lora_alpha=round(setting.scaling, 9), learning_rate=1.0)
+    return replace(setting, r=1, lora_alpha=round(setting.alpha_ratio, 9), learning_rate=1.0)

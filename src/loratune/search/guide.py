@@ -89,6 +89,7 @@ class GuideStrategy(StagedStrategy):
             epochs=self.context.wishes.epochs,
             warmup_ratio=self.context.wishes.warmup_ratio,
             target_modules=TARGETS if targets == ALL_LINEAR else targets,
+            **dict(self.context.wishes.variant),
         )
 
     def _curve(self, recipe: GuidePlan) -> tuple[Trial, ...]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import ceil, floor, log, log10
+from math import ceil, floor, log, log10, sqrt
 
 from loratune.errors import BudgetError
 from loratune.maths.laws import Prior, batch_size_law, learning_rate_law, rank_law, rate_by_examples
@@ -117,12 +117,16 @@ def rate_for_epochs(context: SearchContext, epochs: float) -> float:
 
 
 def usual_rate(context: SearchContext, r: int, batch: int, fraction: float = 1.0) -> float:
-    """The expected learning rate for a run on `fraction` of the rows: the law's, or the context's own."""
+    """The expected learning rate for a run on `fraction` of the rows: the law's, or the context's own.
+
+    LoRA+ starts at the law's rate over the root of its ratio, a convention: B moves faster and A slower than there.
+    """
     if context.prior.flat_rate is not None:
         return context.prior.rate_factor * context.prior.flat_rate
+    wanted = dict(context.wishes.variant)
     law = learning_rate_law(
         r=r,
-        lora_alpha=alpha_of(context, r),
+        lora_alpha=alpha_of(context, r) * (sqrt(r) if wanted.get("use_rslora") else 1),
         batch_size=batch,
         rows=context.data.rows * fraction,
         epochs=context.wishes.epochs,
@@ -130,7 +134,7 @@ def usual_rate(context: SearchContext, r: int, batch: int, fraction: float = 1.0
         family=context.model.family,
     )
     share = 1.0 if context.wishes.beta is None else PREFERENCE_RATE_SHARE
-    return share * context.prior.rate_factor * law.value
+    return share * context.prior.rate_factor * law.value / sqrt(wanted.get("loraplus_lr_ratio", 1.0))
 
 
 def hyper_parameters(context: SearchContext, *, r: int, rate: float, batch: int) -> HyperParameters:
@@ -144,6 +148,7 @@ def hyper_parameters(context: SearchContext, *, r: int, rate: float, batch: int)
         warmup_ratio=context.wishes.warmup_ratio,
         target_modules=context.wishes.target_modules,
         beta=context.wishes.beta,
+        **dict(context.wishes.variant),
     )
 
 

@@ -72,7 +72,7 @@ def other_targets(
             continue
         law = [usual_rate(context, rank, setting.batch_size) for rank in (r, setting.r)]
         rate = RateScale.of(context).window(setting.learning_rate * law[0] / law[1], 1)[0]
-        alpha = setting.lora_alpha if context.wishes.lora_alpha is not None else setting.scaling * r
+        alpha = setting.lora_alpha if context.wishes.lora_alpha is not None else setting.alpha_ratio * r
         settings.append(replace(setting, r=r, lora_alpha=alpha, learning_rate=rate, target_modules=names))
     return tuple(settings), tuple(impossible)
 

@@ -221,7 +221,7 @@ def optima_of(results: Sequence[TrialResult]) -> tuple[Optimum, ...]:
     losses: dict[tuple[int, float, int], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for result in results:
         values = result.trial.hyper_parameters
-        if result.trial.fraction < 1 or values.weight_decay or values.lora_dropout:
+        if result.trial.fraction < 1 or values.weight_decay or values.lora_dropout or values.variant:
             continue
         place = (values.r, values.lora_alpha, values.batch_size)
         losses[place][values.learning_rate].append(result.nll if result.finished else float("inf"))

@@ -30,6 +30,7 @@ from loratune.metrics.names import (
 from loratune.search.names import STRATEGY_NAMES
 from loratune.trackers import TRACKER_NAMES
 from loratune.values import ALL_LINEAR, NLL_MARGIN, HyperParameters, default_recipe
+from loratune.values.hyperparameters import PLAIN_LORA
 from loratune.values.tasks import BETA_OF, CAUSAL, CLASSIFICATION, PREFERENCE, PREFERENCE_RATE
 
 _RECIPE = default_recipe()
@@ -43,6 +44,8 @@ def option(default: Any, text: str, panel: str = "Search") -> Any:
 RUNS = "runs/loratune"
 """Where `tune` writes by default."""
 DATA, MODEL, TRAINING = "Data", "Model and device", "Hyper-parameters"
+_RSLORA = "rsLoRA: scale the adapter by alpha / sqrt(rank) instead of alpha / rank."
+_LORAPLUS = "LoRA+: learning rate of B as a multiple of that of A, e.g. 16; 1: the same."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +193,8 @@ class SearchOptions(PriorOptions):
         "at the chosen rank.",
     )
     warmup_ratio: float = option(_RECIPE.warmup_ratio, "Share of the steps with a rising learning rate.")
+    use_rslora: bool = option(False, _RSLORA)
+    loraplus_lr_ratio: float = option(1.0, _LORAPLUS)
     regularise: bool = option(False, "Search dropout and weight decay even without over-fitting.")
     tune_targets: bool = option(
         False, "Compare which layers to adapt (all, MLP, attention, queries and values) at equal parameters."
@@ -304,7 +309,7 @@ class SearchOptions(PriorOptions):
         recipe = default_recipe(1.0 if self.epochs == "auto" else self.epochs, self.warmup_ratio)
         if self.beta is not None and self.beta > 0:
             recipe = replace(recipe, learning_rate=PREFERENCE_RATE, beta=self.beta)
-        return replace(recipe, **({"target_modules": self.target_modules} | values))
+        return replace(recipe, **({"target_modules": self.target_modules, **dict(variant_of(self))} | values))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -361,6 +366,8 @@ class TrainOptions(CommonOptions):
     warmup_ratio: float = option(
         _RECIPE.warmup_ratio, "Share of the steps with a rising learning rate.", TRAINING
     )
+    use_rslora: bool = option(False, _RSLORA, TRAINING)
+    loraplus_lr_ratio: float = option(1.0, _LORAPLUS, TRAINING)
     patience: int = option(3, "Evaluations without improvement before it stops.", TRAINING)
     out: str = option("runs/train", "Run directory; it receives adapter/ and result.json.", "Output")
 
@@ -385,7 +392,14 @@ class TrainOptions(CommonOptions):
             epochs=self.epochs,
             warmup_ratio=self.warmup_ratio,
             beta=BETA_OF.get(self.learns) if self.beta is None else self.beta,
+            **dict(variant_of(self)),
         )
+
+
+def variant_of(options: SearchOptions | TrainOptions) -> tuple[tuple[str, Any], ...]:
+    """The fields of `HyperParameters`, with their values, that make adapters something else than plain LoRA."""
+    pairs = ((name, getattr(options, name)) for name in PLAIN_LORA)
+    return tuple((name, value) for name, value in pairs if value != PLAIN_LORA[name])
 
 
 _DEVICE = re.compile(r"all|workers|cpu|(cuda:)?\d{1,4}")

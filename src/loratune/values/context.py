@@ -194,6 +194,8 @@ class Wishes:
     """Candidates beside it; empty: a third and three times as much."""
     tune_targets: bool = False
     """Compare which layers are adapted, at equal adapter parameters."""
+    variant: tuple[tuple[str, Any], ...] = ()
+    """(field of `HyperParameters`, value) of every trial: what makes adapters something else than plain LoRA."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -1,8 +1,8 @@
 """The hyper-parameters of one LoRA run, under PEFT's and transformers' own names."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from math import inf, isfinite
+from dataclasses import asdict, dataclass, fields
+from math import inf, isfinite, sqrt
 from typing import Any, Self
 
 from loratune.errors import HyperParameterError
@@ -12,6 +12,9 @@ ALL_LINEAR = ("all-linear",)
 
 _FLAGS = {"r": "--rank"}
 """Options of the command line that are not called as their field."""
+
+VARIANT = ("use_rslora", "loraplus_lr_ratio")
+"""Fields that make an adapter something else than plain LoRA, under PEFT's names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +43,10 @@ class HyperParameters:
     """(full module name, rank ≥ 1) of the modules whose rank is not `r`; their alpha is in proportion."""
     beta: float | None = None
     """Of preference objectives, > 0: how much a preference weighs; None where the objective has none."""
+    use_rslora: bool = False
+    """Whether B·A is scaled by lora_alpha / √r instead of lora_alpha / r."""
+    loraplus_lr_ratio: float = 1.0
+    """LoRA+: the learning rate of B as a multiple, ≥ 1, of that of A."""
 
     def __post_init__(self) -> None:
         rules = (
@@ -61,6 +68,11 @@ class HyperParameters:
                 all(r >= 1 and r == int(r) for _, r in self.rank_pattern),
                 "ranks of at least 1",
             ),
+            (
+                "loraplus_lr_ratio",
+                1 <= self.loraplus_lr_ratio < inf,
+                "at least 1, such as 16",
+            ),
             ("beta", self.beta is None or 0 < self.beta < inf, "above 0, such as 0.1"),
         )
         for name, holds, rule in rules:
@@ -71,14 +83,32 @@ class HyperParameters:
                 )
 
     @property
+    def variant(self) -> str:
+        """What it is beside plain LoRA, in words: `rsLoRA`, `LoRA+ (ratio 16)`; empty where it is nothing else."""
+        words = (
+            "rsLoRA" if self.use_rslora else "",
+            f"LoRA+ (ratio {self.loraplus_lr_ratio:g})" if self.loraplus_lr_ratio != 1 else "",
+        )
+        return ", ".join(word for word in words if word)
+
+    @property
     def scaling(self) -> float:
         """PEFT's factor on B·A, the same for every module."""
+        return self.lora_alpha / (sqrt(self.r) if self.use_rslora else self.r)
+
+    @property
+    def alpha_ratio(self) -> float:
+        """Alpha as a multiple of the rank, however it scales."""
         return self.lora_alpha / self.r
+
+    def alpha_at(self, rank: int) -> float:
+        """The alpha that scales an adapter of another rank as this one is scaled."""
+        return self.scaling * (sqrt(rank) if self.use_rslora else rank)
 
     @property
     def alpha_pattern(self) -> dict[str, float]:
         """Alpha by full module name where the rank is not `r`: alpha grows with the rank, as PEFT's EVA does."""
-        return {name: self.scaling * rank for name, rank in self.rank_pattern}
+        return {name: self.alpha_at(rank) for name, rank in self.rank_pattern}
 
     def ranks_of(self, modules: Iterable[str]) -> tuple[int, ...]:
         """The rank of each module, by full name."""
@@ -86,18 +116,27 @@ class HyperParameters:
         return tuple(pattern.get(module, self.r) for module in modules)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; `rank_pattern`, a mapping, and `beta` are absent where there is none."""
+        """Plain values for JSON; `rank_pattern`, a mapping, `beta` and what makes a variant are absent by default."""
         values = {**asdict(self), "target_modules": list(self.target_modules)}
-        pattern = dict(values.pop("rank_pattern"))
-        if self.beta is None:
-            del values["beta"]
-        return {**values, "rank_pattern": pattern} if pattern else values
+        for name, usual in _ABSENT.items():
+            if values[name] == usual:
+                del values[name]
+        if self.rank_pattern:
+            values["rank_pattern"] = dict(self.rank_pattern)
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Inverse of `to_dict`."""
         pattern = tuple(values.get("rank_pattern", {}).items())
         return cls(**{**values, "target_modules": tuple(values["target_modules"]), "rank_pattern": pattern})
+
+
+_USUAL: dict[str, Any] = {each.name: each.default for each in fields(HyperParameters)}
+PLAIN_LORA = {name: _USUAL[name] for name in VARIANT}
+"""The values with which an adapter is plain LoRA."""
+_ABSENT = {name: _USUAL[name] for name in ("rank_pattern", "beta", *VARIANT)}
+"""Values that a document leaves out."""
 
 
 def default_recipe(epochs: float = 1.0, warmup_ratio: float = 0.05) -> HyperParameters:
