@@ -140,3 +140,10 @@ def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert TuneOptions(**MUST, out="~/runs/x").directory == tmp_path / "runs" / "x"
     with pytest.raises(InputError, match="'~nobody-of-this-name/x'"):
         _ = TuneOptions(**MUST, out="~nobody-of-this-name/x").directory
+
+
+def test_variants_of_every_trial() -> None:
+    chosen = SearchOptions(model="m", data="d", variants=("rslora", "loraplus")).hyper_parameters()
+    assert chosen.variant == "rsLoRA, LoRA+ (ratio 16)"
+    with pytest.raises(InputError, match=r"--variants must be of rslora, loraplus.*got 'rslor'"):
+        SearchOptions(model="m", data="d", variants=("rslor",))

@@ -57,8 +57,7 @@ def plan(
     target_modules: Sequence[str] = ALL_LINEAR,
     epochs: float | Literal["auto"] = "auto",
     warmup_ratio: float = 0.05,
-    use_rslora: bool = False,
-    loraplus_lr_ratio: float = 1.0,
+    variants: Sequence[str] = (),
     regularise: bool = False,
     tune_targets: bool = False,
     layer_ranks: bool = False,
@@ -79,8 +78,7 @@ def plan(
             hub name; validation and test rows are split off `data` where they are not given.
         prompt_column, completion_column, template: How a prompt is made, where the columns' names do not say it; a
             template has {column} fields, {column?} where one may be empty: "Message: {text}\\nIntent:".
-        max_length: Longest row in tokens; by default what data and model need.
-        train_rows, validation_rows, test_rows: At most so many rows of each.
+        max_length, train_rows, validation_rows, test_rows: Tokens of the longest row, and rows of each, at most.
         seed: Of splits, trials and decisions.
         task, objective: "causal" (completions are learnt), "classification" (labels or numbers, by a trained head), or
             "preference" (pairs of prompt, chosen and rejected) by "dpo", "orpo" or "simpo".
@@ -98,19 +96,17 @@ def plan(
             longest completion has.
         ranks, learning_rates, batch_sizes: Candidates, e.g. [4, 8, 16]; by default chosen from the data.
         betas: Candidates of preferences; by default the usual one, a third and three times as much.
-        target_modules: Adapted layers, e.g. ["q_proj", "v_proj"]; by default every linear layer but the head.
+        target_modules, variants: Adapted layers, e.g. ["q_proj", "v_proj"], by default every linear layer but the
+            head; variants of LoRA that all trials are, e.g. ["rslora"].
         epochs, warmup_ratio: Of one full run: passes over the training rows ("auto": by the number of rows, then fewer
             and more are tried), and the share of the steps with a rising learning rate.
-        use_rslora, loraplus_lr_ratio: Of all adapters: scaled by alpha / √rank, and B's rate as a multiple of A's.
         regularise, tune_targets, layer_ranks, heal: More questions: dropout and decay even without over-fitting,
             which layers, a rank for each layer, and cut adapters trained on for a little.
-        patience: Final run: evaluations without improvement before it stops.
-        price_per_hour: What an hour of this machine costs: money is shown beside time.
+        patience, price_per_hour: When the final run stops, in evaluations without gain; of an hour of this machine.
         pack_size, recalibrate: Trials trained at once (by default what memory and device suit); whether the device's
             speed is measured again.
         devices: Several of this machine, a process each: ["all"], GPUs such as [0, 1], or ["cpu", "cpu"].
-        on_event: Called with each event (`loratune.values.events`) as it happens.
-        progress: Bars by tqdm; None: in notebooks.
+        on_event, progress: Called with each event (`loratune.values.events`); bars by tqdm, None: in notebooks.
 
     Raises `InputError` for wrong input; `ResourceError` where memory or device do not suffice.
     """

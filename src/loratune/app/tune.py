@@ -79,8 +79,7 @@ def tune(
     target_modules: Sequence[str] = ALL_LINEAR,
     epochs: float | Literal["auto"] = "auto",
     warmup_ratio: float = 0.05,
-    use_rslora: bool = False,
-    loraplus_lr_ratio: float = 1.0,
+    variants: Sequence[str] = (),
     regularise: bool = False,
     tune_targets: bool = False,
     layer_ranks: bool = False,
@@ -106,8 +105,7 @@ def tune(
             hub name; validation and test rows are split off `data` where they are not given.
         prompt_column, completion_column, template: How a prompt is made, where the columns' names do not say it; a
             template has {column} fields, {column?} where one may be empty: "Message: {text}\\nIntent:".
-        max_length: Longest row in tokens; by default what data and model need.
-        train_rows, validation_rows, test_rows: At most so many rows of each.
+        max_length, train_rows, validation_rows, test_rows: Tokens of the longest row, and rows of each, at most.
         seed: Of splits, trials and decisions.
         task, objective: "causal" (completions are learnt), "classification" (labels or numbers, by a trained head), or
             "preference" (pairs of prompt, chosen and rejected) by "dpo", "orpo" or "simpo".
@@ -125,21 +123,19 @@ def tune(
             longest completion has.
         ranks, learning_rates, batch_sizes: Candidates, e.g. [4, 8, 16]; by default chosen from the data.
         betas: Candidates of preferences; by default the usual one, a third and three times as much.
-        target_modules: Adapted layers, e.g. ["q_proj", "v_proj"]; by default every linear layer but the head.
+        target_modules, variants: Adapted layers, e.g. ["q_proj", "v_proj"], by default every linear layer but the
+            head; variants of LoRA that all trials are, e.g. ["rslora"].
         epochs, warmup_ratio: Of one full run: passes over the training rows ("auto": by the number of rows, then fewer
             and more are tried), and the share of the steps with a rising learning rate.
-        use_rslora, loraplus_lr_ratio: Of all adapters: scaled by alpha / √rank, and B's rate as a multiple of A's.
         regularise, tune_targets, layer_ranks, heal: More questions: dropout and decay even without over-fitting,
             which layers, a rank for each layer, and cut adapters trained on for a little.
-        patience: Final run: evaluations without improvement before it stops.
-        price_per_hour: What an hour of this machine costs: money is shown beside time.
+        patience, price_per_hour: When the final run stops, in evaluations without gain; of an hour of this machine.
         pack_size, recalibrate, devices: Trials trained at once (by default what memory and device suit); whether to
             measure the speed again; where: ["all"], [0, 1], ["cpu", "cpu"], or ["workers"] (`loratune worker`).
         out, storage: Run directory, and Optuna's storage URL where the study is not in it (study.db).
         resume, hash_weights: Go on with the study in `out` (see `resume`), comparing every byte of the weights.
         report_to: Experiment trackers that receive every trial, e.g. ["tensorboard"].
-        on_event: Called with each event (`loratune.values.events`) as it happens.
-        progress: Bars by tqdm; None: in notebooks.
+        on_event, progress: Called with each event (`loratune.values.events`); bars by tqdm, None: in notebooks.
 
     Returns what `result.json` holds. Raises `InputError` for wrong input, before anything is written;
     `ResourceError` where memory or device do not suffice.
@@ -167,8 +163,7 @@ def resume(
         budget: Another one, for a run that is to search on.
         storage: Its URL, where that has a password, which is not written down.
         metric: That of the run, where it is code of your own, which is only run if you name it.
-        on_event: Called with each event (`loratune.values.events`) as it happens.
-        progress: Bars by tqdm; None: in notebooks.
+        on_event, progress: Called with each event (`loratune.values.events`); bars by tqdm, None: in notebooks.
 
     Raises `InputError` where there is no such run, or an option is not that of the run.
     """

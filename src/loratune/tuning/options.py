@@ -10,14 +10,12 @@ import re
 from dataclasses import MISSING, dataclass, field, fields, replace
 from math import inf, log
 from pathlib import Path
-from reprlib import Repr
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from loratune.costs.budget import Budget
 from loratune.costs.layers_again import layers_recomputed
 from loratune.data.sources import DataOptions
-from loratune.errors import HyperParameterError, InputError, nearest, printable
+from loratune.errors import HyperParameterError, InputError, nearest
 from loratune.files.paths import user_path
 from loratune.maths.sizes import CAPACITY
 from loratune.metrics.names import (
@@ -29,8 +27,9 @@ from loratune.metrics.names import (
 )
 from loratune.search.names import STRATEGY_NAMES
 from loratune.trackers import TRACKER_NAMES
+from loratune.tuning.option_types import check_types
 from loratune.values import ALL_LINEAR, NLL_MARGIN, HyperParameters, default_recipe
-from loratune.values.hyperparameters import PLAIN_LORA
+from loratune.values.hyperparameters import VARIANTS
 from loratune.values.tasks import BETA_OF, CAUSAL, CLASSIFICATION, PREFERENCE, PREFERENCE_RATE
 
 _RECIPE = default_recipe()
@@ -44,8 +43,6 @@ def option(default: Any, text: str, panel: str = "Search") -> Any:
 RUNS = "runs/loratune"
 """Where `tune` writes by default."""
 DATA, MODEL, TRAINING = "Data", "Model and device", "Hyper-parameters"
-_RSLORA = "rsLoRA: scale the adapter by alpha / sqrt(rank) instead of alpha / rank."
-_LORAPLUS = "LoRA+: learning rate of B as a multiple of that of A, e.g. 16; 1: the same."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +95,7 @@ class CommonOptions:
     )
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_types(self)
         data_options(self)
         layers_recomputed(self.recompute)
         if self.objective is not None and self.task != PREFERENCE:
@@ -193,8 +190,9 @@ class SearchOptions(PriorOptions):
         "at the chosen rank.",
     )
     warmup_ratio: float = option(_RECIPE.warmup_ratio, "Share of the steps with a rising learning rate.")
-    use_rslora: bool = option(False, _RSLORA)
-    loraplus_lr_ratio: float = option(1.0, _LORAPLUS)
+    variants: tuple[str, ...] = option(
+        (), f"Variants of LoRA that every trial is: any of {', '.join(VARIANTS)}; default: plain LoRA."
+    )
     regularise: bool = option(False, "Search dropout and weight decay even without over-fitting.")
     tune_targets: bool = option(
         False, "Compare which layers to adapt (all, MLP, attention, queries and values) at equal parameters."
@@ -232,6 +230,11 @@ class SearchOptions(PriorOptions):
             raise InputError(
                 f"--strategy must be one of {', '.join(STRATEGY_NAMES)}, got {self.strategy!r}; leave it out, or give "
                 "evidence."
+            )
+        if unknown := [name for name in self.variants if name not in VARIANTS]:
+            raise InputError(
+                f"--variants must be of {', '.join(VARIANTS)}, got {nearest(unknown, VARIANTS)}; give for "
+                "example --variants rslora."
             )
         self._check_preference()
         _check_metric(self.metric)
@@ -297,6 +300,11 @@ class SearchOptions(PriorOptions):
             )
 
     @property
+    def variant(self) -> dict[str, Any]:
+        """The fields of `HyperParameters`, with their values, in which all trials differ from plain LoRA."""
+        return {name: value for each in self.variants for name, value in VARIANTS[each].items()}
+
+    @property
     def beta(self) -> float | None:
         """At which all else is compared: the usual one, or the nearest of those given; None without preferences."""
         usual = BETA_OF.get(self.learns)
@@ -309,7 +317,7 @@ class SearchOptions(PriorOptions):
         recipe = default_recipe(1.0 if self.epochs == "auto" else self.epochs, self.warmup_ratio)
         if self.beta is not None and self.beta > 0:
             recipe = replace(recipe, learning_rate=PREFERENCE_RATE, beta=self.beta)
-        return replace(recipe, **({"target_modules": self.target_modules, **dict(variant_of(self))} | values))
+        return replace(recipe, **({"target_modules": self.target_modules, **self.variant} | values))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -366,8 +374,12 @@ class TrainOptions(CommonOptions):
     warmup_ratio: float = option(
         _RECIPE.warmup_ratio, "Share of the steps with a rising learning rate.", TRAINING
     )
-    use_rslora: bool = option(False, _RSLORA, TRAINING)
-    loraplus_lr_ratio: float = option(1.0, _LORAPLUS, TRAINING)
+    use_rslora: bool = option(
+        False, "rsLoRA: scale the adapter by alpha / sqrt(rank) instead of alpha / rank.", TRAINING
+    )
+    loraplus_lr_ratio: float = option(
+        1.0, "LoRA+: learning rate of B as a multiple of that of A, e.g. 16; 1: the same.", TRAINING
+    )
     patience: int = option(3, "Evaluations without improvement before it stops.", TRAINING)
     out: str = option("runs/train", "Run directory; it receives adapter/ and result.json.", "Output")
 
@@ -392,14 +404,9 @@ class TrainOptions(CommonOptions):
             epochs=self.epochs,
             warmup_ratio=self.warmup_ratio,
             beta=BETA_OF.get(self.learns) if self.beta is None else self.beta,
-            **dict(variant_of(self)),
+            use_rslora=self.use_rslora,
+            loraplus_lr_ratio=self.loraplus_lr_ratio,
         )
-
-
-def variant_of(options: SearchOptions | TrainOptions) -> tuple[tuple[str, Any], ...]:
-    """The fields of `HyperParameters`, with their values, that make adapters something else than plain LoRA."""
-    pairs = ((name, getattr(options, name)) for name in PLAIN_LORA)
-    return tuple((name, value) for name, value in pairs if value != PLAIN_LORA[name])
 
 
 _DEVICE = re.compile(r"all|workers|cpu|(cuda:)?\d{1,4}")
@@ -423,58 +430,6 @@ def _check_metric(name: str) -> None:
         from loratune.metrics import named
 
         named(name)
-
-
-_TYPES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "unset"}
-_LISTS = {str: "a list of names", int: "a list of whole numbers", float: "a list of numbers"}
-_SHOWN = Repr()
-_SHOWN.maxlevel, _SHOWN.maxstring, _SHOWN.maxother = 2, 80, 80
-"""Of a value in a message: a file may hold lists of lists of lists."""
-
-
-def _check_types(options: CommonOptions) -> None:
-    """Raise `InputError` for a value of another type, as a file or a caller may give (the command line parses)."""
-    for name, hint in get_type_hints(type(options)).items():
-        value = getattr(options, name)
-        flag = f"--{name.replace('_', '-')}"
-        for each in value if isinstance(value, tuple) else (value,):
-            _check_size(flag, each)
-        if not _is_of(value, hint):
-            plain = list(value) if isinstance(value, tuple) else value
-            raise InputError(f"{flag} must be {_in_words(hint)}, got {_SHOWN.repr(plain)}; change {name}.")
-
-
-def _check_size(flag: str, value: Any) -> None:
-    """Numbers that 64 bits hold, and text that a file can hold: everything later relies on both."""
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise InputError(
-            f"{flag} must be a number of at most 18 digits, got one of {len(hex(value)) * 6 // 5}; lower it."
-        )
-    if isinstance(value, str) and ("\0" in value or any("\ud800" <= each <= "\udfff" for each in value)):
-        raise InputError(
-            f"{flag} must be text in UTF-8 without null characters, got '{printable(value)}'; "
-            "rename the file or folder."
-        )
-
-
-def _is_of(value: Any, hint: Any) -> bool:
-    if get_origin(hint) in (UnionType, Union):
-        return any(_is_of(value, each) for each in get_args(hint))
-    if get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(_is_of(each, get_args(hint)[0]) for each in value)
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if isinstance(value, bool):
-        return hint is bool
-    return isinstance(value, int | float if hint is float else hint)
-
-
-def _in_words(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return " or ".join(get_args(hint))
-    if get_origin(hint) in (UnionType, Union):
-        return " or ".join(_in_words(each) for each in get_args(hint))
-    return _LISTS[get_args(hint)[0]] if get_origin(hint) is tuple else _TYPES[hint]
 
 
 def keyword_options(options: dict[str, Any]) -> dict[str, Any]:

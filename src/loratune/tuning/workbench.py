@@ -52,7 +52,7 @@ from loratune.runners.spec import (
     trial_costs,
 )
 from loratune.search.make import make_strategy
-from loratune.tuning.options import CommonOptions, SearchOptions, data_options, variant_of
+from loratune.tuning.options import CommonOptions, SearchOptions, data_options
 from loratune.tuning.remembered import remember, remembered
 from loratune.tuning.tried import try_metric
 from loratune.values import (
@@ -367,7 +367,7 @@ def search_context(bench: Workbench, options: SearchOptions) -> SearchContext:
             tune_targets=options.tune_targets,
             beta=options.beta,
             betas=tuple(sorted(set(options.betas))),
-            variant=variant_of(options),
+            variant=tuple(options.variant.items()),
         ),
     )
 

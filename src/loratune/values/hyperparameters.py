@@ -133,6 +133,11 @@ class HyperParameters:
 
 
 _USUAL: dict[str, Any] = {each.name: each.default for each in fields(HyperParameters)}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "rslora": {"use_rslora": True},
+    "loraplus": {"loraplus_lr_ratio": 16.0},
+}
+"""What searches call them: the fields that differ from plain LoRA's; LoRA+ with its authors' ratio."""
 PLAIN_LORA = {name: _USUAL[name] for name in VARIANT}
 """The values with which an adapter is plain LoRA."""
 _ABSENT = {name: _USUAL[name] for name in ("rank_pattern", "beta", *VARIANT)}

@@ -1,0 +1,66 @@
+"""Whether options have the types that their dataclass declares: a file or a caller may give others.
+
+Knows no option.
+"""
+
+from __future__ import annotations
+
+from reprlib import Repr
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from loratune.errors import InputError, printable
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_TYPES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "unset"}
+_LISTS = {str: "a list of names", int: "a list of whole numbers", float: "a list of numbers"}
+_SHOWN = Repr()
+_SHOWN.maxlevel, _SHOWN.maxstring, _SHOWN.maxother = 2, 80, 80
+"""Of a value in a message: a file may hold lists of lists of lists."""
+
+
+def check_types(options: DataclassInstance) -> None:
+    """Raise `InputError` for a value of another type, as a file or a caller may give (the command line parses)."""
+    for name, hint in get_type_hints(type(options)).items():
+        value = getattr(options, name)
+        flag = f"--{name.replace('_', '-')}"
+        for each in value if isinstance(value, tuple) else (value,):
+            _check_size(flag, each)
+        if not _is_of(value, hint):
+            plain = list(value) if isinstance(value, tuple) else value
+            raise InputError(f"{flag} must be {_in_words(hint)}, got {_SHOWN.repr(plain)}; change {name}.")
+
+
+def _check_size(flag: str, value: Any) -> None:
+    """Numbers that 64 bits hold, and text that a file can hold: everything later relies on both."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise InputError(
+            f"{flag} must be a number of at most 18 digits, got one of {len(hex(value)) * 6 // 5}; lower it."
+        )
+    if isinstance(value, str) and ("\0" in value or any("\ud800" <= each <= "\udfff" for each in value)):
+        raise InputError(
+            f"{flag} must be text in UTF-8 without null characters, got '{printable(value)}'; "
+            "rename the file or folder."
+        )
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    if get_origin(hint) in (UnionType, Union):
+        return any(_is_of(value, each) for each in get_args(hint))
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_is_of(each, get_args(hint)[0]) for each in value)
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, int | float if hint is float else hint)
+
+
+def _in_words(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return " or ".join(get_args(hint))
+    if get_origin(hint) in (UnionType, Union):
+        return " or ".join(_in_words(each) for each in get_args(hint))
+    return _LISTS[get_args(hint)[0]] if get_origin(hint) is tuple else _TYPES[hint]
