@@ -119,6 +119,55 @@ def test_trees_equal_plain_rows(family: str) -> None:
         assert prediction.tolist() == by_row.argmax(1).tolist()
 
 
+def sure_base() -> BaseModel:
+    """One whose most likely tokens are nearly certain."""
+    base = tiny_llama()
+    with torch.no_grad():
+        base.model.model.norm.weight.mul_(30)
+    return base
+
+
+def continued(base: BaseModel, prompt: list[int], count: int) -> list[int]:
+    """The tokens that the bare base finds most likely after a prompt."""
+    ids = torch.tensor([prompt])
+    with torch.no_grad():
+        for _ in range(count):
+            ids = torch.cat([ids, base.model(input_ids=ids).logits[:, -1:].argmax(-1)], 1)
+    return ids[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize("trees", [True, False])
+def test_labels_likelier_than_all_others_are_not_scored_again(trees: bool, apart: bool) -> None:
+    """What a model evaluates settles the rows of whose label it is sure; none where one label begins another."""
+    base = sure_base()
+    prompts = np.random.default_rng(0).integers(0, 97, (8, 5)).tolist()
+    labels = [continued(base, prompt, 3) for prompt in prompts]
+    assert len({tuple(label) for label in labels}) == 8
+    chosen = [*range(8), *range(1, 8), 0]  # each prompt with its own label, and with another's
+    rows = [(prompts[i % 8] + labels[label], [False] * 5 + [True] * 3) for i, label in enumerate(chosen)]
+    table = type(random_table(97)).from_rows(rows, labels=chosen)
+    tokens = tuple(np.array(label, np.int32) for label in (labels if apart else [*labels, labels[0][:2]]))
+    packs = engine(base, table, label_tokens=tokens)
+    models = [moved(packs, 1), None]
+    known = packs.evaluate(models, table)
+    sure = sum(int((each.example_nll < np.log(2) - 0.1).sum()) for each in known)
+    assert 4 <= sure <= 16
+    scorer = LabelScorer(packs._evaluator, tokens)
+    with packs.attached(), torch.no_grad():
+        scorer._trees_work = trees
+        expected = scorer.predict(models, table)
+        with patch.object(packs._evaluator, "states", wraps=packs._evaluator.states) as states:
+            found = scorer.predict(models, table, known)
+    scored = sum(len(call.args[0].counts) for call in states.call_args_list)
+    asked = 2 * len(table) - (sure if apart else 0)
+    assert scored == asked * (1 if trees else len(tokens))
+    for own, all_scored in zip(found, expected, strict=True):
+        assert own.tolist() == all_scored.tolist()
+    if apart:
+        assert expected[1][:8].tolist() == list(range(8)), "the continuations that were planted"
+
+
 def many_labels(count: int) -> list[list[int]]:
     """Numbers in base 30 with an end: beginnings are shared, and some labels are the beginning of others' tokens."""
     return [

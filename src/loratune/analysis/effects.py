@@ -12,7 +12,6 @@ from math import isfinite, sqrt
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from loratune.costs.memory import adapter_parameters
 from loratune.maths.noninferiority import Comparison
@@ -108,7 +107,9 @@ def range_interval(comparison: Comparison, values: int) -> tuple[float, float] |
 @cache
 def _studentised(values: int, degrees: float) -> float:
     """The 95 % quantile of the studentised range; SciPy integrates it, which takes a tenth of a second."""
-    return float(stats.studentized_range.ppf(0.95, values, degrees))
+    from scipy.stats import studentized_range  # a second of every start, where the rest needs none of it
+
+    return float(studentized_range.ppf(0.95, values, degrees))
 
 
 def noise_share(groups: Sequence[Sequence[float]]) -> float | None:

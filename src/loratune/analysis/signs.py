@@ -9,7 +9,7 @@ from math import inf, log, sqrt
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy.special import fdtrc
 
 from loratune.maths.noninferiority import pool_seed_noise
 from loratune.values import HyperParameters
@@ -351,7 +351,7 @@ def edge_of_stability(
     if not own.known or not pooled.known or pooled.variance <= 0:
         return None
     ratio = float(np.sqrt(own.variance / pooled.variance))
-    chance = float(stats.f.sf(ratio**2, own.degrees, pooled.degrees))
+    chance = float(fdtrc(own.degrees, pooled.degrees, ratio**2))
     if ratio <= SEED_RATIO or chance >= SEED_LEVEL:
         return None
     return Diagnosis(

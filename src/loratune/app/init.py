@@ -171,7 +171,7 @@ def _search(found: Start) -> Iterator[Part]:
     )
     yield (
         [
-            "Time for the search: 30m, 2h, 5x (that of five final runs), or auto (5x, on a GPU at least a minute).",
+            "Time for the search: 30m, 2h, 5x (that of five final runs), or auto (5x, on a GPU up to a minute in all).",
         ],
         [Setting("budget", "auto")],
     )

@@ -19,6 +19,7 @@ from loratune.model.device import WORKERS
 from loratune.reporting.result import TuneResult, load_result
 from loratune.runners.engines import Host
 from loratune.runners.leases import FOLDER as QUEUE
+from loratune.study.database import preload
 from loratune.study.events import EventLog
 from loratune.study.record import Study
 from loratune.trackers import make_tracker
@@ -185,6 +186,7 @@ def run_tune(
     started = monotonic() if started is None else started
     scratch = scratch_in(options.directory)
     host = host_of(options.devices, scratch) if host is None else host
+    preload()
     trackers = {name: make_tracker(name) for name in options.report_to}
     existing = find_study(options)
     if existing is not None and is_finished(existing, options):

@@ -9,7 +9,9 @@ from loratune.errors import BudgetError
 
 AUTO_RUNS = 5.0
 AUTO_SECONDS = 60.0
-"""The least that `auto` gives a search on a GPU."""
+"""What `auto` lets a whole command take at least on a GPU, from its start to `result.json`."""
+START_SECONDS = 12.0
+"""Of it, for what comes before the first step: not measured, so that one calibration always gives the same plan."""
 STEPS_PER_DOUBLING = 3
 """Of `coarse`."""
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -22,7 +24,7 @@ class Budget:
     seconds: float | None = None
     runs: float | None = None
     least_seconds: float = 0.0
-    """On a GPU the search may take so long, whatever `runs` are."""
+    """On a GPU the whole command may take so long, whatever `runs` are."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -38,11 +40,15 @@ class Budget:
         amount, unit = float(match[1]), match[2]
         return cls(runs=amount) if unit == "x" else cls(seconds=amount * _SECONDS[unit])
 
-    def runs_on(self, *, alone: float, gpu: bool) -> float | None:
-        """Final runs that the search may cost where one takes `alone` seconds; None for a budget in time."""
+    def runs_on(self, *, alone: float, gpu: bool, others: float = 0.0) -> float | None:
+        """Final runs that the search may cost where one takes `alone` seconds; None for a budget in time.
+
+        `others`: seconds of what comes after the search.
+        """
         if self.runs is None or not gpu or not alone:
             return self.runs
-        return max(self.runs, coarse(self.least_seconds / alone))
+        left = self.least_seconds - START_SECONDS - others
+        return max(self.runs, coarse(left / alone))
 
 
 class TooSlow(Exception):

@@ -134,6 +134,8 @@ def _repeat(work: Callable[[], int], seconds: float) -> tuple[float, float, int]
 
 PACK_SIZE: dict[Device, int] = {"cpu": 8, "cuda": 32}
 """Beyond these a pack gains little: on two cores a pack of 8 has reached the speed of the base's products."""
+_SMALL, _OF_SMALL = 300e6, 64
+"""Parameters below which a pack has so many on a GPU: 135M trains short rows 12 % faster with 64 than with 32."""
 
 SECONDS = 1.0
 """Of each measurement on a CPU, after a warm-up."""
@@ -168,7 +170,8 @@ def calibrate(
         least_rate: tokens per second; on a CPU a first step that is far below raises `TooSlow`.
     """
     recipe = replace(recipe, r=min(recipe.r, engine.base.profile.largest_rank))
-    slots = pack_size or PACK_SIZE[limits.execution.device]
+    small = limits.execution.device == "cuda" and limits.model.parameters < _SMALL
+    slots = pack_size or (_OF_SMALL if small else PACK_SIZE[limits.execution.device])
     slots, allowed = _share_memory(limits, recipe, slots)
     kept: InitialAdapters = {}
     _check_first_step(engine, limits, recipe, least_rate, kept)

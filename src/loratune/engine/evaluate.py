@@ -5,6 +5,7 @@ Knows no trials, no metrics and no objective in particular; of labels only which
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -164,21 +165,22 @@ class Evaluator:
         return pieces
 
     def states(
-        self, batch: MicroBatch, members: Sequence[PackMember | None], **inputs: Any
+        self,
+        batch: MicroBatch,
+        members: Sequence[PackMember | None],
+        *,
+        shares: Sequence[int] | None = None,
+        **inputs: Any,
     ) -> tuple[torch.Tensor, Any]:
         """States [positions, D] at the batch's positions, and the decoder's output.
 
-        The batch holds the same rows once for each member, one member after the other.
+        The batch holds each member's rows, one member after the other: `shares` of them, or as many of each.
         """
-        rows = len(batch.counts) // len(members)
+        rows = [len(batch.counts) // len(members)] * len(members) if shares is None else shares
+        edges = batch.starts[np.cumsum([0, *rows])].tolist()
         segments = [
-            Segment(
-                member=member,
-                start=int(batch.starts[i * rows]),
-                stop=int(batch.starts[(i + 1) * rows]),
-                dropout=False,
-            )
-            for i, member in enumerate(members)
+            Segment(member=member, start=start, stop=stop, dropout=False)
+            for member, (start, stop) in zip(members, pairwise(edges), strict=True)
             if member is not None
         ]
         self.packed.assign([member for member in members if member is not None])

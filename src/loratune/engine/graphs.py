@@ -15,9 +15,13 @@ from typing import Any
 import torch
 
 from loratune.engine.memory import attempt
-from loratune.maths.sizes import recorded_tokens
+from loratune.maths.sizes import MetSizes, few_sizes, filler, line_tokens, recorded_tokens
 
 _LARGEST_COUNT = 32
+_MULTIPLE = 128
+"""Tokens of a line are a multiple of this: what matrix products like."""
+_FILLED_POSITIONS = 0.5
+"""Of the positions that predict, up to which a recording made for more serves: they cost little beside the layers."""
 _SHORTAGES = 8
 """After so many nothing is recorded: recording again takes up to a second."""
 _ATTEMPTS = 2
@@ -42,6 +46,12 @@ class Graphs:
     def __init__(self, parameters: int) -> None:
         self.largest = recorded_tokens(parameters)
         """Tokens of the largest micro-batch that is recorded."""
+        self._lines = MetSizes(
+            partial(line_tokens, multiple=_MULTIPLE, recorded=self.largest), filler, most=self.largest
+        )
+        self._positions = MetSizes(
+            partial(few_sizes, multiple=64, parts=2), lambda _: _FILLED_POSITIONS, most=self.largest
+        )
         self._recorded: dict[Hashable, _Recorded] = {}
         """The one used last is last."""
         self._warm: set[Hashable] = set()
@@ -54,6 +64,14 @@ class Graphs:
     def takes(self, tokens: int) -> bool:
         """Whether micro-batches of so many tokens are recorded."""
         return not self._waits and self._shortages < _SHORTAGES and tokens <= self.largest
+
+    def line(self, count: int) -> int:
+        """Tokens of the line that holds `count`."""
+        return self._lines.of(count)
+
+    def positions(self, count: int) -> int:
+        """Positions that predict, of a line that has `count`."""
+        return self._positions.of(count)
 
     def run(
         self, key: Hashable, body: Body, inputs: Sequence[torch.Tensor], *, kind: Hashable, tokens: int

@@ -8,6 +8,8 @@ one is searched for.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
+from math import log
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +17,12 @@ import torch
 
 from loratune.data.table import TokenTable
 from loratune.engine.branches import Branches, Ints, arrange
-from loratune.engine.evaluate import Evaluator
+from loratune.engine.evaluate import Evaluation, Evaluator
 from loratune.engine.label_search import LabelSearch, LabelTrie, causal_of, searched_tokens
 from loratune.engine.memory import is_memory_error
 from loratune.lora.layout import Adapter
 from loratune.lora.segments import PackMember
+from loratune.maths.sizes import CAPACITY
 from loratune.values import PASSES_PER_LABELLING
 
 LabelTokens = tuple[npt.NDArray[np.int32], ...]
@@ -31,6 +34,8 @@ _CHECKED_ROWS = 4
 _CHECKED_LABELS = 32
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 _HALF_TOLERANCE = 0.05
+_ROUNDING = 0.1
+"""Nats by which rows of other lengths in a micro-batch never change a label's likelihood, in half precision either."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -82,18 +87,59 @@ class LabelScorer:
         self._causal = causal_of(evaluator)
         self._labels = labels
         self._trie = LabelTrie(labels)
+        ends = np.flatnonzero(self._trie.labels >= 0)
+        self._apart = len(ends) == len(labels) and not self._trie.inner[ends].any()
+        """Whether all labels differ and none begins another."""
         self._trees_work: bool | None = None
 
     @torch.no_grad()
-    def predict(self, models: Sequence[Adapter | None], table: TokenTable) -> list[Ints]:
-        """[rows] the most likely label of each row, per model."""
+    def predict(
+        self,
+        models: Sequence[Adapter | None],
+        table: TokenTable,
+        known: Sequence[Evaluation] | None = None,
+    ) -> list[Ints]:
+        """[rows] the most likely label of each row, per model.
+
+        `known`: each model's evaluation on these rows. Where it finds a row's own label likelier than all others can
+        be together, no label is scored.
+        """
         if self._trees_work is None:
             self._trees_work = self._compare(table)
+        asked = self._unsettled(models, table, known)
+        own = np.zeros(len(table), np.int64) if table.row_labels is None else table.row_labels
+        found = np.tile(own.astype(np.int64), (len(models), 1))
         if is_searched(self._trie.fed):
             search = LabelSearch(self._evaluator, self._trie, branching=self._trees_work)
-            return search.predict(models, _prompts(table))
+            prompts = _prompts(table)
+            for i, model in enumerate(models):
+                rows = np.flatnonzero(asked[i])
+                (found[i, rows],) = search.predict([model], [prompts[row] for row in rows])
+            return list(found)
         score = self.by_trees if self._trees_work else self.by_rows
-        return [likelihood.argmax(1) for likelihood in score(models, table, self._labels)]
+        for labels, rows, likelihood in zip(
+            found, asked, score(models, table, self._labels, asked), strict=True
+        ):
+            labels[rows] = likelihood[rows].argmax(1)
+        return list(found)
+
+    def _unsettled(
+        self, models: Sequence[Adapter | None], table: TokenTable, known: Sequence[Evaluation] | None
+    ) -> npt.NDArray[np.bool_]:
+        """[models, rows] whether the most likely label has to be looked for.
+
+        Of labels none of which begins another the probabilities sum up to one at most, so one above a half has won.
+        """
+        if known is None or table.row_labels is None or not self._apart:
+            return np.ones((len(models), len(table)), np.bool_)
+        exact = np.array([self._is_label(table, i, label) for i, label in enumerate(table.row_labels)])
+        likely = np.array([each.example_nll < log(2) - _ROUNDING for each in known])
+        return ~(likely & exact)
+
+    def _is_label(self, table: TokenTable, row: int, label: int) -> bool:
+        """Whether what is learnt of a row is that label and nothing else."""
+        tokens, learned = table.row(row)
+        return label >= 0 and np.array_equal(tokens[learned], self._labels[label])
 
     def _compare(self, table: TokenTable) -> bool:
         """Whether trees give what plain rows give, for some labels after the longest prompts (they reach past
@@ -111,9 +157,18 @@ class LabelScorer:
         return bool(np.all(np.abs(found - expected) <= tolerance * np.maximum(1.0, np.abs(expected))))
 
     def by_rows(
-        self, models: Sequence[Adapter | None], table: TokenTable, labels: LabelTokens
+        self,
+        models: Sequence[Adapter | None],
+        table: TokenTable,
+        labels: LabelTokens,
+        asked: npt.NDArray[np.bool_] | None = None,
     ) -> list[Floats]:
-        """[rows, labels] log-likelihood in nats, from one plain row per label."""
+        """[rows, labels] log-likelihood in nats, from one plain row per label; of rows not `asked` for 0."""
+        if asked is not None:
+            return [
+                self._some_by_rows(model, table, labels, np.flatnonzero(rows))
+                for model, rows in zip(models, asked, strict=True)
+            ]
         pairs = [(prompt, label) for prompt in _prompts(table) for label in labels]
         rows = TokenTable(
             tokens=np.concatenate([part for pair in pairs for part in pair]),
@@ -125,41 +180,63 @@ class LabelScorer:
         results = self._evaluator.evaluate(models, rows)
         return [-result.example_nll.reshape(len(table), len(labels)) for result in results]
 
+    def _some_by_rows(
+        self, model: Adapter | None, table: TokenTable, labels: LabelTokens, rows: Ints
+    ) -> Floats:
+        found = np.zeros((len(table), len(labels)))
+        if len(rows):
+            (found[rows],) = self.by_rows([model], table.take(rows), labels)
+        return found
+
     def by_trees(
-        self, models: Sequence[Adapter | None], table: TokenTable, labels: LabelTokens
+        self,
+        models: Sequence[Adapter | None],
+        table: TokenTable,
+        labels: LabelTokens,
+        asked: npt.NDArray[np.bool_] | None = None,
     ) -> list[Floats]:
-        """[rows, labels] log-likelihood in nats, from one row with all labels."""
-        prompts = _prompts(table)
-        tree = LabelTree.build(labels)
+        """[rows, labels] log-likelihood in nats, from one row with all labels; of rows not `asked` for 0."""
+        prompts, tree = _prompts(table), LabelTree.build(labels)
         found = np.zeros((len(models), len(table), len(labels)))
         lengths = np.array([len(prompt) + len(tree.branches.fed) for prompt in prompts])
+        wanted = np.ones(found.shape[:2], np.bool_) if asked is None else asked
         cuts = replace(self._evaluator.cuts, flat=False)  # a tree needs a mask
-        for chosen, rows, members in self._evaluator.work(models, lengths, cuts):
-            found[np.ix_(chosen, rows)] = self._score(tree, [prompts[i] for i in rows], members)
+        for start in range(0, len(models), CAPACITY):
+            of, rows = np.nonzero(wanted[start : start + CAPACITY])
+            for piece in cuts.pieces(lengths[rows]) if len(rows) else ():
+                piece.sort()  # a model's rows one after another
+                some, there = of[piece] + start, rows[piece]
+                found[some, there] = self._score(tree, [prompts[i] for i in there], [models[i] for i in some])
         return list(found)
 
     def _score(
         self,
         tree: LabelTree,
         prompts: Sequence[npt.NDArray[np.int32]],
-        members: Sequence[PackMember | None],
+        models: Sequence[Adapter | None],
     ) -> Floats:
-        """[models, prompts, labels of the tree] of one micro-batch."""
-        copies = len(members) * len(prompts)
+        """[prompts, labels of the tree] of one micro-batch, each prompt by its model, equal ones side by side."""
         batch, mask, positions = arrange(
-            [*prompts] * len(members),
-            [tree.branches] * copies,
+            prompts,
+            [tree.branches] * len(prompts),
             device=self._evaluator.device,
             dtype=self._evaluator.body.model.dtype,
         )
-        states, output = self._evaluator.states(batch, members, attention_mask=mask, position_ids=positions)
+        runs = [list(run) for _, run in groupby(models, key=id)]
+        states, output = self._evaluator.states(
+            batch,
+            [None if model is None else PackMember(model, trainable=False) for model, *_ in runs],
+            shares=[len(run) for run in runs],
+            attention_mask=mask,
+            position_ids=positions,
+        )
         device = states.device
-        stride = torch.arange(copies, device=device).unsqueeze(1)
+        stride = torch.arange(len(prompts), device=device).unsqueeze(1)
         owners = torch.from_numpy(tree.owners).to(device) + stride * (len(tree.branches.fed) + 1)
-        tokens = torch.from_numpy(tree.tokens).to(device).repeat(copies)
+        tokens = torch.from_numpy(tree.tokens).to(device).repeat(len(prompts))
         likelihood = self._causal.likelihood(states, owners.flatten(), tokens, output)
-        nodes = likelihood.double().cpu().numpy().reshape(len(members), len(prompts), -1)
-        return np.stack([nodes[:, :, path].sum(-1) for path in tree.paths], -1)
+        nodes = likelihood.double().cpu().numpy().reshape(len(prompts), -1)
+        return np.stack([nodes[:, path].sum(-1) for path in tree.paths], -1)
 
 
 def is_searched(fed: int) -> bool:

@@ -64,8 +64,10 @@ class Work:
     """Slots of trials before their first step."""
     read: Callable[[Sequence[Adapter], TokenTable], list[Evaluation]]
     """Raises `DoesNotFit` where a single row of one adapter is too much."""
-    predict: Callable[[Sequence[Adapter], TokenTable], Sequence[npt.NDArray[np.int64] | None]]
-    """The most likely label of each row, where there are labels."""
+    predict: Callable[
+        [Sequence[Adapter], TokenTable, Sequence[Evaluation]], Sequence[npt.NDArray[np.int64] | None]
+    ]
+    """The most likely label of each row, where there are labels; the adapters' evaluations on these rows help."""
     attempt: Attempt
     validation: TokenTable
     sample: TokenTable
@@ -274,7 +276,8 @@ class PackLoop:
         started = perf_counter()
         asked = complete if work.labels_at_end else []
         adapters = [entry.adapter() for entry in asked]
-        predictions = self._surely(lambda: work.predict(adapters, work.validation), fewest=0)
+        verdicts = [entry.final for entry in asked if entry.final is not None]
+        predictions = self._surely(lambda: work.predict(adapters, work.validation, verdicts), fewest=0)
         for entry in complete:
             entry.seconds += (perf_counter() - started) / len(complete)
         by_entry = dict(zip(map(id, asked), predictions, strict=True))

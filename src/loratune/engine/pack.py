@@ -113,6 +113,7 @@ class PackEngine:
             launch_tokens=default if self.launch_tokens is None else self.launch_tokens,
             flat=self.chosen_paths.rows.flat,
             recorded=self._graphs.largest if self._graphs is not None else 0,
+            line=self._graphs.line if self._graphs is not None else None,
             group=self._objective.group,
         )
 
@@ -163,7 +164,7 @@ class PackEngine:
             self._body,
             self._objective,
             self._packed,
-            replace(self._cuts, max_tokens=tokens, recorded=0),
+            replace(self._cuts, max_tokens=tokens, recorded=0, line=None),
             keeps_tokens=self.scoring.keeps_tokens,
         )
 
@@ -328,13 +329,19 @@ class PackEngine:
         return self._halving(work, self._evaluator.cuts, len(models), table.lengths)
 
     def predict(
-        self, models: Sequence[Adapter | None], table: TokenTable
+        self,
+        models: Sequence[Adapter | None],
+        table: TokenTable,
+        known: Sequence[Evaluation] | None = None,
     ) -> Sequence[npt.NDArray[np.int64] | None]:
-        """[rows] the most likely label of each row, per model, inside `attached`; None where there are no labels."""
+        """[rows] the most likely label of each row, per model, inside `attached`; None where there are no labels.
+
+        `known`: each model's evaluation on these rows, where there is one: it settles most rows of a trained model.
+        """
         labels = self._labels
         if labels is None or table.row_labels is None or not models or table.answers is not None:
             return [None] * len(models)
-        work = partial(labels.predict, models, table)
+        work = partial(labels.predict, models, table, known)
         return self._halving(work, self._evaluator.cuts, len(models), table.lengths)
 
     def write(
@@ -382,7 +389,7 @@ class PackEngine:
         with self._ready():
             evaluations = self.read(models, table)
             if labels:
-                predicted = zip(evaluations, self.predict(models, table), strict=True)
+                predicted = zip(evaluations, self.predict(models, table, evaluations), strict=True)
                 evaluations = [
                     each if found is None else replace(each, predictions=found) for each, found in predicted
                 ]

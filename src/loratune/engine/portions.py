@@ -4,7 +4,7 @@ A portion is a function of the rows alone, so it can be made while the device is
 Knows slots, rows and adapters' places; nothing of losses, gradients or optimisers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -38,6 +38,8 @@ class Cuts:
     """Whether micro-batches are flat: one line of tokens, the rows one after another."""
     recorded: int = 0
     """Lines of at most so many tokens are recorded as graphs, for which few sizes are good."""
+    line: Callable[[int], int] | None = None
+    """Their sizes."""
     group: int = 1
     """Rows that belong together, one after another: no cut separates them."""
     spares: int | None = None
@@ -76,7 +78,10 @@ class Cuts:
         """Those rows as one micro-batch on the device."""
         if self.flat:
             tokens = int(table.lengths[rows].sum())
-            filled = line_tokens(tokens, multiple=_MULTIPLE[device.type], recorded=self.recorded)
+            if self.line is not None and tokens <= self.recorded:
+                filled = self.line(tokens)
+            else:
+                filled = line_tokens(tokens, multiple=_MULTIPLE[device.type], recorded=self.recorded)
             return collate_flat(table, rows, device=device, tokens=filled)
         return collate(table, rows, device=device)
 

@@ -23,7 +23,6 @@ from loratune.engine.slot import Slot, clip_factors
 from loratune.errors import ResourceError
 from loratune.lora.packed import PackedAdapters, Plan
 from loratune.lora.segments import Places
-from loratune.maths.sizes import few_sizes
 from loratune.objectives.objective import Objective, Supervised
 
 if TYPE_CHECKING:
@@ -246,7 +245,7 @@ class TrainingStep:
             return self._pass(tokens, positions, asked, rows, plan, layers)
         assert isinstance(rows.bounds, torch.Tensor), "graphs are recorded on GPUs only"
         count = len(positions)
-        rest = few_sizes(count, multiple=64, parts=2) - count  # of the line's last token, with weight zero
+        rest = self._graphs.positions(count) - count  # of the line's last token, with weight zero
         positions = nn.functional.pad(positions, (0, rest), value=tokens.numel() - 1)
         filled = tokens, positions, *(nn.functional.pad(each, (0, rest)) for each in asked[:2])
         route = plan.route

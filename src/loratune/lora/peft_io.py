@@ -6,10 +6,9 @@ The config goes through `peft.LoraConfig`, so that the folder is what the instal
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from peft import LoraConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -19,6 +18,9 @@ from loratune.errors import ModelError
 from loratune.files.write import new_folder
 from loratune.lora.layout import Adapter, AdapterLayout, Target
 from loratune.values import HyperParameters
+
+if TYPE_CHECKING:  # PEFT brings bitsandbytes along, and that the compiler: seconds before a first step
+    from peft import LoraConfig
 
 _PREFIX = "base_model.model."
 _WEIGHTS = "adapter_model.safetensors"
@@ -68,9 +70,11 @@ def lora_config(
     *,
     base_name: str = "",
     head: Iterable[str] = (),
-) -> LoraConfig:
+) -> "LoraConfig":
     """The `peft.LoraConfig` under which PEFT builds the same adapter on `model`; `head`: its parameters' names."""
     classifies = type(model).__name__.endswith("ForSequenceClassification")
+    from peft import LoraConfig
+
     return LoraConfig(
         task_type="SEQ_CLS" if classifies else "CAUSAL_LM",
         modules_to_save=modules_to_save(model, head) or None,
@@ -117,8 +121,10 @@ def save_adapter(
     _write(tensors, config, folder, tokenizer, card)
 
 
-def saved_config(folder: Path) -> LoraConfig:
+def saved_config(folder: Path) -> "LoraConfig":
     """PEFT's configuration of an adapter that `save_adapter` wrote."""
+    from peft import LoraConfig
+
     config: LoraConfig = LoraConfig.from_pretrained(str(folder))
     return config
 
@@ -143,7 +149,7 @@ def publish_adapter(
 
 def _write(
     tensors: dict[str, torch.Tensor],
-    config: LoraConfig,
+    config: "LoraConfig",
     folder: Path,
     tokenizer: Tokenizer | None,
     card: str,

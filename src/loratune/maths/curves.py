@@ -4,10 +4,13 @@ The elbow serves the strategy `guide` and for display only: a pure power law has
 with the ends of the grid.
 """
 
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import exp, isfinite, log
+from typing import Any
 
 import numpy as np
 
@@ -82,18 +85,32 @@ def elbow(ranks: Sequence[int], values: Sequence[float], *, larger_is_better: bo
     """
     if len(ranks) < 3:
         return None
-    from kneed import KneeLocator  # brings pyplot along, a second of every start
-
+    located = _kneedle()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # kneed warns where it finds no knee; None says the same
-        located = KneeLocator(
+        found = located(
             list(ranks),
             list(values),
             S=1.0,
             curve="concave" if larger_is_better else "convex",
             direction="increasing" if larger_is_better else "decreasing",
         )
-    return None if located.knee is None else int(located.knee)
+    return None if found.knee is None else int(found.knee)
+
+
+@cache
+def _kneedle() -> Any:
+    """kneed's `KneeLocator`, without the pyplot that it imports for plots of its own: a second of every start."""
+    pyplot = "matplotlib.pyplot"
+    absent = pyplot not in sys.modules
+    if absent:
+        sys.modules[pyplot] = None  # type: ignore[assignment]
+    try:
+        from kneed import KneeLocator
+    finally:
+        if absent:
+            del sys.modules[pyplot]
+    return KneeLocator
 
 
 _FEWEST_RANKS = 3

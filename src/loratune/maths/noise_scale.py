@@ -5,7 +5,7 @@ from math import inf
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from loratune.values import NoiseScale
 
@@ -26,7 +26,7 @@ def ratio_interval(
     value = float(sums.sum() / weights.sum())
     residuals = sums - value * weights
     error = float(np.sqrt(rows / (rows - 1) * (residuals**2).sum()) / weights.sum())
-    half = float(student.ppf(0.5 + level / 2, rows - 1)) * error
+    half = float(stdtrit(rows - 1, 0.5 + level / 2)) * error
     return value, value - half, value + half
 
 

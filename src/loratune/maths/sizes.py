@@ -1,5 +1,8 @@
 """Sizes that repeat, so that code compiled or recorded for one size serves again."""
 
+from collections.abc import Callable
+from math import ceil
+
 CAPACITY = 256
 """Trials in a pack, at most."""
 
@@ -29,6 +32,21 @@ def recorded_tokens(parameters: int) -> int:
     return int(min(RECORDED_TOKENS, _RECORDED_FLOPS / (4 * max(1, parameters))))
 
 
+_FILLERS = {True: 1 / 8, False: 1 / 16}
+"""Of a recorded line, whether it is small or not."""
+
+
+def filler(count: int) -> float:
+    """Share by which a recorded line of so many tokens is filled up at most."""
+    return _FILLERS[count <= _COARSE_TOKENS]
+
+
+def with_room(count: int, share: float, *, most: int) -> int:
+    """So many and, where that is at most `most`, half of the `share` more: what the next steps may have."""
+    roomy = ceil((1 + share / 2) * count)
+    return roomy if roomy <= most else count
+
+
 def line_tokens(count: int, *, multiple: int, recorded: int) -> int:
     """Tokens of the flat line that holds `count`, where lines of at most `recorded` tokens are recorded.
 
@@ -36,3 +54,26 @@ def line_tokens(count: int, *, multiple: int, recorded: int) -> int:
     """
     parts = 32 if count > recorded else 8 if count <= _COARSE_TOKENS else 16
     return few_sizes(count, multiple=multiple, parts=parts)
+
+
+class MetSizes:
+    """Sizes that were met serve again where they are hardly larger, so that few are met at all.
+
+    What is taken depends on what came before, in the same order the same every time.
+    """
+
+    def __init__(self, rounded: Callable[[int], int], filler: Callable[[int], float], *, most: int) -> None:
+        """`rounded`: a new size from a count on; `filler`: the share by which a count is filled up to a met one;
+        `most`: the largest size that is worth while.
+        """
+        self._rounded, self._filler, self._most = rounded, filler, most
+        self._met: list[int] = []
+
+    def of(self, count: int) -> int:
+        """The smallest met size that is not too large; else a new one, with some room."""
+        share = self._filler(count)
+        fitting = [size for size in self._met if count <= size <= (1 + share) * count]
+        if fitting:
+            return min(fitting)
+        self._met.append(self._rounded(with_room(count, share, most=self._most)))
+        return self._met[-1]

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import Literal
 
 import torch
@@ -39,6 +40,22 @@ def pick_device(name: str) -> torch.device:
             torch.cuda.set_device(device)  # kernels of Triton and recorded graphs run on the current one
         _extend_segments()
     return device
+
+
+def wake(name: str) -> None:
+    """Start up a GPU in a thread, while rows are read: its context and its products' library take a second or two.
+
+    What is wrong with it is found where it is used.
+    """
+
+    def start() -> None:
+        with suppress(Exception):
+            place = pick_device(name)
+            if place.type == "cuda":
+                numbers = torch.ones(16, 16, dtype=torch.bfloat16, device=place)
+                (numbers @ numbers).sum().item()
+
+    Thread(target=start, name="wake the device", daemon=True).start()
 
 
 WORKERS = ("workers",)

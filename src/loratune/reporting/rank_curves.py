@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from math import sqrt
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from loratune.maths.curves import elbow
 from loratune.maths.noninferiority import SeedNoise, compare_nll, pool_seed_noise
@@ -242,7 +242,7 @@ def _curve(facts: RunFacts, found: Sequence[Setting], metric: MetricInfo) -> Ran
 def _measured(setting: Setting, metric: MetricInfo, noise: SeedNoise, facts: RunFacts) -> Measured:
     value, seeds = setting.mean(metric), len(setting.results)
     if noise.known:
-        half = float(stats.t.ppf(0.975, noise.degrees)) * sqrt(noise.variance / seeds)
+        half = float(stdtrit(noise.degrees, 0.975)) * sqrt(noise.variance / seeds)
         return Measured(
             value=value, interval=(value - half, value + half), interval_over="seeds", seeds=seeds
         )

@@ -1,7 +1,5 @@
 """Space-filling random search: a scrambled Halton sequence over rank, learning rate and batch size."""
 
-from scipy.stats import qmc
-
 from loratune.search.grid import affordable_trials
 from loratune.search.space import (
     base_batch,
@@ -29,6 +27,8 @@ def random_design(context: SearchContext) -> Design:
     count = min(affordable_trials(context), MOST_TRIALS)
     ranks = candidate_ranks(context)
     sizes = fitting_batches(context) or (base_batch(context),)
+    from scipy.stats import qmc  # a second of every start, which other strategies do without
+
     points = qmc.Halton(d=3, seed=context.wishes.seed).random(count)
     settings = []
     for rank_part, rate_part, size_part in points:

@@ -14,6 +14,8 @@ from loratune.costs.generation import FINALISTS, Generation
 from loratune.costs.planner import Planner
 from loratune.costs.readings import Evaluations, final_evaluations
 from loratune.maths.laws import useful_batches
+from loratune.model.digest import weights_digest
+from loratune.model.source import locate
 from loratune.reporting.wording import duration, price
 from loratune.runners.runner import NoiseJob, NoiseMeasured, only
 from loratune.search.layer_ranks import QUESTION
@@ -22,7 +24,8 @@ from loratune.search.strategy import Strategy
 from loratune.tuning.experience import Corrections
 from loratune.tuning.options import SearchOptions
 from loratune.tuning.pricing import Pricing
-from loratune.tuning.workbench import Workbench, search_context
+from loratune.tuning.remembered import NoiseMemory
+from loratune.tuning.workbench import Workbench, calibrations, search_context
 from loratune.values import NoiseScale, PlannedStage, SearchContext, SearchPlan, Stage
 from loratune.values.events import Note, Planned, Tell
 from loratune.values.plain import to_plain
@@ -204,7 +207,8 @@ def forecast(
     budget = Budget.parse(options.budget)
     seconds, devices = None, bench.facts.devices  # no limit
     alone = context.seconds_alone if context.costs.pace else 0.0
-    runs = planned["runs"] if planned else budget.runs_on(alone=alone, gpu=bench.on_gpu)
+    others = written + reference + calibration.final_seconds(context, test_tokens, validation_rows, devices)
+    runs = planned["runs"] if planned else budget.runs_on(alone=alone, gpu=bench.on_gpu, others=others)
     if runs is None:
         assert budget.seconds is not None
         further = _LAYER_RANK_RUNS if options.layer_ranks else 0
@@ -321,8 +325,7 @@ def first_forecast(
     priced = forecast(bench, options, calibration, started=started, corrections=corrections)
     if not _compares_batches(options, priced):
         return priced
-    tell(Note(text="Measuring the gradient noise scale: it sets the range of batch sizes."))
-    corrections = _with_range(bench.calibrated(calibration), options, priced)
+    corrections = _with_range(bench.calibrated(calibration), options, priced, tell)
     return forecast(bench, options, calibration, started=started, corrections=corrections)
 
 
@@ -334,7 +337,7 @@ def _compares_batches(options: SearchOptions, priced: Forecast) -> bool:
     return options.strategy == STRATEGY and not options.batch_sizes and planned and alone
 
 
-def _with_range(bench: Workbench, options: SearchOptions, priced: Forecast) -> Corrections:
+def _with_range(bench: Workbench, options: SearchOptions, priced: Forecast, tell: Tell) -> Corrections:
     """The plan's corrections with a range of batch sizes, or with a note why there is none."""
     context = priced.context
     setting = prior_setting(context)
@@ -345,9 +348,7 @@ def _with_range(bench: Workbench, options: SearchOptions, priced: Forecast) -> C
         epochs=context.wishes.epochs,
         seed=options.seed,
     )
-    measured = only(bench.runner.run([job]))
-    assert isinstance(measured, NoiseMeasured)
-    noise, known = measured.noise, priced.corrections
+    noise, known = _noise(bench, options, job, tell), priced.corrections
     if noise is None:
         note = (
             "The gradient noise scale was not measured (it takes more than a tenth of a full run here): the batch "
@@ -356,6 +357,21 @@ def _with_range(bench: Workbench, options: SearchOptions, priced: Forecast) -> C
         return replace(known, notes=(*known.notes, note))
     batches = useful_batches(rows=context.data.rows, epochs=context.wishes.epochs, noise=noise)
     return replace(known, notes=(*known.notes, _noise_note(noise, batches)), batches=batches)
+
+
+def _noise(bench: Workbench, options: SearchOptions, job: NoiseJob, tell: Tell) -> NoiseScale | None:
+    """What an earlier command has measured of the same rows and weights, else a measurement."""
+    weights = weights_digest(locate(options.model))
+    asked = [bench.data.fingerprint, weights, *to_plain(job).values()]
+    memory = NoiseMemory(calibrations(), bench.facts, bench.data.train, options, asked)
+    if not options.recalibrate and (kept := memory.kept()) is not None:
+        return kept
+    tell(Note(text="Measuring the gradient noise scale: it sets the range of batch sizes."))
+    measured = only(bench.runner.run([job]))
+    assert isinstance(measured, NoiseMeasured)
+    if measured.noise is not None:
+        memory.keep(measured.noise)
+    return measured.noise
 
 
 def _noise_note(noise: NoiseScale, batches: tuple[float, float]) -> str:

@@ -1,12 +1,15 @@
-"""Calibrations of earlier commands on this machine: measured once for a device, a model's shape and a kind of rows.
+"""What earlier commands have measured on this machine: calibrations for a device, a model's shape and a kind of rows,
+and the noise scale of just these rows under just these weights.
 
-Small JSON files, one a calibration, in the user's cache ($LORATUNE_CALIBRATIONS moves them). One that cannot be read,
-is older than a month or no longer fits into memory is measured again.
+Small JSON files, one a measurement, in the user's cache ($LORATUNE_CALIBRATIONS moves them). A calibration that cannot
+be read, is older than a month or no longer fits into memory is measured again.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
@@ -24,8 +27,8 @@ from loratune.data.table import TokenTable
 from loratune.files.write import write_atomically
 from loratune.runners.spec import EngineFacts
 from loratune.tuning.options import SearchOptions
-from loratune.values import PLAIN
-from loratune.values.plain import to_plain
+from loratune.values import PLAIN, NoiseScale
+from loratune.values.plain import from_plain, to_plain
 from loratune.values.tasks import CAUSAL
 
 _OLDEST = 30 * 86400.0
@@ -71,10 +74,43 @@ def remember(
         return
 
 
+class NoiseMemory:
+    """Noise scales by all that they depend on: no clock is in them, so a measured one is as good as another."""
+
+    def __init__(
+        self,
+        folder: Path,
+        facts: EngineFacts,
+        train: TokenTable,
+        options: SearchOptions,
+        asked: Sequence[Any],
+    ) -> None:
+        """`asked`: digests of rows and weights, and how it is measured."""
+        about = {**_circumstances(facts, train, options), "noise": list(asked)}
+        self._path = folder / "noise" / _name(about)
+
+    def kept(self) -> NoiseScale | None:
+        """None where none was measured, or it cannot be read."""
+        try:
+            return from_plain(NoiseScale, json.loads(self._path.read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return None
+
+    def keep(self, noise: NoiseScale) -> None:
+        """For the next command; a cache that cannot be written is none."""
+        with suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._path, json.dumps(to_plain(noise)) + "\n")
+
+
 def _path(folder: Path, facts: EngineFacts, train: TokenTable, options: SearchOptions) -> Path:
     """A name for all that the measurement depends on; lengths count in steps of a quarter doubling."""
-    text = json.dumps(_circumstances(facts, train, options), sort_keys=True)
-    return folder / f"{blake2b(text.encode(), digest_size=12).hexdigest()}.json"
+    return folder / _name(_circumstances(facts, train, options))
+
+
+def _name(about: dict[str, Any]) -> str:
+    text = json.dumps(about, sort_keys=True)
+    return f"{blake2b(text.encode(), digest_size=12).hexdigest()}.json"
 
 
 def _circumstances(facts: EngineFacts, train: TokenTable, options: SearchOptions) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from loratune.lora.layout import find_targets
 from loratune.lora.outputs import in_own_unit
 from loratune.maths.laws import EPOCH_CHOICES, passes
 from loratune.metrics import Metric, Needs, default_margin, find, metrics, searched_by
+from loratune.model.device import wake
 from loratune.model.tokenizer import load_tokenizer
 from loratune.runners.engines import Engines, Host, in_process
 from loratune.runners.runner import (
@@ -263,6 +264,8 @@ def open_workbench(
         weight_format=weight_format,
         labels_at_end=labels_at_end,
     )
+    if host is in_process:
+        wake(options.device)
     tokenizer = load_tokenizer(options.model, cache=model_cache(), task=options.task)
     with TemporaryDirectory(prefix="loratune-") as folder:
         data = read_rows(spec.model, spec.data, tokenizer, Path(folder))
