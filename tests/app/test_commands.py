@@ -49,7 +49,7 @@ COMMON = (
 SEARCH = (
     "budget strategy metric margin ranks learning-rates batch-sizes target-modules epochs warmup-ratio "
     "regularise tune-targets layer-ranks heal patience price-per-hour pack-size recalibrate devices from-config "
-    "betas max-new-tokens objective recompute task variants"
+    "betas max-new-tokens objective recompute task variants tune-variants"
 )
 LEDGER = "from-study ledger no-ledger"
 OPTIONS = {

@@ -147,3 +147,9 @@ def test_variants_of_every_trial() -> None:
     assert chosen.variant == "rsLoRA, LoRA+ (ratio 16)"
     with pytest.raises(InputError, match=r"--variants must be of rslora, loraplus.*got 'rslor'"):
         SearchOptions(model="m", data="d", variants=("rslor",))
+    with pytest.raises(InputError, match="--tune-variants must be of"):
+        SearchOptions(model="m", data="d", tune_variants=("x",))
+    with pytest.raises(InputError, match="got rslora in --variants too"):
+        SearchOptions(model="m", data="d", variants=("rslora",), tune_variants=("rslora", "loraplus"))
+    with pytest.raises(InputError, match="a stage of --strategy evidence, got 'guide'"):
+        SearchOptions(model="m", data="d", tune_variants=("rslora",), strategy="guide")

@@ -60,6 +60,7 @@ def plan(
     variants: Sequence[str] = (),
     regularise: bool = False,
     tune_targets: bool = False,
+    tune_variants: Sequence[str] = (),
     layer_ranks: bool = False,
     heal: bool = False,
     patience: int = 3,
@@ -100,8 +101,8 @@ def plan(
             head; variants of LoRA that all trials are, e.g. ["rslora"].
         epochs, warmup_ratio: Of one full run: passes over the training rows ("auto": by the number of rows, then fewer
             and more are tried), and the share of the steps with a rising learning rate.
-        regularise, tune_targets, layer_ranks, heal: More questions: dropout and decay even without over-fitting,
-            which layers, a rank for each layer, and cut adapters trained on for a little.
+        regularise, tune_targets, tune_variants, layer_ranks, heal: More questions: dropout and decay even without
+            over-fitting, which layers, other variants, a rank for each layer, cut adapters trained on for a little.
         patience, price_per_hour: When the final run stops, in evaluations without gain; of an hour of this machine.
         pack_size, recalibrate: Trials trained at once (by default what memory and device suit); whether the device's
             speed is measured again.

@@ -11,7 +11,7 @@ from loratune.reporting.facts import RunFacts
 from loratune.reporting.rank_curves import Measured, Setting, measure, same_rate, settings
 from loratune.values import HyperParameters, Stage, TrialResult, TrialState, Truncation
 
-_OTHER_LAYERS = (Stage.TARGETS, Stage.LAYER_RANKS, Stage.FINAL)
+_OTHER_LAYERS = (Stage.TARGETS, Stage.VARIANT, Stage.LAYER_RANKS, Stage.FINAL)
 """Stages whose trials differ in what neither the grid nor the alpha curve shows."""
 
 

@@ -37,6 +37,8 @@ from loratune.search.staged import Answers, Conclusion, StagedStrategy
 from loratune.search.summary import challenge_words, plan_note, rank_details, rank_words
 from loratune.search.targets_stage import QUESTION as TARGETS_QUESTION
 from loratune.search.targets_stage import targets_claims, targets_reserve, targets_stage
+from loratune.search.variants_stage import QUESTION as VARIANTS_QUESTION
+from loratune.search.variants_stage import describe, variants_claims, variants_reserve, variants_stage
 from loratune.values import Evidence, HyperParameters, SearchContext, SearchPlan, Stage
 
 QUESTIONS = {
@@ -47,8 +49,8 @@ QUESTIONS = {
     Stage.EPOCHS: "Do more passes over the rows do better, or are fewer as good?",
     Stage.REGULARISATION: "Does dropout or weight decay help against over-fitting?",
 }
-ALL_QUESTIONS = {**QUESTIONS, Stage.TARGETS: TARGETS_QUESTION}
-"""The optional stage included."""
+ALL_QUESTIONS = {**QUESTIONS, Stage.TARGETS: TARGETS_QUESTION, Stage.VARIANT: VARIANTS_QUESTION}
+"""The optional stages included."""
 BATCH_RATE_EXPONENT = 0.5
 
 
@@ -60,8 +62,8 @@ class EvidenceStrategy(StagedStrategy):
     questions = ALL_QUESTIONS
 
     def _effort(self) -> tuple[Effort, tuple[str, ...]]:
-        """What the budget allows beside the optional stage, and what it leaves out."""
-        reserve = targets_reserve(self.context)
+        """What the budget allows beside the optional stages, and what it leaves out."""
+        reserve = targets_reserve(self.context) + variants_reserve(self.context)
         return fit_effort(self.context.changed(budget=self.context.wishes.budget - reserve))
 
     def plan(self) -> SearchPlan:
@@ -72,6 +74,7 @@ class EvidenceStrategy(StagedStrategy):
         wishes = self.context.wishes
         wished = {
             Stage.TARGETS: wishes.tune_targets,
+            Stage.VARIANT: bool(wishes.tune_variants),
             Stage.EPOCHS: bool(wishes.epoch_choices),
             Stage.BETA: wishes.beta is not None,
         }
@@ -87,9 +90,10 @@ class EvidenceStrategy(StagedStrategy):
         """The ranks, then up to three challenges of what was found, then the proof with what is left."""
         context = self.context
         effort, dropped = self._effort()
-        layers_reserve = targets_reserve(context)
+        variants_kept = variants_reserve(context)
+        kept = targets_reserve(context) + variants_kept
         stage_one = RankStage(context, effort, ledger)
-        ranks = yield from stage_one.run(effort.reserve + layers_reserve, prove=not effort.reserve)
+        ranks = yield from stage_one.run(effort.reserve + kept, prove=not effort.reserve)
         best = self._contender(ranks)
         later: list[Evidence] = []
         answers: Answers = {}
@@ -113,7 +117,7 @@ class EvidenceStrategy(StagedStrategy):
                 at_once=effort.wide,
                 earlier=seen,
                 prefer=_fastest(settings, best) if prefer else None,
-                spare=ledger.left - layers_reserve,
+                spare=ledger.left - kept,
             )
             later += alternatives_not_run(stage, settings, found.all_results, ledger)
             if not found.all_results:
@@ -122,17 +126,24 @@ class EvidenceStrategy(StagedStrategy):
             later += _stage_claims(context, stage, found)
             answers[stage] = (challenge_words(stage, found), {})
         if best.setting == self._contender(ranks).setting:  # the base of all comparisons of ranks, still
-            ranks = yield from stage_one.run(layers_reserve, prove=True)
+            ranks = yield from stage_one.run(kept, prove=True)
             best = self._contender(ranks)
         evidence = [*_rank_evidence(context, ranks), *refusals(ledger, Stage.RANK), *later]
         answers = {Stage.RANK: (rank_words(ranks), rank_details(context, ranks)), **answers}
         if context.wishes.tune_targets:
             layers = yield from targets_stage(
-                context, best, seeds=effort.seeds, earlier=seen, spare=ledger.left
+                context, best, seeds=effort.seeds, earlier=seen, spare=ledger.left - variants_kept
             )
             evidence += targets_claims(context, layers, ledger)
             answers[Stage.TARGETS] = (layers.describe(layers.winner.setting), {})
-            best = layers.winner
+            best, seen = layers.winner, (*seen, *layers.found.all_results)
+        if context.wishes.tune_variants:
+            found = yield from variants_stage(
+                context, best, seeds=effort.seeds, earlier=seen, spare=ledger.left
+            )
+            evidence += variants_claims(context, found, ledger)
+            answers[Stage.VARIANT] = (describe(found.winner.setting), {})
+            best = found.winner
         evidence += [note(sentence) for sentence in dropped]
         return Conclusion(hyper_parameters=best.setting, evidence=tuple(evidence), answers=answers)
 

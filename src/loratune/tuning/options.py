@@ -197,6 +197,10 @@ class SearchOptions(PriorOptions):
     tune_targets: bool = option(
         False, "Compare which layers to adapt (all, MLP, attention, queries and values) at equal parameters."
     )
+    tune_variants: tuple[str, ...] = option(
+        (),
+        f"Compare variants of LoRA with what was found, at equal parameters: any of {', '.join(VARIANTS)}.",
+    )
     layer_ranks: bool = option(
         False,
         "Try a rank for each layer, from the singular values of the largest adapter (up to 3 more runs).",
@@ -231,11 +235,7 @@ class SearchOptions(PriorOptions):
                 f"--strategy must be one of {', '.join(STRATEGY_NAMES)}, got {self.strategy!r}; leave it out, or give "
                 "evidence."
             )
-        if unknown := [name for name in self.variants if name not in VARIANTS]:
-            raise InputError(
-                f"--variants must be of {', '.join(VARIANTS)}, got {nearest(unknown, VARIANTS)}; give for "
-                "example --variants rslora."
-            )
+        self._check_variants()
         self._check_preference()
         _check_metric(self.metric)
         if self.tune_targets and self.strategy != "evidence":
@@ -274,6 +274,25 @@ class SearchOptions(PriorOptions):
                     rule = str(error).split(";")[0]
                     raise HyperParameterError(f"{rule}; change --{name.replace('_', '-')}.") from None
         self.hyper_parameters()
+
+    def _check_variants(self) -> None:
+        """Raise `InputError` for variants that do not exist, or cannot be compared."""
+        for flag in ("variants", "tune_variants"):
+            names, option_name = getattr(self, flag), f"--{flag.replace('_', '-')}"
+            if unknown := [name for name in names if name not in VARIANTS]:
+                raise InputError(
+                    f"{option_name} must be of {', '.join(VARIANTS)}, got {nearest(unknown, VARIANTS)}; give for "
+                    f"example {option_name} rslora."
+                )
+        if twice := set(self.variants) & set(self.tune_variants):
+            raise InputError(
+                f"--tune-variants compares with what all trials are, got {min(twice)} in --variants too; leave it out "
+                "of one of them."
+            )
+        if self.tune_variants and self.strategy != "evidence":
+            raise InputError(
+                f"--tune-variants is a stage of --strategy evidence, got {self.strategy!r}; leave one of them out."
+            )
 
     def _check_preference(self) -> None:
         """Pairs are judged by metrics of their own; raises `InputError` for what does not go with them, or without."""

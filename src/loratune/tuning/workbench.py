@@ -370,6 +370,7 @@ def search_context(bench: Workbench, options: SearchOptions) -> SearchContext:
             tune_targets=options.tune_targets,
             beta=options.beta,
             betas=tuple(sorted(set(options.betas))),
+            tune_variants=tuple(dict.fromkeys(options.tune_variants)),
             variant=tuple(options.variant.items()),
         ),
     )

@@ -194,6 +194,8 @@ class Wishes:
     """Candidates beside it; empty: a third and three times as much."""
     tune_targets: bool = False
     """Compare which layers are adapted, at equal adapter parameters."""
+    tune_variants: tuple[str, ...] = ()
+    """Variants of LoRA, by their names in `VARIANTS`, that are compared with the setting found."""
     variant: tuple[tuple[str, Any], ...] = ()
     """(field of `HyperParameters`, value) of every trial: what makes adapters something else than plain LoRA."""
 

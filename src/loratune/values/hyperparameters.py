@@ -1,7 +1,7 @@
 """The hyper-parameters of one LoRA run, under PEFT's and transformers' own names."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from math import inf, isfinite, sqrt
 from typing import Any, Self
 
@@ -138,6 +138,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "loraplus": {"loraplus_lr_ratio": 16.0},
 }
 """What searches call them: the fields that differ from plain LoRA's; LoRA+ with its authors' ratio."""
+
+
+def changed_by(values: HyperParameters, variant: str, **changes: Any) -> HyperParameters:
+    """The same as a variant of `VARIANTS`, with other changes."""
+    return replace(values, **VARIANTS[variant], **changes)
+
+
 PLAIN_LORA = {name: _USUAL[name] for name in VARIANT}
 """The values with which an adapter is plain LoRA."""
 _ABSENT = {name: _USUAL[name] for name in ("rank_pattern", "beta", *VARIANT)}

@@ -29,6 +29,7 @@ class Stage(StrEnum):
     EPOCHS = "epochs"
     REGULARISATION = "regularisation"
     TARGETS = "which layers"
+    VARIANT = "variant of LoRA"
     LAYER_RANKS = "layer ranks"
     FINAL = "final"
 
