@@ -236,7 +236,7 @@ REFUSALS: list[tuple[Callable[[Path], None], str]] = [
     (encoder, "must be a causal language model, .* is a BertForMaskedLM"),
     (classifier, "is a LlamaForSequenceClassification"),
     (sequence_to_sequence, "is a T5ForConditionalGeneration"),
-    (state_space, "MambaForCausalLM .* recurrent state"),
+    (state_space, "must have attention layers, .* is a MambaForCausalLM, made of recurrent"),
     (unknown_architecture, "architecture llama99, unknown to transformers"),
     (remote_code, "needs code of its own .* never runs"),
     (no_model_type, "must name a model_type"),

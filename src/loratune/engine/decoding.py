@@ -23,6 +23,7 @@ from loratune.errors import ModelError
 from loratune.lora.layout import Adapter
 from loratune.lora.packed import Plan
 from loratune.lora.segments import PackMember, Segment
+from loratune.model.architecture import is_recurrent
 
 Tokens = npt.NDArray[np.int32]
 Ints = npt.NDArray[np.int64]
@@ -185,6 +186,8 @@ class GreedyDecoder:
         if self._checked:
             return
         model = self._causal.model
+        if is_recurrent(model.config, type(model)):
+            raise _cannot(model, "padding on the left passes through the state of its layers")
         size = model.config.get_text_config().vocab_size
         rows = [np.arange(length, dtype=np.int32) * 7 % size for length in _CHECKED_LENGTHS]
         table = TokenTable.from_rows([([*row, 0], [False] * len(row) + [True]) for row in rows])

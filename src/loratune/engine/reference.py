@@ -44,7 +44,8 @@ class _StatelessDropout(nn.Module):
         self.keys = torch.zeros(0, dtype=torch.int32)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows, tokens, features = x.shape
+        rows, features = len(self.keys), x.shape[-1]  # DeepSeek and OPT have other sizes between these
+        tokens = x.shape[:-1].numel() // rows
         places = torch.arange(tokens, dtype=torch.int32, device=x.device).repeat(rows)
         keys = self.keys.repeat_interleave(tokens)
         mask = keep_mask(keys, places, self.module, features=features, p=self.p)

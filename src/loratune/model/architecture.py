@@ -6,8 +6,12 @@ import transformers
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -46,6 +50,8 @@ _AFTER_PADDING = (
     "roberta-prelayernorm",
 )
 """Architectures whose positions begin after the padding's number: they have fewer places than their table."""
+_RECURRENT = frozenset({"linear_attention", "mamba", "conv", "hybrid", "hybrid_sliding"})
+"""Of transformers' names for kinds of layers."""
 _DEEPEST = 8
 
 
@@ -55,7 +61,7 @@ def read_config(source: Source, task: str = CAUSAL) -> PreTrainedConfig:
 
     Raises `ModelError` for code of the model's own, unknown architectures, checkpoints
     quantised otherwise than in NF4, encoders where their task is not named, sequence-to-sequence models, and models
-    with a recurrent state.
+    without attention.
     """
     if source.gguf is None:
         _check_raw(read_json(source.folder / "config.json"), source.name)
@@ -190,10 +196,10 @@ def _check_kind(config: PreTrainedConfig, name: str) -> None:
         if _class_of(config, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING) and not config.is_encoder_decoder:
             other = "add --task classification to train it on labels, or choose another model"
         raise ModelError(f"a base model must be a causal language model, {name} is a {what}; {other}.")
-    if known._is_stateful:
+    if is_recurrent(config) and not hasattr(config.get_text_config(), "num_attention_heads"):
         raise ModelError(
-            f"{known.__name__} ({name}) keeps a recurrent state between tokens, which is not supported; "
-            f"choose a model made of attention layers."
+            f"a base model must have attention layers, {name} is a {known.__name__}, made of recurrent ones alone; "
+            "choose a model with attention, or a hybrid such as Qwen3-Next, Bamba or LFM2."
         )
 
 
@@ -210,15 +216,43 @@ def _check_classifier(config: PreTrainedConfig, source: Source) -> None:
         raise ModelError(
             f"{what} in safetensors, got {source.name} in another format; give the original checkpoint."
         )
-    if known._is_stateful:
+    if is_recurrent(config, known):
         raise ModelError(
-            f"{known.__name__} ({source.name}) keeps a recurrent state between tokens, which is not supported; "
-            f"choose a model made of attention layers."
+            f"{known.__name__} ({source.name}) keeps a recurrent state between tokens, which --task classification "
+            "does not support; choose a model made of attention layers."
         )
 
 
+def auto_class(config: PreTrainedConfig, task: str = CAUSAL) -> Any:
+    """transformers' door to the class of a base model: of an image-and-text model without one for text, the whole."""
+    if task == CLASSIFICATION:
+        return AutoModelForSequenceClassification
+    alone = _class_of(config, MODEL_FOR_CAUSAL_LM_MAPPING)
+    return AutoModelForImageTextToText if alone is None else AutoModelForCausalLM
+
+
+def name_body(model: PreTrainedModel) -> PreTrainedModel:
+    """The same, whose `get_decoder` finds its body: Llama 4's text model stands under another name than it says."""
+    if model.get_decoder() is model and isinstance(getattr(model, "model", None), PreTrainedModel):
+        model.base_model_prefix = "model"
+    return model
+
+
+def is_recurrent(config: PreTrainedConfig, known: type[PreTrainedModel] | None = None) -> bool:
+    """Whether tokens reach later ones by more than attention: a state, or a convolution, of some or all layers.
+
+    In one line rows would see the rows before them, and padding on the left would be seen.
+    """
+    known = _causal_class(config) if known is None else known
+    kinds = getattr(config.get_text_config(), "layer_types", None) or ()
+    return not _RECURRENT.isdisjoint(kinds) or (known is not None and known._is_stateful)
+
+
 def _causal_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
-    return _class_of(config, MODEL_FOR_CAUSAL_LM_MAPPING)
+    alone = _class_of(config, MODEL_FOR_CAUSAL_LM_MAPPING)
+    if alone is not None or config.get_text_config() is config:
+        return alone
+    return _class_of(config, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
 
 
 def _class_of(config: PreTrainedConfig, mapping: Any) -> type[PreTrainedModel] | None:

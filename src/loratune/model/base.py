@@ -5,18 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    GgufConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import GgufConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from loratune.errors import ModelError, ResourceError
 from loratune.maths.targets import NEW_WEIGHTS
-from loratune.model.architecture import read_config
+from loratune.model.architecture import auto_class, name_body, read_config
 from loratune.model.device import DType, pick_device, resolve_dtype
 from loratune.model.nf4 import NF4, adopt_layers, check_packing, check_source, quantisation
 from loratune.model.profile import profile_of
@@ -137,11 +130,11 @@ def _load_weights(
     options: dict[str, Any] = {**source.arguments, "config": config, "dtype": dtype}
     if packing is not None:
         options |= {"quantization_config": quantisation(config, dtype), "device_map": {"": packing}}
-    auto: Any = AutoModelForCausalLM
+    auto = auto_class(config, CAUSAL if classifier is None else CLASSIFICATION)
     if classifier is not None:
         for name, value in classifier.options.items():
             setattr(config, name, value)
-        auto, options["ignore_mismatched_sizes"] = AutoModelForSequenceClassification, True
+        options["ignore_mismatched_sizes"] = True
     if source.gguf is None:
         options["use_safetensors"] = True
     else:
@@ -170,7 +163,7 @@ def _load_weights(
             f"the weights of {source.name} lack {len(missing)} tensors that its configuration asks for, "
             f"{missing[0]} first; download the model again."
         )
-    return model
+    return name_body(model)
 
 
 def _is_head(parameter: str, model: PreTrainedModel) -> bool:

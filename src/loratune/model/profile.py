@@ -1,21 +1,15 @@
 """The shapes of a base model and the linear layers that LoRA can adapt, from it or from its configuration."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from loratune.errors import ModelError
 from loratune.maths.targets import NEW_WEIGHTS, Shape
-from loratune.model.architecture import check_sizes, read_config
+from loratune.model.architecture import auto_class, check_sizes, is_recurrent, name_body, read_config
 from loratune.model.device import DType, pick_device, resolve_dtype
 from loratune.model.nf4 import (
     NF4,
@@ -32,22 +26,25 @@ from loratune.model.source import locate, read_json
 from loratune.values import CAUSAL, CLASSIFICATION, Classifier, ModelProfile
 
 _ATTENTION = ("attn", "attention")
+_REFUSED_BY_PEFT = dict.fromkeys(("falcon_h1", "nemotron_h"), ("out_proj",))
+"""By architecture, last names of layers."""
 
 
 def adaptable_layers(model: PreTrainedModel) -> tuple[Shape, ...]:
     """Every nn.Linear and Conv1D of the text decoder but the head, in `named_modules` order.
 
     Without output embeddings (a classifier) all that stands outside of the body is head, and its pooler sees one token
-    alone; DeBERTa projects positions, which are no trial's own (`positional_layers`). Else the same as PEFT's
-    `all-linear` on dense text models. Of a mixture of experts only the attention projections: a token passes few of the
-    experts, whose weights are often no linear modules at all.
+    alone; DeBERTa projects positions, which are no trial's own (`positional_layers`); PEFT refuses Mamba's last layer,
+    whose weight kernels read past it. Else the same as PEFT's `all-linear` on dense text models. Of a mixture of
+    experts only the attention projections: a token passes few of the experts, whose weights are often no linear
+    modules at all.
     Raises `ModelError` where nothing is left.
     """
     head = model.get_output_embeddings()
     composite = model.config.get_text_config() is not model.config
     whole = model.base_model if head is None else model
     inside = {id(module) for module in (model.get_decoder() if composite else whole).modules()}
-    positional = positional_layers(model.config)
+    left_out = (*positional_layers(model.config), *_REFUSED_BY_PEFT.get(model.config.model_type, ()))
     linears = [
         (name, *_shape(module))
         for name, module in model.named_modules()
@@ -55,10 +52,11 @@ def adaptable_layers(model: PreTrainedModel) -> tuple[Shape, ...]:
         and module is not head
         and id(module) in inside
         and "pooler" not in name.split(".")
-        and name.rpartition(".")[2] not in positional
+        and name.rpartition(".")[2] not in left_out
     ]
     if is_mixture_of_experts(model):
-        linears = [shape for shape in linears if any(word in shape[0].lower() for word in _ATTENTION)]
+        attention = [shape for shape in linears if any(word in shape[0].lower() for word in _ATTENTION)]
+        linears = attention or [shape for shape in linears if "expert" not in shape[0].lower()]
     if not linears:
         raise ModelError(
             f"a base model must have linear layers that LoRA can adapt, {type(model).__name__} has none; "
@@ -141,6 +139,7 @@ def profile_of(model: PreTrainedModel, name: str, packed: Sequence[str] | None =
         expert_parameters=expert_parameters(model),
         head_parameters=0 if head is not None else head_parameters(model),
         outputs=0 if head is not None else int(model.config.num_labels),
+        recurrent=is_recurrent(model.config, type(model)),
         norm_features=norm_features(model),
         cached_features=cached_features(text),
         bytes_per_parameter=float(plain.element_size()),
@@ -178,8 +177,8 @@ def profile_from_config(
     kind = resolve_dtype(dtype, pick_device(device))
     try:
         with quiet(), torch.device("meta"):
-            auto: Any = AutoModelForCausalLM if classifier is None else AutoModelForSequenceClassification
-            model = auto.from_config(config, dtype=kind, trust_remote_code=False)
+            auto = auto_class(config, CAUSAL if classifier is None else CLASSIFICATION)
+            model = name_body(auto.from_config(config, dtype=kind, trust_remote_code=False))
     except Exception as error:
         raise ModelError(
             f"{name} cannot be built from its configuration: {first_sentence(error)}; check config.json."

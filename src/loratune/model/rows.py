@@ -18,6 +18,7 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from loratune.kernels.launch import kernel_path
+from loratune.model.architecture import is_recurrent
 from loratune.model.long_attention import Line
 from loratune.model.quiet import first_sentence
 
@@ -270,6 +271,8 @@ def flat_path(model: PreTrainedModel, *, longest: int) -> FlatPath:
     ):
         return FlatPath(False, kernels.reason)
     config = model.config.get_text_config()
+    if is_recurrent(model.config, type(model)):
+        return FlatPath(False, "some layers pass a state from each token to the next, whatever row it is of")
     windows = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
     reached = [window + 9 for window in windows if isinstance(window, int) and 0 < window < longest]
     lengths = [*_CHECKED_LENGTHS, *reached]

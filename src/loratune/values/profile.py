@@ -210,6 +210,8 @@ class ModelProfile:
     """Of a classifier, what every trial trains beside its adapter."""
     outputs: int = 0
     """Of a classifier's head; 0: the vocabulary."""
+    recurrent: bool = False
+    """Whether some layers pass a state from token to token, as hybrids of attention and Mamba do."""
     norm_features: int = 0
     """Features per token that normalisation layers see, all of them together."""
     cached_features: int = 0
@@ -236,13 +238,19 @@ class ModelProfile:
     @property
     def notes(self) -> tuple[str, ...]:
         """What is unusual about adapting this model, a sentence each."""
-        if not self.expert_parameters:
-            return ()
-        share = self.expert_parameters / self.parameters
-        return (
-            f"A mixture of experts: LoRA adapts its attention projections only; the experts, {share:.0%} of the "
-            "parameters, stay frozen.",
-        )
+        found = []
+        if self.expert_parameters:
+            share = self.expert_parameters / self.parameters
+            found.append(
+                f"A mixture of experts: LoRA adapts its attention projections only; the experts, {share:.0%} of the "
+                "parameters, stay frozen."
+            )
+        if self.recurrent:
+            found.append(
+                "Some layers pass a state from token to token: rows are padded, and the predicted memory leaves out "
+                "what those layers keep."
+            )
+        return tuple(found)
 
     @property
     def largest_rank(self) -> int:
