@@ -112,11 +112,9 @@ def main() -> None:
             rows |= {each: getattr(given, each) for each in ("validation", "test") if getattr(given, each)}
             for number in range(given.runs):
                 out = folder / f"run{number}"
-                row = {
-                    "size": size,
-                    "run": number + 1,
-                    **told(out, run(model, rows, out, more, folder / "kept")),
-                }
+                began, taken = run(model, rows, out, more, folder / "kept")
+                row = {"size": size, "run": number + 1, **told(out, began, taken)}
+                print(*(f"{at:8.1f} s  {what}" for at, what in marks(out, began)), sep="\n")
                 print(row, flush=True)
                 append(RESULTS, about | row)
                 for kept in ("result.json", "report.html", "events.jsonl") if given.keep else ():

@@ -69,7 +69,7 @@ def measure_step(
                     slots[i] = engine.slot(slot.trial, slot.adapter)
             return step(slots)
 
-        tokens, each, count = _repeat(train, seconds)
+        tokens, each, count = _repeat(train, seconds, _fewest(engine))
     peak = peak_of_step(engine.base.device) if counted else None
     return MeasuredStep(
         tokens=tokens, seconds=each, largest=_largest(engine, trials, count + 1), peak_bytes=peak
@@ -110,12 +110,16 @@ def forward_rate(
             engine.read(adapters, rows)
             return evaluated
 
-        tokens, each, _ = _repeat(evaluate, seconds)
+        tokens, each, _ = _repeat(evaluate, seconds, _fewest(engine))
     return tokens / each
 
 
-def _repeat(work: Callable[[], int], seconds: float) -> tuple[float, float, int]:
-    """Tokens and seconds of a call of `work`, the first left out, and how often it was repeated.
+def _fewest(engine: PackEngine) -> int:
+    return 1 if engine.base.device.type == "cpu" else _FEWEST_ON_A_GPU
+
+
+def _repeat(work: Callable[[], int], seconds: float, fewest: int = 1) -> tuple[float, float, int]:
+    """Tokens and seconds of a call of `work`, the first left out, and how often it was repeated, at least `fewest`.
 
     Seconds by the median speed: a shape that is met for the first time compiles, and is met often later.
     """
@@ -123,7 +127,7 @@ def _repeat(work: Callable[[], int], seconds: float) -> tuple[float, float, int]
     tokens: list[int] = []
     rates: list[float] = []
     begun = started = perf_counter()
-    while not tokens or started - begun < seconds:
+    while len(tokens) < fewest or started - begun < seconds:
         tokens.append(work())
         ended = perf_counter()
         rates.append(tokens[-1] / (ended - started))
@@ -141,6 +145,8 @@ SECONDS = 1.0
 """Of each measurement on a CPU, after a warm-up."""
 _SECONDS_ON_A_GPU = 0.3
 """A step takes 10 to 80 ms there."""
+_FEWEST_ON_A_GPU = 7
+"""Repetitions: up to three of them meet a size for the first time and record it, which takes ten times as long."""
 _RUNGS: dict[Device, tuple[int, ...]] = {
     "cpu": (256, 512, 1024),
     "cuda": (2048, 8192, 32768, 65536),
@@ -249,7 +255,7 @@ def _climb(
     kept: InitialAdapters,
 ) -> tuple[dict[int, MeasuredStep], list[Peak]]:
     """Steps by rung, ascending, and the peaks of memory where they can be measured."""
-    rungs = [rung for rung in _RUNGS[limits.execution.device] if rung <= allowed] or [allowed]
+    rungs = _rungs(engine, limits, recipe, slots, allowed)
     steps: dict[int, MeasuredStep] = {}
     peaks: list[Peak] = []
     for rung in rungs:
@@ -270,6 +276,20 @@ def _climb(
     if limits.execution.device == "cuda":
         _again(engine, recipe, slots, kept, steps)
     return steps, peaks
+
+
+def _rungs(
+    engine: PackEngine, limits: Limits, recipe: HyperParameters, slots: int, allowed: int
+) -> list[int]:
+    """Tokens of a step that are tried, ascending: up to the first that holds a full pack of the recipe, so that no
+    memory is taken that a search does not need either.
+    """
+    every = [rung for rung in _RUNGS[limits.execution.device] if rung <= allowed] or [allowed]
+    if limits.execution.device == "cpu":
+        return every
+    full = slots * min(recipe.batch_size, engine.train.examples) * float(engine.train.example_lengths.mean())
+    enough = next((place for place, rung in enumerate(every) if rung >= full), len(every))
+    return every[: max(enough + 1, _FEWEST_RUNGS)]
 
 
 def _again(

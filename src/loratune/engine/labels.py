@@ -134,7 +134,8 @@ class LabelScorer:
             return np.ones((len(models), len(table)), np.bool_)
         exact = np.array([self._is_label(table, i, label) for i, label in enumerate(table.row_labels)])
         likely = np.array([each.example_nll < log(2) - _ROUNDING for each in known])
-        return ~(likely & exact)
+        unsettled: npt.NDArray[np.bool_] = ~(likely & exact)
+        return unsettled
 
     def _is_label(self, table: TokenTable, row: int, label: int) -> bool:
         """Whether what is learnt of a row is that label and nothing else."""

@@ -116,6 +116,7 @@ def _name(about: dict[str, Any]) -> str:
 def _circumstances(facts: EngineFacts, train: TokenTable, options: SearchOptions) -> dict[str, Any]:
     profile = facts.profile
     return {
+        "way": 0 if facts.on_cpu else 2,  # of measuring: on GPUs the first ones timed recordings
         "device": facts.device_name,
         "threads": [torch.get_num_threads(), is_shared()] if facts.on_cpu else [0, False],
         "versions": [_version(name) for name in ("loratune", "torch", "transformers", "triton")],
