@@ -1,8 +1,10 @@
 """Which test rows are shown and what is said of them, from scores that are known."""
 
 import numpy as np
+import pytest
 
 from loratune.analysis.final import EXAMPLES, Final, FinalModel, SplitScores, held_out
+from loratune.analysis.written import written_tokens
 from loratune.data.table import TokenTable
 from loratune.values.analysis import Change, Confusion
 
@@ -89,6 +91,29 @@ def test_rows_without_labels_are_told_by_their_likelihood() -> None:
     assert long.recommended.answer == ""
     assert len(long.expected) < 400
     assert " … " in long.expected
+
+
+def test_what_models_write_stands_beside_its_row() -> None:
+    table = TokenTable.from_rows([row("q", "a"), row("say", "yes"), row("e", "f")])
+    ours, base = scored([0.1, 0.2, 0.3]), scored([9.0, 8.0, 7.0])
+    found = held_out(
+        final(ours, base), table, Letters(), (), lambda rows: [(f"mine {i}", f"base {i}") for i in rows]
+    )
+    texts = {each.prompt: (each.recommended.text, each.base.text) for each in found.examples}
+    assert texts == {"q": ("mine 0", "base 0"), "say": ("mine 1", "base 1"), "e": ("mine 2", "base 2")}
+
+
+def test_of_several_turns_the_last_is_shown() -> None:
+    turns = [([*map(ord, "HihoHmha"), 0], [False, False, True, True, False, False, True, True, True])]
+    found = held_out(final(scored([1.0]), scored([2.0])), TokenTable.from_rows(turns), Letters(), ())
+    assert [(each.prompt, each.expected) for each in found.examples] == [("HihoHm", "ha")]
+
+
+@pytest.mark.parametrize(
+    ("answers", "given", "tokens"), [([3], None, 16), ([40, 20], None, 40), ([500], None, 96), ([500], 8, 8)]
+)
+def test_how_much_is_written(answers: list[int], given: int | None, tokens: int) -> None:
+    assert written_tokens([np.zeros(each, np.int32) for each in answers], given) == tokens
 
 
 def test_a_row_that_stands_there_twice_is_shown_once() -> None:

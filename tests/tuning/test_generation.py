@@ -76,6 +76,14 @@ def test_structured_output_is_scored_by_its_value(done: TuneResult) -> None:
     assert claim.value == pytest.approx(100 * ours["json_match"])
 
 
+def test_the_report_shows_what_is_written(done: TuneResult) -> None:
+    shown = Study.load(done.directory).get_fact("facts")["held_out"]["examples"]
+    assert len(shown) == 10
+    alike = [json.loads(each["recommended"]["text"]) == json.loads(each["expected"]) for each in shown]
+    assert sum(alike) >= 8
+    assert not any(each["base"]["text"] == each["expected"] for each in shown)
+
+
 def test_trials_are_searched_by_nll_and_finalists_write(done: TuneResult) -> None:
     study = Study.load(done.directory)
     trials = [each for each in study.results() if each.asked.stage != "final"]

@@ -104,6 +104,17 @@ def test_the_adapter_is_better_by_it_and_the_json_says_so(done: TuneResult) -> N
     assert 0 < claim.interval[0] <= claim.value <= claim.interval[1]
 
 
+def test_the_report_shows_what_is_written(done: TuneResult) -> None:
+    """Rows without labels: greedy text is the completion exactly where each of its tokens is the likeliest."""
+    shown = Study.load(done.directory).get_fact("facts")["held_out"]["examples"]
+    assert len(shown) == 10
+    for each in shown:
+        for model in ("recommended", "base"):
+            assert each[model]["right"] == (each[model]["text"] == each["expected"])
+    assert any(each["recommended"]["text"] for each in shown)
+    assert "what each model writes there by itself" in (done.directory / "report.html").read_text()
+
+
 def test_the_search_prefers_fewer_wrong_characters(done: TuneResult) -> None:
     study = optuna.load_study(study_name=None, storage=f"sqlite:///{done.directory / 'study.db'}")
     assert study.direction is optuna.study.StudyDirection.MINIMIZE

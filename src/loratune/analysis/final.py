@@ -5,14 +5,15 @@ Trains and decides nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from loratune.analysis.written import Decoder
 from loratune.data.table import TokenTable
+from loratune.data.turns import last_turn
 from loratune.lora.layout import Adapter
 from loratune.metrics import PREDICTION, right_rows
 from loratune.runners.runner import AdapterFile
@@ -73,27 +74,29 @@ _LETTERS = 320
 Ints = npt.NDArray[np.int64]
 
 
-class Decoder(Protocol):
-    """A tokenizer, as far as it is needed here."""
-
-    def decode(self, tokens: list[int], *, skip_special_tokens: bool) -> Any:
-        """The text of the tokens."""
+Writer = Callable[[Sequence[int]], Sequence[tuple[str, str]]]
+"""From examples of the test split to what the recommended adapter and the base model write there; empty: nothing."""
 
 
-def held_out(final: Final, table: TokenTable, tokenizer: Decoder, labels: Sequence[str]) -> HeldOut:
+def held_out(
+    final: Final, table: TokenTable, tokenizer: Decoder, labels: Sequence[str], write: Writer | None = None
+) -> HeldOut:
     """Ten rows of the test split `table` whose likelihood changed most, and all its classes.
 
-    Where a kind of change has too few rows, others take its places; the order is that of `Change`.
+    Where a kind of change has too few rows, others take its places; the order is that of `Change`. `write` says what
+    the models write on them, where labels do not.
     """
     ours, base = final.recommended.test, final.base_model.test
     if not len(table):
         return HeldOut()
     weights, table = table.weights, table.firsts  # of a pair the preferred answer is shown
     answers = [_Answers(each, table, weights, labels) for each in (ours, base)]
+    chosen = _chosen(table, *answers)
+    texts = [] if write is None else write([row for row, _ in chosen])
     return HeldOut(
         examples=tuple(
-            _example(row, change, table, tokenizer, labels, answers)
-            for row, change in _chosen(table, *answers)
+            _example(row, change, table, tokenizer, labels, answers, texts[place] if texts else ("", ""))
+            for place, (row, change) in enumerate(chosen)
         ),
         counts=_counts(_changes(*answers)),
         recommended=_confusions(answers[0].predicted, table),
@@ -121,9 +124,9 @@ class _Answers:
             right = right_rows(scored.example_scores)
             self.right = np.zeros(len(table), bool) if right is None else right
 
-    def reading(self, row: int, labels: Sequence[str]) -> Reading:
+    def reading(self, row: int, labels: Sequence[str], text: str) -> Reading:
         answer = "" if self.predicted is None else labels[int(self.predicted[row])]
-        return Reading(nll=float(self.nll[row]), right=bool(self.right[row]), answer=answer)
+        return Reading(nll=float(self.nll[row]), right=bool(self.right[row]), answer=answer, text=_cut(text))
 
 
 def _changes(ours: _Answers, base: _Answers) -> list[Change]:
@@ -170,15 +173,15 @@ def _example(
     tokenizer: Decoder,
     labels: Sequence[str],
     answers: Sequence[_Answers],
+    texts: tuple[str, str],
 ) -> ExampleRow:
-    tokens, supervised = table.row(row)
-    first = int(np.argmax(supervised))
+    turn = last_turn(*table.row(row))
     label = None if answers[0].predicted is None or table.row_labels is None else table.row_labels[row]
-    expected = _text(tokenizer, tokens[supervised]) if label is None else labels[int(label)]
-    ours, base = (each.reading(row, labels) for each in answers)
+    expected = _text(tokenizer, turn.answer) if label is None else labels[int(label)]
+    ours, base = (each.reading(row, labels, text) for each, text in zip(answers, texts, strict=True))
     return ExampleRow(
         change=change,
-        prompt=_text(tokenizer, tokens[:first]),
+        prompt=_text(tokenizer, turn.prompt),
         expected=expected,
         recommended=ours,
         base=base,
@@ -187,7 +190,10 @@ def _example(
 
 def _text(tokenizer: Decoder, tokens: npt.NDArray[np.int32]) -> str:
     """Without special tokens; of a long text the beginning and the end."""
-    text = str(tokenizer.decode(tokens.tolist(), skip_special_tokens=True)).strip()
+    return _cut(str(tokenizer.decode(tokens.tolist(), skip_special_tokens=True)).strip())
+
+
+def _cut(text: str) -> str:
     half = _LETTERS // 2
     return text if len(text) <= _LETTERS else f"{text[:half].rstrip()} … {text[-half:].lstrip()}"
 

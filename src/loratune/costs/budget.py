@@ -52,12 +52,12 @@ class Budget:
 
 
 class TooSlow(Exception):
-    """A first measured step is so slow that the budget cannot work, whatever the others take."""
+    """A first measurement is so slow that the budget cannot work, whatever the others take."""
 
-    def __init__(self, rate: float) -> None:
-        """`rate`: tokens per second."""
+    def __init__(self, rate: float, *, ceiling: bool = False) -> None:
+        """`rate`: tokens per second, of a first step or, for a `ceiling`, those that no step can exceed."""
         super().__init__(rate)
-        self.rate = rate
+        self.rate, self.ceiling = rate, ceiling
 
 
 def in_words(seconds: float) -> str:

@@ -171,12 +171,20 @@ class Calibration:
         alone = context.seconds_alone if context.costs.pace is not None else context.full_run / self.alone
         return others + _ONE_TRIAL * alone * (1 + TRUNCATION_SHARE) / _SAFETY
 
+    def more_seconds(self, runs: float, context: SearchContext, seconds: float, devices: int = 1) -> float:
+        """By how much a budget must be raised whose plan may take `seconds`, for `runs` of it (as `runs_within`)."""
+        each = seconds / max(self._runs(seconds, context), 1e-12)
+        return (1.01 * runs * each / devices - seconds) * (1 + TRUNCATION_SHARE) / _SAFETY
+
     def runs_within(self, seconds: float, context: SearchContext) -> float:
         """What a search of so many seconds may cost: final runs alone where the context has a pace.
 
         Without one full-run equivalents, if its packs were full all the time.
         """
+        return coarse(self._runs(seconds, context))
+
+    def _runs(self, seconds: float, context: SearchContext) -> float:
         if context.costs.pace is not None:
-            return coarse(seconds / context.seconds_alone)
+            return seconds / context.seconds_alone
         speed = min(self.pack, self.forward / 2) / (1 + READINGS_SHARE)
-        return coarse(seconds * speed / context.full_run)
+        return seconds * speed / context.full_run

@@ -16,6 +16,7 @@ import numpy as np
 
 from loratune.costs.budget import TooSlow
 from loratune.costs.calibration import Calibration
+from loratune.costs.ceiling import most_tokens
 from loratune.costs.correction import Peak, fit_correction
 from loratune.costs.execution import Device
 from loratune.costs.limits import Limits
@@ -173,7 +174,8 @@ def calibrate(
 
     Args:
         pack_size: trials in a pack; None: `PACK_SIZE` of the device.
-        least_rate: tokens per second; on a CPU a first step that is far below raises `TooSlow`.
+        least_rate: tokens per second; a first step on a CPU that is far below, or a GPU that cannot reach it by its
+            products alone, raises `TooSlow`.
     """
     recipe = replace(recipe, r=min(recipe.r, engine.base.profile.largest_rank))
     small = limits.execution.device == "cuda" and limits.model.parameters < _SMALL
@@ -226,8 +228,13 @@ def _seconds(engine: PackEngine) -> float:
 def _check_first_step(
     engine: PackEngine, limits: Limits, recipe: HyperParameters, least_rate: float, kept: InitialAdapters
 ) -> None:
-    """A step of one trial. On a GPU its kernels are compiled, so its time says nothing."""
-    if limits.execution.device != "cpu" or not least_rate:
+    """A step of one trial. On a GPU its kernels are compiled, so its time says nothing; the device's products do."""
+    if not least_rate:
+        return
+    if limits.execution.device == "cuda":
+        most = most_tokens(engine.base.profile, engine.base.device, engine.base.dtype)
+        if most < least_rate:
+            raise TooSlow(most, ceiling=True)
         return
     lonely = replace(recipe, batch_size=min(recipe.batch_size, engine.train.examples))
     first = measure_step(engine, [Trial(hyper_parameters=lonely)], seconds=0.0, kept=kept)

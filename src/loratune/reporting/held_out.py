@@ -146,9 +146,11 @@ def rows_sentence(facts: RunFacts) -> str:
     }
     changes_in_words = ", ".join(f"{rows} {words[change]}" for change, rows in found.counts if rows)
     whole = sum(rows for _, rows in found.counts)
+    written = any(each.recommended.text or each.base.text for each in found.examples)
     return (
         f"Of {whole} test rows, the untrained model beside the adapter: {changes_in_words}. "
-        f"Shown are {len(found.examples)} of them, those that changed most and those that are furthest from right."
+        f"Shown are {len(found.examples)} of them, those that changed most and those that are furthest from right"
+        f"{', with what each model writes there by itself' if written else ''}."
     )
 
 
@@ -165,6 +167,9 @@ def _shown(each: ExampleRow) -> ShownRow:
 
 def _said(reading: Reading) -> str:
     loss = f"NLL {reading.nll:.3f}"
-    if reading.answer:
-        return f"{reading.answer} {'✓' if reading.right else '✗'} ({loss})"
+    label = f"{reading.answer} {'✓' if reading.right else '✗'}" if reading.answer else ""
+    if reading.text:
+        return f"{reading.text} ({f'likeliest label {label}, ' if label else ''}{loss})"
+    if label:
+        return f"{label} ({loss})"
     return f"{loss}, word for word" if reading.right else loss

@@ -290,8 +290,8 @@ def _engine(
         max_tokens_per_micro_batch=limits.micro_batch_tokens,
         recompute=limits.recomputed_in,
         max_tokens_per_evaluation=spec.evaluation_tokens,
-        cached_tokens=cached_tokens(limits) if scoring.generates else 1,
-        context_length=context_length(spec.model) if scoring.generates else None,
+        cached_tokens=cached_tokens(limits) if data.classifier is None else 1,
+        context_length=context_length(spec.model) if data.classifier is None else None,
         objective=OBJECTIVES[spec.objective],
         paths=paths,
     )

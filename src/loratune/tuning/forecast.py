@@ -8,17 +8,21 @@ from math import isfinite
 from time import monotonic
 from typing import Any
 
-from loratune.costs.budget import Budget
+from loratune.analysis.final import EXAMPLES
+from loratune.analysis.written import SHOWN_TOKENS
+from loratune.costs.budget import STEPS_PER_DOUBLING, Budget, in_words
 from loratune.costs.calibration import Calibration
-from loratune.costs.generation import FINALISTS, Generation
+from loratune.costs.generation import FINALISTS, Generation, cached_tokens, writing_bytes
 from loratune.costs.planner import Planner
 from loratune.costs.readings import Evaluations, final_evaluations
+from loratune.errors import BudgetError
 from loratune.maths.laws import useful_batches
 from loratune.model.digest import weights_digest
 from loratune.model.source import locate
 from loratune.reporting.wording import duration, price
 from loratune.runners.runner import NoiseJob, NoiseMeasured, only
 from loratune.search.layer_ranks import QUESTION
+from loratune.search.make import make_strategy
 from loratune.search.space import prior_setting
 from loratune.search.strategy import Strategy
 from loratune.tuning.experience import Corrections
@@ -29,7 +33,7 @@ from loratune.tuning.workbench import Workbench, calibrations, search_context
 from loratune.values import NoiseScale, PlannedStage, SearchContext, SearchPlan, Stage
 from loratune.values.events import Note, Planned, Tell
 from loratune.values.plain import to_plain
-from loratune.values.tasks import PREFERENCE
+from loratune.values.tasks import CAUSAL, PREFERENCE
 
 _LAYER_RANK_RUNS = 3
 _TOLD_SHARE = 0.15
@@ -202,6 +206,7 @@ def forecast(
     )
     test_tokens, validation_rows = int(bench.data.test.lengths.sum()), len(bench.data.validation)
     written, written_at_end = _written_seconds(bench.generation, calibration.forward)
+    shown = _shown_seconds(bench, options, calibration)
     spent = monotonic() - started
     reference = _reference_seconds(bench, options, calibration)
     budget = Budget.parse(options.budget)
@@ -217,19 +222,29 @@ def forecast(
             context,
             test_tokens,
             validation_rows,
-            spent + reference,
+            spent + reference + shown,
             further,
             devices,
             writing=written,
         )
         runs = calibration.runs_within(devices * seconds, context)
-    pricing = Pricing.of(bench, options, calibration, context.changed(budget=runs))
+    try:
+        pricing = Pricing.of(bench, options, calibration, context.changed(budget=runs))
+    except BudgetError:
+        if seconds is None:
+            raise
+        more = calibration.more_seconds(_least_runs(options, context, runs), context, seconds, devices)
+        raise BudgetError(
+            f"--budget {options.budget} leaves {duration(seconds)} to search, which pays for no trial; raise it to at "
+            f"least {in_words((budget.seconds or 0.0) + more)} or lower --train-rows."
+        ) from None
     if seconds is not None:
         pricing = pricing.within(seconds)
     strategy, context, largest = pricing.strategy, pricing.context, pricing.largest
     stages = tuple(pricing.stage(stage) for stage in pricing.plan.stages)
     after = tuple(pricing.stage(stage) for stage in _after_search(options))
-    final_run = calibration.final_seconds(context, test_tokens, validation_rows, devices) + written_at_end
+    at_end = written_at_end + shown
+    final_run = calibration.final_seconds(context, test_tokens, validation_rows, devices) + at_end
     final = final_run + written - written_at_end + sum(stage.seconds for stage in after)
     if options.task != PREFERENCE:
         final += calibration.truncation_seconds(context, largest.r, validation_rows)
@@ -244,12 +259,13 @@ def forecast(
         search_seconds=sum(stage.seconds for stage in stages),
         final_seconds=final,
         final_run_seconds=final_run,
-        test_seconds=calibration.test_seconds(context, test_tokens) + written_at_end,
+        test_seconds=calibration.test_seconds(context, test_tokens) + at_end,
         limit=None if seconds is None else budget.seconds,
         looks=final_evaluations(context, validation_rows),
         peak_bytes=max(
             pricing.peak_bytes,
             0 if bench.generation is None else bench.generation.peak_bytes(bench.limits),
+            writing_bytes(bench.limits, _shown_cache(bench)) if writes_shown(bench) else 0,
         ),
         price_per_hour=options.price_per_hour or 0.0,
         corrections=corrections,
@@ -258,12 +274,46 @@ def forecast(
     )
 
 
+def _least_runs(options: SearchOptions, context: SearchContext, refused: float) -> float:
+    """The smallest budget above the refused one, in steps of `coarse`, that pays for a trial."""
+    runs = refused
+    while True:
+        runs = 2 ** (1 / STEPS_PER_DOUBLING) * max(runs, 1e-3)
+        try:
+            make_strategy(options.strategy, context.changed(budget=runs)).plan()
+        except BudgetError:
+            continue
+        return runs
+
+
 def _written_seconds(generation: Generation | None, forward: float) -> tuple[float, float]:
     """Of all generated text, and of that of the final run, after its last step; 0 where there is none."""
     if generation is None:
         return 0.0, 0.0
     at_end = generation.final_seconds(forward) + generation.test_seconds(forward)
     return generation.finalists_seconds(forward) + at_end, at_end
+
+
+def writes_shown(bench: Workbench) -> bool:
+    """Whether the report shows what models write on some test rows: where labels do not say it all."""
+    return bench.spec.objective == CAUSAL and (bench.subject.scoring.generates or not bench.data.labels)
+
+
+def _shown_seconds(bench: Workbench, options: SearchOptions, calibration: Calibration) -> float:
+    """Of that text: two models on a few rows, a token of each at a step that has no way back."""
+    if not writes_shown(bench):
+        return 0.0
+    rows, lengths = 2 * EXAMPLES, bench.data.test.example_lengths
+    tokens = min(
+        SHOWN_TOKENS, options.max_new_tokens or SHOWN_TOKENS, int(bench.data.test.lengths.max(initial=1))
+    )
+    read = rows * float(lengths.mean()) if len(lengths) else 0.0
+    return 0.5 * tokens * calibration.times.seconds(rows) + read / calibration.forward
+
+
+def _shown_cache(bench: Workbench) -> int:
+    """Tokens of the cache of keys and values while it is written."""
+    return min(cached_tokens(bench.limits), 2 * EXAMPLES * (bench.limits.max_length + SHOWN_TOKENS))
 
 
 def _reference_seconds(bench: Workbench, options: SearchOptions, calibration: Calibration) -> float:

@@ -167,7 +167,8 @@ class SearchOptions(PriorOptions):
     )
     max_new_tokens: int | None = option(
         None,
-        "Generated tokens of a row at most, for metrics of generated text; default: the longest completion.",
+        "Generated tokens of a row at most: for metrics of generated text (default: the longest completion), and in "
+        "the report's rows (at most 96).",
     )
     margin: float | None = option(
         None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from json import loads
@@ -9,11 +10,12 @@ from pathlib import Path
 
 import loratune
 from loratune.analysis.diagnose import combined, of_run
-from loratune.analysis.final import Final, FinalModel, held_out
+from loratune.analysis.final import Final, FinalModel, Writer, held_out
 from loratune.analysis.sensitivity import sensitivity
+from loratune.analysis.written import write_rows
 from loratune.data.table import TokenTable
 from loratune.engine.scoring import table_rows
-from loratune.errors import OutputError
+from loratune.errors import ModelError, OutputError, ResourceError
 from loratune.lora.peft_io import saved_config
 from loratune.metrics import NLL, Metric, find, margin_in_nats, metrics, searched_by
 from loratune.reporting.facts import Floats, Gain, ModelScores, RunCost, RunFacts
@@ -21,7 +23,7 @@ from loratune.reporting.opponent import gains_over_opponent
 from loratune.runners.local import early_stopping
 from loratune.runners.runner import AdapterFile, Runner
 from loratune.search.field import believed
-from loratune.tuning.forecast import Forecast
+from loratune.tuning.forecast import Forecast, writes_shown
 from loratune.tuning.lessons import survived
 from loratune.tuning.options import CommonOptions, TuneOptions, data_options
 from loratune.tuning.workbench import Workbench
@@ -196,10 +198,28 @@ def run_facts(
             epochs=chosen.epochs,
             patience=options.patience,
         ),
-        held_out=held_out(final, bench.data.test, bench.tokenizer, bench.data.labels),
+        held_out=held_out(
+            final, bench.data.test, bench.tokenizer, bench.data.labels, _writer(runner, options, bench, final)
+        ),
     )
     rows = table_rows(bench.data.validation)
     return replace(facts, fair_gains=gains_over_opponent(facts, metrics(options.metric), rows))
+
+
+def _writer(runner: Runner, options: TuneOptions, bench: Workbench, final: Final) -> Writer | None:
+    """What is shown where labels say nothing; where that cannot be, likelihoods alone are."""
+    if not writes_shown(bench):
+        return None
+
+    def write(rows: Sequence[int]) -> list[tuple[str, str]]:
+        try:
+            return write_rows(
+                runner, final.file, bench.data.test, rows, bench.tokenizer, given=options.max_new_tokens
+            )
+        except (ModelError, ResourceError):
+            return []
+
+    return write
 
 
 def _margin(options: TuneOptions, searched: float) -> float:

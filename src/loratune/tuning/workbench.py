@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from loratune.analysis.subject import Subject
 from loratune.costs.budget import Budget, TooSlow, in_words
 from loratune.costs.calibration import Calibration
+from loratune.costs.ceiling import USUAL_SHARE
 from loratune.costs.generation import Generation
 from loratune.costs.limits import Limits
 from loratune.costs.threads import running
@@ -34,6 +36,7 @@ from loratune.maths.laws import EPOCH_CHOICES, passes
 from loratune.metrics import Metric, Needs, default_margin, find, metrics, searched_by
 from loratune.model.device import wake
 from loratune.model.tokenizer import load_tokenizer
+from loratune.reporting.wording import duration
 from loratune.runners.engines import Engines, Host, in_process
 from loratune.runners.runner import (
     Calibrated,
@@ -59,6 +62,7 @@ from loratune.tuning.tried import try_metric
 from loratune.values import (
     ModelFacts,
     ModelProfile,
+    Pace,
     Problem,
     RunLimits,
     SearchContext,
@@ -143,18 +147,12 @@ class Workbench:
         epochs = passes(options.epochs, len(self.data.train))
         tokens = _FINAL_TRIALS * epochs * float(self.data.train.lengths.sum())
         left = None if budget.seconds is None else _left(options, budget.seconds - spent, spent)
-        job = CalibrationJob(
-            recipe=recipe, pack_size=options.pack_size, least_rate=0.0 if left is None else tokens / left
-        )
+        least = 0.0 if left is None else tokens / left / min(self.facts.devices, _FINAL_TRIALS)
+        job = CalibrationJob(recipe=recipe, pack_size=options.pack_size, least_rate=least)
         try:
             found = only(self.runner.run([job]))
         except TooSlow as slow:
-            final = tokens / slow.rate
-            raise BudgetError(
-                f"--budget {options.budget} leaves no time to search: loading took {spent:.0f} s, and at the "
-                f"{slow.rate:.0f} tokens/s of a first step the final run needs {final:.0f} s; give at least "
-                f"{in_words(spent + 2 * final)} or lower --train-rows."
-            ) from None
+            raise _too_slow(options, slow, tokens, spent) from None
         assert isinstance(found, Calibrated)
         remember(calibrations(), self.facts, self.data.train, options, found.calibration)
         return found.calibration
@@ -175,19 +173,44 @@ class Workbench:
         )
 
 
+def _too_slow(options: SearchOptions, slow: TooSlow, tokens: float, spent: float) -> BudgetError:
+    """The final run's `tokens` alone take longer than the budget."""
+    final = tokens / slow.rate
+    usual = final / USUAL_SHARE if slow.ceiling else final
+    needs = (
+        f"the final run needs more than {duration(final)}, as its products show: this device trains at most "
+        f"{slow.rate:.0f} tokens/s"
+        if slow.ceiling
+        else f"at the {slow.rate:.0f} tokens/s of a first step the final run needs {final:.0f} s"
+    )
+    return BudgetError(
+        f"--budget {options.budget} leaves no time to search: loading took {spent:.0f} s, and {needs}; give at least "
+        f"{in_words(spent + 2 * usual)} or lower --train-rows."
+    )
+
+
 _PACE_TELLS = 1.1
 """How far measured steps may move the price of a trial on a CPU, where they cost what their tokens do."""
+_GPU_PACES = (
+    Pace(steps=((0.0, 1.0), (1e12, 1.0)), forward=inf, slots=64),
+    Pace(steps=((1.0, 1.0),), forward=inf, slots=64),
+)
+"""Between which a GPU's lies: a step is a launch whatever it holds, or its tokens alone."""
 
 
 def _check_runs(bench: Workbench, options: SearchOptions, budget: Budget) -> None:
-    """Raise `BudgetError` for a budget in full runs that pays for no trial on a CPU, whatever steps take there."""
-    if budget.runs is None or not bench.facts.on_cpu:
+    """Raise `BudgetError` for a budget in full runs that pays for no trial, whatever steps take here."""
+    if budget.runs is None or (budget.least_seconds and bench.on_gpu):
         return
-    context = search_context(bench, options)
-    try:
-        make_strategy(options.strategy, context.changed(budget=_PACE_TELLS * budget.runs)).plan()
-    except BudgetError:
-        make_strategy(options.strategy, context.changed(budget=budget.runs)).plan()
+    context = search_context(bench, options).changed(budget=budget.runs)
+    hoped = context.changed(budget=_PACE_TELLS * budget.runs)
+    for pace in _GPU_PACES if bench.on_gpu else (None,):
+        try:
+            make_strategy(options.strategy, hoped.changed(pace=pace)).plan()
+            return
+        except BudgetError:
+            continue
+    make_strategy(options.strategy, context).plan()
 
 
 def _left(options: SearchOptions, left: float, spent: float) -> float:
@@ -195,8 +218,8 @@ def _left(options: SearchOptions, left: float, spent: float) -> float:
     if left > 0:
         return left
     raise BudgetError(
-        f"--budget {options.budget} leaves no time to search: loading alone took {spent:.0f} s; give for example 3x, "
-        "three times the seconds of one final run."
+        f"--budget {options.budget} leaves no time to search: loading alone took {spent:.0f} s; give for example "
+        f"{in_words(60 + 10 * spent)}, or 3x, three times the seconds of one final run."
     )
 
 

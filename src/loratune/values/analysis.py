@@ -177,6 +177,8 @@ class Reading:
     """Whether its most likely label, or without labels its most likely text of that length, is the true one."""
     answer: str = ""
     """Its most likely label; empty where rows have none."""
+    text: str = ""
+    """What it writes in place of the row's last answer, cut where it is long; empty where nothing was written."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
