@@ -8,11 +8,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 import torch._dynamo
+from torch import nn
 from transformers import PreTrainedModel
 
 from loratune.data.batches import MicroBatch, to_device
@@ -36,24 +37,42 @@ def compiled(function: Callable[P, T]) -> Callable[P, T]:
     return torch.compile(function, dynamic=True)
 
 
+_SMALL = 300e6
+"""Parameters below which one compilation less is worth more than the gradient of the first layer's input, which nobody
+needs: half a per cent of a step of 30 layers."""
+
+
 class CompiledLayers:
     """Compiled forms of a model's layers, used inside `active` only."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._layers = decoder_layers(model)
         self._compiled = [compiled(layer._call_impl) for layer in self._layers]
+        small = sum(each.numel() for each in model.parameters()) < _SMALL
+        self._embeddings = model.get_input_embeddings() if small else None
 
     @contextmanager
     def active(self) -> Iterator[None]:
         """Layers called in this block run compiled."""
         for layer, form in zip(self._layers, self._compiled, strict=True):
             layer._compiled_call_impl = form
+        alike = self._embeddings.register_forward_hook(_like_the_others) if self._embeddings else None
         try:
             with torch._dynamo.config.patch(recompile_limit=_FORMS):
                 yield
         finally:
+            if alike is not None:
+                alike.remove()
             for layer in self._layers:
                 layer._compiled_call_impl = None
+
+
+def _like_the_others(module: nn.Module, inputs: tuple[Any, ...], states: torch.Tensor) -> None:
+    """A forward hook of the embeddings: the first layer's input wants a gradient as those of the others do, so that
+    one compiled form serves all.
+    """
+    if torch.is_grad_enabled() and not states.requires_grad:
+        states.requires_grad_()
 
 
 class FlatRows(NamedTuple):
