@@ -41,9 +41,9 @@ def measure(model: str, name: str, data: Path, seeds: list[int], results: Path) 
         model=model,
         data=DataOptions(
             data=str(data), max_length=LONGEST, train_rows=rows, validation_rows=held_out, test_rows=2,
-            task=CLASSIFICATION,
+            task=CLASSIFICATION.name,
         ),
-        dtype="float32", device="cpu", objective=CLASSIFICATION, metric="f1", epochs=EPOCHS,
+        dtype="float32", device="cpu", objective=CLASSIFICATION.objective, metric="f1", epochs=EPOCHS,
     )  # fmt: skip
     with TemporaryDirectory() as folder:
         built = build(spec, Path(folder))

@@ -24,6 +24,6 @@ from tiny import byte_tokenizer, write_jsonl
 )  # fmt: skip
 def test_answers_from_which_nothing_is_learnt(labels: list[Any], says: str, tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [{"text": f"text {i}", "label": label} for i, label in enumerate(labels)]
-    options = DataOptions(data=str(write_jsonl(tmp_path / "rows.jsonl", rows)), task=CLASSIFICATION)
+    options = DataOptions(data=str(write_jsonl(tmp_path / "rows.jsonl", rows)), task=CLASSIFICATION.name)
     with pytest.raises(DataError, match=says):
         prepare(options, byte_tokenizer(), end_of_turn=-1)

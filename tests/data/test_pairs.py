@@ -27,7 +27,7 @@ def read(*rows: dict[str, Any], **options: str) -> list[Example]:
         name="rows.jsonl",
         open=lambda: (Row(values, f"rows.jsonl:{line}") for line, values in enumerate(rows, start=1)),
     )
-    shape = recognise(source, DataOptions(data="rows.jsonl", task=PREFERENCE, **options), TOKENIZER)
+    shape = recognise(source, DataOptions(data="rows.jsonl", task=PREFERENCE.name, **options), TOKENIZER)
     assert isinstance(shape, Pairs)
     return list(examples(shape, source))
 
@@ -113,7 +113,7 @@ def test_columns_that_are_missing_and_options_that_cannot_be() -> None:
 
 def prepared(folder: Path, rows: list[dict[str, object]], **options: Any) -> PreparedData:
     data = str(write_jsonl(folder / "pairs.jsonl", rows))
-    return prepare(DataOptions(data=data, task=PREFERENCE, **options), TOKENIZER, end_of_turn=0)
+    return prepare(DataOptions(data=data, task=PREFERENCE.name, **options), TOKENIZER, end_of_turn=0)
 
 
 def test_pairs_stay_together_in_every_split(tmp_path: Path) -> None:

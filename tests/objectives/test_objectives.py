@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -162,6 +163,8 @@ def test_labels_need_causal_language_modelling() -> None:
 
     subject = engine(tiny_llama(), TABLE)
     evaluator = subject._evaluator
-    evaluator.objective = object()  # type: ignore[assignment]
-    with pytest.raises(ModelError, match="labels are scored by causal language modelling, not by object"):
+    evaluator.objective = SimpleNamespace(language_model=None)  # type: ignore[assignment]
+    with pytest.raises(
+        ModelError, match="labels are scored by a language model, which SimpleNamespace is not"
+    ):
         LabelScorer(evaluator, (np.array([1]),))

@@ -24,7 +24,7 @@ from loratune.model.source import locate
 from loratune.runners.spec import model_cache
 from loratune.tuning.outcome import TrainedRun, load_run
 from loratune.tuning.workbench import check_out
-from loratune.values import CLASSIFICATION, PLAIN, PromptFormat, PromptKind
+from loratune.values import PLAIN, PromptFormat, PromptKind
 
 _WEIGHTS = "adapter_model.safetensors"
 
@@ -45,7 +45,7 @@ def generate(
     if max_new_tokens < 1:
         raise InputError(f"--max-new-tokens must be at least 1, got {max_new_tokens}; give for example 64.")
     run = load_run(user_path(directory))
-    if run.task == CLASSIFICATION:
+    if run.classifies:
         raise InputError(
             f"generate completes text, and {run.directory} holds a classifier; load it as its "
             "adapter/README.md shows."

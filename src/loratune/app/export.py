@@ -28,7 +28,6 @@ from loratune.model.source import portable_name, read_json
 from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
 from loratune.runners.spec import context_length, model_cache
 from loratune.tuning.outcome import TrainedRun, load_run
-from loratune.values import CLASSIFICATION
 from loratune.values.plain import to_plain
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -57,7 +56,7 @@ def export(
     has moved. Raises `InputError` for what the trainer cannot express; then nothing is written.
     """
     target, run = find_target(to), load_run(user_path(directory))
-    if run.task == CLASSIFICATION and target.formats:
+    if run.classifies and target.formats:
         raise InputError(
             f"--to {to} trains on text, and {run.directory} holds a classifier; export --to peft, which writes its "
             "configuration."

@@ -23,13 +23,11 @@ from loratune.reporting.terminal import print_memory
 from loratune.reporting.wording import count, size
 from loratune.values import (
     ALL_LINEAR,
-    CAUSAL,
-    CLASSIFICATION,
     Classifier,
     HyperParameters,
     ModelProfile,
 )
-from loratune.values.tasks import PREFERENCE, TASKS
+from loratune.values.tasks import CAUSAL, TASKS, Task
 
 _SHORTEST = 16
 """Tokens below which a shorter row is no advice."""
@@ -120,7 +118,7 @@ def estimate_memory(
     device: str = "auto",
     device_memory: str | None = None,
     recompute: str = "auto",
-    task: str = CAUSAL,
+    task: str = CAUSAL.name,
 ) -> MemoryAnswer:
     """What it takes to train `trials` trials of one kind side by side, and what fits instead; reads no weights.
 
@@ -151,10 +149,11 @@ def estimate_memory(
         )
     if task not in TASKS:
         raise InputError(
-            f"--task must be one of {', '.join(TASKS)}, got {task!r}; give e.g. --task {CAUSAL}."
+            f"--task must be one of {', '.join(TASKS)}, got {task!r}; give e.g. --task {CAUSAL.name}."
         )
-    rows = 2 if task == PREFERENCE else 1  # of a pair, which no micro-batch separates
-    classifier = Classifier() if task == CLASSIFICATION else None
+    learnt = TASKS[task]
+    rows = learnt.group  # no micro-batch separates them
+    classifier = Classifier() if learnt.has_answers else None
     trial = HyperParameters(
         r=rank,
         lora_alpha=2 * rank,
@@ -192,7 +191,7 @@ def estimate_memory(
         layers=profile.layers,
         changes=()
         if fits
-        else tuple(_changes(limits, trial, trials, _packed(str(model), dtype, kind, task))),
+        else tuple(_changes(limits, trial, trials, _packed(str(model), dtype, kind, learnt))),
         notes=profile.notes,
     )
 
@@ -213,9 +212,9 @@ def _profile(model: str, dtype: str, kind: Device, classifier: Classifier | None
     )
 
 
-def _packed(model: str, dtype: str, kind: Device, task: str) -> ModelProfile | None:
+def _packed(model: str, dtype: str, kind: Device, task: Task) -> ModelProfile | None:
     """The same base in 4 bits; None where it is already, or cannot be (a .gguf file, a classifier)."""
-    if dtype == NF4 or task == CLASSIFICATION:
+    if dtype == NF4 or task.has_answers:
         return None
     try:
         return _profile(model, NF4, kind)

@@ -34,7 +34,6 @@ from loratune.tuning.options import RecommendOptions, data_options, keyword_opti
 from loratune.tuning.workbench import Workbench, open_workbench, with_survey
 from loratune.values import (
     ALL_LINEAR,
-    CLASSIFICATION,
     BaseLoss,
     Classifier,
     DataProfile,
@@ -43,7 +42,6 @@ from loratune.values import (
     Recommendation,
 )
 from loratune.values.plain import finite, to_plain
-from loratune.values.tasks import PREFERENCE
 
 PROBE_SECONDS = 90.0
 UNVALIDATED = (
@@ -152,10 +150,10 @@ def recommend(
 
 
 def _recommend(options: RecommendOptions) -> Recommended:
-    if options.task == PREFERENCE:
+    if not options.kind.has_laws:
         raise InputError(
-            "recommend rests on laws that were measured on completions, got --task preference; see what would be "
-            "measured by `loratune plan --task preference`."
+            f"recommend rests on laws that were measured on completions, got --task {options.task}; see what would be "
+            f"measured by `loratune plan --task {options.task}`."
         )
     experience = gather(options)
     with _subject(options) as subject:
@@ -225,7 +223,7 @@ def _subject(options: RecommendOptions) -> Iterator[_Subject]:
         with open_workbench(options, targets=ALL_LINEAR, ranks=(), epochs=1.0, surveyed=True) as bench:
             yield _Subject(data=bench.data.profile, model=bench.profile, notes=bench.notes, bench=bench)
         return
-    tokenizer = load_tokenizer(options.model, cache=model_cache(), task=options.task)
+    tokenizer = load_tokenizer(options.model, cache=model_cache(), classifies=options.kind.has_answers)
     with TemporaryDirectory(prefix="loratune-") as folder:
         data = read_rows(options.model, data_options(options), tokenizer, Path(folder))
         model = _profile(options, data.classifier)
@@ -259,7 +257,7 @@ def _why_not_weights(options: RecommendOptions) -> str:
     if source.gguf is not None:
         return ""  # reading its configuration takes as long as reading its weights
     try:
-        profile = _profile(options, Classifier() if options.task == CLASSIFICATION else None)
+        profile = _profile(options, Classifier() if options.kind.has_answers else None)
         device = pick_device(options.device)
     except LoratuneError:
         return ""  # reported where everything is opened

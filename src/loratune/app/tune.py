@@ -250,7 +250,7 @@ def _workbench(options: TuneOptions, study: Study | None, tell: Tell, host: Host
         targets=options.target_modules,
         ranks=options.ranks,
         epochs=options.epochs,
-        metric=options.metric,
+        metric=options.optimised,
         max_new_tokens=options.max_new_tokens,
         surveyed=True,
         weight_format=None if study is None else kept_format(study),

@@ -85,7 +85,8 @@ class Generation:
     def _step_seconds(self, rows: int) -> float:
         """Between measured sizes in proportion; beyond the largest as its rows."""
         sizes, seconds = zip(*self.steps, strict=True)
-        return float(np.interp(rows, sizes, seconds)) * max(1.0, rows / sizes[-1])
+        between: float = np.interp(rows, sizes, seconds).item()
+        return between * max(1.0, rows / sizes[-1])
 
     def finalists_seconds(self, forward: float) -> float:
         """Of the comparison after the search."""

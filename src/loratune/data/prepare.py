@@ -27,7 +27,7 @@ from loratune.data.sources import DataOptions, Source, find_sources
 from loratune.data.split import FEWEST_ROWS, Rows, draw, split_off, without_duplicates
 from loratune.data.table import StoredRows, StoreWriter, TokenTable
 from loratune.errors import DataError
-from loratune.values import CLASSIFICATION, Classifier, DataProfile, Problem, PromptFormat, PromptKind
+from loratune.values import Classifier, DataProfile, Problem, PromptFormat, PromptKind
 
 BATCH = 512
 LONGEST = 2048
@@ -136,7 +136,7 @@ def prepare(
     sources = find_sources(options)
     shape: Shape
     kind: type[Encoder] = Encoder
-    if options.task == CLASSIFICATION:
+    if options.kind.has_answers:
         shape, kind = recognise_labelled(sources["train"], options), TextEncoder
     else:
         shape = recognise(sources["train"], options, tokenizer)

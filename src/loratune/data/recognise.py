@@ -26,7 +26,6 @@ from loratune.data.shapes import Classification, PromptCompletion, Shape, Text
 from loratune.data.sources import DataOptions, Source
 from loratune.data.template import Template
 from loratune.errors import DataError
-from loratune.values.tasks import PREFERENCE
 
 _SINGULAR = ("label", "category", "class", "intent")
 LABEL_COLUMNS = (*_SINGULAR, "labels", "categories", "classes", "intents")
@@ -207,7 +206,7 @@ def recognise(source: Source, options: DataOptions, tokenizer: Tokenizer | None)
     """
     choice = _Choice(source=source, options=options, first=next(iter(source)), tokenizer=tokenizer)
     named = options.prompt_column or options.completion_column or options.template
-    if options.task == PREFERENCE:
+    if options.kind.has_pairs:
         shape: Shape = choice.pairs()
     else:
         shape = choice.named() if named else choice.found()

@@ -17,7 +17,7 @@ from loratune.data.read_table import BATCH_ROWS, parquet_class_names, read_csv, 
 from loratune.data.row import Row, first_line
 from loratune.errors import DataError
 from loratune.files.paths import user_path
-from loratune.values.tasks import CAUSAL, TASKS
+from loratune.values.tasks import CAUSAL, TASKS, Task
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,13 +42,18 @@ class DataOptions:
     validation_rows: int | None = None
     test_rows: int | None = None
     seed: int = 0
-    task: str = CAUSAL
+    task: str = CAUSAL.name
     """What the rows teach, one of `TASKS`: `preference` reads pairs, `classification` a text and its answer."""
+
+    @property
+    def kind(self) -> Task:
+        """What the rows teach."""
+        return TASKS[self.task]
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise DataError(
-                f"task must be one of {', '.join(TASKS)}, got {self.task!r}; give e.g. --task {CAUSAL}."
+                f"task must be one of {', '.join(TASKS)}, got {self.task!r}; give e.g. --task {CAUSAL.name}."
             )
         for name in ("max_length", "train_rows", "validation_rows", "test_rows"):
             value = getattr(self, name)

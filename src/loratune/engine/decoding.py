@@ -17,7 +17,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from loratune.data.table import TokenTable
 from loratune.engine.evaluate import Evaluator
-from loratune.engine.label_search import causal_of
+from loratune.engine.label_search import language_model_of
 from loratune.engine.portions import Cuts
 from loratune.errors import ModelError
 from loratune.lora.layout import Adapter
@@ -62,11 +62,12 @@ class GreedyDecoder:
     def __init__(self, evaluator: Evaluator, ends: Iterable[int], *, cached_tokens: int) -> None:
         """`ends`: tokens after which a row has ended. `cached_tokens`: of all rows of a batch, padding included."""
         self._evaluator = evaluator
-        self._causal = causal_of(evaluator)
+        self._language_model = language_model_of(evaluator)
         self._device = evaluator.device
         self._ends = np.array(sorted(ends), np.int64)
         self.cuts = Cuts(max_tokens=cached_tokens, launch_tokens=cached_tokens)
-        decoder = self._causal.decoder
+        self._model = evaluator.body.model
+        decoder = self._model.get_decoder()
         self._takes_places = "position_ids" in inspect.signature(decoder.forward).parameters
         self._checked = False
 
@@ -143,7 +144,7 @@ class GreedyDecoder:
                 members=members,
                 owners=owners[piece],
                 mask=torch.from_numpy(mask[rows[piece]]).to(self._device),
-                cache=DynamicCache(config=self._causal.model.config.get_text_config()),
+                cache=DynamicCache(config=self._model.config.get_text_config()),
                 token=torch.empty(0),
             )
             given = torch.from_numpy(tokens[rows[piece]]).to(self._device)
@@ -159,7 +160,7 @@ class GreedyDecoder:
     def _likeliest(self, batch: _Batch, given: torch.Tensor, plan: Plan) -> torch.Tensor:
         """[B] the most likely token after `given` [B, t], the last t tokens of the mask."""
         states, output = self._states(batch, given, plan)
-        return self._causal.likeliest(states, output)
+        return self._language_model.likeliest(states, output)
 
     def _states(self, batch: _Batch, given: torch.Tensor, plan: Plan) -> tuple[torch.Tensor, Any]:
         """States [B, D] of the last tokens, and the decoder's output."""
@@ -168,7 +169,7 @@ class GreedyDecoder:
             places = batch.mask.cumsum(1).sub_(1).clamp_(min=0)
             inputs["position_ids"] = places[:, -given.shape[1] :]
         with self._evaluator.body.running(None), self._evaluator.packed.routed(plan):
-            hidden, output = self._causal.hidden(given, use_cache=True, **inputs)
+            hidden, output = self._language_model.hidden(given, use_cache=True, **inputs)
         return hidden[:, -1], output
 
     def _plan(self, batch: _Batch, width: int) -> Plan:
@@ -185,7 +186,7 @@ class GreedyDecoder:
         """Compare a state that was reached through the cache with one that was not: no flag of transformers says it."""
         if self._checked:
             return
-        model = self._causal.model
+        model = self._model
         if is_recurrent(model.config, type(model)):
             raise _cannot(model, "padding on the left passes through the state of its layers")
         size = model.config.get_text_config().vocab_size

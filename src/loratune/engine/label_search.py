@@ -21,7 +21,7 @@ from loratune.engine.portions import Cuts
 from loratune.errors import ModelError
 from loratune.lora.layout import Adapter
 from loratune.lora.segments import PackMember
-from loratune.objectives.causal import Causal
+from loratune.objectives.objective import LanguageModel
 
 FIRST_ROUND = 64
 """Beginnings that a row looks at in its first forward pass, about; twice as many in every further one."""
@@ -170,14 +170,14 @@ class _Request:
     looked_at: list[int]
 
 
-def causal_of(evaluator: Evaluator) -> Causal:
-    """The objective of an evaluator that scores labels; raises `ModelError` where it is another."""
-    if not isinstance(evaluator.objective, Causal):
+def language_model_of(evaluator: Evaluator) -> LanguageModel:
+    """What scores tokens for an evaluator; raises `ModelError` where its objective has no such thing."""
+    if (found := evaluator.objective.language_model) is None:
         raise ModelError(
-            f"labels are scored by causal language modelling, not by {type(evaluator.objective).__name__}; "
+            f"labels are scored by a language model, which {type(evaluator.objective).__name__} is not; "
             "leave label_tokens out."
         )
-    return evaluator.objective
+    return found
 
 
 class LabelSearch:
@@ -185,7 +185,7 @@ class LabelSearch:
 
     def __init__(self, evaluator: Evaluator, trie: LabelTrie, *, branching: bool) -> None:
         self._evaluator = evaluator
-        self._causal = causal_of(evaluator)
+        self._language_model = language_model_of(evaluator)
         self._trie = trie
         self._branching = branching
 
@@ -228,7 +228,7 @@ class LabelSearch:
                 tokens.append(self._trie.tokens[children])
                 counts.append(len(children))
         device = states.device
-        found = self._causal.likelihood(
+        found = self._language_model.likelihood(
             states,
             torch.from_numpy(np.concatenate(owners)).to(device),
             torch.from_numpy(np.concatenate(tokens)).to(device),

@@ -18,7 +18,7 @@ import torch
 from loratune.data.table import TokenTable
 from loratune.engine.branches import Branches, Ints, arrange
 from loratune.engine.evaluate import Evaluation, Evaluator
-from loratune.engine.label_search import LabelSearch, LabelTrie, causal_of, searched_tokens
+from loratune.engine.label_search import LabelSearch, LabelTrie, language_model_of, searched_tokens
 from loratune.engine.memory import is_memory_error
 from loratune.lora.layout import Adapter
 from loratune.lora.segments import PackMember
@@ -84,7 +84,7 @@ class LabelScorer:
 
     def __init__(self, evaluator: Evaluator, labels: LabelTokens) -> None:
         self._evaluator = evaluator
-        self._causal = causal_of(evaluator)
+        self._language_model = language_model_of(evaluator)
         self._labels = labels
         self._trie = LabelTrie(labels)
         ends = np.flatnonzero(self._trie.labels >= 0)
@@ -235,7 +235,7 @@ class LabelScorer:
         stride = torch.arange(len(prompts), device=device).unsqueeze(1)
         owners = torch.from_numpy(tree.owners).to(device) + stride * (len(tree.branches.fed) + 1)
         tokens = torch.from_numpy(tree.tokens).to(device).repeat(len(prompts))
-        likelihood = self._causal.likelihood(states, owners.flatten(), tokens, output)
+        likelihood = self._language_model.likelihood(states, owners.flatten(), tokens, output)
         nodes = likelihood.double().cpu().numpy().reshape(len(prompts), -1)
         return np.stack([nodes[:, path].sum(-1) for path in tree.paths], -1)
 

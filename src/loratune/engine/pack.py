@@ -34,8 +34,8 @@ from loratune.lora.packed import PackedAdapters
 from loratune.maths.sizes import CAPACITY, LAUNCH_TOKENS
 from loratune.model.base import BaseModel
 from loratune.model.device import trim_heap
-from loratune.objectives.causal import Causal
 from loratune.objectives.objective import Factory, Objective
+from loratune.objectives.registry import USUAL
 from loratune.values import CurvePoint, Trial, TrialResult
 
 T = TypeVar("T")
@@ -77,7 +77,7 @@ class PackEngine:
     """Tokens of a row that the model takes; None: no limit is known."""
     launch_tokens: int | None = None
     """Cost of one more micro-batch in tokens; None: what it is on the device."""
-    objective: Factory = Causal
+    objective: Factory = USUAL
     """What trials learn; see `objectives`."""
     paths: Paths | None = None
     """Which paths to take; None chooses the fastest that are right here."""
@@ -149,6 +149,11 @@ class PackEngine:
         return self._objective.group
 
     @property
+    def needs_reference(self) -> bool:
+        """Whether what is learnt compares with the base model's likelihoods."""
+        return self._objective.reference is not None
+
+    @property
     def micro_batch_tokens(self) -> int:
         """Tokens of a micro-batch in training now, at most."""
         return self._cuts.max_tokens
@@ -189,7 +194,8 @@ class PackEngine:
 
         On the paths on which trials are trained. Raises `ResourceError` where memory does not hold one row.
         """
-        reader = Evaluator(self._body, Causal(self.base.model), self._packed, self._evaluator.cuts)
+        objective = self._objective.reference or self._objective
+        reader = Evaluator(self._body, objective, self._packed, self._evaluator.cuts)
         with self._ready():
             (found,) = self._halving(
                 lambda: reader.evaluate([None], table), self._evaluator.cuts, 1, table.lengths

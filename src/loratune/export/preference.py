@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
 
 from loratune.export.recipe import Recipe, as_code, lora_arguments, training_arguments
 from loratune.export.rows import Format, PreferencePairs
 from loratune.export.target import Exported, Target, demand_known, refuse
-from loratune.values.tasks import CAUSAL, GAMMA_OF_BETA
+from loratune.values.tasks import GAMMA_OF_BETA, task_of
 
 _SCRIPT = """{comment}
 from pathlib import Path
@@ -56,6 +57,29 @@ if __name__ == "__main__":
 """
 
 
+class _Trainer(NamedTuple):
+    """TRL's, for one objective."""
+
+    module: str
+    name: str
+    arguments: Mapping[str, Any]
+    """Beside those of every run; numbers that are a share of beta stand in `of_beta`."""
+    of_beta: Mapping[str, float]
+
+
+_TRAINERS: Mapping[str, _Trainer] = {
+    "dpo": _Trainer("trl", "DPO", {}, {}),
+    "simpo": _Trainer(
+        "trl.experimental.cpo",
+        "CPO",
+        {"loss_type": "simpo", "cpo_alpha": 0.0},
+        {"simpo_gamma": GAMMA_OF_BETA},
+    ),
+}
+_MISSING = {"orpo": "adds the likelihood of the prompt to ORPO's loss, which this run did not learn"}
+"""Why TRL cannot repeat a run, by objective."""
+
+
 class TrlPreference:
     """DPO by `DPOTrainer`, whose reference is the model without its adapter; SimPO by the experimental `CPOTrainer`."""
 
@@ -63,25 +87,26 @@ class TrlPreference:
     formats: ClassVar[tuple[Format, ...]] = (PreferencePairs(),)
 
     def export(self, recipe: Recipe, rows: str) -> Exported:
-        """Raises `InputError` for ORPO, whose loss is another there."""
-        if recipe.objective == "orpo":
+        """Raises `InputError` for an objective that TRL has no trainer of."""
+        trainer = _TRAINERS.get(recipe.objective)
+        if trainer is None:
             raise refuse(
                 "trl",
-                "adds the likelihood of the prompt to ORPO's loss, which this run did not learn",
-                "export --to peft, or tune with --objective dpo or simpo",
+                _MISSING.get(recipe.objective, f"has no trainer for the objective {recipe.objective}"),
+                f"export --to peft, or tune with --objective {' or '.join(_TRAINERS)}",
             )
         demand_known(recipe, "TRL", "use_rslora")
         script = _SCRIPT.format(
             comment=recipe.comment,
-            module="trl" if recipe.objective == "dpo" else "trl.experimental.cpo",
-            trainer="DPO" if recipe.objective == "dpo" else "CPO",
+            module=trainer.module,
+            trainer=trainer.name,
             seed=recipe.seed,
             model=recipe.model,
             end=recipe.end_of_turn,
             patience=recipe.patience,
             loading=as_code({"dtype": recipe.dtype, **_quantised(recipe)}),
             adapter=as_code(lora_arguments(recipe)),
-            arguments=as_code(_arguments(recipe)),
+            arguments=as_code(_arguments(recipe, trainer)),
         )
         return Exported(
             files={"train.py": script},
@@ -94,7 +119,7 @@ class TrlPreference:
 
 def serving(target: Target, recipe: Recipe) -> Target:
     """The target itself, or for preferences TRL's other one. Raises `InputError` where it has none."""
-    if recipe.objective == CAUSAL or not target.formats:
+    if not task_of(recipe.objective).has_pairs or not target.formats:
         return target
     if target.name != TrlPreference.name:
         raise refuse(
@@ -105,16 +130,16 @@ def serving(target: Target, recipe: Recipe) -> Target:
     return TrlPreference()
 
 
-def _arguments(recipe: Recipe) -> dict[str, Any]:
+def _arguments(recipe: Recipe, trainer: _Trainer) -> dict[str, Any]:
     beta = recipe.hyper_parameters.beta
     assert beta is not None, "every preference run has one"
-    simple = {"loss_type": "simpo", "cpo_alpha": 0.0, "simpo_gamma": GAMMA_OF_BETA * beta}
     return {
         **training_arguments(recipe, "checkpoints"),
         "beta": beta,
         "max_length": recipe.max_length,
         "gradient_checkpointing": True,
-        **(simple if recipe.objective == "simpo" else {}),
+        **trainer.arguments,
+        **{name: share * beta for name, share in trainer.of_beta.items()},
     }
 
 

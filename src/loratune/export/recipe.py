@@ -48,7 +48,7 @@ class Recipe:
     """How the base's linear layers were held: `plain`, or `nf4` (4 bits)."""
     modules_to_save: tuple[str, ...] = ()
     """PEFT's names of a classifier's head."""
-    objective: str = CAUSAL
+    objective: str = CAUSAL.objective
     """What was learnt: `causal`, `dpo`, `orpo` or `simpo`."""
 
     @property

@@ -20,7 +20,6 @@ from loratune.errors import ModelError
 from loratune.model.nf4 import check_quantisation, is_packed
 from loratune.model.quiet import first_sentence, quiet
 from loratune.model.source import Source, read_json
-from loratune.values import CAUSAL, CLASSIFICATION
 
 _SIZES = {
     **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers"), 10_000),
@@ -55,8 +54,8 @@ _RECURRENT = frozenset({"linear_attention", "mamba", "conv", "hybrid", "hybrid_s
 _DEEPEST = 8
 
 
-def read_config(source: Source, task: str = CAUSAL) -> PreTrainedConfig:
-    """The configuration of a model that LoRA can be trained on: a causal language model, or for `classification` one
+def read_config(source: Source, *, classifies: bool = False) -> PreTrainedConfig:
+    """The configuration of a model that LoRA can be trained on: a causal language model, or with `classifies` one
     with a class for sequences.
 
     Raises `ModelError` for code of the model's own, unknown architectures, checkpoints
@@ -68,7 +67,7 @@ def read_config(source: Source, task: str = CAUSAL) -> PreTrainedConfig:
     try:
         with quiet():
             config = AutoConfig.from_pretrained(source.folder, **source.arguments)
-        if task == CLASSIFICATION:
+        if classifies:
             _check_classifier(config, source)
         else:
             _check_kind(config, source.name)
@@ -223,9 +222,9 @@ def _check_classifier(config: PreTrainedConfig, source: Source) -> None:
         )
 
 
-def auto_class(config: PreTrainedConfig, task: str = CAUSAL) -> Any:
+def auto_class(config: PreTrainedConfig, *, classifies: bool = False) -> Any:
     """transformers' door to the class of a base model: of an image-and-text model without one for text, the whole."""
-    if task == CLASSIFICATION:
+    if classifies:
         return AutoModelForSequenceClassification
     alone = _class_of(config, MODEL_FOR_CAUSAL_LM_MAPPING)
     return AutoModelForImageTextToText if alone is None else AutoModelForCausalLM

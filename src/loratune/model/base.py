@@ -16,7 +16,7 @@ from loratune.model.profile import profile_of
 from loratune.model.quiet import first_sentence, quiet
 from loratune.model.source import Source, drop_copy, find_copy, keep_copy, locate
 from loratune.model.tokenizer import open_tokenizer
-from loratune.values import CAUSAL, CLASSIFICATION, Classifier, ModelProfile
+from loratune.values import Classifier, ModelProfile
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -96,14 +96,14 @@ def _read(
     classifier: Classifier | None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Configuration, tokenizer, weights: what is quickly read is checked first."""
-    task = CAUSAL if classifier is None else CLASSIFICATION
-    config = read_config(source, task)
+    classifies = classifier is not None
+    config = read_config(source, classifies=classifies)
     if classifier is not None and dtype == NF4:
         raise ModelError(
             f"--task classification must have plain weights, got --dtype {NF4}; leave it out, or give bfloat16."
         )
     packs = check_packing(original, config, dtype)
-    tokenizer = open_tokenizer(original, cache, task) if original.has_tokenizer else None
+    tokenizer = open_tokenizer(original, cache, classifies=classifies) if original.has_tokenizer else None
     model = _load_weights(source, config, resolve_dtype(dtype, place), place if packs else None, classifier)
     if classifier is not None and tokenizer is not None and model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id  # without it a head takes no two rows at once
@@ -130,7 +130,7 @@ def _load_weights(
     options: dict[str, Any] = {**source.arguments, "config": config, "dtype": dtype}
     if packing is not None:
         options |= {"quantization_config": quantisation(config, dtype), "device_map": {"": packing}}
-    auto = auto_class(config, CAUSAL if classifier is None else CLASSIFICATION)
+    auto = auto_class(config, classifies=classifier is not None)
     if classifier is not None:
         for name, value in classifier.options.items():
             setattr(config, name, value)

@@ -23,7 +23,7 @@ from loratune.model.nf4 import (
 from loratune.model.quiet import first_sentence, quiet
 from loratune.model.rows import body_of
 from loratune.model.source import locate, read_json
-from loratune.values import CAUSAL, CLASSIFICATION, Classifier, ModelProfile
+from loratune.values import Classifier, ModelProfile
 
 _ATTENTION = ("attn", "attention")
 _REFUSED_BY_PEFT = dict.fromkeys(("falcon_h1", "nemotron_h"), ("out_proj",))
@@ -164,7 +164,7 @@ def profile_from_config(
     """
     source = locate(name, weights=False)
     check_source(source, NF4 if packs else dtype)
-    config = read_config(source, CAUSAL if classifier is None else CLASSIFICATION)
+    config = read_config(source, classifies=classifier is not None)
     if classifier is not None:
         if packs or dtype == NF4:
             raise ModelError(
@@ -177,7 +177,7 @@ def profile_from_config(
     kind = resolve_dtype(dtype, pick_device(device))
     try:
         with quiet(), torch.device("meta"):
-            auto = auto_class(config, CAUSAL if classifier is None else CLASSIFICATION)
+            auto = auto_class(config, classifies=classifier is not None)
             model = name_body(auto.from_config(config, dtype=kind, trust_remote_code=False))
     except Exception as error:
         raise ModelError(

@@ -8,31 +8,32 @@ from loratune.errors import ModelError, panics_as
 from loratune.model.architecture import read_config
 from loratune.model.quiet import first_sentence, quiet, silent_libraries
 from loratune.model.source import Source, drop_copy, find_copy, keep_copy, locate
-from loratune.values import CAUSAL, CLASSIFICATION
 
 _REPLY = "loratune"
 _SAMPLE = "A text: 1 + 1 = 2, größer 猫🐈\n"
 """Encoded once, since a tokenizer whose files are broken may still load."""
 
 
-def load_tokenizer(name: str, *, cache: Path | None = None, task: str = CAUSAL) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    name: str, *, cache: Path | None = None, classifies: bool = False
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder, hub name or .gguf file; the model's weights are not touched.
 
     Its `eos_token` is what ends an assistant's turn (`end_of_turn_id`), whatever the file says:
     transformers 5.17 reads SmolLM2's from GGUF as `<|im_start|>`. A missing pad token becomes the
     end-of-turn token, which is harmless as labels come from lengths, never from pad ids.
-    For `classification` no turn ends, and the file's own end-of-sequence token stays.
+    With `classifies` no turn ends, and the file's own end-of-sequence token stays.
     `cache` keeps what was read from a .gguf file. Raises `ModelError`, also for a model that could not
     be trained (not for .gguf files, whose configuration takes long to read: there only `load_model` does).
     """
     source = locate(name, weights=False)
-    if source.gguf is None or task == CLASSIFICATION:
-        read_config(source, task)
-    return open_tokenizer(source, cache, task)
+    if source.gguf is None or classifies:
+        read_config(source, classifies=classifies)
+    return open_tokenizer(source, cache, classifies=classifies)
 
 
 def open_tokenizer(
-    original: Source, cache: Path | None = None, task: str = CAUSAL
+    original: Source, cache: Path | None = None, *, classifies: bool = False
 ) -> PreTrainedTokenizerBase:
     """`load_tokenizer` for files already found and checked."""
     if not original.has_tokenizer:
@@ -41,18 +42,18 @@ def open_tokenizer(
         )
     source = find_copy(original, cache, "tokenizer")
     try:
-        tokenizer = _read(source, task)
+        tokenizer = _read(source, classifies)
     except ModelError:
         if source is original or cache is None:
             raise
         drop_copy(original, cache, "tokenizer")
-        source, tokenizer = original, _read(original, task)
+        source, tokenizer = original, _read(original, classifies)
     if source.gguf is not None and cache is not None:
         keep_copy(source, cache, "tokenizer", tokenizer)
     return tokenizer
 
 
-def _read(source: Source, task: str) -> PreTrainedTokenizerBase:
+def _read(source: Source, classifies: bool) -> PreTrainedTokenizerBase:
     advice = "check that its files belong together"
     try:
         with (
@@ -62,7 +63,7 @@ def _read(source: Source, task: str) -> PreTrainedTokenizerBase:
         ):
             tokenizer = AutoTokenizer.from_pretrained(source.folder, **source.arguments)
             tokenizer.padding_side = "right"
-            if task == CAUSAL:
+            if not classifies:
                 tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end_of_turn_id(tokenizer))
             if tokenizer.pad_token is None:
                 tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)

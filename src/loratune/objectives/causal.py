@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from loratune.errors import ModelError
 from loratune.maths.targets import Part
-from loratune.objectives.objective import Compile, Scored, Supervised
+from loratune.objectives.objective import Compile, LanguageModel, Objective, Scored, Supervised
 
 _CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}
 """Logits held at a time: 64 MiB in float32 on a CPU; on a GPU 512 MiB, to launch less."""
@@ -30,6 +30,7 @@ class Causal:
 
     group = 1
     head: tuple[Part, ...] = ()
+    reference: Objective | None = None
 
     def __init__(self, model: PreTrainedModel, compiled: Compile = lambda function: function) -> None:
         self.model = model
@@ -41,6 +42,10 @@ class Causal:
                 "use a causal language model."
             )
         self.vocabulary = int(model.config.get_text_config().vocab_size)
+
+    @property
+    def language_model(self) -> LanguageModel:
+        return self
 
     def initial_head(self, seed: int) -> torch.Tensor:
         """Nothing: the model's own head is frozen."""

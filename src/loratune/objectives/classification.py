@@ -33,6 +33,8 @@ class Classification:
     """For any `…ForSequenceClassification`: trains its head, and of its body what no checkpoint gave (a pooler)."""
 
     group = 1
+    language_model = None
+    reference = None
 
     def __init__(self, model: PreTrainedModel, compiled: Compile = lambda function: function) -> None:
         self.model = model

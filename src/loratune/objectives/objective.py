@@ -43,7 +43,7 @@ class Supervised(NamedTuple):
     """[S] the `beta` of the position's trial, NaN where it names none; given where the objective groups rows."""
     references: torch.Tensor | None = None
     """[S] the row's log-likelihood under the base model, NaN where this is the model itself; None where the table has
-    none."""
+    none (see `Objective.reference`)."""
 
 
 class Scored(NamedTuple):
@@ -82,6 +82,18 @@ class Objective(Protocol):
         """
         ...
 
+    @property
+    def language_model(self) -> "LanguageModel | None":
+        """What reads labels and writes text token by token; None where the model does neither."""
+        ...
+
+    @property
+    def reference(self) -> "Objective | None":
+        """What reads each row once under the bare base model, with whose losses rows are compared
+        (`Supervised.references`); None where nothing is compared.
+        """
+        ...
+
     def initial_head(self, seed: int) -> torch.Tensor:
         """[numbers of the head] float32 on the CPU: what a trial with that seed begins with."""
         ...
@@ -107,6 +119,20 @@ class Objective(Protocol):
 
     def score(self, states: torch.Tensor, asked: Supervised, output: Any) -> Scored:
         """The same losses [S] without gradients, and what was found; weights are not read."""
+        ...
+
+
+class LanguageModel(Objective, Protocol):
+    """An objective whose model gives the likelihood of every token."""
+
+    def likeliest(self, states: torch.Tensor, output: Any) -> torch.Tensor:
+        """The most likely token [S] after states [S, D]."""
+        ...
+
+    def likelihood(
+        self, states: torch.Tensor, owners: torch.Tensor, tokens: torch.Tensor, output: Any
+    ) -> torch.Tensor:
+        """Log-likelihood [P] of `tokens` [P], each after the state numbered by `owners` [P] (ascending)."""
         ...
 
 

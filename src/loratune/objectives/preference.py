@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from loratune.errors import ModelError
 from loratune.objectives.causal import Causal
 from loratune.objectives.objective import Compile, Scored, Supervised
-from loratune.values.tasks import BETA_OF, GAMMA_OF_BETA
+from loratune.values.tasks import GAMMA_OF_BETA, PREFERENCE
 
 _FEWEST_CHOICES = 1000
 """A batch of few pairs may lose far more than a guess would without its trial having diverged."""
@@ -40,8 +40,6 @@ class Preference(Causal):
     group = 2
     beta: ClassVar[float]
     """Of a trial that names none."""
-    needs_reference: ClassVar[bool] = False
-    """Whether the likelihoods are compared with the base model's."""
 
     def __init__(self, model: PreTrainedModel, compiled: Compile = lambda function: function) -> None:
         super().__init__(model, compiled)
@@ -93,7 +91,7 @@ class Preference(Causal):
         count = asked.row_count or int(asked.rows[-1]) + 1
         sums = nll.new_zeros(count).index_add_(0, asked.rows, -nll)
         tokens = nll.new_zeros(count).index_add_(0, asked.rows, torch.ones_like(nll))
-        if self.needs_reference:
+        if self.reference is not None:
             sums = sums - self._references(asked, sums)
         beta = _of_rows(asked.betas, asked.rows, count)
         beta = torch.full_like(sums, self.beta) if beta is None else beta.nan_to_num(self.beta)
@@ -113,8 +111,11 @@ class Dpo(Preference):
     """Direct preference optimisation: -log σ(β m), where m is by how much more than in the base model the chosen answer
     is likelier than the rejected one (TRL's loss type `sigmoid`, the reference being the base without adapters)."""
 
-    beta = BETA_OF["dpo"]
-    needs_reference = True
+    beta = PREFERENCE.betas["dpo"]
+
+    def __init__(self, model: PreTrainedModel, compiled: Compile = lambda function: function) -> None:
+        super().__init__(model, compiled)
+        self.reference = Causal(model)
 
     def formula(self, answers: Answers) -> tuple[torch.Tensor, torch.Tensor]:
         margin = answers.chosen - answers.rejected
@@ -125,7 +126,7 @@ class Orpo(Preference):
     """Odds-ratio preference optimisation: the chosen answer's NLL per token, and beta (the paper's λ) times -log σ of
     the log odds ratio of the two likelihoods per token. No reference."""
 
-    beta = BETA_OF["orpo"]
+    beta = PREFERENCE.betas["orpo"]
 
     def formula(self, answers: Answers) -> tuple[torch.Tensor, torch.Tensor]:
         chosen, rejected = answers.chosen / answers.chosen_tokens, answers.rejected / answers.rejected_tokens
@@ -137,7 +138,7 @@ class Simpo(Preference):
     """Simple preference optimisation: -log σ(β (m - γ/β)), where m is the difference of the log-likelihoods per token
     and the target margin γ is half of beta (TRL's `CPOConfig(loss_type="simpo", cpo_alpha=0)`). No reference."""
 
-    beta = BETA_OF["simpo"]
+    beta = PREFERENCE.betas["simpo"]
 
     def formula(self, answers: Answers) -> tuple[torch.Tensor, torch.Tensor]:
         margin = answers.chosen / answers.chosen_tokens - answers.rejected / answers.rejected_tokens

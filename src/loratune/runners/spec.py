@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -43,14 +42,10 @@ from loratune.model.digest import weights_digest
 from loratune.model.nf4 import NF4
 from loratune.model.source import locate
 from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
-from loratune.objectives.causal import Causal
-from loratune.objectives.classification import Classification
-from loratune.objectives.objective import Factory
-from loratune.objectives.preference import Dpo, Orpo, Simpo
+from loratune.objectives.registry import OBJECTIVES
 from loratune.values import (
     ALL_LINEAR,
     CAUSAL,
-    CLASSIFICATION,
     Classifier,
     DataFacts,
     ModelProfile,
@@ -59,15 +54,6 @@ from loratune.values import (
     TrialCosts,
     Wishes,
 )
-
-OBJECTIVES: Mapping[str, Factory] = {
-    CAUSAL: Causal,
-    CLASSIFICATION: Classification,
-    "dpo": Dpo,
-    "orpo": Orpo,
-    "simpo": Simpo,
-}
-"""What `EngineSpec.objective` may name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +74,8 @@ class EngineSpec:
     """What may be taken, such as 24GiB, on a GPU the context included; None: what the device has."""
     recompute: str = "auto"
     """Of how many layers activations are computed again: auto, none, all or a number."""
-    objective: str = CAUSAL
+    objective: str = CAUSAL.objective
+    """One of `OBJECTIVES`."""
     metric: str = "nll"
     """Its name, or `package.module:function`, which `build` imports: never build a spec from somebody else's folder."""
     max_new_tokens: int | None = None
@@ -183,7 +170,7 @@ class Built:
             limits=self.limits,
             paths=self.engine.chosen_paths,
             group=self.engine.group,
-            needs_reference=bool(getattr(self.engine.objective, "needs_reference", False)),
+            needs_reference=self.engine.needs_reference,
             notes=self.notes,
             **self._head,
         )
@@ -205,7 +192,7 @@ def build(spec: EngineSpec, folder: Path) -> Built:
     Raises `InputError` of all kinds for wrong input, other rows or weights than `spec` names included;
     `ResourceError` for a device that is absent or too small.
     """
-    tokenizer = load_tokenizer(spec.model, cache=model_cache(), task=spec.data.task)
+    tokenizer = load_tokenizer(spec.model, cache=model_cache(), classifies=spec.data.kind.has_answers)
     if spec.rows is not None:
         return build_on(spec, stored_rows(Path(spec.rows)), tokenizer)
     return build_on(spec, read_rows(spec.model, spec.data, tokenizer, folder), tokenizer)
@@ -256,7 +243,7 @@ def _limit_memory(spec: EngineSpec) -> None:
 
 def _why_packed(spec: EngineSpec, longest: int) -> str:
     """A sentence where the base model is held in 4 bits without having been asked for; else empty."""
-    if spec.dtype != "auto" or spec.weight_format is not None or spec.objective == CLASSIFICATION:
+    if spec.dtype != "auto" or spec.weight_format is not None or spec.data.kind.has_answers:
         return ""
     return why_packed(spec.model, device=spec.device, memory=spec.device_memory, longest=longest)
 
@@ -356,13 +343,13 @@ def model_cache() -> Path:
     return Path(os.environ.get("LORATUNE_CACHE") or Path.home() / ".cache" / "loratune")
 
 
-def context_length(model: str, task: str = CAUSAL) -> int | None:
+def context_length(model: str, *, classifies: bool = False) -> int | None:
     """The longest row in tokens that the model's configuration allows; None where it sets no limit.
 
     A .gguf file's configuration takes as long to read as its weights, so its limit is left to the user.
     """
     source = locate(model, weights=False)
-    return None if source.gguf is not None else longest_row(read_config(source, task))
+    return None if source.gguf is not None else longest_row(read_config(source, classifies=classifies))
 
 
 def read_rows(
@@ -375,8 +362,8 @@ def read_rows(
         return prepare(
             options,
             tokenizer,
-            end_of_turn=-1 if options.task == CLASSIFICATION else end_of_turn_id(tokenizer),
-            model_limit=context_length(model, options.task),
+            end_of_turn=-1 if options.kind.has_answers else end_of_turn_id(tokenizer),
+            model_limit=context_length(model, classifies=options.kind.has_answers),
             cache=folder,
         )
 

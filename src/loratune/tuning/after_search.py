@@ -38,7 +38,6 @@ from loratune.values import (
     Truncation,
 )
 from loratune.values.events import StageBegan, Tell
-from loratune.values.tasks import PREFERENCE
 
 _FACT = "truncation"
 _DISAGREEMENT = 2.0
@@ -66,8 +65,8 @@ class AfterSearch:
         kept = self.largest.file()
         if kept is None or self.runner.late or kept[1].hyper_parameters.r < 2:
             return decision
-        if self.options.task == PREFERENCE:
-            return decision  # by the loss of an adapter cut short, which no beta was chosen for
+        if not self.options.kind.is_cut:
+            return decision
         result, file = kept
         trained = self._uniform_rank(decision.hyper_parameters)
         self.truncation = self._truncation(kept, trained)

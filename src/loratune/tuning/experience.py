@@ -27,7 +27,6 @@ from loratune.tuning.configuration import storage_of
 from loratune.tuning.options import CommonOptions, PriorOptions, SearchOptions
 from loratune.tuning.workbench import Workbench
 from loratune.values import Decision, Optimum, StudiedTask, TrialResult
-from loratune.values.tasks import PREFERENCE
 
 TASK = "task"
 """Name of the study's fact that holds it as a `StudiedTask`."""
@@ -118,7 +117,7 @@ def gather(options: PriorOptions, *, own_key: str = "") -> Experience:
     Raises `OutputError` where the study named by --from-study is not there or not finished.
     """
     dataset = dataset_name(options)
-    if options.task == PREFERENCE:  # all that is known is of completions
+    if not options.kind.has_laws:
         return Experience(dataset=dataset, tasks=(), entries=(), notes=())
     tasks = list(measured_tasks())
     notes: list[str] = []

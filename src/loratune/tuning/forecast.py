@@ -33,7 +33,6 @@ from loratune.tuning.workbench import Workbench, calibrations, search_context
 from loratune.values import NoiseScale, PlannedStage, SearchContext, SearchPlan, Stage
 from loratune.values.events import Note, Planned, Tell
 from loratune.values.plain import to_plain
-from loratune.values.tasks import CAUSAL, PREFERENCE
 
 _LAYER_RANK_RUNS = 3
 _TOLD_SHARE = 0.15
@@ -246,7 +245,7 @@ def forecast(
     at_end = written_at_end + shown
     final_run = calibration.final_seconds(context, test_tokens, validation_rows, devices) + at_end
     final = final_run + written - written_at_end + sum(stage.seconds for stage in after)
-    if options.task != PREFERENCE:
+    if options.kind.is_cut:
         final += calibration.truncation_seconds(context, largest.r, validation_rows)
     return Forecast(
         strategy=strategy,
@@ -296,7 +295,7 @@ def _written_seconds(generation: Generation | None, forward: float) -> tuple[flo
 
 def writes_shown(bench: Workbench) -> bool:
     """Whether the report shows what models write on some test rows: where labels do not say it all."""
-    return bench.spec.objective == CAUSAL and (bench.subject.scoring.generates or not bench.data.labels)
+    return bench.spec.data.kind.has_completions and (bench.subject.scoring.generates or not bench.data.labels)
 
 
 def _shown_seconds(bench: Workbench, options: SearchOptions, calibration: Calibration) -> float:
@@ -383,7 +382,7 @@ def _compares_batches(options: SearchOptions, priced: Forecast) -> bool:
     """Whether the plan tries batch sizes that the user has not named."""
     planned = any(stage.name == str(Stage.BATCH) and stage.trials for stage in priced.plan.stages)
     # of a group of rows the noise is not measured: the loss of one row alone says nothing
-    alone = options.task != PREFERENCE
+    alone = options.kind.group == 1
     return options.strategy == STRATEGY and not options.batch_sizes and planned and alone
 
 

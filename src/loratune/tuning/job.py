@@ -46,7 +46,6 @@ from loratune.values.events import (
     TrialEnded,
 )
 from loratune.values.plain import to_plain
-from loratune.values.tasks import PREFERENCE
 
 CLOCK_CUT = 3
 """Exit code where the clock, or the user, cut the search."""
@@ -244,7 +243,7 @@ class Job:
         write_report(facts, directory, self.tell)
         write_result(replace(facts, cost=self._cost()), directory)
         shutil.rmtree(directory / FOLDER, ignore_errors=True)
-        if not (cut or self.options.no_ledger or self.options.task == PREFERENCE):
+        if not (cut or self.options.no_ledger) and self.options.kind.has_laws:
             key = study_key(fingerprint(self.options, self.bench))
             if trouble := remember(key, directory, task):
                 self.tell(Note(text=trouble))

@@ -30,7 +30,7 @@ from loratune.trackers import TRACKER_NAMES
 from loratune.tuning.option_types import check_types
 from loratune.values import ALL_LINEAR, NLL_MARGIN, HyperParameters, default_recipe
 from loratune.values.hyperparameters import VARIANTS
-from loratune.values.tasks import BETA_OF, CAUSAL, CLASSIFICATION, PREFERENCE, PREFERENCE_RATE
+from loratune.values.tasks import CAUSAL, PREFERENCE, PREFERENCE_RATE, TASKS, Task
 
 _RECIPE = default_recipe()
 
@@ -70,13 +70,15 @@ class CommonOptions:
     test_rows: int | None = option(None, "Use at most this many test rows.", DATA)
     seed: int = option(0, "Seed of splits, trials and decisions.", DATA)
     task: str = option(
-        CAUSAL,
+        CAUSAL.name,
         "causal: completions are learnt; classification: labels or numbers by a trained head, encoders too; "
         "preference: pairs of prompt, chosen and rejected.",
         DATA,
     )
     objective: str | None = option(
-        None, f"With --task preference: {', '.join(BETA_OF)}; default: {next(iter(BETA_OF))}.", DATA
+        None,
+        f"With --task preference: {', '.join(PREFERENCE.objectives)}; default: {PREFERENCE.objective}.",
+        DATA,
     )
     dtype: str = option(
         "auto",
@@ -98,15 +100,16 @@ class CommonOptions:
         check_types(self)
         data_options(self)
         layers_recomputed(self.recompute)
-        if self.objective is not None and self.task != PREFERENCE:
+        known = self.kind.objectives
+        if self.objective is not None and len(known) == 1:
             raise InputError(
                 f"--objective is of --task preference, got {self.objective!r} with --task {self.task}; leave it out or "
                 "give --task preference."
             )
-        if self.learns not in (CAUSAL, CLASSIFICATION, *BETA_OF):
+        if self.learns not in known:
             raise InputError(
-                f"--objective must be one of {', '.join(BETA_OF)}, got {self.objective!r}; give e.g. "
-                f"--objective {next(iter(BETA_OF))}."
+                f"--objective must be one of {', '.join(known)}, got {self.objective!r}; give e.g. "
+                f"--objective {self.kind.objective}."
             )
         if self.dtype not in ("auto", "float32", "bfloat16", "nf4"):
             raise InputError(
@@ -115,9 +118,14 @@ class CommonOptions:
             )
 
     @property
+    def kind(self) -> Task:
+        """What the rows teach."""
+        return TASKS[self.task]
+
+    @property
     def learns(self) -> str:
         """Name of the objective."""
-        return self.objective or (next(iter(BETA_OF)) if self.task == PREFERENCE else self.task)
+        return self.objective or self.kind.objective
 
 
 def data_options(options: CommonOptions) -> DataOptions:
@@ -237,7 +245,7 @@ class SearchOptions(PriorOptions):
                 "evidence."
             )
         self._check_variants()
-        self._check_preference()
+        self._check_task()
         _check_metric(self.metric)
         if self.tune_targets and self.strategy != "evidence":
             raise InputError(
@@ -295,27 +303,28 @@ class SearchOptions(PriorOptions):
                 f"--tune-variants is a stage of --strategy evidence, got {self.strategy!r}; leave one of them out."
             )
 
-    def _check_preference(self) -> None:
-        """Pairs are judged by metrics of their own; raises `InputError` for what does not go with them, or without."""
+    def _check_task(self) -> None:
+        """Raise `InputError` for what does not go with the task: pairs are judged by metrics of their own."""
         of_pairs = metric_of_pairs(self.metric)
-        if self.task != PREFERENCE:
-            if of_pairs == self.metric or self.betas:
-                what = f"--metric {self.metric}" if not self.betas else "--betas"
-                raise InputError(f"{what} is of preference pairs; give --task preference, or leave it out.")
-            return
-        if of_pairs is None:
+        if self.betas and not self.kind.betas:
+            raise InputError("--betas is of preference pairs; give --task preference, or leave it out.")
+        if not self.kind.has_pairs and of_pairs == self.metric:
             raise InputError(
-                f"--metric must be one of {', '.join(PREFERENCE_NAMES)} with --task preference, got {self.metric!r}: "
+                f"--metric {self.metric} is of preference pairs; give --task preference, or leave it out."
+            )
+        if self.kind.has_pairs and of_pairs is None:
+            raise InputError(
+                f"--metric must be one of {', '.join(PREFERENCE_NAMES)} with --task {self.task}, got {self.metric!r}: "
                 f"pairs have no completion to match; leave it out, or give --metric {PREFERENCE_NAMES[0]}."
             )
-        object.__setattr__(self, "metric", of_pairs)
-        if self.strategy != "evidence":
+        if self.kind.betas and self.strategy != "evidence":
             raise InputError(
-                f"--task preference is searched by --strategy evidence, got {self.strategy!r}; leave --strategy out."
+                f"--task {self.task} is searched by --strategy evidence, got {self.strategy!r}; leave --strategy out."
             )
-        if wanted := [name for name in ("layer_ranks", "heal") if getattr(self, name)]:
+        wanted = [name for name in ("layer_ranks", "heal") if getattr(self, name)]
+        if wanted and not self.kind.is_cut:
             raise InputError(
-                f"--{wanted[0].replace('_', '-')} rests on a truncation curve, which --task preference does not "
+                f"--{wanted[0].replace('_', '-')} rests on a truncation curve, which --task {self.task} does not "
                 "measure; leave it out."
             )
 
@@ -325,9 +334,14 @@ class SearchOptions(PriorOptions):
         return {name: value for each in self.variants for name, value in VARIANTS[each].items()}
 
     @property
+    def optimised(self) -> str:
+        """Name of the metric: for pairs the usual one of pairs in place of the default."""
+        return (metric_of_pairs(self.metric) if self.kind.has_pairs else None) or self.metric
+
+    @property
     def beta(self) -> float | None:
         """At which all else is compared: the usual one, or the nearest of those given; None without preferences."""
-        usual = BETA_OF.get(self.learns)
+        usual = self.kind.betas.get(self.learns)
         if usual is None or not self.betas:
             return usual
         return min(self.betas, key=lambda beta: abs(log(beta / usual)) if beta > 0 else inf)
@@ -407,7 +421,7 @@ class TrainOptions(CommonOptions):
         super().__post_init__()
         if self.patience < 1:
             raise InputError(f"--patience must be at least 1, got {self.patience}; try --patience 3.")
-        if self.beta is not None and self.task != PREFERENCE:
+        if self.beta is not None and not self.kind.betas:
             raise InputError(f"--beta is of --task preference, got {self.beta:g}; leave it out.")
         self.hyper_parameters()
 
@@ -423,7 +437,7 @@ class TrainOptions(CommonOptions):
             weight_decay=self.weight_decay,
             epochs=self.epochs,
             warmup_ratio=self.warmup_ratio,
-            beta=BETA_OF.get(self.learns) if self.beta is None else self.beta,
+            beta=self.kind.betas.get(self.learns) if self.beta is None else self.beta,
             use_rslora=self.use_rslora,
             loraplus_lr_ratio=self.loraplus_lr_ratio,
         )

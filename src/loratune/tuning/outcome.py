@@ -28,8 +28,6 @@ from loratune.tuning.lessons import survived
 from loratune.tuning.options import CommonOptions, TuneOptions, data_options
 from loratune.tuning.workbench import Workbench
 from loratune.values import (
-    CAUSAL,
-    CLASSIFICATION,
     Decision,
     Evidence,
     HyperParameters,
@@ -61,9 +59,9 @@ class TrainedRun:
         return self.directory / "adapter"
 
     @property
-    def task(self) -> str:
-        """As `--task` has it."""
-        return CAUSAL if self.training.classifier is None else CLASSIFICATION
+    def classifies(self) -> bool:
+        """Whether a head answers for a row as a whole, and no text is written."""
+        return self.training.classifier is not None
 
 
 def training_record(
@@ -147,7 +145,7 @@ def run_facts(
 ) -> RunFacts:
     """Everything that the report shows of the run; `runner` looks at the adapter."""
     context = priced.context
-    gains = _gains(final, bench, options.metric)
+    gains = _gains(final, bench, options.optimised)
     earlier = [Evidence(claim=note) for note in priced.corrections.notes]
     evidence = (
         *decision.evidence,
@@ -165,8 +163,8 @@ def run_facts(
         data=options.data,
         directory=options.out,
         strategy=options.strategy,
-        metric=options.metric,
-        optimised=find(options.metric).info,
+        metric=options.optimised,
+        optimised=find(options.optimised).info,
         margin=_margin(options, context.wishes.margin),
         budget=options.budget,
         seed=options.seed,
@@ -203,7 +201,7 @@ def run_facts(
         ),
     )
     rows = table_rows(bench.data.validation)
-    return replace(facts, fair_gains=gains_over_opponent(facts, metrics(options.metric), rows))
+    return replace(facts, fair_gains=gains_over_opponent(facts, metrics(options.optimised), rows))
 
 
 def _writer(runner: Runner, options: TuneOptions, bench: Workbench, final: Final) -> Writer | None:
@@ -224,7 +222,7 @@ def _writer(runner: Runner, options: TuneOptions, bench: Workbench, final: Final
 
 def _margin(options: TuneOptions, searched: float) -> float:
     """In the unit of the user's metric; the search may have gone by another."""
-    metric = find(options.metric)
+    metric = find(options.optimised)
     return searched if searched_by(metric) is metric else options.margin or metric.info.margin
 
 

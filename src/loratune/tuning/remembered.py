@@ -29,7 +29,6 @@ from loratune.runners.spec import EngineFacts
 from loratune.tuning.options import SearchOptions
 from loratune.values import PLAIN, NoiseScale
 from loratune.values.plain import from_plain, to_plain
-from loratune.values.tasks import CAUSAL
 
 _OLDEST = 30 * 86400.0
 """Seconds: drivers and neighbours change."""
@@ -132,7 +131,7 @@ def _circumstances(facts: EngineFacts, train: TokenTable, options: SearchOptions
         **({} if profile.weight_format == PLAIN else {"weights": profile.weight_format}),
         **({} if facts.limits.recompute == 0 else {"recompute": facts.limits.recompute}),
         "paths": str(facts.paths),
-        **({} if options.learns == CAUSAL else {"objective": options.learns}),
+        "objective": options.learns,
         "pack_size": options.pack_size,
         "memory": options.device_memory,  # what is free changes by the minute: whether it fits is checked instead
         "rows": [_step(float(train.lengths.mean())), _step(facts.limits.max_length), min(len(train), 1024)],

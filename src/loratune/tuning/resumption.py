@@ -63,7 +63,8 @@ _SAMPLE = 64 * 1024
 
 def option_values(options: TuneOptions) -> dict[str, Any]:
     """The options that a study's trials and decisions depend on, as JSON values."""
-    return {name: value for name, value in asdict(options).items() if name not in _FREE}
+    given = {name: value for name, value in asdict(options).items() if name not in _FREE}
+    return {**given, "metric": options.optimised}
 
 
 def default_values() -> dict[str, Any]:
@@ -85,7 +86,7 @@ def fingerprint(options: TuneOptions, bench: Workbench) -> dict[str, Any]:
         "weights_digest": weights_digest(locate(options.model), every_byte=options.hash_weights),
         "base_dtype": bench.facts.dtype,
         **_format_of(bench.profile.weight_format),
-        **_own_metric(options.metric),
+        **_own_metric(options.optimised),
         "largest_batch": search_context(bench, options).limits.largest_batch,
     }
 
@@ -194,8 +195,8 @@ def open_study(options: TuneOptions, bench: Workbench, lock: FolderLock, tell: T
         storage=options.storage,
         resume=options.resume,
         fingerprint=fingerprint(options, bench),
-        metric=searched_by(find(options.metric)).name,
-        absent=default_values() | _own_metric(options.metric),  # an older study takes the function of now
+        metric=searched_by(find(options.optimised)).name,
+        absent=default_values() | _own_metric(options.optimised),  # an older study takes the function of now
     )
     notice_times(study, options, tell)
     if study.damaged:

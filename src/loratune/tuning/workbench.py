@@ -289,7 +289,7 @@ def open_workbench(
     )
     if host is in_process:
         wake(options.device)
-    tokenizer = load_tokenizer(options.model, cache=model_cache(), task=options.task)
+    tokenizer = load_tokenizer(options.model, cache=model_cache(), classifies=options.kind.has_answers)
     with TemporaryDirectory(prefix="loratune-") as folder:
         data = read_rows(spec.model, spec.data, tokenizer, Path(folder))
         with host(spec, data, tokenizer) as engines, running(_threads(engines.facts)):
@@ -364,13 +364,13 @@ _FINAL_TRIALS = 2
 def search_context(bench: Workbench, options: SearchOptions) -> SearchContext:
     """Everything but the budget. Raises `InputError` for a metric that the data cannot have."""
     data, profile = bench.data, bench.profile
-    metric = searched_by(find(options.metric))
-    margin = options.margin if metric.name == options.metric else None
+    metric = searched_by(find(options.optimised))
+    margin = options.margin if metric.name == options.optimised else None
     _check_numbers(metric, data)
     if metric.needs is Needs.LABELS and not data.labels:
         others = ", ".join(each.name for each in metrics() if each.needs is not Needs.LABELS)
         raise InputError(
-            f"--metric {options.metric} needs labelled data (text and label columns), and these rows are "
+            f"--metric {options.optimised} needs labelled data (text and label columns), and these rows are "
             f"{data.profile.shape}; choose one of {others}."
         )
     return SearchContext(

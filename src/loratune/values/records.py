@@ -140,7 +140,7 @@ class TrainingRecord:
     """What its head answers; None where completions were learnt."""
     modules_to_save: tuple[str, ...] = ()
     """PEFT's names of what was trained whole beside the matrices: a classifier's head."""
-    objective: str = CAUSAL
+    objective: str = CAUSAL.objective
     """What was learnt: `causal`, `dpo`, `orpo` or `simpo`."""
 
     @property
