@@ -129,7 +129,7 @@ BAD = [
     (["--metric", "generated:own_metrics:nothing"], "must name a function of own_metrics"),
     (
         ["--metric", "chrf", "--completion-column", "completion", "--task", "classification"],
-        "--task classification has a head that writes none",
+        "--task classification has a head that writes none; choose nll, accuracy or f1.",
     ),
     (["--metric", "chrf", "--max-new-tokens", "0"], "--max-new-tokens must be at least 1, got 0"),
 ]
@@ -145,16 +145,24 @@ def test_bad_input(options: list[str], words: str, place: Place, shell: Shell) -
     assert not shell.written
 
 
-def test_completions_that_are_no_json_are_named(place: Place, shell: Shell, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("row", "named"), [(41, "held.jsonl:2"), (5, "train.jsonl:6")])
+def test_completions_that_are_no_json_are_named(
+    row: int, named: str, place: Place, shell: Shell, tmp_path: Path
+) -> None:
     rows = answers(60)
-    rows[41]["completion"] = '{"n": 1'
+    rows[row]["completion"] = '{"n": 1'
     train = write_jsonl(tmp_path / "train.jsonl", rows[:40])
     held = write_jsonl(tmp_path / "held.jsonl", rows[40:])
     given = ["--model", place.model, "--data", train, "--validation", held, "--metric", "json_match"]
     ran = shell("tune", *given, "--out", "run")
     assert ran.code == 2
-    assert "held.jsonl:2; mend the row" in ran.error
+    assert f"{named}; mend the row" in ran.error
     assert not shell.written
+
+
+def test_a_limit_of_text_that_nobody_writes_is_told(place: Place, shell: Shell) -> None:
+    planned = shell("plan", *place.options, "--max-new-tokens", "5", "--ranks", "2", "--no-ledger")
+    assert "--max-new-tokens has no effect: no text is generated here" in " ".join(planned.out.split())
 
 
 def test_rows_without_a_prompt_are_refused(place: Place, shell: Shell, tmp_path: Path) -> None:

@@ -108,6 +108,11 @@ REFUSED: dict[str, tuple[dict[str, object] | None, tuple[str, ...], str]] = {
         ("--metric", "exact_match"),
         "--metric must be one of preference_accuracy, preference_margin",
     ),
+    "loss": (
+        None,
+        ("--metric", "nll"),
+        "with --task preference, got 'nll', a loss that compares at one beta only",
+    ),
     "objective": (None, ("--objective", "ppo"), "--objective must be one of dpo, orpo, simpo, got 'ppo'"),
     "strategy": (
         None,

@@ -82,7 +82,10 @@ def losses(result: TuneResult) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("devices", "says"),
     [
-        (["gpu"], "--devices must be all, GPUs by their numbers such as 0,1, cpu,cpu, or workers, got 'gpu'"),
+        (
+            ["gpu"],
+            "--devices must be all, GPUs by their numbers such as 0,1, cpu or cpu,cpu, or workers, got 'gpu'",
+        ),
         (["workers", "0"], "--devices must be all, .*, got 'workers,0'"),
         (["all", "0"], "--devices must be all, .*, got 'all,0'"),
         (["-1"], "--devices must be all, .*, got '-1'"),

@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 
 from loratune.errors import InputError, printable
 from loratune.files.paths import user_path
+from loratune.metrics.names import BUILT_IN_NAMES, PREFERENCE_NAMES
 from loratune.tuning.configuration import FILE, check_named, read_options, resumed_options
 from loratune.tuning.options import RUNS, CommonOptions, TrainOptions, TuneOptions
+from loratune.values.tasks import PREFERENCE
 
 Options = TypeVar("Options", bound=CommonOptions)
 
@@ -36,6 +38,11 @@ def merged(
     if directory is not None or given.get("resume"):
         given = _resumed(given, directory)
     known = {each.name for each in fields(cls)}
+    if given.get("task") == PREFERENCE and given.get("metric") == BUILT_IN_NAMES[0]:
+        raise InputError(
+            f"--metric must be one of {', '.join(PREFERENCE_NAMES)} with --task preference, got {given['metric']!r}, a "
+            f"loss that compares at one beta only; leave it out, or give --metric {PREFERENCE_NAMES[0]}."
+        )
     missing = [each.name for each in fields(cls) if each.default is MISSING and each.name not in given]
     if missing:
         raise _missing(missing, given)

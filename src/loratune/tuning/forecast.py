@@ -264,7 +264,7 @@ def forecast(
         peak_bytes=max(
             pricing.peak_bytes,
             0 if bench.generation is None else bench.generation.peak_bytes(bench.limits),
-            writing_bytes(bench.limits, _shown_cache(bench)) if writes_shown(bench) else 0,
+            writing_bytes(bench.limits, _shown_cache(bench)) if bench.writes_shown else 0,
         ),
         price_per_hour=options.price_per_hour or 0.0,
         corrections=corrections,
@@ -293,14 +293,9 @@ def _written_seconds(generation: Generation | None, forward: float) -> tuple[flo
     return generation.finalists_seconds(forward) + at_end, at_end
 
 
-def writes_shown(bench: Workbench) -> bool:
-    """Whether the report shows what models write on some test rows: where labels do not say it all."""
-    return bench.spec.data.kind.has_completions and (bench.subject.scoring.generates or not bench.data.labels)
-
-
 def _shown_seconds(bench: Workbench, options: SearchOptions, calibration: Calibration) -> float:
     """Of that text: two models on a few rows, a token of each at a step that has no way back."""
-    if not writes_shown(bench):
+    if not bench.writes_shown:
         return 0.0
     rows, lengths = 2 * EXAMPLES, bench.data.test.example_lengths
     tokens = min(

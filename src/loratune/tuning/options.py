@@ -231,8 +231,8 @@ class SearchOptions(PriorOptions):
     )
     devices: tuple[str, ...] = option(
         (),
-        "Train on several devices of this machine, a process each: all, GPUs such as 0,1, or cpu,cpu; or workers: on "
-        "any machine, by whoever runs loratune worker on the run directory.",
+        "Train on devices of this machine, a process each: all, GPUs such as 0,1, or cpu as often as there are to be "
+        "processes; or workers: on any machine, by whoever runs loratune worker on the run directory.",
         MODEL,
     )
 
@@ -453,7 +453,7 @@ def _check_devices(names: tuple[str, ...]) -> None:
     wrong = [name for name in names if not _DEVICE.fullmatch(name)]
     if wrong or (_ALL_THERE_ARE & set(names) and len(names) > 1):
         raise InputError(
-            "--devices must be all, GPUs by their numbers such as 0,1, cpu,cpu, or workers, got "
+            "--devices must be all, GPUs by their numbers such as 0,1, cpu or cpu,cpu, or workers, got "
             f"{','.join(names)!r}; give e.g. --devices all."
         )
 

@@ -23,7 +23,7 @@ from loratune.reporting.opponent import gains_over_opponent
 from loratune.runners.local import early_stopping
 from loratune.runners.runner import AdapterFile, Runner
 from loratune.search.field import believed
-from loratune.tuning.forecast import Forecast, writes_shown
+from loratune.tuning.forecast import Forecast
 from loratune.tuning.lessons import survived
 from loratune.tuning.options import CommonOptions, TuneOptions, data_options
 from loratune.tuning.workbench import Workbench
@@ -206,7 +206,7 @@ def run_facts(
 
 def _writer(runner: Runner, options: TuneOptions, bench: Workbench, final: Final) -> Writer | None:
     """What is shown where labels say nothing; where that cannot be, likelihoods alone are."""
-    if not writes_shown(bench):
+    if not bench.writes_shown:
         return None
 
     def write(rows: Sequence[int]) -> list[tuple[str, str]]:

@@ -22,6 +22,7 @@ from loratune.engine.scoring import Scoring
 from loratune.errors import DataError, InputError
 from loratune.metrics import BUILT_IN, Metric, Outputs, UnscorableRow
 from loratune.runners.runner import Evaluated, Runner, ScoringJob, only
+from loratune.values import Problem
 
 ROWS = 32
 _FEW_TOKENS = 8
@@ -32,7 +33,7 @@ def try_metric(subject: Subject, runner: Runner, data: PreparedData, options: Da
     """Score the base model on a few validation rows, and the references against themselves; notes on what is odd.
 
     Raises `InputError` where the metric fails or gives anything but a finite score for each row, `DataError` where it
-    cannot score a row of the held-out data.
+    cannot score a row.
     """
     scoring = subject.scoring
     notes: tuple[str, ...] = ()
@@ -40,6 +41,7 @@ def try_metric(subject: Subject, runner: Runner, data: PreparedData, options: Da
         _check_prompts(scoring.metric, data)
         references = [*scoring.references(data.validation), *scoring.references(data.test)]
         notes = _check(scoring, references, options)
+        _check(scoring, scoring.references(data.train), options)  # what is learnt must be right by it too
     if scoring.metric.name in BUILT_IN:
         return notes
     table = subject.validation.take(subject.sampled_rows(ROWS))
@@ -55,9 +57,10 @@ def try_metric(subject: Subject, runner: Runner, data: PreparedData, options: Da
 def _check_prompts(metric: Metric, data: PreparedData) -> None:
     """Raise `InputError` where nothing is written, or there is nothing to write after."""
     if data.classifier is not None:
+        numbers = data.classifier.problem is Problem.NUMBER
         raise InputError(
             f"--metric {metric.name} scores text that a model writes, and --task classification has a head that writes "
-            "none; choose nll or accuracy, or leave --task out."
+            f"none; choose {'nll or correlation' if numbers else 'nll, accuracy or f1'}."
         )
     if all(len(turn.prompt) < 2 for turn in last_turns(data.validation)):
         raise InputError(

@@ -128,6 +128,13 @@ class Workbench:
         return (*self.profile.notes, *self.data.notes)
 
     @property
+    def writes_shown(self) -> bool:
+        """Whether the report shows what models write on some test rows: where labels do not say it all."""
+        return self.spec.data.kind.has_completions and (
+            self.subject.scoring.generates or not self.data.labels
+        )
+
+    @property
     def labelling_passes(self) -> float:
         """What finding the validation rows' labels takes, in passes over them."""
         return labelling_passes(self.data.label_tokens, self.data.validation)
@@ -303,13 +310,22 @@ def open_workbench(
                 limits=facts.limits,
             )
             tried = try_metric(bench.subject, bench.runner, data, spec.data)
-            notes = (*data.notes, *facts.notes, *tried)
+            notes = (*data.notes, *facts.notes, *tried, *_without_text(bench))
             yield replace(bench, data=replace(bench.data, notes=notes), generation=_generation(bench))
 
 
 def _threads(facts: EngineFacts) -> int:
     """A calibration may choose fewer in this process; several engines on a processor have their share of them."""
     return max(1, torch.get_num_threads() // facts.devices) if facts.on_cpu and facts.devices > 1 else 0
+
+
+def _without_text(bench: Workbench) -> tuple[str, ...]:
+    """A sentence where the user limits what nobody writes."""
+    if bench.spec.max_new_tokens is None or bench.writes_shown:
+        return ()
+    return (
+        "--max-new-tokens has no effect: no text is generated here, neither for the metric nor for the report.",
+    )
 
 
 def _generation(bench: Workbench) -> Generation | None:
