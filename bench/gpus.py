@@ -28,6 +28,7 @@ from loratune.costs.step_time import StepTime
 from loratune.data.sources import DataOptions
 from loratune.data.stored import write_rows
 from loratune.model.device import pick_devices
+from loratune.runners.options import RunnerOptions
 from loratune.runners.processes import ProcessRunner, WorkerPool
 from loratune.runners.runner import TrialDone, TrialJob
 from loratune.runners.spec import Built, EngineSpec, build
@@ -103,7 +104,9 @@ def trained(
         results: list[TrialResult] = []
         for _ in range(2):
             started = perf_counter()
-            done = ProcessRunner(pool=pool, planner=plans).run([TrialJob(trial=trial) for trial in trials])
+            done = ProcessRunner(pool=pool, options=RunnerOptions(planner=plans)).run(
+                [TrialJob(trial=trial) for trial in trials]
+            )
             results = [each.result for each in done if isinstance(each, TrialDone)]
             seconds = perf_counter() - started
     return results, seconds, ready, plans.plan(trials)

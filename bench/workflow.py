@@ -34,6 +34,7 @@ from loratune.costs.readings import plan_readings
 from loratune.data.batches import total_steps
 from loratune.model.base import BaseModel
 from loratune.runners.local import LocalRunner
+from loratune.runners.options import RunnerOptions
 from loratune.runners.runner import TrialDone, TrialJob
 from loratune.tuning.final import FOLDER, FinalRunner
 from loratune.values import (
@@ -296,7 +297,10 @@ class Workflow:
 
         first = [recorded.trials[i] for i in sorted(asked)]
         part.planned_seconds = planner.plan(first).seconds
-        runner, done = LocalRunner(engine=self.engine, planner=planner, tell=part), list[TrialResult]()
+        runner, done = (
+            LocalRunner(engine=self.engine, options=RunnerOptions(planner=planner, tell=part)),
+            list[TrialResult](),
+        )
         while first:
             ended: list[TrialResult] = []
             for each in runner.run([TrialJob(trial=trial) for trial in first], more):
@@ -312,7 +316,9 @@ class Workflow:
         with TemporaryDirectory() as folder:
             FinalRunner(
                 runner=LocalRunner(
-                    engine=self.engine, test=self.test, folder=Path(folder) / FOLDER, tell=part
+                    engine=self.engine,
+                    test=self.test,
+                    options=RunnerOptions(folder=Path(folder) / FOLDER, tell=part),
                 ),
                 subject=Subject.of(self.engine, self.test),
                 study=cast(Any, Kept(Path(folder))),

@@ -23,6 +23,7 @@ from loratune.lora.layout import Adapter
 from loratune.lora.spectrum import _direction, strengths
 from loratune.model.base import BaseModel
 from loratune.runners.local import LocalRunner
+from loratune.runners.options import RunnerOptions
 from loratune.study.record import Study
 from loratune.tuning.final import FOLDER, FinalRunner
 from loratune.values.analysis import Sign
@@ -233,7 +234,11 @@ def test_a_final_run_that_broke_down_is_repeated_at_half_the_rate_and_both_are_t
     events: list[Event] = []
     test = task(32, seed=9)
     runner = FinalRunner(
-        runner=LocalRunner(engine=packs, test=test, folder=study.directory / FOLDER, tell=events.append),
+        runner=LocalRunner(
+            engine=packs,
+            test=test,
+            options=RunnerOptions(folder=study.directory / FOLDER, tell=events.append),
+        ),
         subject=Subject.of(packs, test),
         study=study,
         patience=3,

@@ -19,7 +19,8 @@ from loratune.lora.layout import Adapter
 from loratune.lora.peft_io import save_adapter
 from loratune.lora.spectrum import decompose
 from loratune.model.base import BaseModel
-from loratune.runners.local import LargestAdapter, LocalRunner, read_adapter
+from loratune.runners.largest import LargestAdapter
+from loratune.runners.local import LocalRunner, read_adapter
 from loratune.runners.runner import AdapterFile
 from loratune.study.record import Study
 from loratune.values import (

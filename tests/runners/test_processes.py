@@ -15,7 +15,9 @@ from loratune.costs.step_time import StepTime
 from loratune.data.sources import DataOptions
 from loratune.data.stored import write_rows
 from loratune.errors import DataError, InputError, ModelError, ResourceError
-from loratune.runners.local import LargestAdapter, LocalRunner
+from loratune.runners.largest import LargestAdapter
+from loratune.runners.local import LocalRunner
+from loratune.runners.options import RunnerOptions
 from loratune.runners.processes import ProcessRunner, WorkerPool
 from loratune.runners.runner import AdapterFile, Evaluated, FinalJob, Runner, ScoringJob, TrialDone, TrialJob
 from loratune.runners.spec import Built, EngineSpec, build
@@ -86,7 +88,9 @@ class TestProcesses(RunnerContract):
 
     def make_runner(self, folder: Path) -> Runner:
         largest = LargestAdapter(folder, [])
-        return ProcessRunner(pool=self.pool, planner=planner(self.built), largest=largest)
+        return ProcessRunner(
+            pool=self.pool, options=RunnerOptions(planner=planner(self.built), largest=largest)
+        )
 
     def trials(self) -> Sequence[Trial]:
         return trials()
@@ -98,9 +102,13 @@ def test_one_trial_is_the_local_one_to_the_last_bit(built: Built, pool: WorkerPo
     found = {}
     for name in ("here", "there"):
         largest = LargestAdapter(tmp_path / name, [])
-        runner: Runner = ProcessRunner(pool=pool, planner=planner(built), largest=largest)
+        runner: Runner = ProcessRunner(
+            pool=pool, options=RunnerOptions(planner=planner(built), largest=largest)
+        )
         if name == "here":
-            runner = LocalRunner(engine=built.engine, planner=planner(built, devices=1), largest=largest)
+            runner = LocalRunner(
+                engine=built.engine, options=RunnerOptions(planner=planner(built, devices=1), largest=largest)
+            )
         (done,) = runner.run([TrialJob(trial=trial)])
         assert isinstance(done, TrialDone)
         assert done.adapter == tmp_path / name / "largest" / trial.key
@@ -138,7 +146,7 @@ def test_final_jobs_are_shared_out_and_scored_from_their_files(built: Built, poo
 
 
 def test_an_error_in_a_worker_is_raised_here_and_the_pool_goes_on(pool: WorkerPool, built: Built) -> None:
-    runner = ProcessRunner(pool=pool, planner=planner(built))
+    runner = ProcessRunner(pool=pool, options=RunnerOptions(planner=planner(built)))
     missing = AdapterFile(folder=Path("nowhere"), hyper_parameters=default_recipe())
     with pytest.raises(ModelError, match=r"must hold a readable adapter_model\.safetensors"):
         list(runner.run([ScoringJob(adapters=(missing,), split="validation")]))
@@ -168,7 +176,7 @@ def test_a_killed_worker_is_replaced_and_only_its_unfinished_trials_begin_anew(
             pool._processes[0].kill()
 
     killed: list[int | None] = []
-    runner = ProcessRunner(pool=pool, planner=planner(built), tell=tell)
+    runner = ProcessRunner(pool=pool, options=RunnerOptions(planner=planner(built), tell=tell))
     asked = trials()
     results = [
         done.result
@@ -182,7 +190,7 @@ def test_a_killed_worker_is_replaced_and_only_its_unfinished_trials_begin_anew(
     )
     assert pool._processes[0].pid not in killed
     assert pool._processes[0].is_alive()
-    whole = LocalRunner(engine=built.engine, planner=planner(built, devices=1))
+    whole = LocalRunner(engine=built.engine, options=RunnerOptions(planner=planner(built, devices=1)))
     expected = {
         d.result.asked.key: d.result
         for d in whole.run([TrialJob(trial=t) for t in asked])
@@ -200,12 +208,23 @@ def test_being_asked_to_stop_ends_what_runs_at_its_next_reading(built: Built, po
     ]
     runner = ProcessRunner(
         pool=pool,
-        planner=planner(built),
-        tell=lambda event: stop.append(True) if isinstance(event, Progress) else None,
-        stopped=lambda: bool(stop),
+        options=RunnerOptions(
+            planner=planner(built),
+            tell=lambda event: stop.append(True) if isinstance(event, Progress) else None,
+            stopped=lambda: bool(stop),
+        ),
     )
     assert list(runner.run([TrialJob(trial=trial) for trial in long])) == []
-    assert len(list(ProcessRunner(pool=pool, planner=planner(built)).run([TrialJob(trial=trials()[0])]))) == 1
+    assert (
+        len(
+            list(
+                ProcessRunner(pool=pool, options=RunnerOptions(planner=planner(built))).run(
+                    [TrialJob(trial=trials()[0])]
+                )
+            )
+        )
+        == 1
+    )
 
 
 def test_what_kills_every_worker_is_an_error_that_says_what_is_kept(pool: WorkerPool, built: Built) -> None:
@@ -219,7 +238,16 @@ def test_what_kills_every_worker_is_an_error_that_says_what_is_kept(pool: Worker
     asked = [
         replace(trial, hyper_parameters=replace(trial.hyper_parameters, epochs=40.0)) for trial in trials()
     ]
-    runner = ProcessRunner(pool=pool, planner=planner(built), tell=tell)
+    runner = ProcessRunner(pool=pool, options=RunnerOptions(planner=planner(built), tell=tell))
     with pytest.raises(ResourceError, match=r"the process for cpu ended \(exit code -9\).*--resume"):
         list(runner.run([TrialJob(trial=trial) for trial in asked]))
-    assert len(list(ProcessRunner(pool=pool, planner=planner(built)).run([TrialJob(trial=trials()[0])]))) == 1
+    assert (
+        len(
+            list(
+                ProcessRunner(pool=pool, options=RunnerOptions(planner=planner(built))).run(
+                    [TrialJob(trial=trials()[0])]
+                )
+            )
+        )
+        == 1
+    )

@@ -18,7 +18,9 @@ from loratune.costs.step_time import StepTime
 from loratune.engine.pack import PackEngine
 from loratune.engine.selfcheck import random_table
 from loratune.runners.clocked import ClockedRunner
-from loratune.runners.local import LargestAdapter, LocalRunner
+from loratune.runners.largest import LargestAdapter
+from loratune.runners.local import LocalRunner
+from loratune.runners.options import RunnerOptions
 from loratune.runners.runner import (
     AdapterFile,
     CalibrationJob,
@@ -72,7 +74,9 @@ def planner() -> Planner:
 
 class TestLocal(RunnerContract):
     def make_runner(self, folder: Path) -> Runner:
-        return LocalRunner(engine=subject(), planner=planner(), largest=LargestAdapter(folder, []))
+        return LocalRunner(
+            engine=subject(), options=RunnerOptions(planner=planner(), largest=LargestAdapter(folder, []))
+        )
 
     def trials(self) -> Sequence[Trial]:
         return trials()
@@ -108,7 +112,7 @@ def _measured(trial: Trial, context: SearchContext) -> TrialResult:
 
 def test_final_jobs_train_with_early_stopping_and_score_from_their_files(tmp_path: Path) -> None:
     tested = random_table(VOCABULARY, rows=8, longest=16, seed=3)
-    runner = LocalRunner(engine=subject(), test=tested, folder=tmp_path / "final")
+    runner = LocalRunner(engine=subject(), test=tested, options=RunnerOptions(folder=tmp_path / "final"))
     jobs = [FinalJob(trial=replace(trial, stage=Stage.FINAL), patience=3) for trial in trials()[:2]]
     done = list(runner.run(jobs))
     files = []

@@ -16,8 +16,10 @@ from loratune.costs.step_time import StepTime
 from loratune.data.sources import DataOptions
 from loratune.runners import leases as leases_module
 from loratune.runners import shared
+from loratune.runners.largest import LargestAdapter
 from loratune.runners.leases import LeaseFolder, Leases, Offer, Watch
-from loratune.runners.local import LargestAdapter, LocalRunner
+from loratune.runners.local import LocalRunner
+from loratune.runners.options import RunnerOptions
 from loratune.runners.runner import Runner, TrialDone, TrialJob
 from loratune.runners.shared import SharedRunner
 from loratune.runners.spec import Built, EngineSpec, build
@@ -171,8 +173,10 @@ class Worker:
         place.beat_worker(name)
         self.runner = LocalRunner(
             engine=built.engine,
-            largest=LargestAdapter(place.adapter_folder(name), (), alone=False),
-            stopped=lambda: place.halted,
+            options=RunnerOptions(
+                largest=LargestAdapter(place.adapter_folder(name), (), alone=False),
+                stopped=lambda: place.halted,
+            ),
         )
 
     def work(self, most: int = 1000) -> None:
@@ -213,7 +217,9 @@ class TestShared(RunnerContract):
         self.hands[0].start()
         largest = LargestAdapter(folder, [])
         here = LocalRunner(engine=self.built.engine)
-        return SharedRunner(place=place, here=here, planner=planner(self.built), largest=largest)
+        return SharedRunner(
+            place=place, here=here, options=RunnerOptions(planner=planner(self.built), largest=largest)
+        )
 
     def trials(self) -> Sequence[Trial]:
         return trials()
@@ -227,9 +233,8 @@ def shared_runner(built: Built, folder: Path, told: list[str] | None = None, **s
     return SharedRunner(
         place=LeaseFolder(folder / "queue"),
         here=LocalRunner(engine=built.engine),
-        planner=planner(built),
-        tell=tell,
         **settings,
+        options=RunnerOptions(planner=planner(built), tell=tell),
     )
 
 
@@ -273,7 +278,7 @@ def test_a_silent_worker_loses_its_trials_to_another_and_its_late_result_is_forg
     assert list(runner._found({late.key})) == []
     assert place.done() == []
     by_key = {done.result.asked.key: done.result.nll for done in found}
-    local = LocalRunner(engine=built.engine, planner=planner(built))
+    local = LocalRunner(engine=built.engine, options=RunnerOptions(planner=planner(built)))
     for done in local.run([TrialJob(trial=trial) for trial in asked]):
         assert isinstance(done, TrialDone)
         assert by_key[done.result.asked.key] == pytest.approx(done.result.nll, rel=1e-5)

@@ -13,6 +13,7 @@ from loratune.costs.readings import plan_evaluations
 from loratune.engine.pack import PackEngine
 from loratune.engine.selfcheck import random_table
 from loratune.runners.local import LocalRunner
+from loratune.runners.options import RunnerOptions
 from loratune.study.record import Study
 from loratune.tuning.final import FOLDER, FinalRunner, best_seed
 from loratune.values import Trial, TrialResult
@@ -32,7 +33,11 @@ class Run:
         self.events: list[Event] = []
         study = Study.find(folder) or Study.open(folder, fingerprint={})
         runner = FinalRunner(
-            runner=LocalRunner(engine=subject, test=TEST, folder=folder / FOLDER, tell=self.events.append),
+            runner=LocalRunner(
+                engine=subject,
+                test=TEST,
+                options=RunnerOptions(folder=folder / FOLDER, tell=self.events.append),
+            ),
             subject=Subject.of(subject, TEST),
             study=study,
             patience=3,

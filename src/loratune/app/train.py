@@ -26,6 +26,7 @@ from loratune.model.source import portable_name
 from loratune.reporting.card import Card
 from loratune.reporting.facts import Gain
 from loratune.runners.local import early_stopping
+from loratune.runners.options import RunnerOptions
 from loratune.runners.runner import (
     AdapterFile,
     Evaluated,
@@ -196,7 +197,9 @@ def run_train(options: TrainOptions, tell: Tell = discard) -> Trained:
             sentences.append(shortage.sentence)
             tell(Note(text=shortage.sentence))
 
-        runner = bench.engines.runner(bench.spec, folder=Path(folder), tell=tell, on_shortage=note_shortage)
+        runner = bench.engines.runner(
+            bench.spec, RunnerOptions(folder=Path(folder), tell=tell, on_shortage=note_shortage)
+        )
         for note in bench.notes:
             tell(Note(text=note))
         before = before_training(bench.subject, runner, removed=bench.data.profile.duplicates_removed)

@@ -17,8 +17,9 @@ from loratune.files.paths import check_own, user_path
 from loratune.metrics import is_address
 from loratune.runners.engines import LocalEngines
 from loratune.runners.finalists import Finalists
+from loratune.runners.largest import LargestAdapter
 from loratune.runners.leases import BEAT, FOLDER, LeaseFolder, Leases, Watch, worker_name
-from loratune.runners.local import LargestAdapter
+from loratune.runners.options import RunnerOptions
 from loratune.runners.spec import Built, EngineSpec, build
 from loratune.values.events import Note, Tell
 from loratune.values.plain import from_plain
@@ -167,11 +168,13 @@ def _work(place: LeaseFolder, name: str, built: Built, patience: float, tell: Te
     folder, compared = place.adapter_folder(name), built.engine.scoring.generates
     runner = LocalEngines(built).runner(
         built.spec,
-        # the best of the largest rank is among the finalists
-        largest=None if compared else LargestAdapter(folder, (), alone=False),
-        finalists=Finalists(folder, (), alone=False) if compared else None,
-        tell=tell,
-        stopped=lambda: place.halted or place.closed,
+        RunnerOptions(
+            # the best of the largest rank is among the finalists
+            largest=None if compared else LargestAdapter(folder, (), alone=False),
+            finalists=Finalists(folder, (), alone=False) if compared else None,
+            tell=tell,
+            stopped=lambda: place.halted or place.closed,
+        ),
     )
     while not place.closed:
         if place.waiting() and not place.halted:

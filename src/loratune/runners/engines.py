@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -14,23 +13,15 @@ from transformers import PreTrainedTokenizerBase
 
 from loratune.costs.limits import measured_peak
 from loratune.data.prepare import PreparedData
-from loratune.engine.memory import Shortage, ignore
 from loratune.engine.pack import PackEngine
 from loratune.model.device import forget_peak
 from loratune.model.digest import weights_digest
 from loratune.model.source import locate
-from loratune.runners.finalists import Finalists
-from loratune.runners.local import LargestAdapter, LocalRunner
-from loratune.runners.queue import Plans
+from loratune.runners.local import LocalRunner
+from loratune.runners.options import DEFAULT, RunnerOptions
 from loratune.runners.references import References, folder_of
 from loratune.runners.runner import Runner
 from loratune.runners.spec import Built, EngineFacts, EngineSpec, build_on, model_cache
-from loratune.values.events import Tell, discard
-
-
-def never() -> bool:
-    """No stop is requested."""
-    return False
 
 
 class Engines(Protocol):
@@ -40,20 +31,8 @@ class Engines(Protocol):
     def facts(self) -> EngineFacts:
         """What a driver must know of them."""
 
-    def runner(
-        self,
-        spec: EngineSpec,
-        *,
-        planner: Plans | None = None,
-        folder: Path | None = None,
-        largest: LargestAdapter | None = None,
-        finalists: Finalists | None = None,
-        tell: Tell = discard,
-        on_shortage: Callable[[Shortage], None] = ignore,
-        deadline: float | None = None,
-        stopped: Callable[[], bool] = never,
-    ) -> Runner:
-        """A runner on them, with the micro-batches and threads of `spec`; the rest as in `LocalRunner`."""
+    def runner(self, spec: EngineSpec, options: RunnerOptions = DEFAULT) -> Runner:
+        """A runner on them, with the micro-batches and threads of `spec`."""
 
     def peak_bytes(self) -> int:
         """Most that a process of theirs has held since `forget_peak`, on its device."""
@@ -89,32 +68,14 @@ class LocalEngines:
     def facts(self) -> EngineFacts:
         return self.built.facts
 
-    def runner(
-        self,
-        spec: EngineSpec,
-        *,
-        planner: Plans | None = None,
-        folder: Path | None = None,
-        largest: LargestAdapter | None = None,
-        finalists: Finalists | None = None,
-        tell: Tell = discard,
-        on_shortage: Callable[[Shortage], None] = ignore,
-        deadline: float | None = None,
-        stopped: Callable[[], bool] = never,
-    ) -> LocalRunner:
+    def runner(self, spec: EngineSpec, options: RunnerOptions = DEFAULT) -> LocalRunner:
         self._adjust(spec)
         return LocalRunner(
-            engine=replace(self.engine, on_shortage=on_shortage),
+            engine=replace(self.engine, on_shortage=options.on_shortage),
             limits=self.built.limits,
-            planner=planner,
             test=self.built.data.test,
             references=self.references,
-            folder=folder,
-            largest=largest,
-            finalists=finalists,
-            tell=tell,
-            deadline=deadline,
-            stopped=stopped,
+            options=options,
         )
 
     def _adjust(self, spec: EngineSpec) -> None:

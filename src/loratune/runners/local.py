@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from time import monotonic
 
 import numpy as np
 import torch
-from torch import nn
 
 from loratune.costs.generation import measure_generation
 from loratune.costs.limits import Limits
@@ -28,8 +25,8 @@ from loratune.engine.probe import base_loss, gradient_noise, probe
 from loratune.lora.layout import Adapter, find_targets
 from loratune.lora.peft_io import load_adapter, save_adapter
 from loratune.lora.spectrum import strengths
-from loratune.runners.finalists import Finalists
-from loratune.runners.queue import Plans, Queue, TrialQueue
+from loratune.runners.options import RunnerOptions
+from loratune.runners.queue import Queue, TrialQueue
 from loratune.runners.references import References
 from loratune.runners.runner import (
     AdapterFile,
@@ -56,61 +53,8 @@ from loratune.runners.runner import (
     WritingJob,
     WritingMeasured,
 )
-from loratune.search.compare import FULL
-from loratune.values import CurvePoint, ModelProfile, Stage, Trial, TrialResult, TrialState
-from loratune.values.events import LiveTrial, Progress, Tell, discard
-
-
-class LargestAdapter:
-    """Offered every adapter of the search, it keeps the one that the truncation curve is measured on."""
-
-    def __init__(self, directory: Path, results: Iterable[TrialResult], *, alone: bool = True) -> None:
-        """`results`: those of the search so far; `alone`: whether the folders of earlier ones are removed."""
-        self._folder = directory / "largest"
-        self._alone = alone
-        self._result = max((each for each in results if self._path(each).is_dir()), key=_merit, default=None)
-
-    def _path(self, result: TrialResult) -> Path:
-        return self._folder / result.asked.key
-
-    def offer(self, result: TrialResult, adapter: Adapter, model: nn.Module) -> Path | None:
-        """Keep an adapter of `model` if its rank is larger than the kept one's, or as large and better; returns where.
-
-        To be called before the result is recorded: a folder without a result means nothing.
-        """
-        if not self._wanted(result):
-            return None
-        save_adapter(adapter, self._path(result), model)
-        return self._kept(result)
-
-    def take(self, result: TrialResult, folder: Path) -> Path | None:
-        """As `offer`, of an adapter in a folder of the same file system, which is moved or removed."""
-        if not self._wanted(result):
-            shutil.rmtree(folder)
-            return None
-        self._folder.mkdir(parents=True, exist_ok=True)
-        if self._path(result).exists():  # of a run that was killed before it recorded the trial
-            shutil.rmtree(self._path(result))
-        folder.rename(self._path(result))
-        return self._kept(result)
-
-    def _wanted(self, result: TrialResult) -> bool:
-        eligible = result.finished and result.asked.stage is Stage.RANK and result.asked.fraction >= FULL
-        return eligible and (self._result is None or _merit(result) > _merit(self._result))
-
-    def _kept(self, result: TrialResult) -> Path:
-        for other in self._folder.iterdir() if self._alone else ():
-            if other != self._path(result):
-                shutil.rmtree(other)
-        self._result = result
-        return self._path(result)
-
-    def file(self) -> tuple[TrialResult, AdapterFile] | None:
-        """The trial and where its adapter is; None where no trial of the rank stage has finished on all rows."""
-        if self._result is None:
-            return None
-        setting = self._result.asked.hyper_parameters
-        return self._result, AdapterFile(folder=self._path(self._result), hyper_parameters=setting)
+from loratune.values import CurvePoint, ModelProfile, Trial, TrialState
+from loratune.values.events import LiveTrial, Progress, Tell
 
 
 def read_adapter(file: AdapterFile, profile: ModelProfile, device: torch.device | None = None) -> Adapter:
@@ -120,10 +64,6 @@ def read_adapter(file: AdapterFile, profile: ModelProfile, device: torch.device 
     """
     targets = find_targets(profile.targets, file.hyper_parameters.target_modules)
     return load_adapter(file.folder, file.hyper_parameters, targets, device=device or torch.device("cpu"))
-
-
-def _merit(result: TrialResult) -> tuple[int, float]:
-    return result.asked.hyper_parameters.r, -result.nll
 
 
 SECONDS = 0.25
@@ -181,33 +121,20 @@ def early_stopping(train: TokenTable, validation: TokenTable, epochs: float, pat
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LocalRunner:
-    """A `Runner`; what a kind of job does not need may be left out."""
+    """A `Runner`; what a kind of job does not need may be left out. `options.on_shortage` is the engine's own here."""
 
     engine: PackEngine
     limits: Limits | None = None
     """What fits in memory; for calibration."""
-    planner: Plans | None = None
-    """Packs the trials of the search."""
     test: TokenTable | None = None
     """For scoring."""
     references: References | None = None
     """Has the base model's likelihoods, where what is learnt compares with them."""
-    folder: Path | None = None
-    """Where the final run keeps its adapters, one folder per trial's key."""
-    largest: LargestAdapter | None = None
-    """Where the best adapter of the largest rank of the search is kept; None: nowhere."""
-    finalists: Finalists | None = None
-    """Where the adapters are kept that may be compared by what they write; None: nowhere."""
-    tell: Tell = discard
-    """Called with how far a pack is."""
-    deadline: float | None = None
-    """`time.monotonic()` after which no trial is begun and running ones stop at their next reading."""
-    stopped: Callable[[], bool] = lambda: False
-    """Whether somebody has asked for the same before."""
+    options: RunnerOptions = field(default_factory=RunnerOptions)
 
     @property
     def late(self) -> bool:
-        return (self.deadline is not None and monotonic() >= self.deadline) or self.stopped()
+        return self.options.late
 
     def run(self, jobs: Sequence[Job], more: More | None = None) -> Generator[Done, None, None]:
         """The trials of the search first, as the plan packs them; then the final ones, in one pack; then the rest."""
@@ -216,8 +143,8 @@ class LocalRunner:
             return
         trials = [job for job in jobs if isinstance(job, TrialJob)]
         if trials:
-            assert self.planner is not None, "trials of a search need a planner"
-            yield from self.search(TrialQueue(self.planner, [job.trial for job in trials], more))
+            assert self.options.planner is not None, "trials of a search need a planner"
+            yield from self.search(TrialQueue(self.options.planner, [job.trial for job in trials], more))
         final = [job for job in jobs if isinstance(job, FinalJob)]
         if final:
             yield from self._final(final)
@@ -253,7 +180,7 @@ class LocalRunner:
         if self.references is not None:
             yield from self._referenced().search(queue)
             return
-        teller = PackTeller(self.tell)
+        teller = PackTeller(self.options.tell)
 
         def next_trial() -> Trial | None:
             return None if self.late else queue.next()
@@ -272,8 +199,10 @@ class LocalRunner:
                 if stopped:
                     continue
                 model = self.engine.base.model
-                kept = self.largest.offer(result, adapter, model) if self.largest else None
-                finalist = self.finalists.offer(result, adapter, model) if self.finalists else None
+                kept = self.options.largest.offer(result, adapter, model) if self.options.largest else None
+                finalist = (
+                    self.options.finalists.offer(result, adapter, model) if self.options.finalists else None
+                )
                 yield TrialDone(job=TrialJob(trial=result.asked), result=result, adapter=kept or finalist)
         teller.flush()
 
@@ -287,9 +216,9 @@ class LocalRunner:
         )
 
     def _final(self, jobs: Sequence[FinalJob]) -> Generator[Done, None, None]:
-        assert self.folder is not None, "a final run needs a folder for its adapters"
+        assert self.options.folder is not None, "a final run needs a folder for its adapters"
         of_trial = {job.trial.key: job for job in jobs}
-        waiting, teller = [job.trial for job in reversed(jobs)], PackTeller(self.tell)
+        waiting, teller = [job.trial for job in reversed(jobs)], PackTeller(self.options.tell)
         results = self.engine.results(
             lambda: waiting.pop() if waiting else None,
             slots=len(waiting),
@@ -303,7 +232,7 @@ class LocalRunner:
         )
         with closing(results):
             for result, adapter in results:
-                folder = self.folder / result.asked.key if result.finished else None
+                folder = self.options.folder / result.asked.key if result.finished else None
                 if folder is not None:
                     save_adapter(adapter, folder, self.engine.base.model)
                 yield TrialDone(job=of_trial[result.asked.key], result=result, adapter=folder)

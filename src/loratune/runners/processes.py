@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
@@ -24,13 +24,12 @@ from transformers import PreTrainedTokenizerBase
 
 from loratune.data.prepare import PreparedData
 from loratune.data.stored import write_rows
-from loratune.engine.memory import Shortage, ignore
+from loratune.engine.memory import Shortage
 from loratune.errors import ResourceError
 from loratune.model.device import device_memory
-from loratune.runners.engines import Host, never
-from loratune.runners.finalists import Finalists
-from loratune.runners.local import LargestAdapter
-from loratune.runners.queue import Plans, TrialQueue
+from loratune.runners.engines import Host
+from loratune.runners.options import DEFAULT, RunnerOptions
+from loratune.runners.queue import TrialQueue
 from loratune.runners.runner import Done, FinalJob, Job, More, TrialDone, TrialJob
 from loratune.runners.spec import EngineFacts, EngineSpec
 from loratune.runners.worker import (
@@ -49,7 +48,7 @@ from loratune.runners.worker import (
     serve,
 )
 from loratune.values import Trial
-from loratune.values.events import Event, LiveTrial, Note, Progress, Tell, discard
+from loratune.values.events import Event, LiveTrial, Note, Progress
 
 _PATIENCE = 10.0
 """Seconds that a worker has to exit, or to drop its work."""
@@ -237,20 +236,7 @@ class ProcessRunner:
     pool: WorkerPool
     spec: EngineSpec | None = None
     """Whose micro-batches and threads the workers take; None: as they began."""
-    folder: Path | None = None
-    """Where final adapters are kept; None: where the pool was told."""
-    planner: Plans | None = None
-    """Shares the trials of the search out over the pool's devices, and packs them there."""
-    largest: LargestAdapter | None = None
-    """Where the best adapter of the largest rank of the search is kept; None: nowhere."""
-    finalists: Finalists | None = None
-    """Where the adapters are kept that may be compared by what they write; None: nowhere."""
-    tell: Tell = discard
-    on_shortage: Callable[[Shortage], None] = ignore
-    deadline: float | None = None
-    """`time.monotonic()` after which no trial is begun and running ones stop at their next reading."""
-    stopped: Callable[[], bool] = lambda: False
-    """Whether somebody has asked for the same before."""
+    options: RunnerOptions = field(default_factory=RunnerOptions)
     _busy: set[int] = field(default_factory=set, init=False)
     """Workers that carry out an order."""
     _beginning: set[int] = field(default_factory=set, init=False)
@@ -262,15 +248,15 @@ class ProcessRunner:
 
     @property
     def late(self) -> bool:
-        return (self.deadline is not None and monotonic() >= self.deadline) or self.stopped()
+        return self.options.late
 
     def run(self, jobs: Sequence[Job], more: More | None = None) -> Generator[Done, None, None]:
         """The trials of the search first, on all devices; then final trials, shared out, and the rest."""
         trials = [job.trial for job in jobs if isinstance(job, TrialJob)]
         try:
             if trials:
-                assert self.planner is not None, "trials of a search need a planner"
-                queue = TrialQueue(self.planner, trials, more)
+                assert self.options.planner is not None, "trials of a search need a planner"
+                queue = TrialQueue(self.options.planner, trials, more)
                 assert queue.devices <= len(self.pool), "the plan is of more devices than there are"
                 yield from self._search(queue)
             yield from self._rest([job for job in jobs if not isinstance(job, TrialJob)])
@@ -285,10 +271,12 @@ class ProcessRunner:
         while True:
             if queue.waiting and not self.late:
                 for worker in sorted(devices - self._busy - self._beginning):
-                    self._order(worker, Search(spec=self.spec, slots=queue.slots, deadline=self.deadline))
+                    self._order(
+                        worker, Search(spec=self.spec, slots=queue.slots, deadline=self.options.deadline)
+                    )
             if not self._busy and not (self._beginning and queue.waiting and not self.late):
                 return
-            if not halted and self.stopped():
+            if not halted and self.options.stopped():
                 halted = True
                 for worker in self._busy:
                     self.pool.send(worker, Halt())
@@ -305,7 +293,7 @@ class ProcessRunner:
                 case TrialDone():
                     self._deaths = 0
                     queue.ended(message.result.asked, message.result)
-                    yield replace(message, adapter=self._taken(message))
+                    yield replace(message, adapter=self.options.take(message.result, message.adapter))
                 case Died():
                     self._replace(worker, message, queue.lost(worker))
                 case _:
@@ -318,7 +306,7 @@ class ProcessRunner:
         while True:
             for worker, share in enumerate(shares):
                 if share and worker not in self._busy | self._beginning:
-                    self._order(worker, Do(spec=self.spec, jobs=tuple(share), folder=self.folder))
+                    self._order(worker, Do(spec=self.spec, jobs=tuple(share), folder=self.options.folder))
             if not self._busy and not any(shares):
                 return
             received = self.pool.receive(sorted(self._busy | self._beginning))
@@ -350,7 +338,7 @@ class ProcessRunner:
                 "memory."
             )
         again = f"; its {len(lost)} unfinished trials start again" if lost else ""
-        self.tell(Note(text=f"{str(died).capitalize()} and is replaced{again}."))
+        self.options.tell(Note(text=f"{str(died).capitalize()} and is replaced{again}."))
         self.pool.renew(worker)
         self._beginning.add(worker)
 
@@ -366,21 +354,15 @@ class ProcessRunner:
             case Progress():
                 self._live[worker] = message.trials
                 everybody = [self._live[each] for each in sorted(self._live)]
-                self.tell(replace(message, trials=tuple(trial for trials in everybody for trial in trials)))
+                self.options.tell(
+                    replace(message, trials=tuple(trial for trials in everybody for trial in trials))
+                )
             case Event():
-                self.tell(message)
+                self.options.tell(message)
             case Shortage():
-                self.on_shortage(message)
+                self.options.on_shortage(message)
             case _:
                 raise TypeError(f"a worker must not send a {type(message).__name__} now.")
-
-    def _taken(self, done: TrialDone) -> Path | None:
-        """Where the adapter is kept that the worker has put down."""
-        if done.adapter is None or self.largest is None:
-            return None
-        if self.finalists is not None:
-            self.finalists.copy(done.result, done.adapter)
-        return self.largest.take(done.result, done.adapter)
 
 
 @dataclass(frozen=True, eq=False)
@@ -393,31 +375,8 @@ class PooledEngines:
     def facts(self) -> EngineFacts:
         return self.pool.facts
 
-    def runner(
-        self,
-        spec: EngineSpec,
-        *,
-        planner: Plans | None = None,
-        folder: Path | None = None,
-        largest: LargestAdapter | None = None,
-        finalists: Finalists | None = None,
-        tell: Tell = discard,
-        on_shortage: Callable[[Shortage], None] = ignore,
-        deadline: float | None = None,
-        stopped: Callable[[], bool] = never,
-    ) -> ProcessRunner:
-        return ProcessRunner(
-            pool=self.pool,
-            spec=spec,
-            folder=folder,
-            planner=planner,
-            largest=largest,
-            finalists=finalists,
-            tell=tell,
-            on_shortage=on_shortage,
-            deadline=deadline,
-            stopped=stopped,
-        )
+    def runner(self, spec: EngineSpec, options: RunnerOptions = DEFAULT) -> ProcessRunner:
+        return ProcessRunner(pool=self.pool, spec=spec, options=options)
 
     def peak_bytes(self) -> int:
         return max(self.pool.peaks)

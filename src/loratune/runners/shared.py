@@ -6,7 +6,7 @@ What else there is to do, final runs among it, this process does itself. Workers
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from math import inf
@@ -18,17 +18,15 @@ from transformers import PreTrainedTokenizerBase
 
 from loratune.data.prepare import PreparedData
 from loratune.data.stored import read_rows, write_rows
-from loratune.engine.memory import Shortage, ignore
 from loratune.errors import DataError
-from loratune.runners.engines import Host, LocalEngines, never
-from loratune.runners.finalists import Finalists
+from loratune.runners.engines import Host, LocalEngines
 from loratune.runners.leases import BEAT, FOLDER, SILENCE, LeaseFolder, Offer, Watch
-from loratune.runners.local import LargestAdapter, LocalRunner
-from loratune.runners.queue import Plans
+from loratune.runners.local import LocalRunner
+from loratune.runners.options import DEFAULT, RunnerOptions
 from loratune.runners.runner import Done, Job, More, TrialDone, TrialJob
 from loratune.runners.spec import Built, EngineSpec, build_on
 from loratune.values import Trial, TrialResult
-from loratune.values.events import Note, Tell, discard
+from loratune.values.events import Note
 
 _LOOK = 0.5
 """Seconds between two looks into the folder."""
@@ -43,12 +41,10 @@ class SharedRunner:
     place: LeaseFolder
     here: LocalRunner
     """Does everything else; its clock and its stop count for all."""
-    planner: Plans
-    largest: LargestAdapter | None = None
-    finalists: Finalists | None = None
+    options: RunnerOptions
+    """With a planner."""
     recorded: set[str] = field(default_factory=set)
     """Keys of results that the study has: what comes of these again is late, and forgotten."""
-    tell: Tell = discard
     silence: float = SILENCE
     _watch: Watch = field(default_factory=Watch, init=False)
     _numbers: int = field(default=0, init=False)
@@ -104,12 +100,14 @@ class SharedRunner:
         """In the order of a plan, but for those that run already or are done."""
         if not trials:
             return
-        plan = self.planner.plan(trials)
-        room = self.planner.room([trial.hyper_parameters for trial in everybody])
+        planner = self.options.planner
+        assert planner is not None, "trials of a search need a planner"
+        plan = planner.plan(trials)
+        room = planner.room([trial.hyper_parameters for trial in everybody])
         there = {lease.key for lease in self.place.running()} | {key for key, _ in self.place.done()}
         for number in [number for part in plan.parts for number in part.order]:
             trial = trials[number]
-            memory = self.planner.load(trial).memory
+            memory = planner.load(trial).memory
             self._offers[trial.key] = Offer(trial=trial, memory=memory, room=float(room), slots=plan.slots)
             if trial.key not in there:
                 self._put(trial.key)
@@ -127,7 +125,7 @@ class SharedRunner:
                 try:
                     result, adapter = self.place.result(key, worker)
                 except ValueError as error:
-                    self.tell(
+                    self.options.tell(
                         Note(text=f"A result of {worker} is damaged ({error}); its trial starts again.")
                     )
                     self.place.forget(key, worker)
@@ -135,7 +133,7 @@ class SharedRunner:
                     continue
                 del self._offers[key]
                 self.place.withdraw(key)
-                kept = self._taken(result, adapter)
+                kept = self.options.take(result, adapter)
                 yield TrialDone(job=TrialJob(trial=result.asked), result=result, adapter=kept)
                 self.place.forget(key, worker)
 
@@ -150,26 +148,20 @@ class SharedRunner:
             self.place.leave(worker)
             if lost:
                 silent = f"The worker {worker} has not been heard of for {self.silence:.0f} s"
-                self.tell(Note(text=f"{silent}; its {lost} unfinished trials start again elsewhere."))
+                self.options.tell(Note(text=f"{silent}; its {lost} unfinished trials start again elsewhere."))
         if live:
             self._attended = monotonic()
         elif monotonic() - self._attended > _ALONE:
             self._attended = inf
             folder = self.place.folder.parent
-            self.tell(Note(text=f"Trials wait for a worker; start one with: loratune worker {folder}"))
+            self.options.tell(
+                Note(text=f"Trials wait for a worker; start one with: loratune worker {folder}")
+            )
 
     def _beat(self) -> None:
         if monotonic() - self._beaten >= BEAT:
             self._beaten = monotonic()
             self.place.beat_driver()
-
-    def _taken(self, result: TrialResult, adapter: Path | None) -> Path | None:
-        """Where the adapter is kept that the worker has put down."""
-        if adapter is None or self.largest is None:
-            return None
-        if self.finalists is not None:
-            self.finalists.copy(result, adapter)
-        return self.largest.take(result, adapter)
 
 
 class SharedEngines(LocalEngines):
@@ -180,32 +172,15 @@ class SharedEngines(LocalEngines):
         self._directory = directory
         self.place = LeaseFolder(directory / FOLDER)
 
-    def runner(
-        self,
-        spec: EngineSpec,
-        *,
-        planner: Plans | None = None,
-        folder: Path | None = None,
-        largest: LargestAdapter | None = None,
-        finalists: Finalists | None = None,
-        tell: Tell = discard,
-        on_shortage: Callable[[Shortage], None] = ignore,
-        deadline: float | None = None,
-        stopped: Callable[[], bool] = never,
-    ) -> Any:
-        here = super().runner(
-            spec, folder=folder, tell=tell, on_shortage=on_shortage, deadline=deadline, stopped=stopped
-        )
-        if planner is None:
+    def runner(self, spec: EngineSpec, options: RunnerOptions = DEFAULT) -> Any:
+        here = super().runner(spec, replace(options, planner=None, largest=None, finalists=None))
+        if options.planner is None:
             return here
         self._begin(spec)
         return SharedRunner(
             place=self.place,
             here=here,
-            planner=planner,
-            largest=largest,
-            finalists=finalists,
-            tell=tell,
+            options=options,
             silence=SILENCE,
         )
 

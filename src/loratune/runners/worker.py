@@ -20,7 +20,8 @@ from loratune.engine.memory import Shortage
 from loratune.errors import LoratuneError
 from loratune.runners.engines import LocalEngines
 from loratune.runners.finalists import Finalists
-from loratune.runners.local import LargestAdapter
+from loratune.runners.largest import LargestAdapter
+from loratune.runners.options import RunnerOptions
 from loratune.runners.runner import Done, Job
 from loratune.runners.spec import EngineFacts, EngineSpec, build
 from loratune.values import Trial, TrialResult
@@ -171,21 +172,23 @@ class _Worker:
             scratch, compared = self._setting.scratch, engines.engine.scoring.generates
             runner = engines.runner(
                 order.spec or engines.built.spec,
-                # the best of the largest rank is among the finalists
-                largest=None if compared else LargestAdapter(scratch, (), alone=False),
-                finalists=Finalists(scratch, (), alone=False) if compared else None,
-                tell=self._tell,
-                on_shortage=self._line.send,
-                deadline=order.deadline,
-                stopped=self._stopped,
+                RunnerOptions(
+                    # the best of the largest rank is among the finalists
+                    largest=None if compared else LargestAdapter(scratch, (), alone=False),
+                    finalists=Finalists(scratch, (), alone=False) if compared else None,
+                    tell=self._tell,
+                    on_shortage=self._line.send,
+                    deadline=order.deadline,
+                    stopped=self._stopped,
+                ),
             )
             yield from runner.search(_RemoteQueue(self._line, order.slots, self.hear))
         elif isinstance(order, Do):
             runner = engines.runner(
                 order.spec or engines.built.spec,
-                folder=order.folder or self._setting.final,
-                tell=self._tell,
-                on_shortage=self._line.send,
+                RunnerOptions(
+                    folder=order.folder or self._setting.final, tell=self._tell, on_shortage=self._line.send
+                ),
             )
             yield from runner.run(order.jobs)
         elif isinstance(order, ForgetPeak):

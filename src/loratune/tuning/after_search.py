@@ -13,7 +13,8 @@ from pydantic import TypeAdapter
 from loratune.analysis.truncation import TruncationRun, patterned
 from loratune.costs.readings import cut_ranks
 from loratune.lora.layout import AdapterLayout, find_targets
-from loratune.runners.local import LargestAdapter, read_adapter
+from loratune.runners.largest import LargestAdapter
+from loratune.runners.local import read_adapter
 from loratune.runners.runner import AdapterFile, Runner
 from loratune.search.claims import note
 from loratune.search.compare import unit

@@ -17,7 +17,8 @@ from loratune.reporting.facts import RunCost, to_stored
 from loratune.reporting.result import TuneResult, load_result, write_result
 from loratune.reporting.wording import setting_words
 from loratune.runners.finalists import Finalists
-from loratune.runners.local import LargestAdapter
+from loratune.runners.largest import LargestAdapter
+from loratune.runners.options import RunnerOptions
 from loratune.runners.runner import Runner
 from loratune.study.record import Study
 from loratune.tuning.after_search import AfterSearch
@@ -162,14 +163,16 @@ class Job:
     def _runner(self, tell: Tell, largest: LargestAdapter, finalists: Finalists | None) -> Runner:
         return self.bench.engines.runner(
             self.bench.spec,
-            planner=self.planner,
-            folder=self.options.directory / FOLDER,
-            tell=tell,
-            largest=largest,
-            finalists=finalists,
-            on_shortage=self.planner.learn,
-            deadline=self._deadline(),
-            stopped=self._stopped,
+            RunnerOptions(
+                planner=self.planner,
+                folder=self.options.directory / FOLDER,
+                tell=tell,
+                largest=largest,
+                finalists=finalists,
+                on_shortage=self.planner.learn,
+                deadline=self._deadline(),
+                stopped=self._stopped,
+            ),
         )
 
     def _stopped(self) -> bool:
