@@ -60,7 +60,7 @@ OPTIONS = {
     "init": "model prompt-column completion-column template out",
     "ledger": "json",
     "train": f"{COMMON} rank lora-alpha lora-dropout target-modules learning-rate batch-size weight-decay epochs "
-    "warmup-ratio patience out json-lines beta objective recompute task use-rslora loraplus-lr-ratio",
+    "warmup-ratio patience out json-lines beta objective recompute task use-rslora loraplus-lr-ratio use-dora",
     "memory": "model rank batch-size max-length trials dtype device device-memory target-modules json recompute "
     "task",
     "report": "storage format",

@@ -127,6 +127,17 @@ def test_persistent_parts_are_the_bytes_of_the_tensors(dtype: torch.dtype) -> No
     assert estimate.optimiser == sum(moment.nbytes for moment in moments)
 
 
+def test_dora_keeps_its_outputs_and_has_magnitudes() -> None:
+    model = random_model("llama")
+    profile = profile_of(model, "llama")
+    plain, dora = trial(), replace(trial(), use_dora=True)
+    (member,) = passengers_of(model, profile, [dora])
+    assert estimated(profile, [dora]).adapters == member.adapter.weights.nbytes
+    more = saved_bytes(model, profile, [dora]) - saved_bytes(model, profile, [plain])
+    told = estimated(profile, [dora]).activations - estimated(profile, [plain]).activations
+    assert told == more > 0
+
+
 RATIOS = {
     "llama": (1.0, 1.06),  # the first norm sees no gradient: 2 layers make that large
     "qwen2": (1.0, 1.06),

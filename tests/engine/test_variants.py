@@ -1,11 +1,23 @@
 """Variants of LoRA in one pack beside plain trials: each takes the course that PEFT gives it alone."""
 
+import warnings
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
+from peft import PeftModel
 
 from engine_fixture import engine, tiny_family, tiny_llama, trial
+from loratune.engine.machinery import choose_paths
 from loratune.engine.reference import Course, train_alone
 from loratune.engine.selfcheck import deviation, random_table, train_pack
+from loratune.errors import HyperParameterError
+from loratune.kernels.launch import KernelPath
+from loratune.lora.packed import PackedAdapters
+from loratune.lora.peft_io import load_adapter, save_adapter
+from loratune.lora.segments import PackMember, Segment
+from loratune.lora.spectrum import decompose
 from loratune.model.base import BaseModel
 from loratune.values import Trial
 
@@ -15,6 +27,14 @@ VARIANTS = {
     "rslora": {"use_rslora": True},
     "rslora with ranks of layers": {"use_rslora": True, "rank_pattern": PATTERN},
     "loraplus": {"loraplus_lr_ratio": 16.0, "learning_rate": 5e-4, "weight_decay": 0.1},
+    "dora": {"use_dora": True, "learning_rate": 1e-2},
+    "dora with all": {
+        "use_dora": True,
+        "use_rslora": True,
+        "loraplus_lr_ratio": 4.0,
+        "weight_decay": 0.1,
+        "target_modules": ("q_proj", "down_proj"),
+    },
     "loraplus with dropout": {"loraplus_lr_ratio": 4.0, "use_rslora": True, "lora_dropout": 0.2},
 }
 
@@ -60,8 +80,50 @@ def test_a_variant_is_not_plain_lora(name: str) -> None:
 
 @pytest.mark.parametrize("family", ["gpt2", "phi3"])
 def test_other_architectures(family: str) -> None:
-    trials = [
-        trial(0),
-        *(trial(1, **changes) for changes in VARIANTS.values() if "rank_pattern" not in changes),
-    ]
+    trials = [trial(0)]
+    for changes in VARIANTS.values():
+        named = {"rank_pattern", "target_modules"}  # names of modules that others have
+        trials.append(trial(1, **{name: value for name, value in changes.items() if name not in named}))
     assert max(against_peft(tiny_family(family), trials, 3)) < 1e-9
+
+
+def test_what_is_saved_gives_the_same_in_peft(tmp_path: Path) -> None:
+    """After three steps, loaded without a warning: the same logits from the folder alone, and from a cut of it."""
+    base = tiny_llama(torch.float32)
+    packs = engine(base, TABLE)
+    tokens = torch.arange(40).view(4, 10)
+    packed = PackedAdapters(base.model, [name for name, _, _ in base.profile.targets])
+    for number, changes in enumerate(VARIANTS.values()):
+        ((slot, _),) = train_pack(packs, [trial(1, **changes)], 3)
+        whole = decompose(slot.adapter)
+        for adapter in (slot.adapter, whole.cut(whole.uniform(2))):
+            folder = tmp_path / str(number)
+            save_adapter(adapter, folder, base.model)
+            again = load_adapter(
+                folder, adapter.hyper_parameters, adapter.layout.targets, device=torch.device("cpu")
+            )
+            assert torch.equal(again.weights, adapter.weights)
+            segment = Segment(member=PackMember(adapter, trainable=False), start=0, stop=40)
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.filterwarnings("error", message=".*missing adapter keys.*")
+                with packed.attached(), packed.route([segment], 40):
+                    ours = base.model(input_ids=tokens, use_cache=False).logits
+                bare = base.model(input_ids=tokens).logits
+                loaded = PeftModel.from_pretrained(base.model, folder)
+                theirs = loaded(input_ids=tokens).logits
+                loaded.unload()
+            assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+            assert (bare - theirs).abs().max() > 1e-3 * theirs.abs().max(), "the adapter changed nothing"
+
+
+def test_dora_with_dropout_is_refused() -> None:
+    with pytest.raises(
+        HyperParameterError, match="off where lora_dropout is not 0, got True; change --use-dora"
+    ):
+        trial(use_dora=True, lora_dropout=0.1)
+
+
+def test_kernels_do_not_run_dora() -> None:
+    assert choose_paths(tiny_llama(torch.float32), longest=24, dora=True).low_rank == KernelPath(
+        False, "DoRA"
+    )

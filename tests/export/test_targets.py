@@ -290,6 +290,24 @@ def test_rslora_in_yaml(target: str) -> None:
     assert RSLORA[target] not in loaded(target, f"{target}.yaml", rows)
 
 
+DORA = {"trl": "use_dora", "axolotl": "peft_use_dora", "llamafactory": "use_dora"}
+
+
+@pytest.mark.parametrize("target", DORA)
+def test_dora_in_yaml(target: str) -> None:
+    rows = "segments" if target == "axolotl" else "prompt-completion"
+    values = loaded(target, f"{target}.yaml", rows, use_dora=True, lora_dropout=0.0)
+    assert values[DORA[target]] is True
+
+
+@pytest.mark.parametrize("target", ["unsloth", "mlx"])
+def test_dora_where_there_is_none(target: str) -> None:
+    with pytest.raises(InputError, match=r"cannot repeat DoRA, .*export --to transformers, axolotl or peft"):
+        exported(target, "prompt-completion", use_dora=True, lora_dropout=0.0)
+    written = exported("peft", use_dora=True, lora_dropout=0.0)["adapter_config.json"]
+    assert json.loads(written)["use_dora"] is True
+
+
 def test_rslora_in_adapter_configurations() -> None:
     assert json.loads(exported("peft", use_rslora=True)["adapter_config.json"])["use_rslora"] is True
     for target in ("transformers", "unsloth"):

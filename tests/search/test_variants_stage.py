@@ -45,9 +45,12 @@ def test_each_variant_at_three_rates_the_expected_one_first() -> None:
         assert max(rates) / min(rates) == pytest.approx(9, rel=0.1)
 
 
-def test_rslora_at_rank_1_is_plain_lora() -> None:
-    settings = variants_of(CONTEXT, replace(SETTING, r=1, lora_alpha=2))
+def test_what_cannot_be_tried_is_left_out() -> None:
+    """rsLoRA at rank 1, where it is plain LoRA, and DoRA with dropout."""
+    context = CONTEXT.changed(tune_variants=("rslora", "loraplus", "dora"))
+    settings = variants_of(context, replace(SETTING, r=1, lora_alpha=2, lora_dropout=0.1))
     assert {each.variant for each in settings} == {"LoRA+ (ratio 16)"}
+    assert {each.variant for each in variants_of(context, SETTING)} == {"rsLoRA", "DoRA", "LoRA+ (ratio 16)"}
 
 
 Gain = Callable[[HyperParameters], float]

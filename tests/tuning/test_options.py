@@ -145,7 +145,7 @@ def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_variants_of_every_trial() -> None:
     chosen = SearchOptions(model="m", data="d", variants=("rslora", "loraplus")).hyper_parameters()
     assert chosen.variant == "rsLoRA, LoRA+ (ratio 16)"
-    with pytest.raises(InputError, match=r"--variants must be of rslora, loraplus.*got 'rslor'"):
+    with pytest.raises(InputError, match=r"--variants must be of rslora, loraplus, dora, got 'rslor'"):
         SearchOptions(model="m", data="d", variants=("rslor",))
     with pytest.raises(InputError, match="--tune-variants must be of"):
         SearchOptions(model="m", data="d", tune_variants=("x",))

@@ -131,6 +131,7 @@ def train(
     epochs: float = 1.0,
     beta: float | None = None,
     warmup_ratio: float = 0.05,
+    use_dora: bool = False,
     use_rslora: bool = False,
     loraplus_lr_ratio: float = 1.0,
     patience: int = 3,
@@ -160,7 +161,8 @@ def train(
         learning_rate, batch_size, weight_decay: Peak rate, rows per step, AdamW's decay.
         beta: Of preferences; by default .1, of "simpo" 2.
         epochs, warmup_ratio: Passes over the training rows, share of the steps with a rising learning rate.
-        use_rslora, loraplus_lr_ratio: Scaled by alpha / √rank; B's learning rate as a multiple of A's (LoRA+).
+        use_dora, use_rslora, loraplus_lr_ratio: A trained magnitude for each output; scaled by alpha / √rank; B's
+            learning rate as a multiple of A's (LoRA+).
         patience: Evaluations without improvement before it stops.
         out: Run directory.
         on_event: Called with each event (`loratune.values.events`) as it happens.

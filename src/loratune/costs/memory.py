@@ -196,11 +196,12 @@ def tokens_in_flight(
 
 
 def adapter_parameters(model: ModelProfile, hyper_parameters: HyperParameters) -> int:
-    """LoRA parameters: Σ r · (in + out), each layer with its own rank; and those of a classifier's head."""
+    """LoRA parameters: Σ r · (in + out), each layer with its own rank; DoRA's; and those of a classifier's head."""
     targets = select_targets(model.targets, hyper_parameters.target_modules)
     ranks = hyper_parameters.ranks_of(name for name, _, _ in targets)
     lora = sum(r * (inputs + outputs) for r, (_, inputs, outputs) in zip(ranks, targets, strict=True))
-    return lora + model.head_parameters
+    magnitudes = sum(outputs for _, _, outputs in targets) if hyper_parameters.use_dora else 0
+    return lora + magnitudes + model.head_parameters
 
 
 def adapter_bytes(model: ModelProfile, hyper_parameters: HyperParameters, execution: Execution) -> int:
@@ -220,7 +221,7 @@ def adapted(model: ModelProfile, pack: Sequence[HyperParameters], execution: Exe
 def inner_bytes(
     model: ModelProfile, pack: Sequence[HyperParameters], tokens: int, max_length: int, execution: Execution
 ) -> float:
-    """The inner products A·x of all adapted layers, kept for the gradient of B.
+    """The inner products A·x of all adapted layers, kept for the gradient of B; of DoRA its outputs too, for that of m.
 
     Segment by segment: [tokens, r] in float32, where the widest trials fill the micro-batch. In one tensor for
     all: [tokens, widest block] in the base's type for every adaptable layer.
@@ -230,16 +231,18 @@ def inner_bytes(
         each = tokens * execution.rank_block(widest) * model.bytes_per_parameter
         return each * len(model.targets)
     total, left = 0, tokens
-    kinds = [(_sum_of_ranks(model, hp), count * hp.batch_size) for hp, count in Counter(pack).items()]
-    for ranks, rows in sorted(kinds, reverse=True):
+    kinds = [(_kept(model, hp), count * hp.batch_size) for hp, count in Counter(pack).items()]
+    for kept, rows in sorted(kinds, reverse=True):
         share = min(left, rows * max_length)
-        total += share * ranks
+        total += share * kept
         left -= share
     return FLOAT32 * total
 
 
-def _sum_of_ranks(model: ModelProfile, hp: HyperParameters) -> int:
-    return sum(hp.ranks_of(name for name, _, _ in select_targets(model.targets, hp.target_modules)))
+def _kept(model: ModelProfile, hp: HyperParameters) -> int:
+    targets = select_targets(model.targets, hp.target_modules)
+    outputs = sum(outputs for _, _, outputs in targets) if hp.use_dora else 0
+    return sum(hp.ranks_of(name for name, _, _ in targets)) + outputs
 
 
 def logits_bytes(model: ModelProfile, tokens: int, supervised: float, execution: Execution) -> float:

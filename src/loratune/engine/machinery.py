@@ -37,12 +37,12 @@ class Paths:
         )
 
 
-def choose_paths(base: BaseModel, *, longest: int, compiled: bool = True) -> Paths:
+def choose_paths(base: BaseModel, *, longest: int, compiled: bool = True, dora: bool = False) -> Paths:
     """What is fast and checked on this model and device, for rows of at most `longest` tokens.
 
-    `compiled=False` leaves the layers as they are.
+    `compiled=False` leaves the layers as they are; `dora`: whether trials may be DoRA, which the kernels do not run.
     """
-    low_rank = kernel_path(base.device, base.dtype)
+    low_rank = KernelPath(False, "DoRA") if dora else kernel_path(base.device, base.dtype)
     layers = (base.model.get_submodule(name) for name, _, _ in base.profile.targets)
     numbers = (parameter for layer in layers for parameter in layer.parameters())
     if len({each.dtype for each in numbers if each.is_floating_point()}) > 1:  # those in 4 bits are packed

@@ -6,7 +6,7 @@ Knows the base model, the rows and the trials it is handed; nothing of strategie
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Self, TypeVar
 
 import numpy as np
@@ -225,7 +225,12 @@ class PackEngine:
         targets = [find_targets(self.base.profile.targets, recipe.target_modules) for recipe in recipes]
         wanted = zip(recipes, targets, (trial.seed for trial in trials), strict=True)
         head = InitialHead(self._objective.head, self._objective.initial_head)
-        return initial_adapters(list(wanted), base_dtype=self.base.dtype, device=self.base.device, head=head)
+        found = initial_adapters(list(wanted), base_dtype=self.base.dtype, device=self.base.device, head=head)
+        lengths = cache(self._packed.row_lengths)
+        for adapter in found:
+            for name, magnitude in adapter.layout.magnitude_views(adapter.weights).items():
+                magnitude.copy_(lengths(name))
+        return found
 
     def slot(self, trial: Trial, initial: Adapter | None = None) -> Slot:
         """A trial before its first step, with all the memory that it will need between steps.

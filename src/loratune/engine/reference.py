@@ -172,4 +172,7 @@ def _flat_weights(wrapped: PeftModel, targets: Sequence[Target]) -> torch.Tensor
         layer = wrapped.base_model.model.get_submodule(target.name)
         for matrices in (layer.lora_A, layer.lora_B):
             pieces.append(matrices["default"].weight.detach().reshape(-1))
+    for target in targets:
+        magnitudes = wrapped.base_model.model.get_submodule(target.name).lora_magnitude_vector
+        pieces += [each.weight.detach() for each in magnitudes.values()]
     return torch.cat(pieces)

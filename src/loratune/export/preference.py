@@ -95,7 +95,7 @@ class TrlPreference:
                 _MISSING.get(recipe.objective, f"has no trainer for the objective {recipe.objective}"),
                 f"export --to peft, or tune with --objective {' or '.join(_TRAINERS)}",
             )
-        demand_known(recipe, "TRL", "use_rslora")
+        demand_known(recipe, "TRL", "use_rslora", "use_dora")
         script = _SCRIPT.format(
             comment=recipe.comment,
             module=trainer.module,

@@ -165,6 +165,7 @@ def lora_arguments(recipe: Recipe) -> dict[str, Any]:
         "target_modules": list(chosen.target_modules),
         "bias": "none",
         **({"use_rslora": True} if chosen.use_rslora else {}),
+        **({"use_dora": True} if chosen.use_dora else {}),
         **(patterns if recipe.rank_pattern else {}),
         **({"modules_to_save": list(recipe.modules_to_save)} if recipe.modules_to_save else {}),
     }

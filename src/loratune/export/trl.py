@@ -56,7 +56,7 @@ class Trl:
     formats: ClassVar[tuple[Format, ...]] = (PlainText(), PromptCompletion(), Tokens())
 
     def export(self, recipe: Recipe, rows: str) -> Exported:
-        demand_known(recipe, "TRL", "use_rslora")
+        demand_known(recipe, "TRL", "use_rslora", "use_dora")
         if recipe.rank_pattern or not isinstance(recipe.alpha, int):
             return Exported(
                 files={"train.py": self._script(recipe, rows)},
@@ -122,6 +122,7 @@ def _yaml(recipe: Recipe, rows: str) -> dict[str, Any]:
         "lora_dropout": chosen.lora_dropout,
         "lora_target_modules": list(chosen.target_modules),
         **({"use_rslora": True} if chosen.use_rslora else {}),
+        **({"use_dora": True} if chosen.use_dora else {}),
         **sft_arguments(recipe, rows, "trl-run"),
     }
 

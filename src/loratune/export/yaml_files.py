@@ -27,8 +27,12 @@ class Axolotl:
         )
 
 
-_AXOLOTL = {"use_rslora": "peft_use_rslora", "loraplus_lr_ratio": "loraplus_lr_ratio"}
-_LLAMAFACTORY = {"use_rslora": "use_rslora", "loraplus_lr_ratio": "loraplus_lr_ratio"}
+_AXOLOTL = {
+    "use_rslora": "peft_use_rslora",
+    "use_dora": "peft_use_dora",
+    "loraplus_lr_ratio": "loraplus_lr_ratio",
+}
+_LLAMAFACTORY = {"use_rslora": "use_rslora", "use_dora": "use_dora", "loraplus_lr_ratio": "loraplus_lr_ratio"}
 """Their keys for the fields of `HyperParameters` that make a variant of LoRA."""
 
 

@@ -31,13 +31,17 @@ def find_targets(available: Sequence[Shape], target_modules: Sequence[str]) -> t
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdapterLayout:
-    """Shapes and offsets of every A [R, in] and B [out, R], in the order of the modules, A before B; then the head."""
+    """Shapes and offsets of every A [R, in] and B [out, R], in the order of the modules, A before B; then DoRA's
+    magnitudes [out]; then the head.
+    """
 
     targets: tuple[Target, ...]
     ranks: tuple[int, ...]
     """Of each target."""
     head: tuple[Part, ...] = ()
     """What is trained beside the matrices, under its names in the model (PEFT's `modules_to_save`)."""
+    magnitudes: bool = False
+    """Whether each module has one for each of its outputs."""
 
     @classmethod
     def of(
@@ -45,7 +49,9 @@ class AdapterLayout:
     ) -> Self:
         """The layout of an adapter on `targets`, with that head."""
         ranks = hyper_parameters.ranks_of(target.name for target in targets)
-        return cls(targets=tuple(targets), ranks=ranks, head=tuple(head))
+        return cls(
+            targets=tuple(targets), ranks=ranks, head=tuple(head), magnitudes=hyper_parameters.use_dora
+        )
 
     @property
     def r(self) -> int:
@@ -55,11 +61,17 @@ class AdapterLayout:
     @property
     def size(self) -> int:
         """Numbers in the flat vector."""
-        return self.matrices_size + sum(prod(shape) for _, shape in self.head)
+        return self.head_begins + sum(prod(shape) for _, shape in self.head)
+
+    @property
+    def head_begins(self) -> int:
+        """Numbers before the head's."""
+        magnitudes = sum(target.out_features for target in self.targets) if self.magnitudes else 0
+        return self.matrices_size + magnitudes
 
     @property
     def matrices_size(self) -> int:
-        """Of these the matrices', which come first; the rest is the head's."""
+        """Of these the matrices', which come first."""
         sides = (target.in_features + target.out_features for target in self.targets)
         return sum(rank * side for rank, side in zip(self.ranks, sides, strict=True))
 
@@ -77,17 +89,25 @@ class AdapterLayout:
             offset = end
         return found
 
+    def magnitude_views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+        """[out] DoRA's magnitudes by module name, as views of a flat vector [size]; empty where there are none."""
+        if not self.magnitudes:
+            return {}
+        names, sizes = [t.name for t in self.targets], [t.out_features for t in self.targets]
+        return dict(zip(names, torch.split(flat[self.matrices_size : self.head_begins], sizes), strict=True))
+
     def pieces(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Every tensor of a flat vector [size], as views by name: `<module>.lora_A`, `<module>.lora_B`, the head's."""
+        """Every tensor of a flat vector [size], as views by name: `<module>.lora_A` and so on, and the head's."""
         found: dict[str, torch.Tensor] = {}
         for name, (a, b) in self.views(flat).items():
             found |= {f"{name}.lora_A": a, f"{name}.lora_B": b}
+        found |= {f"{name}.lora_magnitude_vector": m for name, m in self.magnitude_views(flat).items()}
         return found | self.head_views(flat)
 
     def head_views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         """The head's parameters by name, as views of a flat vector [size]."""
         sizes = [prod(shape) for _, shape in self.head]
-        pieces = torch.split(flat[self.matrices_size :], sizes) if sizes else ()
+        pieces = torch.split(flat[self.head_begins :], sizes) if sizes else ()
         return {name: piece.view(shape) for (name, shape), piece in zip(self.head, pieces, strict=True)}
 
 
@@ -142,7 +162,7 @@ def initial_adapter(
 
 
 def initial_numbers(layout: AdapterLayout, seed: int) -> torch.Tensor:
-    """[layout.size] float32 on the CPU, as PEFT draws them there; a head is left zero.
+    """[layout.size] float32 on the CPU, as PEFT draws them there; magnitudes and a head are left zero.
 
     For each target in `named_modules` order: `nn.Linear(in, r)`'s own initialisation, `nn.Linear(r, out)`'s (both
     thrown away, B is zero), then Kaiming uniform with a = √5 on A, r being the module's own where a rank pattern
@@ -188,7 +208,7 @@ def initial_adapters(
 
 def _with_head(layout: AdapterLayout, seed: int, head: InitialHead) -> torch.Tensor:
     numbers = initial_numbers(layout, seed)
-    numbers[layout.matrices_size :] = head.numbers(seed)
+    numbers[layout.head_begins :] = head.numbers(seed)
     return numbers
 
 

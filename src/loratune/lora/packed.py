@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from loratune.errors import ModelError
+from loratune.lora.dora import initial_magnitude
 from loratune.lora.segments import (
     LowRank,
     PackMember,
@@ -117,6 +118,8 @@ class PackedAdapters:
         self._follow()
 
     def _assign(self, tables: torch.Tensor, members: Sequence[PackMember]) -> None:
+        if any(member.adapter.layout.magnitudes for member in members):
+            raise ModelError("DoRA is not run by the kernels; train it on the path of plain PyTorch.")
         if len(members) > CAPACITY:
             raise ModelError(f"at most {CAPACITY} adapters fit into one pack, {len(members)} were given.")
         from loratune.lora import fused
@@ -145,6 +148,10 @@ class PackedAdapters:
                 read.version = weights._version
         if changed:
             torch._foreach_copy_(copies, changed)
+
+    def row_lengths(self, name: str) -> torch.Tensor:
+        """[out] of the weights of a module, with which DoRA's magnitudes begin."""
+        return initial_magnitude(self.model.get_submodule(name))
 
     def plan(
         self,
@@ -202,7 +209,7 @@ class PackedAdapters:
             x = inputs[0]
             if x.shape[:-1].numel() != plan.tokens:
                 raise ModelError(unseen_tokens(x.shape, plan.tokens, name))
-            parts = parts_of(plan.segments, plan.places, name, x.shape[-1])
+            parts = parts_of(plan.segments, plan.places, name, module, x.shape[-1])
             if not parts:
                 return None
             if not torch.is_grad_enabled():

@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # PEFT brings bitsandbytes along, and that the compiler: seco
 
 _PREFIX = "base_model.model."
 _WEIGHTS = "adapter_model.safetensors"
+_MAGNITUDE = "lora_magnitude_vector"
+"""DoRA's, under the name that PEFT saves it by."""
 
 
 class Tokenizer(Protocol):
@@ -81,6 +83,7 @@ def lora_config(
         r=hyper_parameters.r,
         lora_alpha=_whole(hyper_parameters.lora_alpha),
         use_rslora=hyper_parameters.use_rslora,
+        use_dora=hyper_parameters.use_dora,
         rank_pattern=dict(hyper_parameters.rank_pattern),
         alpha_pattern={name: _whole(alpha) for name, alpha in hyper_parameters.alpha_pattern.items()},
         lora_dropout=hyper_parameters.lora_dropout,
@@ -112,6 +115,8 @@ def save_adapter(
     for name, (a, b) in adapter.views().items():
         tensors[f"{_PREFIX}{name}.lora_A.weight"] = a.detach().cpu().contiguous().clone()
         tensors[f"{_PREFIX}{name}.lora_B.weight"] = b.detach().cpu().contiguous().clone()
+    for name, magnitude in adapter.layout.magnitude_views(adapter.weights).items():
+        tensors[f"{_PREFIX}{name}.{_MAGNITUDE}"] = magnitude.detach().cpu().clone()
     head = adapter.head()
     tensors |= {f"{_PREFIX}{name}": value.detach().cpu().contiguous().clone() for name, value in head.items()}
     config = lora_config(
@@ -179,15 +184,21 @@ def load_adapter(
     layout = AdapterLayout.of(hyper_parameters, targets, [(name, tuple(t.shape)) for name, t in head.items()])
     dtype = next(iter(tensors.values())).dtype if tensors else torch.float32
     weights = torch.zeros(layout.size, dtype=dtype)
-    for name, pair in layout.views(weights).items():
-        for letter, view in zip("AB", pair, strict=True):
-            stored = tensors.pop(f"{_PREFIX}{name}.lora_{letter}.weight", None)
-            if stored is None or stored.shape != view.shape:
-                found = "nothing" if stored is None else f"shape {tuple(stored.shape)}"
-                raise ModelError(
-                    f"{path} must hold lora_{letter} of {name} with shape {tuple(view.shape)}, found {found}."
-                )
-            view.copy_(stored)
+    views = {
+        (name, f"lora_{letter}", f"lora_{letter}.weight"): view
+        for name, pair in layout.views(weights).items()
+        for letter, view in zip("AB", pair, strict=True)
+    }
+    magnitudes = layout.magnitude_views(weights).items()
+    views |= {(name, _MAGNITUDE, _MAGNITUDE): view for name, view in magnitudes}
+    for (name, what, ending), view in views.items():
+        stored = tensors.pop(f"{_PREFIX}{name}.{ending}", None)
+        if stored is None or stored.shape != view.shape:
+            found = "nothing" if stored is None else f"shape {tuple(stored.shape)}"
+            raise ModelError(
+                f"{path} must hold {what} of {name} with shape {tuple(view.shape)}, found {found}."
+            )
+        view.copy_(stored)
     for name, view in layout.head_views(weights).items():
         view.copy_(tensors.pop(_PREFIX + name))
     if tensors:

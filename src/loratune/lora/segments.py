@@ -12,7 +12,9 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
+from loratune.lora.dora import Magnitude, row_norms
 from loratune.lora.dropout import keep_mask
 from loratune.lora.layout import Adapter
 
@@ -41,6 +43,8 @@ class PackMember:
         """Whether every matrix begins at a multiple of 16 bytes in the flat vector, in half precision too."""
         self.ranks = frozenset(adapter.layout.ranks)
         self.gradient = torch.zeros_like(adapter.weights) if trainable else None
+        self._norms: dict[str, tuple[int, torch.Tensor]] = {}
+        """Of each layer's rows, with the version of the weights that they are of."""
 
     @cached_property
     def head(self) -> Mapping[str, torch.Tensor]:
@@ -60,6 +64,28 @@ class PackMember:
             name: Matrices(a, b, *gradients.get(name, (None, None)))
             for name, (a, b) in self.adapter.views().items()
         }
+
+    @cached_property
+    def _magnitudes(self) -> Mapping[str, tuple[torch.Tensor, torch.Tensor | None]]:
+        """DoRA's, with their gradients, by module."""
+        layout = self.adapter.layout
+        slopes = {} if self.gradient is None else layout.magnitude_views(self.gradient)
+        own = layout.magnitude_views(self.adapter.weights)
+        return {name: (m, slopes.get(name)) for name, m in own.items()}
+
+    def magnitude(self, name: str, module: nn.Module) -> Magnitude | None:
+        """Of the module by that name; None where the adapter is no DoRA. Norms are computed once a step."""
+        if not self.adapter.layout.magnitudes:
+            return None
+        m, gradient = self._magnitudes[name]
+        version, norm = self._norms.get(name, (-1, m))
+        if version != self.adapter.weights._version:
+            version = self.adapter.weights._version
+            norm = row_norms(module, self.matrices[name].a, self.matrices[name].b, self.scaling)
+            self._norms[name] = version, norm
+        bias = module.bias
+        assert bias is None or isinstance(bias, torch.Tensor)
+        return Magnitude(m / norm, norm, None if bias is None else bias.detach(), gradient)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -91,7 +117,7 @@ def unseen_tokens(shape: Sequence[int], tokens: int, name: str = "one") -> str:
 
 
 class _Part(NamedTuple):
-    """A segment as one module sees it: token range, matrices, scaling, mask of the kept inputs."""
+    """A segment as one module sees it: token range, matrices, scaling, mask of the kept inputs, DoRA's magnitude."""
 
     start: int
     stop: int
@@ -99,9 +125,12 @@ class _Part(NamedTuple):
     scaling: float
     mask: Callable[[], torch.Tensor] | None
     keep: float
+    magnitude: Magnitude | None
 
 
-def parts_of(segments: Sequence[Segment], places: Places | None, name: str, features: int) -> list[_Part]:
+def parts_of(
+    segments: Sequence[Segment], places: Places | None, name: str, module: nn.Module, features: int
+) -> list[_Part]:
     """The segments whose adapters target the module `name` with `features` inputs."""
     parts = []
     for segment in segments:
@@ -112,7 +141,10 @@ def parts_of(segments: Sequence[Segment], places: Places | None, name: str, feat
         mask = None
         if segment.dropout and places is not None:
             mask = _mask_of(places, slice(segment.start, segment.stop), name, features, member.dropout)
-        parts.append(_Part(segment.start, segment.stop, matrices, member.scaling, mask, 1 - member.dropout))
+        magnitude = member.magnitude(name, module)
+        parts.append(
+            _Part(segment.start, segment.stop, matrices, member.scaling, mask, 1 - member.dropout, magnitude)
+        )
     return parts
 
 
@@ -133,19 +165,22 @@ def _input_of(part: _Part, x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.T
 def add_low_rank(x: torch.Tensor, y: torch.Tensor, parts: Sequence[_Part]) -> list[torch.Tensor]:
     """y [N, O] += scaling · (dropout(x) Aᵀ) Bᵀ on each part's rows; returns the inner products [n, R].
 
-    The sum is made in the adapter's type and rounded once to the base's, as PEFT does.
+    Then what DoRA's parts have of its backward pass [n, O]. The sum is made in the adapter's type and rounded once to
+    the base's, as PEFT does.
     """
-    inner = []
+    inner, directed = [], []
     for part in parts:
         a, b = part.matrices.a, part.matrices.b
         h = _input_of(part, x, a.dtype)[0] @ a.T
         target = y[part.start : part.stop]
-        if target.dtype == h.dtype:
+        if part.magnitude is not None:
+            directed.append(part.magnitude.apply(target, (h @ b.T).mul_(part.scaling)))
+        elif target.dtype == h.dtype:
             target.addmm_(h, b.T, alpha=part.scaling)
         else:
             target.add_(h @ b.T, alpha=part.scaling)
         inner.append(h)
-    return inner
+    return inner + directed
 
 
 class LowRank(torch.autograd.Function):
@@ -174,10 +209,17 @@ class LowRank(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             covered = sum(part.stop - part.start for part in ctx.parts) == len(flat_x)
             grad_x = torch.empty_like(flat_x) if covered else torch.zeros_like(flat_x)
-        for part, h in zip(ctx.parts, inner, strict=True):
+        directed = iter(inner[len(ctx.parts) :])
+        if len(inner) > len(ctx.parts):  # the base's product is scaled too
+            grad_y = grad_y.clone()
+            flat_y = grad_y.view(-1, grad_y.shape[-1])
+        for part, h in zip(ctx.parts, inner, strict=False):
             a, b, gradient_a, gradient_b = part.matrices
             rows = slice(part.start, part.stop)
             g = flat_y[rows].to(a.dtype)
+            if part.magnitude is not None:
+                g = part.magnitude.backward(g, next(directed))
+                flat_y[rows] = g
             grad_h = (g @ b).mul_(part.scaling)
             piece, multiplier = _input_of(part, flat_x, a.dtype)
             gradient_b.addmm_(g.T, h, alpha=part.scaling)

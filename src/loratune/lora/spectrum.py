@@ -84,7 +84,10 @@ class Decomposition:
         for (a, b), (_, k, (left, singular, right)) in zip(layout.views(weights).values(), kept, strict=True):
             a.copy_(right[:k] * _ROW_NORM)
             b.copy_(left[:, :k] * (singular[:k] / (_ROW_NORM * whole.scaling)))
-        weights[layout.matrices_size :] = self.adapter.weights[self.adapter.layout.matrices_size :]
+        magnitudes = self.adapter.layout.magnitude_views(self.adapter.weights)
+        for name, magnitude in layout.magnitude_views(weights).items():
+            magnitude.copy_(magnitudes[name])
+        weights[layout.head_begins :] = self.adapter.weights[self.adapter.layout.head_begins :]
         return Adapter(hyper_parameters=hyper_parameters, layout=layout, weights=weights)
 
 

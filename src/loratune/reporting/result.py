@@ -45,6 +45,7 @@ class RecommendedHyperParameters(HyperParameters):
             alpha_pattern={name: _whole(alpha) for name, alpha in self.alpha_pattern.items()},
             lora_dropout=self.lora_dropout,
             use_rslora=self.use_rslora,
+            use_dora=self.use_dora,
             target_modules=targets[0] if targets == ("all-linear",) else list(targets),
         )
 

@@ -87,6 +87,8 @@ class EngineSpec:
     target_modules: tuple[str, ...] = ALL_LINEAR
     """Which must be there, and allow `ranks`."""
     ranks: tuple[int, ...] = ()
+    dora: bool = False
+    """Whether trials may be DoRA."""
     paths: Paths | None = None
     """Which paths the engine takes; None: the fastest that are right on the device."""
     micro_batch_tokens: int | None = None
@@ -213,11 +215,16 @@ def build_on(spec: EngineSpec, data: PreparedData, tokenizer: PreTrainedTokenize
         cache=cache,
         classifier=data.classifier,
     )
+    if spec.dora and base.weight_format == NF4:
+        raise ModelError(
+            f"DoRA needs the base's weights as they are, and {spec.model} is held in 4 bits (nf4); give "
+            "--dtype bfloat16, or leave DoRA out."
+        )
     data, unit = _in_one_unit(data, base)
     check_embeddings(data, base.profile.vocabulary, tokenizer)
     for rank in spec.ranks:
         check_rank(find_targets(base.profile.targets, spec.target_modules), rank)
-    paths = choose_paths(base, longest=longest) if spec.paths is None else spec.paths
+    paths = choose_paths(base, longest=longest, dora=spec.dora) if spec.paths is None else spec.paths
     limits = limits_here(base, paths, data.train, data.validation, spec.device_memory, spec.recompute)
     if spec.micro_batch_tokens is not None:
         limits = replace(limits, micro_batch_tokens=spec.micro_batch_tokens)

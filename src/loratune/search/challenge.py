@@ -156,8 +156,8 @@ def regularised(setting: HyperParameters, rows: int) -> tuple[HyperParameters, .
     """
     steps = max(rows * setting.epochs / setting.batch_size, 1.0)
     decay = float(f"{0.1 / (setting.learning_rate * steps):.2g}")
+    dropouts = () if setting.use_dora else (0.05, 0.1)  # which DoRA is trained without
     return (
-        replace(setting, lora_dropout=0.05),
-        replace(setting, lora_dropout=0.1),
+        *(replace(setting, lora_dropout=p) for p in dropouts),
         replace(setting, weight_decay=decay),
     )

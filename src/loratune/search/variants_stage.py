@@ -39,9 +39,9 @@ def variants_of(context: SearchContext, setting: HyperParameters) -> tuple[Hyper
     """
     found: list[list[HyperParameters]] = []
     for name in context.wishes.tune_variants:
+        if impossible(setting, name):
+            continue
         other = changed_by(setting, name)
-        if other.scaling == setting.scaling and other.use_rslora != setting.use_rslora:
-            continue  # at rank 1
         factor = rate_by_alpha(other.scaling) / rate_by_alpha(setting.scaling)
         factor /= sqrt(other.loraplus_lr_ratio / setting.loraplus_lr_ratio)
         centre = setting.learning_rate * factor
@@ -49,6 +49,15 @@ def variants_of(context: SearchContext, setting: HyperParameters) -> tuple[Hyper
         nearest = sorted(rates, key=lambda rate: max(rate / centre, centre / rate))
         found.append([changed_by(setting, name, learning_rate=rate) for rate in nearest])
     return tuple(row[place] for place in range(RATES) for row in found if place < len(row))
+
+
+def impossible(setting: HyperParameters, name: str) -> str:
+    """Why a variant is not to be tried, a clause; empty where it is."""
+    if name == "rslora" and setting.r == 1:
+        return "at rank 1 it is plain LoRA"
+    if name == "dora" and setting.lora_dropout:
+        return "it is trained without dropout"
+    return ""
 
 
 def describe(setting: HyperParameters) -> str:
@@ -84,8 +93,9 @@ def variants_claims(context: SearchContext, answer: ChallengeAnswer, ledger: Led
     settings = variants_of(context, answer.incumbent.setting)
     claims = list(challenge_claims(context, answer, describe)) if answer.all_results else []
     claims += alternatives_not_run(Stage.VARIANT, settings, answer.all_results, ledger)
-    if answer.incumbent.setting.r == 1 and "rslora" in context.wishes.tune_variants:
-        claims.append(note("rsLoRA was not tried: at rank 1 it is plain LoRA."))
+    for name in context.wishes.tune_variants:
+        if why := impossible(answer.incumbent.setting, name):
+            claims.append(note(f"The variant {name} was not tried: {why}."))
     if answer.failed:
         claims.append(note(f"Variants: {answer.failed} of the runs diverged."))
     return tuple(claims)

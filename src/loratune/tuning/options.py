@@ -123,6 +123,11 @@ class CommonOptions:
         return TASKS[self.task]
 
     @property
+    def may_be_dora(self) -> bool:
+        """Whether any trial may have magnitudes of its own."""
+        return False
+
+    @property
     def learns(self) -> str:
         """Name of the objective."""
         return self.objective or self.kind.objective
@@ -329,6 +334,10 @@ class SearchOptions(PriorOptions):
             )
 
     @property
+    def may_be_dora(self) -> bool:
+        return "dora" in (*self.variants, *self.tune_variants)
+
+    @property
     def variant(self) -> dict[str, Any]:
         """The fields of `HyperParameters`, with their values, in which all trials differ from plain LoRA."""
         return {name: value for each in self.variants for name, value in VARIANTS[each].items()}
@@ -408,6 +417,9 @@ class TrainOptions(CommonOptions):
     warmup_ratio: float = option(
         _RECIPE.warmup_ratio, "Share of the steps with a rising learning rate.", TRAINING
     )
+    use_dora: bool = option(
+        False, "DoRA: train a magnitude for each output of an adapted layer; without dropout.", TRAINING
+    )
     use_rslora: bool = option(
         False, "rsLoRA: scale the adapter by alpha / sqrt(rank) instead of alpha / rank.", TRAINING
     )
@@ -425,6 +437,10 @@ class TrainOptions(CommonOptions):
             raise InputError(f"--beta is of --task preference, got {self.beta:g}; leave it out.")
         self.hyper_parameters()
 
+    @property
+    def may_be_dora(self) -> bool:
+        return self.use_dora
+
     def hyper_parameters(self) -> HyperParameters:
         """The values as one object. Raises `HyperParameterError` naming the option."""
         return HyperParameters(
@@ -439,6 +455,7 @@ class TrainOptions(CommonOptions):
             warmup_ratio=self.warmup_ratio,
             beta=self.kind.betas.get(self.learns) if self.beta is None else self.beta,
             use_rslora=self.use_rslora,
+            use_dora=self.use_dora,
             loraplus_lr_ratio=self.loraplus_lr_ratio,
         )
 

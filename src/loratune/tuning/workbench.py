@@ -286,6 +286,7 @@ def open_workbench(
         device_memory=options.device_memory,
         recompute=options.recompute,
         objective=options.learns,
+        dora=options.may_be_dora,
         metric=metric,
         max_new_tokens=max_new_tokens,
         epochs=epochs,

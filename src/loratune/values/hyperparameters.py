@@ -13,7 +13,7 @@ ALL_LINEAR = ("all-linear",)
 _FLAGS = {"r": "--rank"}
 """Options of the command line that are not called as their field."""
 
-VARIANT = ("use_rslora", "loraplus_lr_ratio")
+VARIANT = ("use_rslora", "loraplus_lr_ratio", "use_dora")
 """Fields that make an adapter something else than plain LoRA, under PEFT's names."""
 
 
@@ -47,6 +47,8 @@ class HyperParameters:
     """Whether B·A is scaled by lora_alpha / √r instead of lora_alpha / r."""
     loraplus_lr_ratio: float = 1.0
     """LoRA+: the learning rate of B as a multiple, ≥ 1, of that of A."""
+    use_dora: bool = False
+    """DoRA: whether each output of an adapted layer has a trained magnitude; only without dropout."""
 
     def __post_init__(self) -> None:
         rules = (
@@ -73,6 +75,7 @@ class HyperParameters:
                 1 <= self.loraplus_lr_ratio < inf,
                 "at least 1, such as 16",
             ),
+            ("use_dora", not (self.use_dora and self.lora_dropout), "off where lora_dropout is not 0"),
             ("beta", self.beta is None or 0 < self.beta < inf, "above 0, such as 0.1"),
         )
         for name, holds, rule in rules:
@@ -87,6 +90,7 @@ class HyperParameters:
         """What it is beside plain LoRA, in words: `rsLoRA`, `LoRA+ (ratio 16)`; empty where it is nothing else."""
         words = (
             "rsLoRA" if self.use_rslora else "",
+            "DoRA" if self.use_dora else "",
             f"LoRA+ (ratio {self.loraplus_lr_ratio:g})" if self.loraplus_lr_ratio != 1 else "",
         )
         return ", ".join(word for word in words if word)
@@ -136,6 +140,7 @@ _USUAL: dict[str, Any] = {each.name: each.default for each in fields(HyperParame
 VARIANTS: dict[str, dict[str, Any]] = {
     "rslora": {"use_rslora": True},
     "loraplus": {"loraplus_lr_ratio": 16.0},
+    "dora": {"use_dora": True},
 }
 """What searches call them: the fields that differ from plain LoRA's; LoRA+ with its authors' ratio."""
 
