@@ -1,10 +1,11 @@
-"""Whether options have the types that their dataclass declares: a file or a caller may give others.
+"""Whether options have the types that their dataclass declares, and the forms that no type has.
 
-Knows no option.
+A file or a caller may give others.
 """
 
 from __future__ import annotations
 
+import re
 from reprlib import Repr
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -64,3 +65,18 @@ def _in_words(hint: Any) -> str:
     if get_origin(hint) in (UnionType, Union):
         return " or ".join(_in_words(each) for each in get_args(hint))
     return _LISTS[get_args(hint)[0]] if get_origin(hint) is tuple else _TYPES[hint]
+
+
+_DEVICE = re.compile(r"all|workers|cpu|(cuda:)?\d{1,4}")
+_ALL_THERE_ARE = {"all", "workers"}
+"""Names that stand alone."""
+
+
+def check_devices(names: tuple[str, ...]) -> None:
+    """Raise `InputError` for what names no device; whether it is there is seen when it is taken."""
+    wrong = [name for name in names if not _DEVICE.fullmatch(name)]
+    if wrong or (_ALL_THERE_ARE & set(names) and len(names) > 1):
+        raise InputError(
+            "--devices must be all, GPUs by their numbers such as 0,1, cpu or cpu,cpu, or workers, got "
+            f"{','.join(names)!r}; give e.g. --devices all."
+        )

@@ -6,7 +6,6 @@ build the same frozen dataclass, and `loratune.toml` repeats it.
 
 from __future__ import annotations
 
-import re
 from dataclasses import MISSING, dataclass, field, fields, replace
 from math import inf, log
 from pathlib import Path
@@ -27,7 +26,7 @@ from loratune.metrics.names import (
 )
 from loratune.search.names import STRATEGY_NAMES
 from loratune.trackers import TRACKER_NAMES
-from loratune.tuning.option_types import check_types
+from loratune.tuning.option_types import check_devices, check_types
 from loratune.values import ALL_LINEAR, NLL_MARGIN, HyperParameters, default_recipe
 from loratune.values.hyperparameters import VARIANTS
 from loratune.values.tasks import CAUSAL, PREFERENCE, PREFERENCE_RATE, TASKS, Task
@@ -270,7 +269,7 @@ class SearchOptions(PriorOptions):
             raise InputError(
                 f"--price-per-hour must be above 0, got {self.price_per_hour}; give e.g. 2.10, or leave it out."
             )
-        _check_devices(self.devices)
+        check_devices(self.devices)
         if self.pack_size is not None and not 1 <= self.pack_size <= CAPACITY:
             raise InputError(
                 f"--pack-size must be 1 to {CAPACITY}, got {self.pack_size}; leave it out, or give e.g. 16."
@@ -457,21 +456,6 @@ class TrainOptions(CommonOptions):
             use_rslora=self.use_rslora,
             use_dora=self.use_dora,
             loraplus_lr_ratio=self.loraplus_lr_ratio,
-        )
-
-
-_DEVICE = re.compile(r"all|workers|cpu|(cuda:)?\d{1,4}")
-_ALL_THERE_ARE = {"all", "workers"}
-"""Names that stand alone."""
-
-
-def _check_devices(names: tuple[str, ...]) -> None:
-    """Raise `InputError` for what names no device; whether it is there is seen when it is taken."""
-    wrong = [name for name in names if not _DEVICE.fullmatch(name)]
-    if wrong or (_ALL_THERE_ARE & set(names) and len(names) > 1):
-        raise InputError(
-            "--devices must be all, GPUs by their numbers such as 0,1, cpu or cpu,cpu, or workers, got "
-            f"{','.join(names)!r}; give e.g. --devices all."
         )
 
 
