@@ -1,11 +1,15 @@
 """Which test rows are shown and what is said of them, from scores that are known."""
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 
 from loratune.analysis.final import EXAMPLES, Final, FinalModel, SplitScores, held_out
 from loratune.analysis.written import written_tokens
 from loratune.data.table import TokenTable
+from loratune.values import Classifier, Problem
 from loratune.values.analysis import Change, Confusion
 
 
@@ -107,6 +111,30 @@ def test_of_several_turns_the_last_is_shown() -> None:
     turns = [([*map(ord, "HihoHmha"), 0], [False, False, True, True, False, False, True, True, True])]
     found = held_out(final(scored([1.0]), scored([2.0])), TokenTable.from_rows(turns), Letters(), ())
     assert [(each.prompt, each.expected) for each in found.examples] == [("HihoHm", "ha")]
+
+
+def asked(answers: list[Any], text: str = "word") -> TokenTable:
+    """Rows whose last token is answered by a head."""
+    tokens = [ord(letter) for letter in text]
+    rows = [(tokens, [False] * (len(text) - 1) + [True]) for _ in answers]
+    return replace(TokenTable.from_rows(rows), answers=np.array(answers))
+
+
+def test_numbers_are_told_in_their_own_unit_and_the_whole_row_is_shown() -> None:
+    kind = Classifier(problem=Problem.NUMBER, labels=(), centre=10.0, scale=4.0)
+    ours, base = scored([0.1], correlation=[0.5]), scored([9.0], correlation=[-2.0])
+    (shown,) = held_out(final(ours, base), asked([12.25]), Letters(), (), kind=kind).examples
+    assert (shown.prompt, shown.expected) == ("word", "12.25")
+    assert (shown.recommended.text, shown.base.text) == ("12", "2")
+
+
+def test_of_several_labels_those_that_hold_are_told() -> None:
+    kind = Classifier(problem=Problem.SEVERAL, labels=("red", "round", "new"))
+    ours = scored([0.1], prediction=[[1, 1, 0]])
+    base = scored([9.0], prediction=[[0, 0, 0]])
+    (shown,) = held_out(final(ours, base), asked([[1, 0, 1]]), Letters(), (), kind=kind).examples
+    assert shown.expected == "red, new"
+    assert (shown.recommended.text, shown.base.text) == ("red, round", "no label")
 
 
 @pytest.mark.parametrize(

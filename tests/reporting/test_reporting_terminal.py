@@ -323,6 +323,9 @@ def test_work_without_steps_tells_that_it_goes_on(monkeypatch: pytest.MonkeyPatc
         for _ in range(40):
             clock[0] += 1.0
             view.beat()
+        view(Finished(directory="runs/mine", seconds=101.0, cut=False))
+        clock[0] += 60.0
+        view.beat()  # what comes now is the answer
     assert shown(target) == [
         "0 s  loading",
         "31 s  still loading",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from loratune.data.turns import last_turn
 from loratune.lora.layout import Adapter
 from loratune.metrics import PREDICTION, right_rows
 from loratune.runners.runner import AdapterFile
-from loratune.values import TrialResult
+from loratune.values import Classifier, Problem, TrialResult
 from loratune.values.analysis import Change, Confusion, ExampleRow, HeldOut, Reading
 
 
@@ -79,23 +80,31 @@ Writer = Callable[[Sequence[int]], Sequence[tuple[str, str]]]
 
 
 def held_out(
-    final: Final, table: TokenTable, tokenizer: Decoder, labels: Sequence[str], write: Writer | None = None
+    final: Final,
+    table: TokenTable,
+    tokenizer: Decoder,
+    labels: Sequence[str],
+    write: Writer | None = None,
+    kind: Classifier | None = None,
 ) -> HeldOut:
     """Ten rows of the test split `table` whose likelihood changed most, and all its classes.
 
     Where a kind of change has too few rows, others take its places; the order is that of `Change`. `write` says what
-    the models write on them, where labels do not.
+    the models write on them, where labels do not. `kind`: what a trained head answers, with the unit that it learnt
+    numbers in; those of the table are in the user's.
     """
     ours, base = final.recommended.test, final.base_model.test
     if not len(table):
         return HeldOut()
     weights, table = table.weights, table.firsts  # of a pair the preferred answer is shown
-    answers = [_Answers(each, table, weights, labels) for each in (ours, base)]
+    answers = [_Answers(each, table, weights, labels, kind) for each in (ours, base)]
     chosen = _chosen(table, *answers)
     texts = [] if write is None else write([row for row, _ in chosen])
     return HeldOut(
         examples=tuple(
-            _example(row, change, table, tokenizer, labels, answers, texts[place] if texts else ("", ""))
+            _example(
+                row, change, table, tokenizer, labels, answers, texts[place] if texts else ("", ""), kind
+            )
             for place, (row, change) in enumerate(chosen)
         ),
         counts=_counts(_changes(*answers)),
@@ -113,7 +122,9 @@ class _Answers:
         table: TokenTable,
         weights: npt.NDArray[np.float64],
         labels: Sequence[str],
+        kind: Classifier | None,
     ) -> None:
+        self.told = _said(scored, kind)
         self.nll = scored.example_nll / np.maximum(1, weights)
         found = scored.example_scores.get(PREDICTION)
         labelled = found is not None and table.row_labels is not None and bool(labels)
@@ -126,7 +137,24 @@ class _Answers:
 
     def reading(self, row: int, labels: Sequence[str], text: str) -> Reading:
         answer = "" if self.predicted is None else labels[int(self.predicted[row])]
+        text = self.told[row] if self.told else text
         return Reading(nll=float(self.nll[row]), right=bool(self.right[row]), answer=answer, text=_cut(text))
+
+
+def _said(scored: SplitScores, kind: Classifier | None) -> list[str]:
+    """A head's answers that are no single class, in the user's unit; empty where there are none."""
+    number = kind is not None and kind.problem is Problem.NUMBER
+    found = scored.example_scores.get("correlation" if number else PREDICTION)
+    if kind is None or kind.problem is Problem.ONE or found is None:
+        return []
+    return _told(kind, kind.centre + kind.scale * found if number else found)
+
+
+def _told(kind: Classifier, values: npt.NDArray[Any]) -> list[str]:
+    """Numbers [rows], or of several labels [rows, labels] those that hold."""
+    if kind.problem is Problem.NUMBER:
+        return [f"{float(value):.4g}" for value in values]
+    return [", ".join(kind.labels[i] for i in np.flatnonzero(row)) or "no label" for row in values]
 
 
 def _changes(ours: _Answers, base: _Answers) -> list[Change]:
@@ -174,14 +202,18 @@ def _example(
     labels: Sequence[str],
     answers: Sequence[_Answers],
     texts: tuple[str, str],
+    kind: Classifier | None,
 ) -> ExampleRow:
     turn = last_turn(*table.row(row))
+    prompt = turn.prompt if table.answers is None else table.row(row)[0]  # a head answers for the whole row
     label = None if answers[0].predicted is None or table.row_labels is None else table.row_labels[row]
     expected = _text(tokenizer, turn.answer) if label is None else labels[int(label)]
+    if answers[0].told and kind is not None and table.row_truth is not None:
+        (expected,) = _told(kind, table.row_truth[row : row + 1])
     ours, base = (each.reading(row, labels, text) for each, text in zip(answers, texts, strict=True))
     return ExampleRow(
         change=change,
-        prompt=_text(tokenizer, turn.prompt),
+        prompt=_text(tokenizer, prompt),
         expected=expected,
         recommended=ours,
         base=base,

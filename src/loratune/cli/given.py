@@ -38,7 +38,7 @@ def merged(
     if directory is not None or given.get("resume"):
         given = _resumed(given, directory)
     known = {each.name for each in fields(cls)}
-    if given.get("task") == PREFERENCE and given.get("metric") == BUILT_IN_NAMES[0]:
+    if given.get("task") == PREFERENCE.name and given.get("metric") == BUILT_IN_NAMES[0]:
         raise InputError(
             f"--metric must be one of {', '.join(PREFERENCE_NAMES)} with --task preference, got {given['metric']!r}, a "
             f"loss that compares at one beta only; leave it out, or give --metric {PREFERENCE_NAMES[0]}."

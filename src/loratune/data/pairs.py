@@ -50,9 +50,11 @@ class Pairs:
     @property
     def description(self) -> str:
         if self.prompt is None:
-            return "chosen is preferred to rejected; their prompt is what both begin with"
-        shown = repr(self.prompt.text) if isinstance(self.prompt, Template) else self.prompt
-        return f"after prompt {shown}, chosen is preferred to rejected"
+            return "column 'chosen' is preferred to column 'rejected'; their prompt is what both begin with"
+        shown = (
+            repr(self.prompt.text) if isinstance(self.prompt, Template) else f"from column {self.prompt!r}"
+        )
+        return f"prompt {shown}; column 'chosen' is preferred to column 'rejected'"
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -78,8 +78,10 @@ class PromptCompletion:
 
     @property
     def description(self) -> str:
-        prompt = repr(self.prompt.text) if isinstance(self.prompt, Template) else self.prompt
-        return f"prompt {prompt}, completion {self.text}"
+        prompt = (
+            repr(self.prompt.text) if isinstance(self.prompt, Template) else f"from column {self.prompt!r}"
+        )
+        return f"prompt {prompt}, completion from column {self.text!r}"
 
     @staticmethod
     def completion(label: str) -> str:

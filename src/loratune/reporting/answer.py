@@ -8,7 +8,8 @@ from loratune.metrics import BUILT_IN, NLL
 from loratune.reporting.facts import RunFacts
 from loratune.reporting.opponent import OPPONENT, fair_opponent
 from loratune.reporting.wording import count, rate
-from loratune.values import Stage
+from loratune.values import Problem, Stage
+from loratune.values.tasks import PREFERENCE
 
 
 def verdict(facts: RunFacts) -> list[str]:
@@ -81,7 +82,29 @@ def _losses(facts: RunFacts) -> list[str]:
         for name, scores in named
         if NLL.name in getattr(scores, split)
     ]
-    return [f"Loss of {ours:.4f} nats a token on the {split} rows (lower is better); {', '.join(others)}."]
+    if learns_numbers(facts):
+        loss = f"Mean squared error of {ours:.4f} of the numbers' variance"
+    else:
+        loss = f"Loss of {ours:.4f} nats a {_counted(facts)}"
+    return [f"{loss} on the {split} rows (lower is better); {', '.join(others)}."]
+
+
+def _counted(facts: RunFacts) -> str:
+    """Of what the loss is the mean."""
+    if facts.training is not None and facts.training.objective in PREFERENCE.objectives:
+        return "pair"
+    return "row" if head_answers(facts) else "token"
+
+
+def head_answers(facts: RunFacts) -> bool:
+    """Whether a trained head answers for each row, and no text is learnt."""
+    return facts.training is not None and facts.training.classifier is not None
+
+
+def learns_numbers(facts: RunFacts) -> bool:
+    """Whether what it answers is a number, whose loss is a squared error."""
+    kind = None if facts.training is None else facts.training.classifier
+    return kind is not None and kind.problem is Problem.NUMBER
 
 
 def recipe_sentence(facts: RunFacts) -> str:

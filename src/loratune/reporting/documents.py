@@ -98,11 +98,13 @@ def _figures(facts: RunFacts) -> dict[str, Figure]:
             "No learning rate was tried at three ranks or more.",
         ),
         "metric": _figure(
-            metric is not None and len(metric.points) > 1,
+            metric is not None and len({point.measured.value for point in metric.points}) > 1,
             lambda: figures.rank_figure("metric", metric, facts),  # type: ignore[arg-type]
             "Task metric against rank",
             takeaways.metric_sentence(metric) if metric else "",
-            no_rank if metric else "No task metric was measured beside the NLL.",
+            (takeaways.metric_sentence(metric) or no_rank)
+            if metric
+            else "No task metric was measured beside the NLL.",
         ),
         "truncation": _figure(
             cut is not None,

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from loratune.metrics import NLL
+from loratune.reporting.answer import head_answers, learns_numbers
 from loratune.reporting.facts import RunFacts
 from loratune.values.analysis import Change, Confusion, ExampleRow, Reading
 
@@ -129,7 +131,8 @@ def shown_rows(facts: RunFacts) -> list[ShownRow]:
     """The rows that improved, those that got worse, those that are still wrong."""
     if facts.held_out is None:
         return []
-    return [_shown(each) for each in facts.held_out.examples]
+    loss = "squared error" if learns_numbers(facts) else NLL.info.title
+    return [_shown(each, loss) for each in facts.held_out.examples]
 
 
 def rows_sentence(facts: RunFacts) -> str:
@@ -137,16 +140,24 @@ def rows_sentence(facts: RunFacts) -> str:
     found = facts.held_out
     if found is None or not found.counts:
         return ""
-    labelled = bool(found.recommended)
+    labelled, numbers = bool(found.recommended), learns_numbers(facts)
     words = {
-        Change.BETTER: "right now and wrong before" if labelled else "likelier now",
-        Change.WORSE: "wrong now and right before" if labelled else "less likely now",
+        Change.BETTER: "right now and wrong before"
+        if labelled
+        else "nearer now"
+        if numbers
+        else "likelier now",
+        Change.WORSE: (
+            "wrong now and right before" if labelled else "further off now" if numbers else "less likely now"
+        ),
         Change.STILL_WRONG: "still wrong",
         Change.STILL_RIGHT: "right before and now",
     }
     changes_in_words = ", ".join(f"{rows} {words[change]}" for change, rows in found.counts if rows)
     whole = sum(rows for _, rows in found.counts)
-    written = any(each.recommended.text or each.base.text for each in found.examples)
+    written = not head_answers(facts) and any(
+        each.recommended.text or each.base.text for each in found.examples
+    )
     return (
         f"Of {whole} test rows, the untrained model beside the adapter: {changes_in_words}. "
         f"Shown are {len(found.examples)} of them, those that changed most and those that are furthest from right"
@@ -154,19 +165,19 @@ def rows_sentence(facts: RunFacts) -> str:
     )
 
 
-def _shown(each: ExampleRow) -> ShownRow:
+def _shown(each: ExampleRow, loss: str) -> ShownRow:
     return ShownRow(
         change=each.change,
         kind=_MARKS[each.change],
         prompt=each.prompt,
         expected=each.expected,
-        recommended=_said(each.recommended),
-        base=_said(each.base),
+        recommended=_said(each.recommended, loss),
+        base=_said(each.base, loss),
     )
 
 
-def _said(reading: Reading) -> str:
-    loss = f"NLL {reading.nll:.3f}"
+def _said(reading: Reading, title: str) -> str:
+    loss = f"{title} {reading.nll:.3f}"
     label = f"{reading.answer} {'✓' if reading.right else '✗'}" if reading.answer else ""
     if reading.text:
         return f"{reading.text} ({f'likeliest label {label}, ' if label else ''}{loss})"

@@ -25,6 +25,7 @@ from loratune.reporting.wording import count, duration, money, rate, variant
 from loratune.values import Trial, TrialState
 from loratune.values.events import (
     Event,
+    Finished,
     Note,
     Phase,
     PhaseBegan,
@@ -53,6 +54,7 @@ class LiveView:
         self._run = RunProgress(lambda: monotonic() - self._started)
         self._started = self._last_line = monotonic()
         self._turn = RLock()
+        self._over = False
 
     def __enter__(self) -> Self:
         self._started = monotonic()
@@ -106,7 +108,7 @@ class LiveView:
     def beat(self) -> None:
         """A line where there was none for as long as there should be one; call it now and then, from any thread."""
         with self._turn:
-            if self._plain and monotonic() - self._last_line > _PLAIN_SECONDS:
+            if self._plain and not self._over and monotonic() - self._last_line > _PLAIN_SECONDS:
                 self._plain_line()
 
     def __call__(self, event: Event) -> None:
@@ -129,6 +131,8 @@ class LiveView:
                 self._say(f"{duration(self._run.elapsed)}  stage: {name}")
             case Progress():
                 self.beat()
+            case Finished():
+                self._over = True
             case TrialEnded(state=TrialState.DIVERGED):
                 failed = f"{setting(event.trial)} ({event.message})"
                 self._say(f"{duration(self._run.elapsed)}  diverged: {failed}")

@@ -82,6 +82,8 @@ def metric_sentence(curve: RankCurve) -> str:
     info = curve.metric
     ordered = sorted(curve.points, key=lambda point: point.measured.value, reverse=info.larger_is_better)
     best, worst = ordered[0], ordered[-1]
+    if best.measured.value == worst.measured.value:
+        return f"{info.title[:1].upper()}{info.title[1:]} is {info.text(best.measured.value)} at every rank."
     return (
         f"Best {info.title}: {info.text(best.measured.value)} at rank {best.rank}; "
         f"{'lowest' if info.larger_is_better else 'highest'}: {info.text(worst.measured.value)} at rank {worst.rank}."

@@ -226,7 +226,12 @@ def rate_claim(chosen: Measured) -> Evidence:
     found = chosen.bracket
     tried = ", ".join(f"{rate:g}" for rate, _ in found.tried)
     where = _rows([found])
-    inside = "worse ones lie on both sides" if found.closed else "no worse one lies on one side of it"
+    inside = "no worse one lies on one side of it"
+    if found.closed:
+        rates = [rate for rate, _ in found.tried]
+        best, _ = min(found.tried, key=lambda pair: pair[1])
+        between = rates[0] < best < rates[-1]  # else the user's own list ends there
+        inside = "worse ones lie on both sides" if between else "no other was allowed beyond it"
     return Evidence(
         claim=(
             f"The best learning rate at rank {chosen.r} was bracketed by those tried on {where} ({tried}): "

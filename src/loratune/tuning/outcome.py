@@ -197,7 +197,12 @@ def run_facts(
             patience=options.patience,
         ),
         held_out=held_out(
-            final, bench.data.test, bench.tokenizer, bench.data.labels, _writer(runner, options, bench, final)
+            final,
+            bench.data.test,
+            bench.tokenizer,
+            bench.data.labels,
+            write=_writer(runner, options, bench, final),
+            kind=bench.facts.classifier,
         ),
     )
     rows = table_rows(bench.data.validation)
