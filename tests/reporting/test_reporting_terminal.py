@@ -29,6 +29,7 @@ from loratune.values import (
     TrialState,
 )
 from loratune.values.events import (
+    Finished,
     LiveTrial,
     Phase,
     PhaseBegan,
