@@ -28,7 +28,8 @@ def verdict(facts: RunFacts) -> list[str]:
         _majority(facts, rows),
         f"the default recipe {recipe}" if recipe else "",
     ]
-    first = f"{ours} of {rows} {split} rows right; {', '.join(filter(None, others))}"
+    right = "pairs with the chosen answer preferred" if learns_pairs(facts) else "rows right"
+    first = f"{ours} of {rows} {split} {right}; {', '.join(filter(None, others))}"
     theirs = _right(fair_opponent(facts).scores.validation.get(told), facts.profile.validation_rows)
     if not theirs:
         return [f"{first}."]
@@ -91,9 +92,12 @@ def _losses(facts: RunFacts) -> list[str]:
 
 def _counted(facts: RunFacts) -> str:
     """Of what the loss is the mean."""
-    if facts.training is not None and facts.training.objective in PREFERENCE.objectives:
-        return "pair"
-    return "row" if head_answers(facts) else "token"
+    return "pair" if learns_pairs(facts) else "row" if head_answers(facts) else "token"
+
+
+def learns_pairs(facts: RunFacts) -> bool:
+    """Whether rows are pairs of a preferred answer and another."""
+    return facts.training is not None and facts.training.objective in PREFERENCE.objectives
 
 
 def head_answers(facts: RunFacts) -> bool:

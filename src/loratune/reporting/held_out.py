@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loratune.metrics import NLL
-from loratune.reporting.answer import head_answers, learns_numbers
+from loratune.reporting.answer import head_answers, learns_numbers, learns_pairs
 from loratune.reporting.facts import RunFacts
 from loratune.values.analysis import Change, Confusion, ExampleRow, Reading
 
@@ -131,8 +131,9 @@ def shown_rows(facts: RunFacts) -> list[ShownRow]:
     """The rows that improved, those that got worse, those that are still wrong."""
     if facts.held_out is None:
         return []
-    loss = "squared error" if learns_numbers(facts) else NLL.info.title
-    return [_shown(each, loss) for each in facts.held_out.examples]
+    loss = "squared error" if learns_numbers(facts) else "loss" if learns_pairs(facts) else NLL.info.title
+    right = "preferred" if learns_pairs(facts) else "word for word"
+    return [_shown(each, loss, right) for each in facts.held_out.examples]
 
 
 def rows_sentence(facts: RunFacts) -> str:
@@ -140,16 +141,15 @@ def rows_sentence(facts: RunFacts) -> str:
     found = facts.held_out
     if found is None or not found.counts:
         return ""
-    labelled, numbers = bool(found.recommended), learns_numbers(facts)
+    labelled = bool(found.recommended)
+    better, worse = "likelier now", "less likely now"
+    if learns_numbers(facts):
+        better, worse = "nearer now", "further off now"
+    elif learns_pairs(facts):
+        better, worse = "better told apart now", "worse told apart now"
     words = {
-        Change.BETTER: "right now and wrong before"
-        if labelled
-        else "nearer now"
-        if numbers
-        else "likelier now",
-        Change.WORSE: (
-            "wrong now and right before" if labelled else "further off now" if numbers else "less likely now"
-        ),
+        Change.BETTER: "right now and wrong before" if labelled else better,
+        Change.WORSE: "wrong now and right before" if labelled else worse,
         Change.STILL_WRONG: "still wrong",
         Change.STILL_RIGHT: "right before and now",
     }
@@ -165,22 +165,22 @@ def rows_sentence(facts: RunFacts) -> str:
     )
 
 
-def _shown(each: ExampleRow, loss: str) -> ShownRow:
+def _shown(each: ExampleRow, loss: str, right: str) -> ShownRow:
     return ShownRow(
         change=each.change,
         kind=_MARKS[each.change],
         prompt=each.prompt,
         expected=each.expected,
-        recommended=_said(each.recommended, loss),
-        base=_said(each.base, loss),
+        recommended=_said(each.recommended, loss, right),
+        base=_said(each.base, loss, right),
     )
 
 
-def _said(reading: Reading, title: str) -> str:
+def _said(reading: Reading, title: str, right: str) -> str:
     loss = f"{title} {reading.nll:.3f}"
     label = f"{reading.answer} {'✓' if reading.right else '✗'}" if reading.answer else ""
     if reading.text:
         return f"{reading.text} ({f'likeliest label {label}, ' if label else ''}{loss})"
     if label:
         return f"{label} ({loss})"
-    return f"{loss}, word for word" if reading.right else loss
+    return f"{loss}, {right}" if reading.right else loss
