@@ -1,5 +1,5 @@
 """`python -m loratune`."""
 
-from loratune.cli.main import main
+from loratune.cli.main import entry
 
-main()
+entry()

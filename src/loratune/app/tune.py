@@ -11,6 +11,7 @@ from typing import Literal
 import loratune
 from loratune.app.report import print_answer
 from loratune.app.watching import listening, tracking, watching
+from loratune.files.ahead import import_ahead
 from loratune.files.lock import FolderLock, check_free, forget_stop
 from loratune.files.paths import user_path
 from loratune.metrics import Metric
@@ -19,7 +20,7 @@ from loratune.model.device import WORKERS
 from loratune.reporting.result import TuneResult, load_result
 from loratune.runners.engines import Host
 from loratune.runners.leases import FOLDER as QUEUE
-from loratune.study.database import preload
+from loratune.study.database import LATER_MODULES
 from loratune.study.events import EventLog
 from loratune.study.record import Study
 from loratune.trackers import make_tracker
@@ -187,7 +188,7 @@ def run_tune(
     started = monotonic() if started is None else started
     scratch = scratch_in(options.directory)
     host = host_of(options.devices, scratch) if host is None else host
-    preload()
+    import_ahead(*LATER_MODULES)
     trackers = {name: make_tracker(name) for name in options.report_to}
     existing = find_study(options)
     if existing is not None and is_finished(existing, options):

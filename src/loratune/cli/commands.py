@@ -114,6 +114,10 @@ def tune(
     """
     started = monotonic()  # loading torch takes seconds of a budget in time, too
     options = merged(TuneOptions, values, config=config, from_config=from_config, directory=directory)
+    if not options.devices:
+        from loratune.model.device import wake
+
+        wake(options.device)  # while the rest is imported
     from loratune.app.tune import tune_command
 
     raise typer.Exit(tune_command(options, as_json=json, json_lines=json_lines, started=started))

@@ -135,10 +135,13 @@ class Body:
         return PaddedRows.of(batch) if self.sees_ahead else None
 
     @contextmanager
-    def running(self, rows: FlatRows | PaddedRows | None) -> Iterator[dict[str, torch.Tensor]]:
+    def running(
+        self, rows: FlatRows | PaddedRows | None, *, bare: bool = False
+    ) -> Iterator[dict[str, torch.Tensor]]:
         """For forward and backward passes of one micro-batch; gives the model's inputs beside the tokens.
 
-        Only flat micro-batches run compiled.
+        Only flat micro-batches run compiled, and not those of the `bare` base: a compiled form of their own would take
+        longer than all that a run asks of it.
         """
         if rows is None:
             yield {}
@@ -147,7 +150,7 @@ class Body:
         else:
             with (
                 flat(self.model, rows.bounds, line=rows.line),
-                self._layers.active() if self._layers else nullcontext(),
+                self._layers.active() if self._layers and not bare else nullcontext(),
             ):
                 yield {"position_ids": rows.places}
 

@@ -185,7 +185,7 @@ class Evaluator:
         ]
         self.packed.assign([member for member in members if member is not None])
         with (
-            self.body.running(None if inputs else self.body.rows(batch)) as places,
+            self.body.running(None if inputs else self.body.rows(batch), bare=not segments) as places,
             self.packed.route(segments, batch.tokens.numel()),
         ):
             hidden, output = self.objective.hidden(batch.tokens, **places, **inputs)

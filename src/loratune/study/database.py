@@ -15,7 +15,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkstemp
 from types import FrameType
@@ -38,6 +37,13 @@ from loratune.study.secrets import with_driver, without_secrets
 FILE = "study.db"
 _PATIENCE = 30.0
 """Seconds to wait for another process's transaction."""
+LATER_MODULES = (
+    "alembic.command",
+    "alembic.migration",
+    "sqlalchemy.dialects.sqlite",
+    "optuna.storages._rdb.models",
+)
+"""What Optuna imports at the first database: a second or two."""
 _FACT = "loratune:"
 """Before the names of facts that only we read: Optuna's tools do not show a study's system attributes."""
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -60,23 +66,6 @@ def load_study(place: BaseStorage, directory: Path, storage: str | None) -> optu
         names = [each.study_name for each in place.get_all_studies()]
         name = name if name in names or not names else names[0]
     return optuna.load_study(storage=place, study_name=name)
-
-
-def preload() -> None:
-    """Import in a thread what Optuna imports at the first database, a second or two, while others wait for files."""
-    names = (
-        "alembic.command",
-        "alembic.migration",
-        "sqlalchemy.dialects.sqlite",
-        "optuna.storages._rdb.models",
-    )
-
-    def load() -> None:
-        with suppress(ImportError):  # told where it is needed
-            for name in names:
-                import_module(name)
-
-    threading.Thread(target=load, name="preload", daemon=True).start()
 
 
 def open_storage(directory: Path, storage: str | None) -> BaseStorage:
