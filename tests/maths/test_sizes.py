@@ -26,25 +26,24 @@ def test_lines_that_are_recorded_meet_few_sizes() -> None:
             assert count <= found <= max(256 * -(-count // 256), count * (1 + 1 / share))
 
 
-def test_steps_of_one_pack_meet_one_size() -> None:
-    """Counts that differ by a few per cent: two or three sizes by rounding alone, one with what was met before."""
+def test_steps_of_one_pack_meet_few_sizes() -> None:
+    """Counts that differ by a few per cent: room is given once they are seen to differ."""
     rounded = partial(line_tokens, multiple=128, recorded=65536)
-    counts = [9216, 9100, 9400, 9216, 9650, 8900]
-    assert len({rounded(count) for count in counts}) == 2
+    counts = [9216, 9100, 9400, 10300, 9650, 9216, 9300]
+    assert {rounded(count) for count in counts} == {9216, 10240, 11264}
     sizes = MetSizes(rounded, filler, most=65536)
-    assert {sizes.of(count) for count in counts} == {10240}
-    assert sizes.of(7000) == rounded(7438), "a size that is much larger is not taken"
-    assert sizes.of(10241) == rounded(10882)
-    assert sizes.of(8900) == 10240, "not the larger of two"
+    assert [sizes.of(count) for count in counts] == [9216, 9216, 10240, 11264, 9728 + 512, 10240, 10240]
+    assert sizes.of(7000) == rounded(7000), "a size that is much larger is not taken"
+
+
+def test_equal_steps_are_not_filled_up() -> None:
+    sizes = MetSizes(partial(line_tokens, multiple=128, recorded=65536), filler, most=65536)
+    assert [sizes.of(count) for count in (16384, 2048, 512, 16384)] == [16384, 2048, 512, 16384]
 
 
 def test_met_sizes_are_filled_up_by_a_bounded_share() -> None:
     sizes = MetSizes(partial(line_tokens, multiple=128, recorded=65536), filler, most=65536)
-    for count in [20000, 19000, 16384, 12000, 11999, 700, 30000, 65536, 64000, 620, 18000]:
+    for count in [20000, 19000, 16384, 12000, 11999, 700, 30000, 65536, 64000, 620, 18000, 18100, 65000]:
         found = sizes.of(count)
-        assert count <= found <= max((1 + filler(count)) * count, rounded_with_room(count))
-    assert sizes.of(65536) == 65536, "without room where more is not recorded"
-
-
-def rounded_with_room(count: int) -> int:
-    return line_tokens(int((1 + filler(count) / 2) * count) + 1, multiple=128, recorded=65536)
+        roomy = line_tokens(int((1 + filler(count) / 2) * count) + 1, multiple=128, recorded=65536)
+        assert count <= found <= max((1 + filler(count)) * count, roomy)

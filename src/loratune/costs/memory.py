@@ -23,7 +23,7 @@ from loratune.costs.execution import (
     OPTIMISER_VECTORS,
     Execution,
 )
-from loratune.maths.sizes import filler, line_tokens, recorded_tokens, with_room
+from loratune.maths.sizes import line_tokens, recorded_tokens
 from loratune.maths.targets import select_targets
 from loratune.values import HyperParameters, ModelProfile
 
@@ -190,8 +190,6 @@ def tokens_in_flight(
     if step_tokens is not None and step == rows * max_length:  # rows known to be alike
         count = ceil(rows / (limit // max_length))
         largest = ceil(rows / count) * max_length
-    if largest <= recorded:
-        largest = with_room(largest, filler(largest), most=recorded)
     return line_tokens(largest, multiple=execution.token_multiple, recorded=recorded)
 
 

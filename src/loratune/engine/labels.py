@@ -202,31 +202,34 @@ class LabelScorer:
         lengths = np.array([len(prompt) + len(tree.branches.fed) for prompt in prompts])
         wanted = np.ones(found.shape[:2], np.bool_) if asked is None else asked
         cuts = replace(self._evaluator.cuts, flat=False)  # a tree needs a mask
+        members = [None if model is None else PackMember(model, trainable=False) for model in models]
         for start in range(0, len(models), CAPACITY):
             of, rows = np.nonzero(wanted[start : start + CAPACITY])
             for piece in cuts.pieces(lengths[rows]) if len(rows) else ():
                 piece.sort()  # a model's rows one after another
                 some, there = of[piece] + start, rows[piece]
-                found[some, there] = self._score(tree, [prompts[i] for i in there], [models[i] for i in some])
+                found[some, there] = self._score(
+                    tree, [prompts[i] for i in there], [members[i] for i in some]
+                )
         return list(found)
 
     def _score(
         self,
         tree: LabelTree,
         prompts: Sequence[npt.NDArray[np.int32]],
-        models: Sequence[Adapter | None],
+        members: Sequence[PackMember | None],
     ) -> Floats:
-        """[prompts, labels of the tree] of one micro-batch, each prompt by its model, equal ones side by side."""
+        """[prompts, labels of the tree] of one micro-batch, each prompt by its member, equal ones side by side."""
         batch, mask, positions = arrange(
             prompts,
             [tree.branches] * len(prompts),
             device=self._evaluator.device,
             dtype=self._evaluator.body.model.dtype,
         )
-        runs = [list(run) for _, run in groupby(models, key=id)]
+        runs = [list(run) for _, run in groupby(members, key=id)]
         states, output = self._evaluator.states(
             batch,
-            [None if model is None else PackMember(model, trainable=False) for model, *_ in runs],
+            [member for member, *_ in runs],
             shares=[len(run) for run in runs],
             attention_mask=mask,
             position_ids=positions,

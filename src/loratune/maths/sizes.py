@@ -41,12 +41,6 @@ def filler(count: int) -> float:
     return _FILLERS[count <= _COARSE_TOKENS]
 
 
-def with_room(count: int, share: float, *, most: int) -> int:
-    """So many and, where that is at most `most`, half of the `share` more: what the next steps may have."""
-    roomy = ceil((1 + share / 2) * count)
-    return roomy if roomy <= most else count
-
-
 def line_tokens(count: int, *, multiple: int, recorded: int) -> int:
     """Tokens of the flat line that holds `count`, where lines of at most `recorded` tokens are recorded.
 
@@ -59,6 +53,7 @@ def line_tokens(count: int, *, multiple: int, recorded: int) -> int:
 class MetSizes:
     """Sizes that were met serve again where they are hardly larger, so that few are met at all.
 
+    Steps of equal size meet theirs alone; where one is slightly larger than those before, its size has room for others.
     What is taken depends on what came before, in the same order the same every time.
     """
 
@@ -70,10 +65,13 @@ class MetSizes:
         self._met: list[int] = []
 
     def of(self, count: int) -> int:
-        """The smallest met size that is not too large; else a new one, with some room."""
-        share = self._filler(count)
-        fitting = [size for size in self._met if count <= size <= (1 + share) * count]
+        """The smallest met size that is not too large; else a new one."""
+        share = 1 + self._filler(count)
+        fitting = [size for size in self._met if count <= size <= share * count]
         if fitting:
             return min(fitting)
-        self._met.append(self._rounded(with_room(count, share, most=self._most)))
+        outgrown = [size for size in self._met if size < count <= share * size]
+        roomy = ceil((1 + share) / 2 * count)
+        self._met = [size for size in self._met if size not in outgrown]
+        self._met.append(self._rounded(roomy if outgrown and roomy <= self._most else count))
         return self._met[-1]
