@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from json import dumps
 from pathlib import Path
 from tempfile import gettempdir
@@ -15,8 +16,9 @@ from loratune.metrics import Metric
 from loratune.metrics.function import RowFunction
 from loratune.tuning.devices import host_of, scratch_in
 from loratune.tuning.experience import correct, gather, task_at_hand
-from loratune.tuning.forecast import Forecast, first_forecast
+from loratune.tuning.forecast import Forecast, expected_on_proxy, first_forecast, forecast
 from loratune.tuning.options import SearchOptions, keyword_options
+from loratune.tuning.proxy import check_sibling, of_proxy
 from loratune.tuning.workbench import open_workbench
 from loratune.values import ALL_LINEAR
 from loratune.values.events import Phase, PhaseBegan, Started, Tell, discard
@@ -45,6 +47,7 @@ def plan(
     from_study: str | Path | None = None,
     ledger: Sequence[str] = (),
     no_ledger: bool = False,
+    proxy: str | Path | None = None,
     budget: str = "auto",
     strategy: str = "evidence",
     metric: str | Metric | RowFunction = "nll",
@@ -90,6 +93,8 @@ def plan(
         from_study: Run directory of an old study whose results this one starts from, e.g. of another base model.
         ledger, no_ledger: Keys of the ledger's entries to learn from, whatever their size (by default all of about
             this size); neither learn from it nor write into it.
+        proxy: Smaller model of the same family: the search runs on it, and three learning rates around what it found on
+            `model`.
         budget: "30m", "2h", "3x" (the time of so many final runs) or "auto".
         strategy, metric, margin: How is searched, what decides (a name, "package.module:function", or the function),
             and the loss of it that a cheaper choice may have.
@@ -117,8 +122,16 @@ def plan(
 
 
 def run_plan(options: SearchOptions, tell: Tell = discard, *, started: float | None = None) -> Forecast:
-    """`plan` with a subscriber of its events; `started` as in `tune.run_tune`."""
+    """`plan` with a subscriber of its events; `started` as in `tune.run_tune`.
+
+    With a proxy the search on it is planned first, and the larger model's as if it found what is expected.
+    """
     started = monotonic() if started is None else started
+    proxy = None
+    if options.proxy is not None:
+        check_sibling(options)
+        proxy = run_plan(of_proxy(options), tell, started=started)
+        started = monotonic()
     tell(Started(command="plan", model=options.model, data=options.data, version=loratune.__version__))
     tell(PhaseBegan(phase=Phase.LOADING))
     with open_workbench(
@@ -132,11 +145,16 @@ def run_plan(options: SearchOptions, tell: Tell = discard, *, started: float | N
         host=host_of(options.devices, scratch_in(Path(gettempdir()))),
     ) as bench:
         tell(PhaseBegan(phase=Phase.CALIBRATING))
-        corrections = correct(task_at_hand(bench, options), gather(options))
         calibration = bench.calibrate(options, monotonic() - started)
-        priced = first_forecast(
-            bench, options, calibration, started=started, corrections=corrections, tell=tell
-        )
+        if proxy is None:
+            corrections = correct(task_at_hand(bench, options), gather(options))
+            priced = first_forecast(
+                bench, options, calibration, started=started, corrections=corrections, tell=tell
+            )
+        else:
+            corrections = expected_on_proxy(str(options.proxy), proxy)
+            priced = forecast(bench, options, calibration, started=started, corrections=corrections)
+            priced = replace(priced, proxy=proxy)
         tell(priced.event(bench))
     return priced
 

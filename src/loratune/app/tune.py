@@ -29,9 +29,12 @@ from loratune.tuning.devices import host_of, remove_leftovers, scratch_in
 from loratune.tuning.job import CLOCK_CUT, Job
 from loratune.tuning.lessons import LearningPlanner
 from loratune.tuning.options import TuneOptions, keyword_options
+from loratune.tuning.proxy import begin_on_proxy, check_sibling, of_proxy
+from loratune.tuning.proxy import carried as carried_of
 from loratune.tuning.resumption import (
     begin,
     find_study,
+    has_carried,
     is_finished,
     kept_format,
     open_study,
@@ -40,7 +43,7 @@ from loratune.tuning.resumption import (
 )
 from loratune.tuning.timeline import Occupancy, Timeline
 from loratune.tuning.workbench import Workbench, open_workbench
-from loratune.values import ALL_LINEAR
+from loratune.values import ALL_LINEAR, Carried
 from loratune.values.events import Bus, Event, Finished, Note, Phase, PhaseBegan, Started, Tell, discard
 
 __all__ = ["CLOCK_CUT", "resume", "run_tune", "tune", "tune_command"]
@@ -69,6 +72,7 @@ def tune(
     from_study: str | Path | None = None,
     ledger: Sequence[str] = (),
     no_ledger: bool = False,
+    proxy: str | Path | None = None,
     budget: str = "auto",
     strategy: str = "evidence",
     metric: str | Metric | RowFunction = "nll",
@@ -119,6 +123,8 @@ def tune(
         from_study: Run directory of an old study whose results this one starts from, e.g. of another base model.
         ledger, no_ledger: Keys of the ledger's entries to learn from, whatever their size (by default all of about
             this size); neither learn from it nor write into it.
+        proxy: Smaller model of the same family: the search runs on it, and three learning rates around what it found on
+            `model`.
         budget: "30m", "2h", "3x" (the time of so many final runs) or "auto".
         strategy, metric, margin: How is searched, what decides (a name, "package.module:function", or the function),
             and the loss of it that a cheaper choice may have.
@@ -197,6 +203,10 @@ def run_tune(
     if existing is not None:
         check_free(options.directory)
         forget_stop(options.directory)
+    carried = None
+    if options.proxy is not None and not has_carried(existing):
+        carried = _search_on_proxy(options, tell)
+        started = monotonic()  # the cost of the proxy is its own run's
     with EventLog() as log, FolderLock(options.directory) as lock:
         timeline = Timeline(started=started)
         occupancy = Occupancy(started=started)
@@ -206,7 +216,7 @@ def run_tune(
             _workbench(options, existing, tell, host) as bench,
         ):
             study = open_study(options, bench, lock, tell) if existing is not None else None
-            priced = price(options, bench, study, started, tell)
+            priced = price(options, bench, study, started, tell, carried)
             tell(priced.event(bench))
             study = study or open_study(options, bench, lock, tell)
             remove_leftovers(scratch)
@@ -230,6 +240,18 @@ def run_tune(
             )
             with closing(study), resumable(options, job.keep_costs):
                 return job.run()
+
+
+def _search_on_proxy(options: TuneOptions, tell: Tell) -> Carried:
+    """A whole run on the smaller model, or the rest of it."""
+    check_sibling(options)
+    begin_on_proxy(options)
+    own = of_proxy(options)
+    tell(Note(text=f"The search runs on the proxy {own.model}, in {own.directory}."))
+    found, code = run_tune(own, tell)
+    result = carried_of(options, found, settled=code == 0)
+    tell(Note(text=result.sentence))
+    return result
 
 
 @contextmanager

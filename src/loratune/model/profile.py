@@ -180,11 +180,29 @@ def profile_from_config(
             auto = auto_class(config, classifies=classifier is not None)
             model = name_body(auto.from_config(config, dtype=kind, trust_remote_code=False))
     except Exception as error:
-        raise ModelError(
-            f"{name} cannot be built from its configuration: {first_sentence(error)}; check config.json."
-        ) from None
+        raise _unbuildable(name, error) from None
     packs = packs or dtype == NF4 or is_packed(config)
     return profile_of(model, name, layers_to_pack(model) if packs else ())
+
+
+def family_and_size(name: str, task: str = CAUSAL) -> tuple[str, int]:
+    """(transformers' `model_type` of its text, parameters) from the configuration of a model whose weights are there.
+
+    Raises `ModelError`.
+    """
+    config = read_config(locate(name), task)
+    try:
+        with quiet(), torch.device("meta"):
+            model = auto_class(config, task).from_config(config, trust_remote_code=False)
+    except Exception as error:
+        raise _unbuildable(name, error) from None
+    return config.get_text_config().model_type, sum(each.numel() for each in model.parameters())
+
+
+def _unbuildable(name: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"{name} cannot be built from its configuration: {first_sentence(error)}; check config.json."
+    )
 
 
 def intermediate_size(config: PreTrainedConfig) -> int:

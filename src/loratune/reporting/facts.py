@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from loratune.maths.noninferiority import SeedNoise
 from loratune.metrics import NLL, Metric, MetricInfo, Rows, info_of, metrics
 from loratune.values import (
+    Carried,
     DataProfile,
     Decision,
     HyperParameters,
@@ -157,6 +158,8 @@ class RunFacts:
     """What repeating the final run needs; None in studies of earlier versions."""
     held_out: HeldOut | None = None
     """Rows of the test split; None in studies of earlier versions."""
+    proxy: Carried | None = None
+    """What was found on a smaller model and carried; None where the search ran on this one."""
 
     def is_recommended(self, values: HyperParameters) -> bool:
         """Whether a trial had the recommended values; the modules may be named differently there."""

@@ -19,6 +19,7 @@ from loratune.values.events import (
     Progress,
     Resumed,
     StageBegan,
+    Started,
     TrialEnded,
 )
 
@@ -168,6 +169,7 @@ class RunProgress:
         self.pack: Progress | None = None
         """The trials that train now."""
         self.leaders = Leaderboard(places)
+        self._places = places
         self.done = self.trials = self.diverged = 0
         """Trials that have ended, that are expected in all, and of the former those that diverged."""
         self.price_per_hour = 0.0
@@ -176,6 +178,8 @@ class RunProgress:
     def __call__(self, event: Event) -> None:
         """Take notice of one event."""
         match event:
+            case Started():
+                self._anew()
             case PhaseBegan(phase=phase):
                 self._phase(phase)
             case Planned():
@@ -216,6 +220,13 @@ class RunProgress:
     def tokens_per_second(self) -> float:
         """Of all packs together while they took steps; 0 before the first."""
         return self._tokens / self._busy if self._busy else 0.0
+
+    def _anew(self) -> None:
+        """Another run of the same command, as on a proxy and then on the larger model."""
+        self.stage, self.pack = "", None
+        self.leaders = Leaderboard(self._places)
+        self.done = self.trials = self.diverged = self._tokens = 0
+        self._busy = 0.0
 
     def _phase(self, phase: Phase) -> None:
         self.pack = None

@@ -162,6 +162,7 @@ def result_values(facts: RunFacts) -> dict[str, Any]:
             "timeline": [{"name": name, "seconds": seconds} for name, seconds in cost.timeline],
             "mean_trials_in_pack": cost.mean_trials_in_pack,
             "stages": to_plain(facts.decision.stages),
+            **({"proxy": to_plain(facts.proxy)} if facts.proxy else {}),
             **({"training": to_plain(facts.training)} if facts.training else {}),
             **({"sensitivity": to_plain(facts.sensitivity)} if facts.sensitivity else {}),
         }

@@ -157,6 +157,8 @@ def cost_sentence(facts: RunFacts) -> str:
         text += f" ({share:.2f} x the predicted {duration(cost.predicted_seconds)})"
     if cost.sequential_seconds is not None and cost.seconds > 0:
         text += f"; one after another they would take about {duration(cost.sequential_seconds)}"
+    if facts.proxy is not None:
+        text += f"; before that {facts.proxy.trials} trials on {facts.proxy.model}, {duration(facts.proxy.seconds)}"
     if cost.price_per_hour:
         text += f"; price {money(cost.seconds, cost.price_per_hour)} at {cost.price_per_hour:g} an hour"
         if cost.predicted_seconds > 0:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from loratune.errors import InputError
+from loratune.search.carried import CarriedStrategy
 from loratune.search.evidence import EvidenceStrategy
 from loratune.search.grid import grid_design
 from loratune.search.guide import GuideStrategy
@@ -28,4 +29,6 @@ def make_strategy(name: str, context: SearchContext) -> Strategy:
         raise InputError(
             f"--strategy must be one of {', '.join(STRATEGIES)}, got {name!r}; for example --strategy evidence."
         )
+    if context.prior.carried is not None:  # by that strategy, on another model
+        return CarriedStrategy(context, "carried")
     return STRATEGIES[name](context)

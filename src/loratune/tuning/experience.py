@@ -12,7 +12,7 @@ from hashlib import blake2b
 from json import dumps
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from loratune.errors import InputError, OutputError
 from loratune.files.paths import user_path
@@ -26,7 +26,7 @@ from loratune.study.record import Study
 from loratune.tuning.configuration import storage_of
 from loratune.tuning.options import CommonOptions, PriorOptions, SearchOptions
 from loratune.tuning.workbench import Workbench
-from loratune.values import Decision, Optimum, StudiedTask, TrialResult
+from loratune.values import Carried, Decision, Optimum, StudiedTask, TrialResult
 
 TASK = "task"
 """Name of the study's fact that holds it as a `StudiedTask`."""
@@ -81,6 +81,13 @@ class Corrections:
     notes: tuple[str, ...] = ()
     batches: tuple[float, float] | None = None
     """Batch sizes worth trying, where a noise scale was measured."""
+    carried: Carried | None = None
+    """What a smaller model found, in place of all laws."""
+
+    @classmethod
+    def of_proxy(cls, found: Carried) -> Self:
+        """The laws are not asked."""
+        return cls(notes=(found.sentence,), carried=found)
 
 
 def dataset_name(options: CommonOptions) -> str:

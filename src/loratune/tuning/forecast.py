@@ -21,6 +21,7 @@ from loratune.model.digest import weights_digest
 from loratune.model.source import locate
 from loratune.reporting.wording import duration, price
 from loratune.runners.runner import NoiseJob, NoiseMeasured, only
+from loratune.search.carried import carried_context
 from loratune.search.layer_ranks import QUESTION
 from loratune.search.make import make_strategy
 from loratune.search.space import prior_setting
@@ -30,7 +31,7 @@ from loratune.tuning.options import SearchOptions
 from loratune.tuning.pricing import Pricing
 from loratune.tuning.remembered import NoiseMemory
 from loratune.tuning.workbench import Workbench, calibrations, search_context
-from loratune.values import NoiseScale, PlannedStage, SearchContext, SearchPlan, Stage
+from loratune.values import Carried, NoiseScale, PlannedStage, SearchContext, SearchPlan, Stage
 from loratune.values.events import Note, Planned, Tell
 from loratune.values.plain import to_plain
 
@@ -74,6 +75,8 @@ class Forecast:
     """What is written, where the metric is one of generated text."""
     generation_seconds: float = 0.0
     """Of `final_seconds`, those of generated text."""
+    proxy: Forecast | None = None
+    """Of the search on a smaller model that goes before; None in a run, where that has ended."""
 
     @property
     def context(self) -> SearchContext:
@@ -87,7 +90,7 @@ class Forecast:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know of time; empty as a rule."""
-        found = []
+        found = self._carried()
         if self.limit is not None and self.seconds > self.limit:
             found.append(
                 f"The whole run is expected to take {duration(self.seconds)}, more than --budget: its clock will cut "
@@ -117,6 +120,19 @@ class Forecast:
                 "--max-new-tokens make it shorter)."
             )
         return tuple(found)
+
+    def _carried(self) -> list[str]:
+        """Where the setting comes from whose learning rate is measured here."""
+        carried = self.corrections.carried
+        if carried is None:
+            return []
+        if self.proxy is None:
+            return [carried.sentence]
+        return [
+            f"Planned as if the search on {carried.model} found rank {carried.setting.r} and learning rate "
+            f"{carried.setting.learning_rate:g}. That search and its own final run: {duration(self.proxy.seconds)}; "
+            f"with what is planned here {duration(self.proxy.seconds + self.seconds)}."
+        ]
 
     def event(self, bench: Workbench) -> Planned:
         """The plan as an event."""
@@ -158,8 +174,10 @@ class Forecast:
             "predicted_seconds": {
                 "search": self.search_seconds,
                 "final": self.final_seconds,
-                "total": self.seconds,
+                **({"proxy": self.proxy.seconds} if self.proxy else {}),
+                "total": self.seconds + (self.proxy.seconds if self.proxy else 0.0),
             },
+            **({"proxy": self.proxy.to_dict()} if self.proxy else {}),
             **self._written(),
             **self._price(),
             "predicted_peak_memory_bytes": self.peak_bytes,
@@ -203,6 +221,8 @@ def forecast(
         useful_batches=corrections.batches,
         pace=calibration.pace if planned is None else planned["pace"],
     )
+    if corrections.carried is not None:
+        context = carried_context(context, corrections.carried.setting)
     test_tokens, validation_rows = int(bench.data.test.lengths.sum()), len(bench.data.validation)
     written, written_at_end = _written_seconds(bench.generation, calibration.forward)
     shown = _shown_seconds(bench, options, calibration)
@@ -212,7 +232,10 @@ def forecast(
     seconds, devices = None, bench.facts.devices  # no limit
     alone = context.seconds_alone if context.costs.pace else 0.0
     others = written + reference + calibration.final_seconds(context, test_tokens, validation_rows, devices)
-    runs = planned["runs"] if planned else budget.runs_on(alone=alone, gpu=bench.on_gpu, others=others)
+    if corrections.carried is not None:
+        runs: float | None = context.wishes.budget  # the user's is of the proxy
+    else:
+        runs = planned["runs"] if planned else budget.runs_on(alone=alone, gpu=bench.on_gpu, others=others)
     if runs is None:
         assert budget.seconds is not None
         further = _LAYER_RANK_RUNS if options.layer_ranks else 0
@@ -371,6 +394,15 @@ def first_forecast(
         return priced
     corrections = _with_range(bench.calibrated(calibration), options, priced, tell)
     return forecast(bench, options, calibration, started=started, corrections=corrections)
+
+
+def expected_on_proxy(model: str, proxy: Forecast) -> Corrections:
+    """For a plan: as if the proxy's search, which was not run, came to what the laws expect."""
+    setting = prior_setting(proxy.context)
+    expected = Carried(
+        model=model, directory="", setting=setting, trials=proxy.plan.trials, seconds=proxy.seconds
+    )
+    return Corrections(carried=expected)
 
 
 def _compares_batches(options: SearchOptions, priced: Forecast) -> bool:

@@ -167,6 +167,11 @@ class RecommendOptions(PriorOptions):
 class SearchOptions(PriorOptions):
     """What to search, how, and for how much."""
 
+    proxy: str | None = option(
+        None,
+        "Smaller model of the same family: the search runs on it, and three learning rates around what it found on "
+        "--model.",
+    )
     budget: str = option(
         "auto",
         "For the search: 30m, 2h, 3x (the time of so many final runs) or auto (5x; on a GPU up to a minute in all).",
@@ -249,6 +254,7 @@ class SearchOptions(PriorOptions):
                 "evidence."
             )
         self._check_variants()
+        self._check_proxy()
         self._check_task()
         _check_metric(self.metric)
         if self.tune_targets and self.strategy != "evidence":
@@ -287,6 +293,30 @@ class SearchOptions(PriorOptions):
                     rule = str(error).split(";")[0]
                     raise HyperParameterError(f"{rule}; change --{name.replace('_', '-')}.") from None
         self.hyper_parameters()
+
+    def _check_proxy(self) -> None:
+        """Raise `InputError` for what does not go with a search on another model."""
+        if self.proxy is None:
+            return
+        if self.proxy == self.model:
+            raise InputError(
+                f"--proxy must be another model than --model, got {self.proxy!r} for both; give a smaller one of the "
+                "family, or leave --proxy out."
+            )
+        if Budget.parse(self.budget).seconds is not None:
+            raise InputError(
+                f"--budget must be in runs of the proxy with --proxy, got {self.budget!r}: what the larger model takes "
+                "comes on top; give e.g. --budget 5x, or leave it out."
+            )
+        if self.layer_ranks:
+            raise InputError(
+                "--layer-ranks names layers of the proxy, which --model does not have; leave it or --proxy out."
+            )
+        if "workers" in self.devices:
+            raise InputError(
+                "--devices workers has one run directory, and --proxy makes two studies; leave one of them out, or "
+                "give e.g. --devices all."
+            )
 
     def _check_variants(self) -> None:
         """Raise `InputError` for variants that do not exist, or cannot be compared."""
@@ -391,6 +421,10 @@ class TuneOptions(SearchOptions):
             raise InputError(
                 f"--report-to must be of {', '.join(TRACKER_NAMES)}, got {nearest(unknown, TRACKER_NAMES)}; "
                 "give for example --report-to tensorboard."
+            )
+        if self.proxy is not None and self.storage is not None:
+            raise InputError(
+                "--storage holds one study, and --proxy makes two; leave one of them out (each has its study.db then)."
             )
 
     @property

@@ -204,6 +204,7 @@ def run_facts(
             write=_writer(runner, options, bench, final),
             kind=bench.facts.classifier,
         ),
+        proxy=priced.corrections.carried,
     )
     rows = table_rows(bench.data.validation)
     return replace(facts, fair_gains=gains_over_opponent(facts, metrics(options.optimised), rows))

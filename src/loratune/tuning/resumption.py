@@ -30,8 +30,10 @@ from loratune.tuning.configuration import hides_storage, to_toml
 from loratune.tuning.experience import Corrections, correct, gather, study_key, task_at_hand
 from loratune.tuning.forecast import Forecast, budget_values, first_forecast, forecast
 from loratune.tuning.options import TuneOptions
+from loratune.tuning.proxy import FOLDER as PROXY
+from loratune.tuning.proxy import belongs_to
 from loratune.tuning.workbench import Workbench, check_out, search_context
-from loratune.values import PLAIN, Pace
+from loratune.values import PLAIN, Carried, Pace
 from loratune.values.events import Note, Phase, PhaseBegan, Tell
 from loratune.values.plain import from_plain, to_plain
 
@@ -153,7 +155,7 @@ def find_study(options: TuneOptions) -> Study | None:
     study = Study.find(directory, storage=options.storage, reading=True)
     if study is not None:
         study.check(option_values(options), absent=default_values())
-    elif directory.exists() and not (directory.is_dir() and _only_begun(directory)):
+    elif directory.exists() and not (directory.is_dir() and _only_begun(options)):
         raise OutputError(
             f"--resume must find a study of loratune tune in --out, but {directory} holds something else; "
             "choose another --out."
@@ -161,9 +163,11 @@ def find_study(options: TuneOptions) -> Study | None:
     return study
 
 
-def _only_begun(directory: Path) -> bool:
-    """Whether a run was killed here before it had a study: nothing but a database without one."""
-    return is_empty(directory) or {path.name for path in directory.iterdir() if path.name[0] != "."} == {FILE}
+def _only_begun(options: TuneOptions) -> bool:
+    """Whether a run was killed here before it had a study: nothing but a database without one, and the proxy's run."""
+    begun = {FILE} if options.proxy is None else {FILE, TOML, PROXY}
+    directory = options.directory
+    return is_empty(directory) or {path.name for path in directory.iterdir() if path.name[0] != "."} <= begun
 
 
 def is_finished(study: Study, options: TuneOptions) -> bool:
@@ -219,10 +223,24 @@ def notice_times(study: Study, options: TuneOptions, tell: Tell) -> None:
         study.put_fact(_WEIGHTS_TIMES, times)
 
 
+def has_carried(study: Study | None) -> bool:
+    """Whether what a proxy found is in the study of the larger model."""
+    kept = study.decode_fact(_CORRECTIONS, partial(from_plain, Corrections)) if study else None
+    return kept is not None and kept.carried is not None
+
+
 def price(
-    options: TuneOptions, bench: Workbench, study: Study | None, started: float, tell: Tell
+    options: TuneOptions,
+    bench: Workbench,
+    study: Study | None,
+    started: float,
+    tell: Tell,
+    carried: Carried | None = None,
 ) -> Forecast:
-    """Calibration, budget and what corrects the laws are settled once per study: a resumed search decides alike."""
+    """Calibration, budget and what corrects the laws are settled once per study: a resumed search decides alike.
+
+    `carried`: what a proxy has just found.
+    """
     kept = study.decode_fact(CALIBRATION, Calibration.from_dict) if study else None
     if kept is None:
         tell(PhaseBegan(phase=Phase.CALIBRATING))
@@ -233,6 +251,9 @@ def price(
         return forecast(
             bench, options, calibration, started=started, planned=planned, corrections=corrections
         )
+    if carried is not None:
+        corrections = Corrections.of_proxy(carried)
+        return forecast(bench, options, calibration, started=started, corrections=corrections)
     experience = gather(options, own_key=study_key(fingerprint(options, bench)))
     corrections = correct(task_at_hand(bench, options), experience)
     return first_forecast(bench, options, calibration, started=started, corrections=corrections, tell=tell)
@@ -291,7 +312,8 @@ def resume_command(options: TuneOptions) -> str:
     """What the user types to go on; a metric of their own, as code is only run where they name it; a storage URL that
     the file does not hold, its secrets masked.
     """
-    command = f"loratune tune --config {quote(str(options.directory / TOML))} --resume"
+    directory = belongs_to(options.directory)
+    command = f"loratune tune --config {quote(str(directory / TOML))} --resume"
     if is_address(options.metric):
         command += f" --metric {options.metric}"
     if options.storage is None or not hides_storage(options):

@@ -150,7 +150,8 @@ class Workbench:
         if known is not None:
             return known
         recipe, budget = options.hyper_parameters(), Budget.parse(options.budget)
-        _check_runs(self, options, budget)
+        if options.proxy is None:
+            _check_runs(self, options, budget)
         epochs = passes(options.epochs, len(self.data.train))
         tokens = _FINAL_TRIALS * epochs * float(self.data.train.lengths.sum())
         left = None if budget.seconds is None else _left(options, budget.seconds - spent, spent)

@@ -31,7 +31,7 @@ from loratune.values.profile import (
     Survey,
     TaskKind,
 )
-from loratune.values.records import Optimum, PromptFormat, PromptKind, StudiedTask, TrainingRecord
+from loratune.values.records import Carried, Optimum, PromptFormat, PromptKind, StudiedTask, TrainingRecord
 from loratune.values.tasks import CAUSAL, CLASSIFICATION
 from loratune.values.trial import CurvePoint, Stage, Trial, TrialResult, TrialState
 
@@ -44,6 +44,7 @@ __all__ = [
     "PLAIN",
     "Absorbed",
     "BaseLoss",
+    "Carried",
     "Classifier",
     "CurvePoint",
     "Cut",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from math import ceil
 from typing import TYPE_CHECKING, Any, Self
 
-from loratune.values.hyperparameters import ALL_LINEAR, default_recipe
+from loratune.values.hyperparameters import ALL_LINEAR, HyperParameters, default_recipe
 from loratune.values.trial import Trial
 
 if TYPE_CHECKING:
@@ -133,6 +133,8 @@ class PriorKnowledge:
     """What the expected learning rate is multiplied by, such as another study's optimum over the law's."""
     useful_batches: tuple[float, float] | None = None
     """Batch sizes worth trying, by a measured gradient noise scale; None: not measured."""
+    carried: HyperParameters | None = None
+    """Found on a smaller model of the family: only its learning rate is measured again; None: all is searched."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,11 +6,40 @@ from enum import StrEnum
 from typing import Any, Self
 
 from loratune.values.classifier import Classifier
+from loratune.values.hyperparameters import HyperParameters
 from loratune.values.profile import PLAIN
 from loratune.values.tasks import CAUSAL
 
 _SIGNED = frozenset({"nll"})
 """Fields that may be below 0."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Carried:
+    """What a search on a smaller model of the family, the proxy, found for the larger one."""
+
+    model: str
+    """The proxy, as the user named it."""
+    directory: str
+    """Of its run."""
+    setting: HyperParameters
+    """The learning rate is where the larger model's search begins; the rest is taken as it is."""
+    trials: int
+    seconds: float
+    """Of its whole run."""
+    settled: bool = True
+    """Whether its search ended by itself."""
+
+    @property
+    def sentence(self) -> str:
+        """For people."""
+        cut = "" if self.settled else ", which was cut before it was settled"
+        return (
+            f"Searched on the smaller {self.model} ({self.trials} trials, {self.directory}){cut}: rank "
+            f"{self.setting.r}, alpha {self.setting.lora_alpha:g}, batch size {self.setting.batch_size}, "
+            f"{self.setting.epochs:g} epochs, learning rate {self.setting.learning_rate:g}; on the larger model only "
+            "learning rates around it are measured."
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
