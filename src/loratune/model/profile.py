@@ -185,15 +185,15 @@ def profile_from_config(
     return profile_of(model, name, layers_to_pack(model) if packs else ())
 
 
-def family_and_size(name: str, task: str = CAUSAL) -> tuple[str, int]:
+def family_and_size(name: str, *, classifies: bool = False) -> tuple[str, int]:
     """(transformers' `model_type` of its text, parameters) from the configuration of a model whose weights are there.
 
     Raises `ModelError`.
     """
-    config = read_config(locate(name), task)
+    config = read_config(locate(name), classifies=classifies)
     try:
         with quiet(), torch.device("meta"):
-            model = auto_class(config, task).from_config(config, trust_remote_code=False)
+            model = auto_class(config, classifies=classifies).from_config(config, trust_remote_code=False)
     except Exception as error:
         raise _unbuildable(name, error) from None
     return config.get_text_config().model_type, sum(each.numel() for each in model.parameters())

@@ -34,6 +34,7 @@ def carried_context(context: SearchContext, setting: HyperParameters) -> SearchC
         epoch_choices=(),
         target_modules=setting.target_modules,
         tune_targets=False,
+        tune_variants=(),
         regularise=False,
         beta=setting.beta,
         betas=(),

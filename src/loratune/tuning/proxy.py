@@ -47,7 +47,7 @@ def check_sibling(options: SearchOptions) -> None:
     """
     assert options.proxy is not None
     (family, size), (other, smaller) = (
-        family_and_size(name, options.task) for name in (options.model, options.proxy)
+        family_and_size(name, classifies=options.kind.has_answers) for name in (options.model, options.proxy)
     )
     if _plain(family) != _plain(other):
         raise ModelError(
@@ -60,7 +60,7 @@ def check_sibling(options: SearchOptions) -> None:
             f"{size}; choose a smaller one, or leave --proxy out."
         )
     ours, theirs = (
-        load_tokenizer(name, cache=model_cache(), task=options.task)
+        load_tokenizer(name, cache=model_cache(), classifies=options.kind.has_answers)
         for name in (options.model, options.proxy)
     )
     if (

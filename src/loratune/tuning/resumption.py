@@ -152,7 +152,8 @@ def find_study(options: TuneOptions) -> Study | None:
         check_out(directory)
         return None
     check_own(directory)
-    study = Study.find(directory, storage=options.storage, reading=True)
+    begun = options.proxy is None or (directory / FILE).exists()  # else it was at the proxy's search
+    study = Study.find(directory, storage=options.storage, reading=True) if begun else None
     if study is not None:
         study.check(option_values(options), absent=default_values())
     elif directory.exists() and not (directory.is_dir() and _only_begun(options)):
