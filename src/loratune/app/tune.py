@@ -118,20 +118,17 @@ def tune(
             "preference" (pairs of prompt, chosen and rejected) by "dpo", "orpo" or "simpo".
         dtype, device, device_memory: How the base is held ("auto", "float32", "bfloat16"), where ("auto", "cpu",
             "cuda", "cuda:N"), and the memory to plan with ("24GiB"; by default the device's).
-        recompute: Layers whose activations are computed again on the way back, to save memory: "auto" (as few as it
-            takes), "none", "all", or a number as text.
+        recompute: Layers that are computed again on the way back, to save memory: "auto", "none", "all" or a number.
         from_study: Run directory of an old study whose results this one starts from, e.g. of another base model.
         ledger, no_ledger: Keys of the ledger's entries to learn from, whatever their size (by default all of about
             this size); neither learn from it nor write into it.
-        proxy: Smaller model of the same family: the search runs on it, and three learning rates around what it found on
-            `model`.
-        budget: "30m", "2h", "3x" (the time of so many final runs) or "auto".
+        proxy, budget: Smaller model of the family, on which the search runs instead; "30m", "2h", "3x" (the time of so
+            many final runs) or "auto".
         strategy, metric, margin: How is searched, what decides (a name, "package.module:function", or the function),
             and the loss of it that a cheaper choice may have.
         max_new_tokens: Generated tokens of a row at most: for metrics of generated text (by default as many as the
             longest completion has), and in the report's rows (at most 96).
-        ranks, learning_rates, batch_sizes: Candidates, e.g. [4, 8, 16]; by default chosen from the data.
-        betas: Candidates of preferences; by default the usual one, a third and three times as much.
+        ranks, learning_rates, batch_sizes, betas: Candidates, e.g. [4, 8, 16]; by default chosen from the data.
         target_modules, variants: Adapted layers, e.g. ["q_proj", "v_proj"], by default every linear layer but the
             head; variants of LoRA that all trials are, e.g. ["rslora"].
         epochs, warmup_ratio: Of one full run: passes over the training rows ("auto": by the number of rows, then fewer

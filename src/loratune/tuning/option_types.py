@@ -1,4 +1,4 @@
-"""Whether options have the types that their dataclass declares, and the forms that no type has.
+"""Whether options have the types that their dataclass declares, the forms that no type has, and go together.
 
 A file or a caller may give others.
 """
@@ -10,6 +10,7 @@ from reprlib import Repr
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from loratune.costs.budget import Budget
 from loratune.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -79,4 +80,31 @@ def check_devices(names: tuple[str, ...]) -> None:
         raise InputError(
             "--devices must be all, GPUs by their numbers such as 0,1, cpu or cpu,cpu, or workers, got "
             f"{','.join(names)!r}; give e.g. --devices all."
+        )
+
+
+def check_proxy(
+    proxy: str | None, model: str, *, budget: str, layer_ranks: bool, devices: tuple[str, ...]
+) -> None:
+    """Raise `InputError` for what does not go with a search on another model."""
+    if proxy is None:
+        return
+    if proxy == model:
+        raise InputError(
+            f"--proxy must be another model than --model, got {proxy!r} for both; give a smaller one of the "
+            "family, or leave --proxy out."
+        )
+    if Budget.parse(budget).seconds is not None:
+        raise InputError(
+            f"--budget must be in runs of the proxy with --proxy, got {budget!r}: what the larger model takes "
+            "comes on top; give e.g. --budget 5x, or leave it out."
+        )
+    if layer_ranks:
+        raise InputError(
+            "--layer-ranks names layers of the proxy, which --model does not have; leave it or --proxy out."
+        )
+    if "workers" in devices:
+        raise InputError(
+            "--devices workers has one run directory, and --proxy makes two studies; leave one of them out, or "
+            "give e.g. --devices all."
         )

@@ -26,7 +26,7 @@ from loratune.metrics.names import (
 )
 from loratune.search.names import STRATEGY_NAMES
 from loratune.trackers import TRACKER_NAMES
-from loratune.tuning.option_types import check_devices, check_types
+from loratune.tuning.option_types import check_devices, check_proxy, check_types
 from loratune.values import ALL_LINEAR, NLL_MARGIN, HyperParameters, default_recipe
 from loratune.values.hyperparameters import VARIANTS
 from loratune.values.tasks import CAUSAL, PREFERENCE, PREFERENCE_RATE, TASKS, Task
@@ -254,7 +254,9 @@ class SearchOptions(PriorOptions):
                 "evidence."
             )
         self._check_variants()
-        self._check_proxy()
+        check_proxy(
+            self.proxy, self.model, budget=self.budget, layer_ranks=self.layer_ranks, devices=self.devices
+        )
         self._check_task()
         _check_metric(self.metric)
         if self.tune_targets and self.strategy != "evidence":
@@ -293,30 +295,6 @@ class SearchOptions(PriorOptions):
                     rule = str(error).split(";")[0]
                     raise HyperParameterError(f"{rule}; change --{name.replace('_', '-')}.") from None
         self.hyper_parameters()
-
-    def _check_proxy(self) -> None:
-        """Raise `InputError` for what does not go with a search on another model."""
-        if self.proxy is None:
-            return
-        if self.proxy == self.model:
-            raise InputError(
-                f"--proxy must be another model than --model, got {self.proxy!r} for both; give a smaller one of the "
-                "family, or leave --proxy out."
-            )
-        if Budget.parse(self.budget).seconds is not None:
-            raise InputError(
-                f"--budget must be in runs of the proxy with --proxy, got {self.budget!r}: what the larger model takes "
-                "comes on top; give e.g. --budget 5x, or leave it out."
-            )
-        if self.layer_ranks:
-            raise InputError(
-                "--layer-ranks names layers of the proxy, which --model does not have; leave it or --proxy out."
-            )
-        if "workers" in self.devices:
-            raise InputError(
-                "--devices workers has one run directory, and --proxy makes two studies; leave one of them out, or "
-                "give e.g. --devices all."
-            )
 
     def _check_variants(self) -> None:
         """Raise `InputError` for variants that do not exist, or cannot be compared."""
