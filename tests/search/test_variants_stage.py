@@ -94,7 +94,7 @@ def test_a_better_variant_is_taken_with_two_seeds() -> None:
     assert decision.stages[-1].answer == "LoRA+ (ratio 16)"
     assert any(
         each.holds
-        and each.claim.startswith("LoRA+ (ratio 16)")
+        and each.claim.startswith("The variant LoRA+ (ratio 16)")
         and "is taken: it is better than plain LoRA" in each.claim
         for each in decision.evidence
     )

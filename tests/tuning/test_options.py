@@ -143,8 +143,9 @@ def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_variants_of_every_trial() -> None:
-    chosen = SearchOptions(model="m", data="d", variants=("rslora", "loraplus")).hyper_parameters()
-    assert chosen.variant == "rsLoRA, LoRA+ (ratio 16)"
+    options = SearchOptions(model="m", data="d", variants=("rslora", "loraplus"))
+    assert options.variant == {"use_rslora": True, "loraplus_lr_ratio": 16}
+    assert not options.hyper_parameters().variant, "the default recipe stays plain"
     with pytest.raises(InputError, match=r"--variants must be of rslora, loraplus, dora, got 'rslor'"):
         SearchOptions(model="m", data="d", variants=("rslor",))
     with pytest.raises(InputError, match="--tune-variants must be of"):

@@ -38,7 +38,7 @@ from loratune.search.summary import challenge_words, plan_note, rank_details, ra
 from loratune.search.targets_stage import QUESTION as TARGETS_QUESTION
 from loratune.search.targets_stage import targets_claims, targets_reserve, targets_stage
 from loratune.search.variants_stage import QUESTION as VARIANTS_QUESTION
-from loratune.search.variants_stage import describe, variants_claims, variants_reserve, variants_stage
+from loratune.search.variants_stage import variants_claims, variants_reserve, variants_stage
 from loratune.values import Evidence, HyperParameters, SearchContext, SearchPlan, Stage
 
 QUESTIONS = {
@@ -142,7 +142,7 @@ class EvidenceStrategy(StagedStrategy):
                 context, best, seeds=effort.seeds, earlier=seen, spare=ledger.left
             )
             evidence += variants_claims(context, found, ledger)
-            answers[Stage.VARIANT] = (describe(found.winner.setting), {})
+            answers[Stage.VARIANT] = (found.winner.setting.variant or "plain LoRA", {})
             best = found.winner
         evidence += [note(sentence) for sentence in dropped]
         return Conclusion(hyper_parameters=best.setting, evidence=tuple(evidence), answers=answers)

@@ -61,8 +61,8 @@ def impossible(setting: HyperParameters, name: str) -> str:
 
 
 def describe(setting: HyperParameters) -> str:
-    """`DoRA`, `plain LoRA`."""
-    return setting.variant or "plain LoRA"
+    """`the variant DoRA`, `plain LoRA`: sentences may begin with it, names keep their letters."""
+    return f"the variant {setting.variant}" if setting.variant else "plain LoRA"
 
 
 def variants_stage(

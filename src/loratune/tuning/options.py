@@ -367,7 +367,7 @@ class SearchOptions(PriorOptions):
         recipe = default_recipe(1.0 if self.epochs == "auto" else self.epochs, self.warmup_ratio)
         if self.beta is not None and self.beta > 0:
             recipe = replace(recipe, learning_rate=PREFERENCE_RATE, beta=self.beta)
-        return replace(recipe, **({"target_modules": self.target_modules, **self.variant} | values))
+        return replace(recipe, **({"target_modules": self.target_modules} | values))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -189,7 +189,7 @@ class Pricing:
 
 
 def _largest(options: SearchOptions, context: SearchContext, plan: SearchPlan) -> HyperParameters:
-    """The default recipe at the largest rank that the search may train."""
+    """The default recipe at the largest rank that the search may train, with magnitudes where a trial may have them."""
     planned = [trial.hyper_parameters.r for stage in plan.stages for trial in stage.examples]
     recipe = options.hyper_parameters(epochs=context.wishes.epochs)
-    return replace(recipe, r=max(*candidate_ranks(context), *planned, 1))
+    return replace(recipe, use_dora=options.may_be_dora, r=max(*candidate_ranks(context), *planned, 1))

@@ -51,7 +51,7 @@ def remembered(
         micro_batch_tokens=max(found.micro_batch_tokens, limits.max_length),
         correction=found.correction,
     )
-    recipe = options.hyper_parameters()
+    recipe = options.hyper_parameters(**options.variant)
     recipe = replace(recipe, r=min(recipe.r, facts.profile.largest_rank))
     return found if found.slots >= 1 and seen.fits([recipe] * found.slots) else None
 
@@ -132,6 +132,7 @@ def _circumstances(facts: EngineFacts, train: TokenTable, options: SearchOptions
         **({} if facts.limits.recompute == 0 else {"recompute": facts.limits.recompute}),
         "paths": str(facts.paths),
         "objective": options.learns,
+        **({"variants": options.variants} if options.variants else {}),
         "pack_size": options.pack_size,
         "memory": options.device_memory,  # what is free changes by the minute: whether it fits is checked instead
         "rows": [_step(float(train.lengths.mean())), _step(facts.limits.max_length), min(len(train), 1024)],

@@ -149,7 +149,7 @@ class Workbench:
         )
         if known is not None:
             return known
-        recipe, budget = options.hyper_parameters(), Budget.parse(options.budget)
+        recipe, budget = options.hyper_parameters(**options.variant), Budget.parse(options.budget)
         if options.proxy is None:
             _check_runs(self, options, budget)
         epochs = passes(options.epochs, len(self.data.train))
