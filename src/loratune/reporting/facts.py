@@ -26,6 +26,10 @@ from loratune.values.analysis import Diagnosis, HeldOut, Sensitivity
 Floats = npt.NDArray[np.float64]
 
 
+OF_TEXT = ("perplexity", "exact_match")
+"""Metrics that say nothing where a head answers: of one class they are the NLL and the accuracy under other names."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelScores:
     """Metrics of one model on the two held-out splits, by metric name."""
@@ -178,7 +182,7 @@ class RunFacts:
         measured = {name for result in self.results for name in result.metrics} | set(
             self.recommended.validation
         )
-        shown = (each.name for each in metrics() if not each.info.by_nll and each.name in measured)
+        shown = (each.name for each in self.told_metrics if not each.by_nll and each.name in measured)
         return next(shown, "")
 
     def info(self, metric: str) -> MetricInfo:
@@ -187,8 +191,9 @@ class RunFacts:
 
     @property
     def told_metrics(self) -> tuple[MetricInfo, ...]:
-        """All that may be shown: those built in, and the chosen one."""
-        built_in = tuple(each.info for each in metrics())
+        """All that may be shown: those built in, and the chosen one; of a head's answers none that is of text."""
+        head = self.training is not None and self.training.classifier is not None
+        built_in = tuple(each.info for each in metrics() if not (head and each.name in OF_TEXT))
         own = self.info(self.metric)
         return built_in if any(each.name == own.name for each in built_in) else (*built_in, own)
 
