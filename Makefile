@@ -55,6 +55,7 @@ check-exports: .venv/installed $(PARSERS:%=.exports/%/installed)
 	$(BIN)/python bench/check_exports.py write .exports/runs
 	for name in $(PARSERS); do .exports/$$name/bin/python bench/check_exports.py read $$name .exports/runs || exit 1; done
 	.exports/trl/bin/python bench/check_exports.py read unsloth .exports/runs
+	.exports/trl/bin/python bench/check_exports.py read peft .exports/runs
 
 clean:
 	rm -rf .venv .exports .site runs .cache

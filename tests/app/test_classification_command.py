@@ -182,6 +182,9 @@ def test_a_search_goes_on_and_its_result_is_a_classifier(encoder: Path, shell: S
     assert config.task_type == "SEQ_CLS"
     assert set(config.modules_to_save) == {"bert.pooler", "classifier"}
     assert set(result.metrics["test"]) >= {"nll", "accuracy", "f1", "exact_match"}
+    told = " ".join(each.claim for each in result.evidence)
+    assert "accuracy" in told
+    assert "exact match" not in told, "the accuracy under another name"
     again = shell("tune", "run", "--resume")
     assert again.code == 0
     assert load_result(Path("run")).recommended == result.recommended

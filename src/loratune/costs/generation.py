@@ -86,7 +86,7 @@ class Generation:
         """Between measured sizes in proportion; beyond the largest as its rows."""
         sizes, seconds = zip(*self.steps, strict=True)
         between: float = np.interp(rows, sizes, seconds).item()
-        return between * max(1.0, rows / sizes[-1])
+        return float(between * max(1.0, rows / sizes[-1]))
 
     def finalists_seconds(self, forward: float) -> float:
         """Of the comparison after the search."""
