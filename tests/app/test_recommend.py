@@ -15,11 +15,14 @@ from transformers import AutoModelForCausalLM
 import loratune
 from loratune.app import recommend as command
 from loratune.cli.main import main
-from loratune.maths.laws import GUIDE
+from loratune.maths.laws import EPOCH_CHOICES, GUIDE
 from loratune.reporting.documents import render
 from loratune.reporting.tables import guide_line, length_bars, probe_lines, survey_lines
 from loratune.reporting.terminal import print_ledger, print_survey
+from loratune.tuning.options import TuneOptions
+from loratune.tuning.workbench import open_workbench, search_context
 from loratune.values import (
+    ALL_LINEAR,
     Absorbed,
     BaseLoss,
     NearDuplicates,
@@ -62,6 +65,17 @@ def test_the_base_models_loss_is_part_of_the_profile(model: Path, data: Path) ->
     assert safe["value"] == found.recommendation.safe_r.value == min(32, found.model.largest_rank)
     assert found.recommendation.r.value <= safe["value"]
     assert any("the safe 0.00" in note for note in found.recommendation.notes)
+
+
+def test_the_passes_are_those_that_a_search_starts_from(model: Path, data: Path, tmp_path: Path) -> None:
+    """`tune` and `plan` compare ranks at them, and then try their neighbours."""
+    found = loratune.recommend(model=model, data=data, dtype="float32", device="cpu")
+    options = TuneOptions(model=str(model), data=str(data), dtype="float32", device="cpu", out=str(tmp_path))
+    with open_workbench(options, targets=ALL_LINEAR, ranks=(), epochs="auto") as bench:
+        wishes = search_context(bench, options).wishes
+    assert found.recommendation.epochs.value == wishes.epochs
+    assert 1 <= wishes.epochs <= 5
+    assert wishes.epoch_choices == EPOCH_CHOICES
 
 
 def test_a_base_model_worse_than_guessing_is_named(model: Path, data: Path, tmp_path: Path) -> None:

@@ -45,3 +45,32 @@ def test_a_lower_loss_is_believed_where_the_noise_is_known_to_be_small() -> None
     values = (0.0, -0.006, 0.0005, 0.0068)
     runs = tuple(Runs(place, (y,)) for place, y in zip(places, values, strict=True))
     assert Surface(runs, places, noise=3e-4).means == pytest.approx(values, abs=0.001)
+
+
+@pytest.mark.parametrize("off", [0.0, 0.5])
+def test_what_a_rate_between_those_tried_may_gain(off: float) -> None:
+    """Most at the minimum that the ladder missed: what it lies below the best tried; nothing at a place tried."""
+    runs = parabola([-2 * STEP, -STEP, 0.0, STEP, 2 * STEP], off)
+    places = tuple((16, float(u)) for u in (0.0, *np.linspace(-STEP, STEP, 9)))
+    gains = Surface(runs, places).gains(0)
+    best = places[int(gains.argmax())][1]
+    assert gains[0] < 0.1 * CURVATURE * 0.5**2
+    if off:
+        assert abs(best - off) <= STEP / 4
+        assert gains.max() == pytest.approx(CURVATURE * off**2, rel=0.5)
+
+
+def test_ranks_may_differ_where_seeds_do() -> None:
+    """Of two tasks of which a small rank measured two sd of a run worse, in two runs, its loss is as likely within one
+    sd on the one with much noise as on the one with little."""
+    likely = []
+    for noise in (0.004, 0.12):
+        runs = tuple(
+            Runs((r, u), (y - 0.7 * noise, y + 0.7 * noise))
+            for r, worse in ((4, 2.0 * noise), (64, 0.0))
+            for u in (-STEP, 0.0, STEP)
+            for y in [worse + CURVATURE * u**2]
+        )
+        likely.append(Surface(runs, ((4, 0.0), (64, 0.0))).below(0, 1, noise))
+    assert likely[0] == pytest.approx(likely[1], abs=0.2)
+    assert max(likely) < 0.5

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
+from math import log
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,8 @@ Place = tuple[int, float]
 
 _RANK_SIZES = (0.003, 0.02, 0.12)
 """Of g: what ranks differ by, in y."""
+_SIZE_SD = log(3)
+"""Prior of the size of g over the noise, log-normal about 1: where seeds change much, ranks do (docs/evidence.md)."""
 _OWN_SHARES = (0.2, 1.0)
 """Of h, in the curvature's unit: how differently ranks react to the learning rate."""
 _NOISES = (0.0005, 0.0015, 0.004, 0.012, 0.04, 0.12)
@@ -103,6 +106,7 @@ class Surface:
         logs = -(white**2).sum(axis=1) / 2 - np.log(np.diagonal(lower, axis1=1, axis2=2)).sum(axis=1)
         logs -= within / (2 * noise**2) + spare * np.log(noise)
         logs -= (np.log(noise / _NOISE_MEDIAN) / _NOISE_SD) ** 2 / 2
+        logs -= (np.log(grid[:, 0] / noise) / _SIZE_SD) ** 2 / 2
         weights = np.exp(logs - logs.max())
         near = weights > 1e-4 * weights.max()
         gain = cross[near] @ np.swapaxes(inverse[near], 1, 2)
@@ -122,6 +126,17 @@ class Surface:
         mean = means[:, place] - means[:, other]
         variance = spread[:, place, place] + spread[:, other, other] - 2 * spread[:, place, other]
         return float(weights @ ndtr((margin - mean) / np.sqrt(np.maximum(variance, 1e-12))))
+
+    def gains(self, place: int) -> Floats:
+        """[places] by how much y is expected to lie below that at `place`, where it does."""
+        weights, means, spread = self._posterior
+        below = means[:, place, None] - means
+        variances = np.diagonal(spread, axis1=1, axis2=2)
+        sd = np.sqrt(
+            np.maximum(variances + variances[:, place, None] - 2 * spread[:, place], _SMALLEST_NOISE**2)
+        )
+        z = below / sd
+        return np.asarray(weights @ (below * ndtr(z) + sd * np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)))
 
     def drop(self, count: int) -> tuple[float, float]:
         """How much farther the first of `count` places lies above the lowest of them than the next place above the

@@ -10,7 +10,7 @@ from loratune.search.bracket import Bracket, shared_rate
 from loratune.search.challenge import ChallengeAnswer, Contender
 from loratune.search.compare import FULL, loss, mean_loss, rows_are_paired, unit
 from loratune.search.procedure import Ledger
-from loratune.search.ranks import Measured, RankAnswer
+from loratune.search.ranks import LIKELY, Measured, RankAnswer
 from loratune.search.space import RateScale, prior_setting
 from loratune.values import Evidence, HyperParameters, SearchContext, Stage, Trial, TrialResult
 
@@ -153,7 +153,12 @@ def _taken_claim(context: SearchContext, answer: RankAnswer) -> Evidence:
     comparison = dict(answer.comparisons).get(chosen.r)
     value = None if comparison is None else comparison.difference
     if chosen.r == reference.r:
-        why = "no smaller rank is likely enough to be as good"
+        likely = any(answer.adequate.get(m.r, 0) >= LIKELY for m in near if m is not chosen)
+        why = (
+            "smaller ones are expected to lose too large a part of the margin"
+            if likely
+            else "no smaller rank is likely enough to be as good"
+        )
         head = f"{span}rank {chosen.r}, the largest, is taken because {why}"
     else:
         head = (

@@ -4,9 +4,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from math import exp, inf, log, log1p
 
 import numpy as np
+import numpy.typing as npt
 
 from loratune.maths.surface import Place, Runs, Surface
 from loratune.metrics import find
@@ -26,6 +28,8 @@ STEADY, STEADY_SHARE = 2.0, 0.1
 """Margins, and share of the loss, above a rank's best within which a cell informs its minimum and its seed noise."""
 BEYOND = 1.6
 """E-folds beyond the last learning rate tried within which a rank's minimum may lie."""
+APART = 0.25
+"""E-folds from every learning rate tried, at least, of one that is worth a run."""
 _SLOPE_SD = 0.15
 """Prior of how the best learning rate drifts off the law, e-folds per doubling of the rank."""
 _PLACE_SD = 0.35
@@ -170,6 +174,22 @@ class Field:
         unit = self.level(other) if self._nats else 100.0
         return mean * unit, sd * unit
 
+    @cached_property
+    def finer(self) -> dict[int, tuple[float, float]]:
+        """Of each rank the learning rate beside its best where most is expected to be gained, of those that are near
+        none tried; (rate, that gain in the metric's unit)."""
+        around = {r: self._around(r) for r in self.best}
+        gains = _gains(self.surface.runs, tuple(around.values()), self._assumed_noise)
+        found = {}
+        for (r, places), own in zip(around.items(), gains, strict=True):
+            tried = [self._place(cell)[1] for cell in self.cells if cell.r == r]
+            new = [min(abs(u - other) for other in tried) > APART for _, u in places]
+            index = int(np.where(new, own, 0.0).argmax())
+            unit = self.level(r) if self._nats else 100.0
+            rate = usual_rate(self.context, r, self.batch) * exp(places[index][1])
+            found[r] = rate, float(own[index]) * unit if new[index] else 0.0
+        return found
+
     def _around(self, r: int) -> tuple[Place, ...]:
         """A rank's best, and places up to the rates tried beside it; where none was, beyond the ladder's next step."""
         place = self._place(self.best[r])[1]
@@ -301,6 +321,16 @@ class Field:
 @lru_cache(maxsize=512)  # a search is replayed from its start for every request
 def _surface(runs: tuple[Runs, ...], noise: float | None) -> Surface:
     return Surface(runs, tuple(each.place for each in runs), noise)
+
+
+@lru_cache(maxsize=512)
+def _gains(
+    runs: tuple[Runs, ...], groups: tuple[tuple[Place, ...], ...], noise: float | None
+) -> tuple[npt.NDArray[np.float64], ...]:
+    """For each group of places what each may gain on the group's first one."""
+    surface = Surface(runs, sum(groups, ()), noise)
+    starts = np.cumsum([0, *map(len, groups)])
+    return tuple(surface.gains(start)[start:end] for start, end in pairwise(starts))
 
 
 @lru_cache(maxsize=512)

@@ -4,9 +4,9 @@ What is needed next is a list in order of urgency. Where width is nearly free a 
 the first item (`waves`). Knows nothing of later stages.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import log2
+from math import inf, log2
 
 from loratune.maths.curves import PowerLaw, fit_power_law
 from loratune.maths.noninferiority import Comparison, SeedNoise, Verdict, family_intervals
@@ -37,6 +37,10 @@ MOST_RATES = 7
 """Learning rates of a rank, at most, on the way to a worse one on both sides."""
 LIKELY = 0.8
 """Probability of losing at most the margin from which on a smaller rank is taken."""
+LITTLE = 1 / 3
+"""Margins above the best, at most, that are expected of a rank that is taken where width is nearly free."""
+WORTH = 0.1
+"""Margins that a rate between those tried is expected to gain, at least, where it is run."""
 NEAR = 3.0
 """Margins above the best within which a rank is still in question."""
 
@@ -140,11 +144,23 @@ class RankStage:
     def _next(self, reserve: float) -> tuple[Trial, ...]:
         if self.effort.fraction < 1:
             return ()
-        needs = ([t for t in need if t.key not in self.asked] for need in self._needs(self.field))
-        return wave(self.context, needs, wide=self.effort.wide, room=self.ledger.left - reserve)
+        field, room = self.field, self.ledger.left - reserve
+        found = self._wave(self._rates(field), room, wide=self.effort.wide)
+        urgent = self._wave(self._proofs(field), room, wide=False)
+        # repeats are of the rates that these find, where both can be paid one after the other
+        if found and (
+            not self.effort.wide or self.context.wave_cost(found) + self.context.wave_cost(urgent) <= room
+        ):
+            return found
+        return self._wave((found, *self._proofs(field)), room, wide=self.effort.wide)
 
-    def _needs(self, field: Field) -> Iterator[Sequence[Trial]]:
-        """In order of urgency; what was asked before is left out by the caller."""
+    def _wave(self, needs: Iterable[Sequence[Trial]], room: float, *, wide: bool) -> tuple[Trial, ...]:
+        """Of these what was not asked before."""
+        new = ([t for t in need if t.key not in self.asked] for need in needs)
+        return wave(self.context, new, wide=wide, room=room)
+
+    def _rates(self, field: Field) -> Iterator[Sequence[Trial]]:
+        """Ranks and learning rates not run yet, in order of urgency; the caller leaves out what was asked before."""
         for cell in field.suspects:
             yield [self._trial(cell.r, self.scale.window(cell.rate / 3, 1)[0], search_seed(self.context))]
         if self.largest not in field.ladders:
@@ -162,11 +178,19 @@ class RankStage:
         for r in dict.fromkeys((chosen, self.largest, field.lowest)):
             yield self._below_edge(field, r)
             yield self._vertex(field, r)
-        first, last = self.effort.looks
-        yield self._repeats(field, (chosen, self.largest), first)
         if self.effort.wide:
             for r in field.best:
                 yield self._beyond(field, r)
+                yield self._finer(field, r)
+
+    def _proofs(self, field: Field) -> Iterator[Sequence[Trial]]:
+        """Repeats with the seeds of the test, in order of urgency."""
+        if not field.best:
+            return
+        chosen = self.choice(field)
+        first, last = self.effort.looks
+        yield self._repeats(field, (chosen, self.largest), first)
+        if self.effort.wide:
             near = [
                 r
                 for r in field.best
@@ -270,6 +294,16 @@ class RankStage:
             return []
         return [self._trial(r, ladder.best, search_seed(self.context))]
 
+    def _finer(self, field: Field, r: int) -> list[Trial]:
+        """The rate between those tried where the rank may be better by enough to matter."""
+        if self.scale.given:
+            return []
+        rate, gain = field.finer[r]
+        reach = field.level(r) - gain - field.level(field.lowest)
+        if gain < WORTH * self.context.wishes.margin or reach > NEAR * self.context.wishes.margin:
+            return []
+        return [self._trial(r, two_digits(rate), search_seed(self.context))]
+
     def _neighbours(self, field: Field, r: int) -> list[Trial]:
         """The learning rates beside the best one, with another seed: they steady the minimum."""
         own = [cell.rate for cell in field.cells if cell.r == r and not cell.diverged]
@@ -305,9 +339,13 @@ class RankStage:
 
     def choice(self, field: Field) -> int:
         """The smallest rank that is likely to be within the margin of the best and of the largest one; where none is,
-        that with the lowest expected loss. One that stands out above its neighbours is not taken."""
+        that with the lowest expected loss. One that stands out above its neighbours is not taken.
+
+        Where width is nearly free the best was measured and not only expected: the loss has to be small as well.
+        """
         allowed = sorted(r for r in field.best if r not in field.outliers) or sorted(field.best)
-        likely = (r for r in allowed if self._adequate(field, r) >= LIKELY)
+        most = field.level(field.lowest) + LITTLE * self.context.wishes.margin if self.effort.wide else inf
+        likely = (r for r in allowed if self._adequate(field, r) >= LIKELY and field.level(r) <= most)
         return next(likely, min(allowed, key=field.level))
 
     def _adequate(self, field: Field, r: int) -> float:
