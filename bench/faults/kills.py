@@ -45,10 +45,9 @@ def main() -> None:
         killed = again = differing = 0
         for number, moment in enumerate(planned):
             run = Run(options, folder / f"run{number}")
-            if isinstance(moment, float):
-                ended = run.go(until=moment)
-            else:
-                ended = run.go(before=partial(moment, run.out))
+            ended = (
+                run.go(until=moment) if isinstance(moment, float) else run.go(before=partial(moment, run.out))
+            )
             killed += ended.killed
             if ended.killed:
                 run.go()

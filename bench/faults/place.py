@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "bench")]
+sys.path[:0] = [str(ROOT / each) for each in ("src", "tests", "bench")]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -89,17 +89,18 @@ class Run:
         until: float | None = None,
         before: Callable[[], object] | None = None,
         after: Callable[[], int] | None = None,
+        mark: bool = False,
         limit: float = 10 * SECONDS,
     ) -> Ended:
         """Begin or resume it in a child; kill that after `until` seconds.
 
-        `before`, `after`: called in the child. Raises `RuntimeError` where it ends with an error, `Hang` after a limit.
+        `before`, `after`: called in the child; `mark`: put finished trials into the log of changes, too. Raises `RuntimeError` where it ends with an error, `Hang` after a limit.
         """
         ours, theirs = os.pipe()
         began, child = time.monotonic(), os.fork()
         if child == 0:
             os.close(ours)
-            os._exit(_child(self.options, self.out, theirs, before, after))
+            os._exit(_child(self.options, self.out, theirs, before, after, mark))
         os.close(theirs)
         text = b""
         while True:
@@ -149,13 +150,18 @@ def _child(
     told: int,
     before: Callable[[], object] | None,
     after: Callable[[], int] | None,
+    mark: bool,
 ) -> int:
+    import operations
+
     import loratune
     from loratune.values.events import Event, TrialEnded
 
     def tell(event: Event) -> None:
         if isinstance(event, TrialEnded):
             os.write(told, f"trial {event.key}\n".encode())
+            if mark:
+                operations.mark(event.key)
 
     try:
         if before is not None:
