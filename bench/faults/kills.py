@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import operations
-from place import Run, keep, search, warm_up
+from place import Run, each_of, keep, search, warm_up
 
 
 def moments(changes: int, number: int, length: float, random: Random) -> list[partial[Any] | float]:
@@ -27,9 +27,24 @@ def moments(changes: int, number: int, length: float, random: Random) -> list[pa
     return found + list(times)
 
 
+def resumed(
+    options: dict[str, Any], folder: Path, planned: tuple[int, partial[Any] | float]
+) -> tuple[bool, int, object]:
+    """Whether a run was killed at this moment, trials that it trained again, and its answer."""
+    number, moment = planned
+    run = Run(options, folder / f"run{number}")
+    ended = run.go(until=moment) if isinstance(moment, float) else run.go(before=partial(moment, run.out))
+    if ended.killed:
+        run.go()
+    found = ended.killed, run.trained_again, run.answer()
+    run.remove()
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=100, help="Kills.")
+    parser.add_argument("--jobs", type=int, default=1, help="Runs at once.")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     operations.preload()
@@ -42,27 +57,15 @@ def main() -> None:
         whole.go(before=partial(operations.watch, whole.out), after=lambda: operations.count())
         expected = whole.answer()
         planned = moments(whole.returned, arguments.count, whole.seconds, random)
-        killed = again = differing = 0
-        for number, moment in enumerate(planned):
-            run = Run(options, folder / f"run{number}")
-            ended = (
-                run.go(until=moment) if isinstance(moment, float) else run.go(before=partial(moment, run.out))
-            )
-            killed += ended.killed
-            if ended.killed:
-                run.go()
-            again += run.trained_again
-            if run.answer() != expected:
-                differing += 1
-                print("another answer", moment, run.answer(), expected)
-            run.remove()
+        found = each_of(partial(resumed, options, folder), list(enumerate(planned)), arguments.jobs)
+        answers = [answer for _, _, answer in found]
         keep(
             "kill -9",
-            count=killed,
+            count=sum(killed for killed, _, _ in found),
             runs=len(planned),
             changes=whole.returned,
-            trained_again=again,
-            other_answers=differing,
+            trained_again=sum(again for _, again, _ in found),
+            other_answers=sum(answer != expected for answer in answers),
         )
 
 

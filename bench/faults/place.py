@@ -8,12 +8,13 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / each) for each in ("src", "tests", "bench")]
@@ -94,7 +95,8 @@ class Run:
     ) -> Ended:
         """Begin or resume it in a child; kill that after `until` seconds.
 
-        `before`, `after`: called in the child; `mark`: put finished trials into the log of changes, too. Raises `RuntimeError` where it ends with an error, `Hang` after a limit.
+        `before`, `after`: called in the child; `mark`: put finished trials into the log of changes, too. Raises
+        `RuntimeError` where it ends with an error, `Hang` after a limit.
         """
         ours, theirs = os.pipe()
         began, child = time.monotonic(), os.fork()
@@ -173,6 +175,19 @@ def _child(
         traceback.print_exc()
         return 1
     return 0
+
+
+Item, Found = TypeVar("Item"), TypeVar("Found")
+
+
+def each_of(work: Callable[[Item], Found], items: Sequence[Item], jobs: int) -> list[Found]:
+    """The work done on all items, in processes forked from this one; how far it is, is printed."""
+    found = []
+    with get_context("fork").Pool(jobs) as pool:
+        for each in pool.imap(work, items):
+            found.append(each)
+            print(f"{len(found)} of {len(items)}: {str(each)[:60]}", flush=True)
+    return found
 
 
 @contextmanager

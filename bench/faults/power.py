@@ -16,12 +16,19 @@ from random import Random
 from tempfile import TemporaryDirectory
 
 import operations
-from place import Run, keep, search, warm_up
+from place import Run, each_of, keep, search, warm_up
+
+
+def resumed(run: Run) -> tuple[int, object]:
+    """Trials that it trained again, and its answer."""
+    run.go()
+    return run.trained_again, run.answer()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=40, help="Losses.")
+    parser.add_argument("--jobs", type=int, default=1, help="Runs at once.")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     operations.preload()
@@ -37,29 +44,22 @@ def main() -> None:
         expected, changes = whole.answer(), operations.read(log)
         moments = sorted(random.sample(range(1, len(changes) + 1), min(arguments.count, len(changes))))
         moments[-1] = len(changes)
-        disk, done, again, differing = operations.Disk(whole.out.parent), 0, 0, 0
-        told: set[str] = set()
+        disk, done, told, lost = operations.Disk(whole.out.parent), 0, set[str](), list[Run]()
         for number, moment in enumerate(moments):
             for change in changes[done:moment]:
                 disk.apply(change)
                 if change.kind == "m":
                     told.add(change.path)
-            done = moment
-            place = folder / f"left{number}"
+            done, place = moment, folder / f"left{number}"
             disk.leave(place, random if number % 2 else None)
-            run = Run(options, place / "run", told=set(told))
-            run.go()
-            again += run.trained_again
-            if run.answer() != expected:
-                differing += 1
-                print("another answer", moment, run.answer(), expected)
-            run.remove()
+            lost.append(Run(options, place / "run", told=set(told)))
+        found = each_of(resumed, lost, arguments.jobs)
         keep(
             "power lost",
             count=len(moments),
             changes=len(changes),
-            trained_again=again,
-            other_answers=differing,
+            trained_again=sum(again for again, _ in found),
+            other_answers=sum(answer != expected for _, answer in found),
         )
 
 

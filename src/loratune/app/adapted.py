@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 
 from loratune.data.encode import Encoder
 from loratune.data.shapes import render_prompt
@@ -27,6 +28,11 @@ from loratune.tuning.workbench import check_out
 from loratune.values import PLAIN, PromptFormat, PromptKind
 
 _WEIGHTS = "adapter_model.safetensors"
+_NOT_AN_ADAPTER = (
+    *(SafetensorError, RuntimeError, ValueError, OSError),
+    *(TypeError, AttributeError, KeyError, AssertionError, NotImplementedError, RecursionError),
+)
+"""What PEFT and safetensors raise of files that are not what was written, or of another base model's."""
 
 
 def generate(
@@ -112,7 +118,7 @@ def _opened(
     try:
         with quiet():
             tuned = PeftModel.from_pretrained(base.model, run.adapter)
-    except (RuntimeError, ValueError, OSError) as error:
+    except _NOT_AN_ADAPTER as error:
         raise ModelError(
             f"the adapter of {run.directory} does not fit {name}: {first_sentence(error)}; give the "
             "base model that it was trained on with --model."
