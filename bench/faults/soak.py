@@ -27,7 +27,8 @@ from loratune.costs.limits import Limits
 from loratune.costs.planner import Planner
 from loratune.costs.step_time import StepTime
 from loratune.engine.selfcheck import random_table
-from loratune.runners.local import LargestAdapter, LocalRunner
+from loratune.runners.largest import LargestAdapter
+from loratune.runners.local import LocalRunner
 from loratune.study.record import Study
 from loratune.tuning.driver import Driver
 from loratune.values import Trial, TrialResult, default_recipe
