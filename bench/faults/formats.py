@@ -28,7 +28,7 @@ MADE_OF = (
     *("src/loratune/study", "src/loratune/study.py", "src/loratune/values.py"),
     *("src/loratune/values/trial.py", "src/loratune/values/hyperparameters.py"),
 )
-_RECORD = '''
+_RECORD = """
 import importlib, json, sys
 from dataclasses import fields
 from pathlib import Path
@@ -51,14 +51,14 @@ for rank in (2, 8, 32):
     known = {each.name for each in fields(TrialResult)}
     study.record(TrialResult(**{name: value for name, value in facts.items() if name in known}))
 print(json.dumps(sorted(result.asked.key for result in study.results())))
-'''
-_SEARCH = '''
+"""
+_SEARCH = """
 import inspect, json, sys
 import loratune
 known = inspect.signature(loratune.tune).parameters
 options = {name: value for name, value in json.loads(sys.argv[1]).items() if name in known}
 loratune.tune(**options)
-'''
+"""
 
 
 def commits(number: int) -> list[str]:

@@ -166,8 +166,27 @@ ssize_t sendfile64(int out, int in, off64_t *offset, size_t size) {
     }
 OF_DESCRIPTOR(ftruncate, 't', (int descriptor, off_t size), (descriptor, size), size)
 OF_DESCRIPTOR(ftruncate64, 't', (int descriptor, off64_t size), (descriptor, size), size)
-OF_DESCRIPTOR(fsync, 's', (int descriptor), (descriptor), 0)
-OF_DESCRIPTOR(fdatasync, 's', (int descriptor), (descriptor), 0)
+
+/* With all of a file's content, as not every way of writing is seen here (mapped memory, for one). */
+static void synced(int descriptor) {
+    REAL(open);
+    char path[PATH_MAX], *content = NULL;
+    struct stat facts;
+    if (!root_length || !path_of(descriptor, NULL, path) || fstat(descriptor, &facts)) return;
+    size_t size = S_ISREG(facts.st_mode) && log_descriptor >= 0 ? facts.st_size : 0, got = 0;
+    if (size) {
+        int file = real(path, O_RDONLY);
+        content = malloc(size);
+        for (ssize_t done = 1; file >= 0 && content && got < size && done > 0; got += done > 0 ? done : 0)
+            done = pread(file, content + got, size - got, got);
+        if (file >= 0) close(file);
+    }
+    change(S_ISREG(facts.st_mode) ? 's' : 'f', path, 0, content ? content : "", got);
+    free(content);
+}
+
+int fsync(int descriptor) { REAL(fsync); synced(descriptor); return real(descriptor); }
+int fdatasync(int descriptor) { REAL(fdatasync); synced(descriptor); return real(descriptor); }
 
 static void opened(int at, const char *name, int flags) {
     char path[PATH_MAX];

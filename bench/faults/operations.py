@@ -58,7 +58,7 @@ def jump(on: bool) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """kind: c(reate), w(rite), t(runcate), s(ync), k (a folder), d(elete), r(ename), m(ark)."""
+    """kind: c(reate), w(rite), t(runcate), s(ync), f(older synced), k (a folder), d(elete), r(ename), m(ark)."""
 
     kind: str
     path: str
@@ -89,9 +89,6 @@ class _File:
             if keep():
                 change(found)
         return bytes(found)
-
-    def sync(self) -> None:
-        self.durable, self.waiting = self.content(lambda: True), []
 
 
 class _Folder:
@@ -130,15 +127,18 @@ class Disk:
         elif change.kind == "r":
             *others, target = Path(change.data.decode()).relative_to(self._root).parts
             self._folder(others).now[target] = folder.now.pop(name)
+        elif change.kind == "f":
+            self._folder([*above, name]).sync()
         else:
-            self._change(folder.now[name], change)
+            file = folder.now.setdefault(name, _File())
+            assert isinstance(file, _File)
+            self._change(file, change)
 
     @staticmethod
-    def _change(file: _File | _Folder, change: Change) -> None:
+    def _change(file: _File, change: Change) -> None:
         if change.kind == "s":
-            file.sync()
+            file.durable, file.waiting = change.data, []
             return
-        assert isinstance(file, _File)
 
         def write(content: bytearray) -> None:
             if len(content) < change.offset:

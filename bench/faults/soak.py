@@ -29,6 +29,7 @@ from loratune.costs.step_time import StepTime
 from loratune.engine.selfcheck import random_table
 from loratune.runners.largest import LargestAdapter
 from loratune.runners.local import LocalRunner
+from loratune.runners.options import RunnerOptions
 from loratune.study.record import Study
 from loratune.tuning.driver import Driver
 from loratune.values import Trial, TrialResult, default_recipe
@@ -79,7 +80,9 @@ def main() -> None:
         )
         times = StepTime(points=((100.0, 0.01), (1000.0, 0.05)), micro_batch_tokens=1024)
         plans = Planner(limits=limits, times=times, rows=16, tokens=96, slots=16)
-        runner = LocalRunner(engine=subject, planner=plans, largest=LargestAdapter(folder, []))
+        runner = LocalRunner(
+            engine=subject, options=RunnerOptions(planner=plans, largest=LargestAdapter(folder, []))
+        )
         Driver(ask=ask, runner=runner, record=study.record).search()
         looks.append(state())
         found = len(study.results())
