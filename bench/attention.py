@@ -55,7 +55,7 @@ Backward = Callable[[torch.Tensor, torch.Tensor], Any]
 """Gradients of query, key and value."""
 
 
-class Line(NamedTuple):
+class PackedRows(NamedTuple):
     """Inputs of an attention, [N, heads, D] each, and where rows begin [rows + 1]."""
 
     query: torch.Tensor
@@ -65,7 +65,7 @@ class Line(NamedTuple):
     starts: np.ndarray
 
 
-def line_of(length: str, heads: tuple[int, int, int], tokens: int) -> Line:
+def line_of(length: str, heads: tuple[int, int, int], tokens: int) -> PackedRows:
     """Rows of these lengths up to `tokens`, the last one cut."""
     lengths = rows_of(length, 1000).lengths
     ends = np.cumsum(np.tile(lengths, -(-tokens // int(lengths.sum()))))
@@ -75,10 +75,10 @@ def line_of(length: str, heads: tuple[int, int, int], tokens: int) -> Line:
     def drawn(count: int) -> torch.Tensor:
         return torch.randn(count, tokens, dim, device="cuda").to(torch.bfloat16).transpose(0, 1)
 
-    return Line(drawn(queries), drawn(groups), drawn(groups), drawn(queries), starts)
+    return PackedRows(drawn(queries), drawn(groups), drawn(groups), drawn(queries), starts)
 
 
-def flash(line: Line) -> tuple[Forward, Backward]:
+def flash(line: PackedRows) -> tuple[Forward, Backward]:
     """torch's own."""
     q, k, v, grad, starts = line
     ends = torch.from_numpy(starts.astype(np.int32)).cuda()
@@ -97,22 +97,22 @@ def flash(line: Line) -> tuple[Forward, Backward]:
     return forward, backward
 
 
-def own(line: Line) -> tuple[Forward, Backward]:
+def own(line: PackedRows) -> tuple[Forward, Backward]:
     """Ours."""
     bounds = bounds_of(line.starts, line.query.device)
     assert isinstance(bounds, torch.Tensor)
     return _operators(line, lambda: ours.set_bounds(bounds))
 
 
-def taken(line: Line) -> tuple[Forward, Backward]:
+def taken(line: PackedRows) -> tuple[Forward, Backward]:
     """What training takes for these rows: ours, or one of torch's."""
     bounds = bounds_of(line.starts, line.query.device)
     assert isinstance(bounds, torch.Tensor)
-    known = long_attention.Line(line.starts, len(line.starts) - 1)
+    known = long_attention.PackedRows(line.starts, len(line.starts) - 1)
     return _operators(line, lambda: ours.set_bounds(bounds, known))
 
 
-def _operators(line: Line, ready: Callable[[], None]) -> tuple[Forward, Backward]:
+def _operators(line: PackedRows, ready: Callable[[], None]) -> tuple[Forward, Backward]:
     q, k, v, grad, _ = line
     scale = q.shape[-1] ** -0.5
 
@@ -133,7 +133,7 @@ def results(side: tuple[Forward, Backward]) -> list[torch.Tensor]:
     return [out, *side[1](out, found)]
 
 
-def exact(line: Line) -> list[torch.Tensor]:
+def exact(line: PackedRows) -> list[torch.Tensor]:
     """The same in float32, row by row."""
     q, k, v = (each.detach().float().requires_grad_() for each in line[:3])
     parts = []
@@ -160,7 +160,7 @@ def _seconds(run: Callable[[], Any]) -> float:
     return seconds(launch)
 
 
-def measure(shape: str, length: str, line: Line) -> None:
+def measure(shape: str, length: str, line: PackedRows) -> None:
     """Print and append one row."""
     facts: dict[str, Any] = {"shape": shape, "length": length, "tokens": len(line.query)}
     expected = exact(line)
@@ -176,7 +176,7 @@ def measure(shape: str, length: str, line: Line) -> None:
     append(RESULTS, circumstances() | facts)
 
 
-def tune(shape: str, length: str, line: Line) -> None:
+def tune(shape: str, length: str, line: PackedRows) -> None:
     """Print each kernel's fastest tiles beside the ones in use."""
     side = own(line)
     out, found = side[0]()

@@ -37,13 +37,13 @@ from evidence_store import Evidence, collect, tables_without
 from loratune.maths import laws
 from loratune.maths.curves import needed_rank
 from loratune.maths.learned import (
-    OPTIMUM_COLUMNS,
     RANK_SPREAD,
     RATE_SPREAD,
     rank_residuals,
     rate_residuals,
 )
 from loratune.maths.transfer import Residual, Spread, believe
+from measured_tables import OPTIMUM_COLUMNS
 
 
 def table(header: Sequence[str], lines: Iterable[Sequence[object]]) -> str:

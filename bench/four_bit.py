@@ -28,6 +28,7 @@ from peft_side import loop_rate
 from record import append, circumstances
 from rows import rows_of
 from shapes import random_base
+from tensors import tensor_bytes
 from throughput import Cell, packed, recipe
 
 RESULTS = Path(__file__).parent / "results" / "four_bit.csv"
@@ -120,7 +121,7 @@ def predicted_gib(base: BaseModel, cell: Cell) -> float:
     )
     trials = [recipe(cell, cell.ranks[0])] * cell.slots
     step = cell.slots * cell.batch * int(cell.length)
-    return limits.estimate(trials, step_tokens=step).allocated / 2**30
+    return tensor_bytes(limits.estimate(trials, step_tokens=step)) / 2**30
 
 
 def qlora(base: BaseModel, cell: Cell, seconds: float) -> tuple[float, float]:

@@ -25,6 +25,7 @@ from peft_side import loop_rate
 from record import append, circumstances
 from rows import rows_of
 from shapes import random_base
+from tensors import tensor_bytes
 from throughput import Cell, packed, recipe
 
 RESULTS = Path(__file__).parent / "results" / "long_rows.csv"
@@ -92,7 +93,8 @@ def own(base: BaseModel, setting: LongRows, seconds: float) -> dict[str, Any]:
     estimate, layers = limits.fullest(trials), limits.recomputed_when_fullest(trials)
     found: dict[str, Any] = {
         "recomputed": layers, "layers": base.profile.layers,
-        "predicted_gib": round(estimate.allocated / 2**30, 2), "predicted_total_gib": round(estimate.total / 2**30, 2),
+        "predicted_gib": round(tensor_bytes(estimate) / 2**30, 2),
+        "predicted_total_gib": round(estimate.total / 2**30, 2),
     }  # fmt: skip
     try:
         measured = packed(base, cell, cell.slots, seconds, recompute=lambda trials, tokens: layers)

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from loratune.maths.curves import best_rate
-from loratune.maths.learned import OPTIMUM_COLUMNS
 
+OPTIMUM_COLUMNS = ("dataset", "model", "rank", "lora_alpha", "batch_size", "learning_rate", "nll", "inside")
+"""Of `optima.csv`."""
 WHOLE = 0.999
 """A run of at least this fraction has been trained to its end."""
 

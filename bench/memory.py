@@ -39,6 +39,7 @@ from memory_plot import draw
 from record import append, circumstances
 from rows import rows_of
 from shapes import SHAPES, random_base
+from tensors import tensor_bytes
 
 RESULTS = Path(__file__).parent / "results" / "memory.csv"
 PICTURE = Path(__file__).parents[1] / "docs" / "performance-memory.svg"
@@ -190,7 +191,7 @@ def compare(
         "micro_batch_tokens": tokens,
         "tokens_in_flight": in_flight,
         **{f"predicted_{part}": amount for part, amount in plain.parts.items()},
-        "predicted_allocated": plain.allocated,
+        "predicted_allocated": tensor_bytes(plain),
         "measured_allocated": allocated if cuda else 0,
         "predicted_total": plain.total,
         "corrected_total": fitted.total,

@@ -25,7 +25,6 @@ from typing import Any, cast
 
 import torch
 
-from loratune.analysis.subject import Subject
 from loratune.costs.calibration import Calibration
 from loratune.costs.limits import Limits, limits_here
 from loratune.costs.measuring import calibrate
@@ -52,6 +51,7 @@ from peft_side import loop_rate
 from record import append, circumstances
 from rows import drawn_rows
 from shapes import SHAPES, random_base
+from subjects import subject_of
 from timed import TimedEngine
 
 HERE = Path(__file__).parent
@@ -320,7 +320,7 @@ class Workflow:
                     test=self.test,
                     options=RunnerOptions(folder=Path(folder) / FOLDER, tell=part),
                 ),
-                subject=Subject.of(self.engine, self.test),
+                subject=subject_of(self.engine, self.test),
                 study=cast(Any, Kept(Path(folder))),
                 patience=NEVER,
                 tell=part,

@@ -1,5 +1,6 @@
 """Tiny frozen models and random rows for the tests of the packed engine."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,12 +9,18 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from families import random_model
 from loratune.data.table import TokenTable
+from loratune.engine.machinery import Paths
 from loratune.engine.pack import PackEngine
+from loratune.kernels.launch import KernelPath
+from loratune.lora.layout import Adapter, Target, initial_adapters
 from loratune.model.base import BaseModel
 from loratune.model.profile import adaptable_layers
+from loratune.model.rows import FlatPath
 from loratune.values import HyperParameters, ModelProfile, Trial
 
 VOCABULARY = 97
+REFERENCE = Paths(low_rank=KernelPath(False, "asked for"), rows=FlatPath(False, "asked for"), compiled=False)
+"""The slow paths in plain PyTorch, with which the fast ones are compared."""
 
 
 def frozen(model: PreTrainedModel, dtype: torch.dtype = torch.float64) -> BaseModel:
@@ -83,3 +90,16 @@ def labelled_table(labels: list[list[int]], rows: int, seed: int = 0) -> TokenTa
         completion = labels[label]
         pairs.append((prompt + completion, [False] * len(prompt) + [True] * len(completion)))
     return TokenTable.from_rows(pairs, labels=chosen.tolist())
+
+
+def initial_adapter(
+    hyper_parameters: HyperParameters,
+    targets: Sequence[Target],
+    *,
+    seed: int,
+    base_dtype: torch.dtype,
+    device: torch.device,
+) -> Adapter:
+    """One of `initial_adapters`."""
+    wanted = [(hyper_parameters, targets, seed)]
+    return initial_adapters(wanted, base_dtype=base_dtype, device=device)[0]

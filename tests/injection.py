@@ -7,7 +7,6 @@ from typing import Any
 from chain import speaker, task
 from engine_fixture import engine, trial
 from loratune.analysis.diagnose import before_training, combined, of_trial
-from loratune.analysis.subject import Subject
 from loratune.data.table import TokenTable
 from loratune.engine.live import EarlyStopping
 from loratune.engine.pack import PackEngine
@@ -17,6 +16,7 @@ from loratune.model.base import BaseModel
 from loratune.runners.local import LocalRunner
 from loratune.values import Stage, Trial, TrialResult
 from loratune.values.analysis import Diagnosis, Sign
+from subjects import subject_of
 
 MARGIN = 0.005
 TRAIN, VALIDATION = 1, 7
@@ -60,7 +60,7 @@ def run(
     result, adapter = trained(packs, replace(trial(0, **(facts | changes)), stage=Stage.FINAL))
     (bare,) = packs.evaluate([None], packs.validation)
     audit = partial(strengths, adapter, packs.base.model)
-    after = of_trial(Subject.of(packs), result, before=bare.nll, margin=margin, audit=audit)
+    after = of_trial(subject_of(packs), result, before=bare.nll, margin=margin, audit=audit)
     return combined(looked_at(packs), after), result
 
 
@@ -68,7 +68,7 @@ def looked_at(
     packs: PackEngine, test: TokenTable | None = None, *, removed: int = 0
 ) -> tuple[Diagnosis, ...]:
     """What is found before training, through this process's runner."""
-    return before_training(Subject.of(packs, test), LocalRunner(engine=packs, test=test), removed=removed)
+    return before_training(subject_of(packs, test), LocalRunner(engine=packs, test=test), removed=removed)
 
 
 def only(found: tuple[Diagnosis, ...], sign: Sign) -> Diagnosis:

@@ -1,9 +1,14 @@
 """A finished trial of invented numbers, and whether two are the same."""
 
+from collections.abc import Iterator
 from dataclasses import fields
+from json import JSONDecodeError, loads
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from loratune.study.events import FILE
 from loratune.values import CurvePoint, HyperParameters, Trial, TrialResult
 
 
@@ -47,3 +52,16 @@ def assert_equal(found: TrialResult, expected: TrialResult) -> None:
             np.testing.assert_array_equal(ours, theirs, strict=True)
         else:
             assert ours == theirs, field.name
+
+
+def read_events(directory: Path) -> Iterator[dict[str, Any]]:
+    """The events of a run directory in their order; what a kill left of a line is passed over."""
+    path = directory / FILE
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            try:
+                yield loads(line)
+            except JSONDecodeError:
+                continue

@@ -11,11 +11,11 @@ from chain import END, FIRST, PADDING, SEPARATOR, WORDS, pairs, speaker, task
 from engine_fixture import engine, trial
 from injection import MARGIN, TRAIN, VALIDATION, looked_at, only, run, trained
 from loratune.analysis.diagnose import higher_rate_was_worse, of_seeds, of_trial
-from loratune.analysis.subject import Subject
 from loratune.data.table import TokenTable
 from loratune.model.base import BaseModel
 from loratune.values import TrialResult, TrialState
 from loratune.values.analysis import Diagnosis, Sign
+from subjects import subject_of
 
 Pair = tuple[list[int], list[bool]]
 
@@ -97,7 +97,7 @@ def test_scattered_overflow_is_not_blamed_on_the_rows() -> None:
     losses[[3, 11, 18, 21]] = np.nan
     told = only(
         of_trial(
-            Subject.of(packs),
+            subject_of(packs),
             replace(result, step_nll=losses),
             before=1.6,
             margin=1.0,
@@ -219,7 +219,7 @@ def test_undertraining_where_a_higher_rate_was_worse_asks_for_epochs() -> None:
     assert higher_rate_was_worse(results[0], results)
     assert not higher_rate_was_worse(results[1], results)
     before = packs.evaluate([None], packs.validation)[0].nll
-    found = of_trial(Subject.of(packs), results[0], before=before, margin=MARGIN, higher_rate_is_worse=True)
+    found = of_trial(subject_of(packs), results[0], before=before, margin=MARGIN, higher_rate_is_worse=True)
     assert only(found, Sign.UNDERTRAINED).remedy == "Train for more epochs."
 
 

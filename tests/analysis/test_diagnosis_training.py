@@ -16,7 +16,6 @@ from engine_fixture import engine, trial
 from injection import looked_at, only, pack_engine, run, trained
 from loratune.analysis.diagnose import of_run, of_trial
 from loratune.analysis.signs import leaps
-from loratune.analysis.subject import Subject
 from loratune.data.table import TokenTable
 from loratune.engine.slot import schedule
 from loratune.lora.layout import Adapter
@@ -28,6 +27,7 @@ from loratune.study.record import Study
 from loratune.tuning.final import FOLDER, FinalRunner
 from loratune.values.analysis import Sign
 from loratune.values.events import Event, StageBegan
+from subjects import subject_of
 
 FAULTY = 17
 """The row that holds the token with the fault."""
@@ -127,7 +127,7 @@ def test_gradients_that_leap_anywhere_ask_for_a_gentler_rate() -> None:
     norms[[40, 50, 60]] *= 30
     changed = replace(result, gradient_norms=norms)
     before = packs.evaluate([None], packs.validation)[0].nll
-    told = only(of_trial(Subject.of(packs), changed, before=before, margin=0.005), Sign.LEAPS)
+    told = only(of_trial(subject_of(packs), changed, before=before, margin=0.005), Sign.LEAPS)
     assert "training row" not in told.finding
     assert told.remedy.startswith("Halve the learning rate to 0.004")
 
@@ -173,7 +173,7 @@ def test_where_a_higher_rate_was_worse_the_matrices_are_not_asked_for_a_higher_o
     result, adapter = trained(packs, trial(0, learning_rate=1e-6, batch_size=8))
     told = [
         of_trial(
-            Subject.of(packs),
+            subject_of(packs),
             result,
             before=1.6,
             margin=1.0,
@@ -239,7 +239,7 @@ def test_a_final_run_that_broke_down_is_repeated_at_half_the_rate_and_both_are_t
             test=test,
             options=RunnerOptions(folder=study.directory / FOLDER, tell=events.append),
         ),
-        subject=Subject.of(packs, test),
+        subject=subject_of(packs, test),
         study=study,
         patience=3,
         tell=events.append,
@@ -258,7 +258,7 @@ def test_a_final_run_that_broke_down_is_repeated_at_half_the_rate_and_both_are_t
     assert f"it was repeated at half the learning rate, {learning_rate / 2:.3g}" in final.notes[0]
     told = [
         each
-        for each in of_run(Subject.of(packs), runner.runner, final, results, margin=0.005)
+        for each in of_run(subject_of(packs), runner.runner, final, results, margin=0.005)
         if each.done.startswith("It was rep")
     ]
     assert {each.sign for each in told} == {Sign.UNSTABLE}

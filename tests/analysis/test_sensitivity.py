@@ -14,7 +14,6 @@ from engine_fixture import engine, tiny_llama
 from loratune.analysis import sensitivity as run
 from loratune.analysis.effects import contrast, coordinates, range_interval
 from loratune.analysis.sensitivity import sensitivity
-from loratune.analysis.subject import Subject
 from loratune.costs.memory import MemoryEstimate
 from loratune.engine.selfcheck import random_table
 from loratune.maths.noninferiority import Comparison, compare_means, pool_seed_noise
@@ -32,6 +31,7 @@ from loratune.values import (
 )
 from loratune.values.analysis import Impact, Sensitivity
 from simulated import read_table
+from subjects import subject_of
 
 BANKING = Path(__file__).parents[3] / "shared" / "data" / "grid_banking77.csv"
 RANKS, RATES = (2, 4, 8, 16, 32), (1e-4, 3e-4, 1e-3, 3e-3)
@@ -75,7 +75,7 @@ def table(loss: Callable[[int, float], float], seeds: int = 2, noise: float = 0.
 def found(results: list[TrialResult], chosen: HyperParameters = CHOSEN) -> Sensitivity:
     base = tiny_llama()
     subject = engine(replace(base, profile=replace(base.profile, parameters=100_000)), random_table(97))
-    return sensitivity(chosen, results, Subject.of(subject), PerRank())  # type: ignore[arg-type]
+    return sensitivity(chosen, results, subject_of(subject), PerRank())  # type: ignore[arg-type]
 
 
 def shares(results: list[TrialResult]) -> dict[str, float]:

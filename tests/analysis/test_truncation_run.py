@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from engine_fixture import VOCABULARY, engine, tiny_llama, trial
-from loratune.analysis.subject import Subject
 from loratune.analysis.truncation import FEWEST_HEALING_STEPS, TruncationRun
 from loratune.costs.readings import FEWEST_ROWS, affordable_rows, cut_ranks
 from loratune.data.table import TokenTable
@@ -34,6 +33,7 @@ from loratune.values import (
     Truncation,
     Wishes,
 )
+from subjects import subject_of
 
 PLANTED = 4
 SUBJECT = trial(r=16, lora_alpha=32)
@@ -107,7 +107,7 @@ def measured(
         save_adapter(adapter, Path(folder) / "whole", packs.base.model)
         file = AdapterFile(folder=Path(folder) / "whole", hyper_parameters=adapter.hyper_parameters)
         runner = LocalRunner(engine=packs)
-        run = TruncationRun(runner=runner, subject=Subject.of(packs), context=context)
+        run = TruncationRun(runner=runner, subject=subject_of(packs), context=context)
         return run.measure(result, file, heal=heal)
 
 

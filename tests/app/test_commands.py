@@ -104,8 +104,9 @@ def test_a_hyper_parameter_out_of_range_names_an_option_that_exists(field: str, 
     good = {"r": 8, "lora_alpha": 16.0, "learning_rate": 1e-3, "batch_size": 8}
     with pytest.raises(HyperParameterError, match=f"^{field} must be ") as refused:
         HyperParameters(**good | {field: value})
-    flag = str(refused.value).rpartition("change --")[2].rstrip(".")
+    flag, _, works = str(refused.value).rpartition("give e.g. --")[2].rstrip(".").partition(" ")
     assert flag in options_of_command("train")
+    HyperParameters(**good | {field: (works,) if field == "target_modules" else float(works)})
 
 
 @pytest.mark.parametrize("flag", ["--ranks", "--learning-rates", "--batch-sizes", "--target-modules"])

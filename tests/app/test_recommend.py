@@ -140,7 +140,7 @@ SURVEY = Survey(
         examples=(("<script>alert(1)</script>", "its twin"),),
     ),
     base_loss=BaseLoss(nll=2.0, low=1.8, high=2.2, rows=64, supervised_tokens=640, total=2000 * log(2)),
-    warnings=("3 of 30 test rows almost stand in training",),
+    warnings=("3 of 30 test rows are nearly in the training rows too",),
 )  # fmt: skip
 
 
@@ -172,7 +172,7 @@ def test_the_report_shows_the_survey_and_escapes_the_rows() -> None:
     )
     section = page[page.index('<section id="data">') :].partition("</section>")[0]
     assert "Kind of task: extraction" in section
-    assert "3 of 30 test rows almost stand in training" in section
+    assert "3 of 30 test rows are nearly in the training rows too" in section
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in section
     assert "<script>alert(1)" not in page
     assert "<meter" in section

@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from engine_fixture import REFERENCE
 from families import EXPERTS, FAMILIES
 from live_bytes import LiveBytes
 from loratune.costs.activations import evaluation_bytes
 from loratune.costs.execution import ON_CPU, ON_CPU_PADDED
-from loratune.engine.machinery import REFERENCE
 from loratune.engine.pack import PackEngine
 from loratune.model.base import BaseModel
 from loratune.model.profile import profile_of

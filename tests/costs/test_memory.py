@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from engine_fixture import initial_adapter
 from families import EXPERTS, FAMILIES, random_model
 from loratune.costs.correction import UNCORRECTED, Correction, Peak, corrected, fit_correction
 from loratune.costs.execution import NF4_BYTES, ON_CPU, ON_CPU_PADDED, ON_CUDA
@@ -22,7 +23,7 @@ from loratune.costs.memory import (
 from loratune.costs.packing import Admission
 from loratune.costs.planner import LivePack, Planner
 from loratune.costs.step_time import StepTime
-from loratune.lora.layout import find_targets, initial_adapter
+from loratune.lora.layout import find_targets
 from loratune.lora.packed import PackedAdapters
 from loratune.lora.segments import PackMember, Segment
 from loratune.model.profile import profile_of

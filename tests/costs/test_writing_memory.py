@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine_fixture import frozen
+from engine_fixture import REFERENCE, frozen
 from families import random_model
 from live_bytes import LiveBytes
 from loratune.costs.activations import evaluation_bytes
@@ -11,7 +11,6 @@ from loratune.costs.execution import ON_CPU_PADDED
 from loratune.costs.generation import Generation, cached_bytes, cached_tokens, writing_bytes
 from loratune.costs.limits import Limits
 from loratune.data.table import TokenTable
-from loratune.engine.machinery import REFERENCE
 from loratune.engine.pack import PackEngine
 from loratune.model.profile import profile_of
 from memory_fixture import base

@@ -191,7 +191,7 @@ def test_turns_of_weight_zero_are_given_but_not_learnt() -> None:
         [(whole, learned)], notes = read([row, row], template)[0][:1], read([row, row], template)[1]
         assert "WRONG" in whole
         assert learned.strip() == f"right{END}"
-        assert notes == ("2 of 4 assistant's turns have weight 0: they are given, not learnt.",)
+        assert notes == ("2 of 4 assistant's turns have weight 0: they are read, but not learnt.",)
     assert "must have a weight of 0 or 1, got 0.5" in refused({"messages": [user(), assistant(weight=0.5)]})
     assert "got weight 0 for all" in refused({"messages": [user(), assistant(weight=0)]})
 

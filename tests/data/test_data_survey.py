@@ -144,7 +144,7 @@ def test_a_leak_is_told_with_its_rows_and_clean_data_without_a_warning(tmp_path:
     assert found.near_duplicates is not None
     assert {name: count for name, _, count in found.near_duplicates.leaks}["test"] > 60
     (warning,) = found.warnings
-    assert "test rows almost stand in training" in warning
+    assert "test rows are nearly in the training rows too" in warning
     for row, twin in found.near_duplicates.examples:
         assert row.replace("!", "") == twin
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine_fixture import engine, labelled_table, tiny_llama, trial
+from engine_fixture import REFERENCE, engine, labelled_table, tiny_llama, trial
 from loratune.costs.measuring import forward_rate, measure_step
 from loratune.data.batches import MicroBatch
 from loratune.data.table import TokenTable
@@ -17,7 +17,7 @@ from loratune.engine.body import compiled
 from loratune.engine.evaluate import Evaluation
 from loratune.engine.live import EarlyStopping
 from loratune.engine.loop import PackProgress
-from loratune.engine.machinery import REFERENCE, Paths
+from loratune.engine.machinery import Paths
 from loratune.engine.pack import PackEngine
 from loratune.engine.portions import Cuts
 from loratune.engine.selfcheck import random_table

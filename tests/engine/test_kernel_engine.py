@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from engine_fixture import engine, labelled_table, tiny_llama, trial
+from engine_fixture import REFERENCE, engine, labelled_table, tiny_llama, trial
 from kernel_device import DEVICE
 from loratune.engine import body
-from loratune.engine.machinery import REFERENCE, Paths
+from loratune.engine.machinery import Paths
 from loratune.kernels.launch import KernelPath
 from loratune.lora.layout import Adapter
 from loratune.model.base import BaseModel

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from engine_fixture import trial
-from loratune.engine.machinery import REFERENCE, choose_paths
+from engine_fixture import REFERENCE, trial
+from loratune.engine.machinery import choose_paths
 from loratune.engine.pack import PackEngine
 from loratune.engine.selfcheck import random_table, selfcheck
 from loratune.model.base import BaseModel

@@ -8,9 +8,8 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from classifier_fixture import CLASSES, PAD, classes_table, classifiers, trained
-from engine_fixture import engine, frozen, tiny_family, tiny_llama, trial
+from engine_fixture import REFERENCE, engine, frozen, tiny_family, tiny_llama, trial
 from live_bytes import LiveBytes
-from loratune.engine.machinery import REFERENCE
 from loratune.engine.memory import Place, Shortage
 from loratune.engine.recompute import why_not
 from loratune.engine.selfcheck import mixed_trials, random_table

@@ -4,8 +4,8 @@ import pytest
 import torch
 from peft import get_peft_model
 
-from engine_fixture import tiny_family
-from loratune.lora.layout import find_targets, initial_adapter, initial_adapters
+from engine_fixture import initial_adapter, tiny_family
+from loratune.lora.layout import find_targets, initial_adapters
 from loratune.lora.peft_io import lora_config
 from loratune.values import ALL_LINEAR, HyperParameters
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from engine_fixture import tiny_llama, trial
+from engine_fixture import initial_adapter, tiny_llama, trial
 from loratune.engine.slot import optimiser
 from loratune.errors import ModelError
-from loratune.lora.layout import find_targets, initial_adapter
+from loratune.lora.layout import find_targets
 from loratune.lora.packed import PackedAdapters
 from loratune.lora.segments import PackMember, Segment
 

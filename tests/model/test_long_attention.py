@@ -8,7 +8,7 @@ import torch
 
 from live_bytes import LiveBytes
 from loratune.model import long_attention, rows
-from loratune.model.long_attention import Cudnn, Flash, Line, agrees
+from loratune.model.long_attention import Cudnn, Flash, PackedRows, agrees
 
 HEADS, FEATURES = 2, 16
 ENDS = [0, 300, 1324, 1400]
@@ -40,7 +40,7 @@ def drawn() -> list[torch.Tensor]:
 def test_rows_of_any_lengths_are_attended_alone() -> None:
     """Two rows of 300 and 1,024 tokens, the first filled up to 512, and 76 tokens that fill the line up."""
     query, key, value, grad = drawn()
-    line = Line(np.array(ENDS), 2)
+    line = PackedRows(np.array(ENDS), 2)
     out, sums = Cudnn().forward(query, key, value, 0.25, line)
     found = Cudnn().backward(grad, (query, key, value, out, sums), 0.25, line)
     own = [each.clone().requires_grad_() for each in (query, key, value)]
@@ -68,7 +68,7 @@ def test_rows_of_any_lengths_are_attended_alone() -> None:
     ],
 )
 def test_which_kernels_are_taken(features: int, edges: list[int], rows: int, kind: type) -> None:
-    assert type(long_attention._wished(features, Line(np.array(edges), rows))) is kind
+    assert type(long_attention._wished(features, PackedRows(np.array(edges), rows))) is kind
 
 
 def test_kernels_that_differ_or_fail_are_not_taken() -> None:

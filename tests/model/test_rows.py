@@ -5,11 +5,11 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from engine_fixture import tiny_llama
+from engine_fixture import REFERENCE, tiny_llama
 from families import FAMILIES, random_model
 from loratune.data.batches import collate, collate_flat, fill
 from loratune.engine.body import FlatRows
-from loratune.engine.machinery import REFERENCE, Paths
+from loratune.engine.machinery import Paths
 from loratune.engine.selfcheck import random_table, selfcheck
 from loratune.errors import ModelError
 from loratune.kernels.launch import KernelPath

@@ -11,8 +11,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedModel
 
 from classifier_fixture import CLASSES, PAD, alone, classes_table, classifiers, loss_of, relative, trained
-from engine_fixture import VOCABULARY, frozen, tiny_llama, trial
-from loratune.engine.machinery import REFERENCE
+from engine_fixture import REFERENCE, VOCABULARY, frozen, tiny_llama, trial
 from loratune.errors import ModelError
 from loratune.lora.peft_io import load_adapter, save_adapter
 from loratune.model.base import BaseModel

@@ -17,9 +17,8 @@ from peft import PeftModel
 from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification
 
 from classifier_fixture import CLASSES, PAD, alone, classes_table, classifiers, loss_of, relative, trained
-from engine_fixture import VOCABULARY, frozen, trial
+from engine_fixture import REFERENCE, VOCABULARY, frozen, trial
 from loratune.data.table import TokenTable
-from loratune.engine.machinery import REFERENCE
 from loratune.errors import ModelError
 from loratune.lora.peft_io import load_adapter, save_adapter
 from loratune.maths.targets import NEW_WEIGHTS

@@ -11,9 +11,8 @@ import torch
 from torch.nn.functional import cross_entropy, log_softmax, softplus
 from transformers import PreTrainedModel
 
-from engine_fixture import VOCABULARY, engine, tiny_llama, trial
+from engine_fixture import REFERENCE, VOCABULARY, engine, tiny_llama, trial
 from loratune.data.table import TokenTable
-from loratune.engine.machinery import REFERENCE
 from loratune.engine.portions import Cuts
 from loratune.objectives.causal import Causal
 from loratune.objectives.objective import Objective, Supervised

@@ -47,7 +47,8 @@ def comparisons(tree: ast.AST) -> Iterator[int]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare):
             sides = (node.left, *node.comparators)
-            if any(map(named, sides)) and any(map(asked_of_a_task, sides)):
+            constant = any(named(side) and not isinstance(side, ast.Constant) for side in sides)
+            if constant or (any(map(named, sides)) and any(map(asked_of_a_task, sides))):
                 yield node.lineno
         elif isinstance(node, ast.MatchValue) and named(node.value):
             yield node.lineno
@@ -87,6 +88,7 @@ def test_no_other_file_knows_which_objective_it_is() -> None:
     [
         "if options.task == CLASSIFICATION: pass",
         "x = spec.objective != tasks.CAUSAL.objective",
+        'x = given.get("task") == PREFERENCE',
         'x = task in ("causal", "preference")',
         'x = "dpo" == learns',
         "isinstance(evaluator.objective, Causal)",

@@ -10,9 +10,8 @@ from peft import get_peft_model
 from torch.nn.functional import log_softmax, logsigmoid
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
-from engine_fixture import engine, tiny_llama, trial
+from engine_fixture import REFERENCE, engine, tiny_llama, trial
 from loratune.data.table import TokenTable
-from loratune.engine.machinery import REFERENCE
 from loratune.engine.slot import MAX_GRADIENT_NORM, warmup_steps
 from loratune.errors import ModelError
 from loratune.lora.peft_io import lora_config

@@ -60,7 +60,9 @@ def test_states_are_in_the_document() -> None:
     (told,) = result_values(facts)["evidence"]
     assert told["holds"] is None
     assert told["state"] == "cannot tell"
-    assert sureness(facts) == "1 claim tested: 1 cannot tell; the search had nothing more to ask."
+    assert (
+        sureness(facts) == "1 claim tested: 1 cannot tell; the search ended with all its questions answered."
+    )
 
 
 def test_rows_right_in_words() -> None:

@@ -281,7 +281,7 @@ def test_sentences_carry_the_figures_numbers() -> None:
                     stages=(), dropped=("Alpha stays at 2r, to fit the budget.", "One seed less.")
                 )
             },
-            "Not run; why stands under what the budget left out.",
+            "Not run; the reason is given under what the budget left out.",
         ),
         (
             {"plan": SearchPlan(stages=(PlannedStage(name="alpha", question="?", trials=3, cost=3.0),))},
@@ -315,4 +315,6 @@ def test_a_beta_that_the_budget_left_out() -> None:
     stages = (PlannedStage(name="beta", question="?", trials=0, cost=0.0),)
     plan = SearchPlan(stages=stages, dropped=("For the budget of 12 full runs: beta is not searched.",))
     facts = make_facts(results=SEEDED, plan=plan)
-    assert takeaways.missing(facts, Stage.BETA) == "Not run; why stands under what the budget left out."
+    assert (
+        takeaways.missing(facts, Stage.BETA) == "Not run; the reason is given under what the budget left out."
+    )

@@ -149,7 +149,7 @@ def test_missing_stages_say_why() -> None:
     assert page.sections == SECTIONS
     assert page.plots == {"rank": 1, "metric": 1, "gap": 1, "curves": 1, "cost": 2}
     assert "No learning rate was tried at three ranks or more." in page.words
-    assert "Not run; why stands under what the budget left out." in page.words
+    assert "Not run; the reason is given under what the budget left out." in page.words
     assert "Not part of this plan of the strategy “evidence”." in page.words
     assert "The budget's clock ended before all stages" in page.words
 

@@ -182,7 +182,7 @@ def test_undecided_in_words_that_help() -> None:
 
 def test_a_rank_that_stands_out_is_named() -> None:
     found = answer(*RANKS, comparisons=((8, UNDECIDED),), outliers=frozenset({8}))
-    assert told(found, "is left out").claim.startswith("Rank 8 is left out of what is said of ranks")
+    assert told(found, "is left out").claim.startswith("Rank 8 is left out of the claims about ranks")
 
 
 def test_a_power_law_that_expects_nothing_is_not_told() -> None:

@@ -8,8 +8,9 @@ from json import loads
 from pathlib import Path
 
 from loratune.reporting.subscribers import JsonLines
-from loratune.study.events import FILE, EventLog, read_events
+from loratune.study.events import FILE, EventLog
 from loratune.values.events import Note, Progress
+from study_fixture import read_events
 
 STEP = Progress(trials=(), steps=1, tokens=1, seconds=0.1, occupancy=1.0)
 

@@ -8,7 +8,6 @@ import torch
 
 from engine_fixture import engine, tiny_llama, trial
 from loratune.analysis.final import Final
-from loratune.analysis.subject import Subject
 from loratune.costs.readings import plan_evaluations
 from loratune.engine.pack import PackEngine
 from loratune.engine.selfcheck import random_table
@@ -18,6 +17,7 @@ from loratune.study.record import Study
 from loratune.tuning.final import FOLDER, FinalRunner, best_seed
 from loratune.values import Trial, TrialResult
 from loratune.values.events import Event, PhaseBegan, Progress, StageBegan, TrialEnded
+from subjects import subject_of
 
 TRAIN, VALIDATION, TEST = (random_table(97, rows=rows, seed=seed) for seed, rows in enumerate((480, 100, 20)))
 CHOSEN = trial(batch_size=48, epochs=2.5).hyper_parameters
@@ -38,7 +38,7 @@ class Run:
                 test=TEST,
                 options=RunnerOptions(folder=folder / FOLDER, tell=self.events.append),
             ),
-            subject=Subject.of(subject, TEST),
+            subject=subject_of(subject, TEST),
             study=study,
             patience=3,
             tell=self.events.append,

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from engine_fixture import engine, tiny_llama, trial
-from loratune.analysis.subject import Subject
 from loratune.data.table import TokenTable
 from loratune.engine.evaluate import Evaluation
 from loratune.engine.pack import PackEngine
@@ -21,6 +20,7 @@ from loratune.study.record import Study
 from loratune.tuning.finalists import FinalistRound
 from loratune.values import Decision, Stage, Trial, TrialResult
 from loratune.values.events import discard
+from subjects import subject_of
 from tiny import byte_tokenizer
 
 ROWS = 40
@@ -84,7 +84,7 @@ def examined(
     runner = Planted(writing.validation, planted)
     study = Study.open(folder, storage=None, resume=False, fingerprint={})
     compared = FinalistRound(
-        runner=runner, subject=Subject.of(writing), study=study, margin=1.0, tell=discard
+        runner=runner, subject=subject_of(writing), study=study, margin=1.0, tell=discard
     )
     decision = Decision(hyper_parameters=files[chosen][0].trial.hyper_parameters)
     return compared.examine(decision, files), runner, compared
@@ -136,7 +136,7 @@ def test_a_setting_that_was_not_kept(writing: PackEngine, tmp_path: Path) -> Non
     study = Study.open(tmp_path, storage=None, resume=False, fingerprint={})
     runner = Planted(writing.validation, planted)
     compared = FinalistRound(
-        runner=runner, subject=Subject.of(writing), study=study, margin=1.0, tell=discard
+        runner=runner, subject=subject_of(writing), study=study, margin=1.0, tell=discard
     )
     decision = Decision(hyper_parameters=replace(files[0][0].trial.hyper_parameters, r=64))
     found = compared.examine(decision, files)

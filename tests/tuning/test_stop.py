@@ -10,11 +10,11 @@ from loratune.app.tune import CLOCK_CUT, run_tune
 from loratune.costs import measuring
 from loratune.errors import InputError
 from loratune.files.lock import ask_to_stop, is_asked_to_stop
-from loratune.study.events import read_events
 from loratune.study.record import Study
 from loratune.tuning.options import TuneOptions
 from loratune.values import Stage
 from loratune.values.events import Event, TrialEnded
+from study_fixture import read_events
 from tiny import animal_rows, save_tiny_model, write_jsonl
 
 

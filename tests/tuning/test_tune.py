@@ -25,7 +25,6 @@ from loratune.costs import measuring
 from loratune.errors import OutputError
 from loratune.reporting.result import TuneResult
 from loratune.runners.local import LocalRunner
-from loratune.study.events import read_events
 from loratune.study.record import Study
 from loratune.tuning.configuration import read_options
 from loratune.tuning.options import TuneOptions
@@ -33,6 +32,7 @@ from loratune.tuning.timeline import PARTS
 from loratune.tuning.workbench import open_workbench
 from loratune.values import Stage
 from loratune.values.events import Event, Phase, TrialEnded
+from study_fixture import read_events
 from tiny import animal_rows, save_tiny_model, write_jsonl
 
 WISHES: dict[str, Any] = {

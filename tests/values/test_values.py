@@ -81,6 +81,6 @@ def test_a_variant_in_documents_and_keys() -> None:
 
 def test_a_ratio_below_one_is_refused() -> None:
     with pytest.raises(
-        HyperParameterError, match=r"at least 1, such as 16, got 0\.5; change --loraplus-lr-ratio"
+        HyperParameterError, match=r"at least 1, such as 16, got 0\.5; give e.g. --loraplus-lr-ratio 16"
     ):
         HyperParameters(r=4, lora_alpha=8, learning_rate=1e-3, batch_size=8, loraplus_lr_ratio=0.5)

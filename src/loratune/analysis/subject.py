@@ -1,12 +1,10 @@
 """What is known of a study's rows and base model without a device; what needs one is a job of a runner."""
 
 from dataclasses import dataclass
-from typing import Self
 
 from loratune.data.batches import Rows, TrialBatches, batches_of, sampled_rows
 from loratune.data.table import TokenTable
 from loratune.engine.evaluate import Evaluation
-from loratune.engine.pack import PackEngine
 from loratune.engine.scoring import Scoring
 from loratune.lora.spectrum import Strengths
 from loratune.runners.runner import (
@@ -40,21 +38,6 @@ class Subject:
     """Rows that belong together."""
     on_cpu: bool = True
     """Whether trials are trained there."""
-
-    @classmethod
-    def of(cls, engine: PackEngine, test: TokenTable | None = None) -> Self:
-        """What an engine is about."""
-        return cls(
-            train=engine.train,
-            validation=engine.validation,
-            scoring=engine.scoring,
-            profile=engine.base.profile,
-            labelled=engine.label_tokens is not None,
-            seed=engine.study_seed,
-            test=test,
-            group=engine.group,
-            on_cpu=engine.base.device.type == "cpu",
-        )
 
     @property
     def classifies(self) -> bool:

@@ -136,7 +136,7 @@ def _of_columns(seen: Overview) -> str:
     if seen.guessed:
         return "The columns' names do not say what is what: guessed by their values. Change what is wrong."
     if any(setting.stands for setting in _columns(seen)):
-        return "As named."
+        return "As the columns are named."
     return "Read so by the columns' names. To read them otherwise:"
 
 
@@ -157,7 +157,7 @@ def _search(found: Start) -> Iterator[Part]:
     labelled = "; accuracy and f1 too, as there are labels" if found.seen.labels else ""
     yield (
         [
-            "What decides: nll, which tells most of few rows, perplexity or exact_match"
+            "What decides: nll, which separates models best on few rows, perplexity or exact_match"
             f"{labelled}; or a function of yours, package.module:function.",
         ],
         [Setting("metric", "nll")],

@@ -314,10 +314,10 @@ def _limits_lines(answer: MemoryAnswer) -> list[str]:
         if limit
     ]
     if not fitting:
-        return ["Not even one row at rank 1 fits with all else as asked."]
+        return ["Not even one row at rank 1 fits with the other options as given."]
     return [
-        f"Counted is what is needed on a {'GPU' if answer.device == 'cuda' else 'CPU'}: micro-batches of one row, "
+        f"The figures are what is needed on a {'GPU' if answer.device == 'cuda' else 'CPU'}: micro-batches of one row, "
         f"{count(answer.micro_batch_tokens)} tokens. More memory is used for larger ones, which are faster.",
-        "What fits with room to spare, each with all else as asked and micro-batches as small as one row: "
+        "What fits with room to spare, each with the other options as given and micro-batches as small as one row: "
         f"{'; '.join(fitting)}.",
     ]

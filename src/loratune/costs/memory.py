@@ -73,11 +73,6 @@ class MemoryEstimate:
         return self.activations + self.logits + self.backward + self.allocator
 
     @property
-    def allocated(self) -> int:
-        """Bytes of tensors: what `torch.cuda.max_memory_allocated` counts."""
-        return self.steady + self.activations + self.logits + self.backward + self.workspace
-
-    @property
     def total(self) -> int:
         return sum(self.parts.values())
 

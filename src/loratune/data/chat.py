@@ -46,7 +46,7 @@ class Tokenizer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Manner:
+class MessageStyle:
     """How messages are rewritten for a template that does not accept transformers' usual form."""
 
     text_arguments: bool = False
@@ -73,7 +73,7 @@ class Manner:
         return put
 
 
-_MANNERS = tuple(Manner(*flags) for flags in sorted(product((False, True), repeat=4), key=sum))
+_MANNERS = tuple(MessageStyle(*flags) for flags in sorted(product((False, True), repeat=4), key=sum))
 
 
 def _with_text_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,7 +133,7 @@ class Messages:
         # The rendered text may hold today's date: the messages themselves are the identity.
         return Example(segments, conversation.identity, row.place, begins=not self.has_template)
 
-    def _manner(self, conversation: Conversation, place: str) -> Manner:
+    def _manner(self, conversation: Conversation, place: str) -> MessageStyle:
         """The first manner in which the template shows everything that must not be lost.
 
         Raises `DataError` where there is none.
@@ -161,7 +161,7 @@ class Messages:
             )  # what is lost says more than what a template raised
         raise refusals[0]
 
-    def _hidden(self, conversation: Conversation, manner: Manner, place: str) -> tuple[list[Part], str]:
+    def _hidden(self, conversation: Conversation, manner: MessageStyle, place: str) -> tuple[list[Part], str]:
         def render(messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> str:
             return self._render([manner.put(message) for message in messages], tools, place)
 
@@ -190,7 +190,7 @@ class Messages:
             ) from None
         return str(text)
 
-    def _templated(self, conversation: Conversation, manner: Manner, place: str) -> tuple[Segment, ...]:
+    def _templated(self, conversation: Conversation, manner: MessageStyle, place: str) -> tuple[Segment, ...]:
         messages = [manner.put(message) for message in conversation.messages]
         tools = conversation.tools
         whole = self._render(messages, tools, place)
@@ -243,7 +243,7 @@ class Messages:
 
 
 def _lost(
-    hidden: Sequence[Part], text: str, conversation: Conversation, manner: Manner, template: str
+    hidden: Sequence[Part], text: str, conversation: Conversation, manner: MessageStyle, template: str
 ) -> str | None:
     """What must not be lost and is, in words; None where nothing is."""
     who = f"the tokenizer's {template} does" if template else "without a chat template, plain lines do"

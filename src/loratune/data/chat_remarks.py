@@ -76,7 +76,7 @@ class ChatRemarks:
         """One for each kind of thing that happened."""
         turns = f"of {self.turns} assistant's turns"
         counted = (
-            (self.weightless, f"{{}} {turns} have weight 0: they are given, not learnt."),
+            (self.weightless, f"{{}} {turns} have weight 0: they are read, but not learnt."),
             (
                 self.thinking,
                 f"The chat template leaves out the thinking of {{}} {turns}: it is neither given nor learnt.",

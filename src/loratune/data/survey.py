@@ -188,7 +188,7 @@ def _padded(tokens: np.ndarray, learned: np.ndarray) -> bool:
 
 def _leaks(leaks: Sequence[tuple[str, int, int]], threshold: float) -> list[str]:
     return [
-        f"{found} of {rows} {split} rows almost stand in training (they share {threshold:.0%} of their "
+        f"{found} of {rows} {split} rows are nearly in the training rows too (they share {threshold:.0%} of their "
         f"tokens or more): the {split} loss is too optimistic; split by source, or remove them"
         for split, rows, found in leaks
         if found > _TOLERATED_LEAKS * rows

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from loratune.data.batches import MicroBatch, to_device
 from loratune.engine.recompute import Recomputation, decoder_layers, recomputing
-from loratune.model.long_attention import Line
+from loratune.model.long_attention import PackedRows
 from loratune.model.rows import Bounds, bounds_of, flat, sees_ahead
 
 _FORMS = 64
@@ -81,7 +81,7 @@ class FlatRows(NamedTuple):
     places: torch.Tensor
     """[1, N] place of every token in its row."""
     bounds: Bounds
-    line: Line | None = None
+    line: PackedRows | None = None
     """The same for the host; None in a recording, which serves other rows too."""
 
     @classmethod
@@ -91,7 +91,7 @@ class FlatRows(NamedTuple):
             return None
         device = batch.tokens.device
         edges = batch.edges
-        line = Line(edges, len(batch.counts))
+        line = PackedRows(edges, len(batch.counts))
         return cls(to_device(batch.places[None], device), bounds_of(edges, device), line)
 
 

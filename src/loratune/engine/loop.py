@@ -83,7 +83,7 @@ class Work:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Callers:
+class Callbacks:
     """Callables that supply trials and observe them; see `PackEngine.results`."""
 
     next_trial: Callable[[], Trial | None]
@@ -97,7 +97,7 @@ class PackLoop:
     def __init__(
         self,
         work: Work,
-        callers: Callers,
+        callers: Callbacks,
         *,
         slots: int,
         early_stopping: EarlyStopping | None,

@@ -52,9 +52,6 @@ def choose_paths(base: BaseModel, *, longest: int, compiled: bool = True, dora: 
     return Paths(low_rank=low_rank, rows=rows, compiled=works)
 
 
-REFERENCE = Paths(low_rank=KernelPath(False, "asked for"), rows=FlatPath(False, "asked for"), compiled=False)
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Machinery:
     """Each part is made when it is first needed, and serves every engine that differs in its settings only."""

@@ -21,7 +21,7 @@ from loratune.engine.evaluate import Evaluation, Evaluator
 from loratune.engine.graphs import Graphs
 from loratune.engine.labels import LabelScorer, LabelTokens
 from loratune.engine.live import EarlyStopping
-from loratune.engine.loop import Callers, PackLoop, PackProgress, Work
+from loratune.engine.loop import Callbacks, PackLoop, PackProgress, Work
 from loratune.engine.machinery import Machinery, Machines, Paths
 from loratune.engine.memory import DoesNotFit, Failure, Place, Shortage, attempt, ignore, memory_errors
 from loratune.engine.portions import Cuts
@@ -308,7 +308,7 @@ class PackEngine:
         ended; no step is taken twice and results differ by rounding only. Raises `ResourceError` where a single
         trial does not fit; any exception, Ctrl-C included, leaves the model as it was.
         """
-        callers = Callers(next_trial=next_trial, on_progress=on_progress, should_stop=should_stop)
+        callers = Callbacks(next_trial=next_trial, on_progress=on_progress, should_stop=should_stop)
         with self.attached() as step:
             work = Work(
                 step=step,

@@ -90,7 +90,7 @@ def probe(engine: PackEngine, *, r: int, lora_alpha: float, seconds: float, seed
     not suffice.
     """
     started = monotonic()
-    walk = _walk(engine, r, lora_alpha, steps=_MOST_STEPS, seconds=_NOISE_SHARE * seconds, seed=seed)
+    walk = _accumulate(engine, r, lora_alpha, steps=_MOST_STEPS, seconds=_NOISE_SHARE * seconds, seed=seed)
     noise = _noise(walk.norms, seed) if walk is not None else None
     absorbed = _absorbed(engine, walk.lanes) if walk is not None and noise is not None else None
     left = seconds - (monotonic() - started)
@@ -99,7 +99,7 @@ def probe(engine: PackEngine, *, r: int, lora_alpha: float, seconds: float, seed
     return Probe(noise=noise, absorbed=absorbed, rate=test, seconds=round(monotonic() - started, 1))
 
 
-class _Lane(Slot):
+class _SmallBatch(Slot):
     """A small batch of a larger one: it keeps its gradient and leaves the step to the caller, who sums the lanes."""
 
     moves = False
@@ -126,23 +126,23 @@ def gradient_noise(
     steps = min(int(share * epochs * len(engine.train)), len(engine.train)) // (LANES * SMALL_ROWS)
     if steps < _FEWEST_ALONE:
         return None
-    path = _walk(engine, r, lora_alpha, steps=min(steps, _MOST_STEPS), seconds=inf, seed=seed)
+    path = _accumulate(engine, r, lora_alpha, steps=min(steps, _MOST_STEPS), seconds=inf, seed=seed)
     return _noise(path.norms, seed) if path is not None else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Walk:
+class _AccumulatedSteps:
     """Some accumulated steps of one adapter."""
 
-    lanes: Sequence[_Lane]
+    lanes: Sequence[_SmallBatch]
     norms: Sequence[tuple[float, float]]
     """Of each step as `_descend` gives them, up to the first that was not finite."""
     tokens_per_second: float
 
 
-def _walk(
+def _accumulate(
     engine: PackEngine, r: int, lora_alpha: float, *, steps: int, seconds: float, seed: int
-) -> _Walk | None:
+) -> _AccumulatedSteps | None:
     """Train one adapter by accumulated gradients, reading the norms of the parts and of the whole; None without rows.
 
     All lanes of a step are at the same weights, each with rows of its own. At least `_FEWEST_STEPS`, at most `steps`.
@@ -161,7 +161,7 @@ def _walk(
         if monotonic() - started > seconds and len(norms) >= _FEWEST_STEPS:
             break
     speed = sum(lane.trained_tokens for lane in lanes) / max(monotonic() - started, 1e-9)
-    return _Walk(lanes=lanes, norms=norms, tokens_per_second=speed)
+    return _AccumulatedSteps(lanes=lanes, norms=norms, tokens_per_second=speed)
 
 
 def _noise(norms: Sequence[tuple[float, float]], seed: int) -> NoiseScale | None:
@@ -172,13 +172,13 @@ def _noise(norms: Sequence[tuple[float, float]], seed: int) -> NoiseScale | None
     return noise_scale(small, large, small_rows=SMALL_ROWS, large_rows=SMALL_ROWS * LANES, seed=seed)
 
 
-def _lanes(engine: PackEngine, values: HyperParameters, rows: Rows, seed: int) -> list[_Lane]:
+def _lanes(engine: PackEngine, values: HyperParameters, rows: Rows, seed: int) -> list[_SmallBatch]:
     """One lane per line of `rows` [lanes, rows], all on one adapter."""
     trial = Trial(hyper_parameters=replace(values, batch_size=SMALL_ROWS, lora_dropout=0.0), seed=seed)
     adapter = engine.initial(trial)
     vocabulary = engine.base.profile.vocabulary
     return [
-        _Lane(
+        _SmallBatch(
             trial,
             adapter,
             TrialBatches(rows=own, batch_size=SMALL_ROWS, epochs=1, seed=seed),
@@ -189,7 +189,7 @@ def _lanes(engine: PackEngine, values: HyperParameters, rows: Rows, seed: int) -
 
 
 def _descend(
-    engine: PackEngine, lanes: Sequence[_Lane], values: HyperParameters, steps: int
+    engine: PackEngine, lanes: Sequence[_SmallBatch], values: HyperParameters, steps: int
 ) -> Iterator[tuple[float, float]]:
     """(mean squared norm of the lanes' gradients, squared norm of their mean) of each step, while finite."""
     weights = lanes[0].adapter.weights
@@ -212,7 +212,7 @@ def _descend(
             descent.step()
 
 
-def _absorbed(engine: PackEngine, lanes: Sequence[_Lane]) -> Absorbed:
+def _absorbed(engine: PackEngine, lanes: Sequence[_SmallBatch]) -> Absorbed:
     """What the base loses on the rows that the lanes read, minus what the lanes lost when they read them."""
     table = engine.train
     rows = np.concatenate([batch for lane in lanes for batch in lane.read])

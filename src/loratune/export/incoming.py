@@ -212,7 +212,7 @@ def _named(name: Any, information: Mapping[str, Any]) -> tuple[str | None, Mappi
     entry = information.get(names[0])
     if not isinstance(entry, Mapping):
         raise InputError(
-            f"dataset {names[0]!r} must stand in dataset_info.json beside its rows, which has "
+            f"dataset {names[0]!r} must be listed in dataset_info.json beside its rows, which has "
             f"{', '.join(map(str, information)) or 'no such file or names'}; give the rows with --data."
         )
     source = entry.get("file_name") or _hub(entry.get("hf_hub_url"), entry.get("subset"))

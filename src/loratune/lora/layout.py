@@ -144,23 +144,6 @@ class InitialHead(NamedTuple):
 NO_HEAD = InitialHead()
 
 
-def initial_adapter(
-    hyper_parameters: HyperParameters,
-    targets: Sequence[Target],
-    *,
-    seed: int,
-    base_dtype: torch.dtype,
-    device: torch.device,
-) -> Adapter:
-    """What `torch.manual_seed(seed); get_peft_model(model, config)` gives, as one flat vector on `device`.
-
-    PEFT moves the result to the base's type, hence A is rounded to bfloat16 under such a base, and then keeps
-    adapters of half-precision bases in float32.
-    """
-    wanted = [(hyper_parameters, targets, seed)]
-    return initial_adapters(wanted, base_dtype=base_dtype, device=device)[0]
-
-
 def initial_numbers(layout: AdapterLayout, seed: int) -> torch.Tensor:
     """[layout.size] float32 on the CPU, as PEFT draws them there; magnitudes and a head are left zero.
 
@@ -185,8 +168,11 @@ def initial_adapters(
     device: torch.device,
     head: InitialHead = NO_HEAD,
 ) -> list[Adapter]:
-    """`initial_adapter` for many (hyper-parameters, targets, seed), by as many threads as there are cores.
+    """What `torch.manual_seed(seed); get_peft_model(model, config)` gives, as flat vectors on `device`, for each of
+    many (hyper-parameters, targets, seed), by as many threads as there are cores.
 
+    PEFT moves the result to the base's type, hence A is rounded to bfloat16 under such a base, and then keeps
+    adapters of half-precision bases in float32.
     Those of one seed and shape, as in a ladder of learning rates, begin with the same numbers: these are drawn once.
     """
     keys = [

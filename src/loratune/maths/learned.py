@@ -19,8 +19,6 @@ from loratune.maths.laws import learning_rate_law, rank_law
 from loratune.maths.transfer import Belief, Calibration, Residual, Spread, believe, calibrate
 from loratune.values import Optimum, StudiedTask
 
-OPTIMUM_COLUMNS = ("dataset", "model", "rank", "lora_alpha", "batch_size", "learning_rate", "nll", "inside")
-
 
 def _rows(name: str) -> list[dict[str, str]]:
     text = (files("loratune.maths") / "tables" / name).read_text(encoding="utf-8")

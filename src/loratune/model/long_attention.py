@@ -32,7 +32,7 @@ Attended = tuple[torch.Tensor, torch.Tensor]
 Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-class Line(NamedTuple):
+class PackedRows(NamedTuple):
     """The rows of a line of tokens, as the host knows them."""
 
     edges: npt.NDArray[np.int64]
@@ -52,11 +52,11 @@ class Kernels(Protocol):
     def __hash__(self) -> int: ...
 
     def forward(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, line: Line
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, line: PackedRows
     ) -> Attended: ...
 
     def backward(
-        self, grad: torch.Tensor, kept: Sequence[torch.Tensor], scale: float, line: Line
+        self, grad: torch.Tensor, kept: Sequence[torch.Tensor], scale: float, line: PackedRows
     ) -> Gradients:
         """`kept`: query, key, value, output and logarithms."""
         ...
@@ -66,7 +66,7 @@ class Cudnn:
     """Rows that are all long, one after the other; what fills the line up gets zeros, which nobody reads."""
 
     def forward(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, line: Line
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, line: PackedRows
     ) -> Attended:
         out = query.new_zeros(query.shape)
         sums = query.new_zeros((query.shape[1], len(query)), dtype=torch.float32)
@@ -77,7 +77,7 @@ class Cudnn:
         return out, sums
 
     def backward(
-        self, grad: torch.Tensor, kept: Sequence[torch.Tensor], scale: float, line: Line
+        self, grad: torch.Tensor, kept: Sequence[torch.Tensor], scale: float, line: PackedRows
     ) -> Gradients:
         query, key, value, out, sums = kept
         found = query.new_zeros(query.shape), key.new_zeros(key.shape), value.new_zeros(value.shape)
@@ -126,7 +126,7 @@ class Flash:
     """Rows of any lengths."""
 
     def forward(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, line: Line
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, line: PackedRows
     ) -> Attended:
         q, k, v = (each if each.stride(-1) == 1 else each.contiguous() for each in (query, key, value))
         out, sums = torch.ops.aten._flash_attention_forward(
@@ -135,7 +135,7 @@ class Flash:
         return out.contiguous(), sums.reshape(q.shape[1], len(q)).contiguous()
 
     def backward(
-        self, grad: torch.Tensor, kept: Sequence[torch.Tensor], scale: float, line: Line
+        self, grad: torch.Tensor, kept: Sequence[torch.Tensor], scale: float, line: PackedRows
     ) -> Gradients:
         q, k, v, out, sums = (each.contiguous() for each in kept)
         state = torch.zeros(2, dtype=torch.uint64, device=q.device)
@@ -155,7 +155,7 @@ class Flash:
         return of_query, of_key, of_value
 
     def _where(
-        self, query: torch.Tensor, line: Line
+        self, query: torch.Tensor, line: PackedRows
     ) -> tuple[torch.Tensor, torch.Tensor, int, int, float, bool]:
         ends = torch.from_numpy(line.edges.astype(np.int32))
         ends = ends.pin_memory().to(query.device, non_blocking=True)
@@ -166,7 +166,7 @@ class Flash:
 _CUDNN, _FLASH = Cudnn(), Flash()
 
 
-def kernels_for(query: torch.Tensor, key: torch.Tensor, line: Line | None, ours: Kernels) -> Kernels:
+def kernels_for(query: torch.Tensor, key: torch.Tensor, line: PackedRows | None, ours: Kernels) -> Kernels:
     """The fastest for the rows of a line; ours where rows are not known, short, or nothing else is right here."""
     chosen = None if line is None or query.device.type != "cuda" else _wished(query.shape[-1], line)
     if chosen is None:
@@ -175,7 +175,7 @@ def kernels_for(query: torch.Tensor, key: torch.Tensor, line: Line | None, ours:
     return chosen if agrees(chosen, ours, heads, query.dtype, query.device) else ours
 
 
-def _wished(features: int, line: Line) -> Kernels | None:
+def _wished(features: int, line: PackedRows) -> Kernels | None:
     mean = line.edges[-1] / (len(line.edges) - 1)
     if features <= 128 and min(row.stop - row.start for row in line.places) >= _CUDNN_FROM:
         return _CUDNN
@@ -196,7 +196,7 @@ def agrees(
         return torch.randn(shape, generator=generator, device=device).to(dtype)
 
     query, key, value, grad = drawn(queries), drawn(groups), drawn(groups), drawn(queries)
-    line = Line(np.array([0, _CHECKED_TOKENS]), 1)
+    line = PackedRows(np.array([0, _CHECKED_TOKENS]), 1)
 
     def results(side: Kernels) -> list[torch.Tensor]:
         out, sums = side.forward(query, key, value, features**-0.5, line)

@@ -13,7 +13,7 @@ import torch
 from loratune.kernels import rows as kernels
 from loratune.kernels.launch import launch, much_shared_memory
 from loratune.model.kept_attention import keep, repeated
-from loratune.model.long_attention import Kernels, Line, kernels_for
+from loratune.model.long_attention import Kernels, PackedRows, kernels_for
 
 _LOG2_E = 1.4426950408889634
 _UNLIMITED = 2**30
@@ -41,10 +41,10 @@ _BACKWARD_QUERY_LARGE = _BACKWARD_QUERY | {
 }
 
 _bounds: torch.Tensor | None = None
-_line: Line | None = None
+_line: PackedRows | None = None
 
 
-def set_bounds(bounds: torch.Tensor | None, line: Line | None = None) -> None:
+def set_bounds(bounds: torch.Tensor | None, line: PackedRows | None = None) -> None:
     """Say where the rows of the line lie, [2, N] as `kernels.rows.attend` has it; for backward passes too.
 
     `line`: the same for the host, where what is launched may depend on it.
@@ -119,13 +119,13 @@ class _Ours:
     """The kernels of this file, on a line of one row: what others are compared with."""
 
     def forward(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, line: Line
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, line: PackedRows
     ) -> tuple[torch.Tensor, torch.Tensor]:
         with _whole(query):
             return _attend(query, key, value, scale, -1)
 
     def backward(
-        self, grad: torch.Tensor, kept: Sequence[torch.Tensor], scale: float, line: Line
+        self, grad: torch.Tensor, kept: Sequence[torch.Tensor], scale: float, line: PackedRows
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         query, key, value, out, exponents = kept
         with _whole(query):

@@ -19,7 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from loratune.kernels.launch import kernel_path
 from loratune.model.architecture import is_recurrent
-from loratune.model.long_attention import Line
+from loratune.model.long_attention import PackedRows
 from loratune.model.quiet import first_sentence
 
 NAME = "loratune_rows"
@@ -198,7 +198,7 @@ AttentionMaskInterface.register(_CHECKED, _window_of_mask)
 
 @contextmanager
 def flat(
-    model: PreTrainedModel, bounds: Bounds, name: str = NAME, line: Line | None = None
+    model: PreTrainedModel, bounds: Bounds, name: str = NAME, line: PackedRows | None = None
 ) -> Iterator[None]:
     """Forward and backward passes in this block are of one flat micro-batch; `line`: its rows, where the host knows."""
     global _bounds

@@ -14,7 +14,7 @@ from loratune.values.tasks import PREFERENCE
 
 def verdict(facts: RunFacts) -> list[str]:
     """Sentences, the most telling first: rows right where rows are right or wrong, else the loss per token."""
-    told = _told_metric(facts)
+    told = _shown_metric(facts)
     if told is None or _nothing_right(facts, told):
         return _losses(facts)
     split = "test" if told in facts.recommended.test else "validation"
@@ -41,7 +41,7 @@ def verdict(facts: RunFacts) -> list[str]:
     return [f"{first}.", on_validation]
 
 
-def _told_metric(facts: RunFacts) -> str | None:
+def _shown_metric(facts: RunFacts) -> str | None:
     """One that counts rows; macro-F1 and the user's own values do not."""
     counting = [metric.name for metric in BUILT_IN.values() if metric.info.counts_rows]
     names = dict.fromkeys((facts.metric, *reversed(counting)))  # labels before exact texts

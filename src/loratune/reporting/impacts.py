@@ -24,9 +24,7 @@ def impact_table(facts: RunFacts) -> ImpactTable:
     """Without rows where fewer than two values of anything were tried on all rows."""
     found = facts.sensitivity
     if found is None or not found.impacts:
-        reason = (
-            "No hyper-parameter was tried at two values on all rows, so nothing can be said of what mattered."
-        )
+        reason = "No hyper-parameter was tried at two values on all rows, so what mattered is not known."
         return ImpactTable(rows=(), takeaway=reason, basis="")
     return ImpactTable(
         rows=tuple(_row(each) for each in found.impacts), takeaway=_takeaway(found), basis=_basis(found)

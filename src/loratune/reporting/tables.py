@@ -79,7 +79,7 @@ def score_table(facts: RunFacts) -> tuple[list[str], list[tuple[str, list[str], 
     columns = [
         (split, info)
         for split in ("validation", "test")
-        for info in facts.told_metrics
+        for info in facts.shown_metrics
         if any(info.name in getattr(scores, split) for _, scores, _ in models)
     ]
     heads = [f"{split} {info.title}" for split, info in columns]

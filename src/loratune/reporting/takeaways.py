@@ -197,7 +197,7 @@ def missing(facts: RunFacts, stage: Stage) -> str:
     if planned_stage:
         return f"Not run: {planned_stage.answer.rstrip('.')}."
     if any(word in text.lower() for text in facts.plan.dropped for word in _WORDS.get(stage, ())):
-        return "Not run; why stands under what the budget left out."
+        return "Not run; the reason is given under what the budget left out."
     if any(planned.name == stage for planned in facts.plan.stages):
         return "Planned, but the search ended before it."
     return f"Not part of this plan of the strategy “{facts.strategy}”."

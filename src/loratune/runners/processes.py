@@ -33,18 +33,18 @@ from loratune.runners.queue import TrialQueue
 from loratune.runners.runner import Done, FinalJob, Job, More, TrialDone, TrialJob
 from loratune.runners.spec import EngineFacts, EngineSpec
 from loratune.runners.worker import (
-    Abandon,
     Do,
+    DropWork,
     Ended,
     ForgetPeak,
-    Give,
     Halt,
     Message,
+    NextTrial,
     Order,
     Search,
     Setting,
     Stopped,
-    Wants,
+    TrialWanted,
     serve,
 )
 from loratune.values import Trial
@@ -176,7 +176,7 @@ class WorkerPool:
         A worker that does not answer in time is killed and replaced.
         """
         for worker in workers:
-            self.send(worker, Abandon())
+            self.send(worker, DropWork())
         until = monotonic() + _PATIENCE
         for worker in workers:
             if not self._let_go(worker, until):
@@ -285,9 +285,9 @@ class ProcessRunner:
                 continue
             worker, message = received
             match message:
-                case Wants():
+                case TrialWanted():
                     trial = None if self.late else queue.next(worker)
-                    self.pool.send(worker, Give(trial=trial))
+                    self.pool.send(worker, NextTrial(trial=trial))
                 case Stopped():
                     queue.ended(message.trial, None)
                 case TrialDone():

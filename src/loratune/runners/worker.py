@@ -55,14 +55,14 @@ class ForgetPeak:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Give:
-    """Answer to `Wants`."""
+class NextTrial:
+    """Answer to `TrialWanted`."""
 
     trial: Trial | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Abandon:
+class DropWork:
     """Order: drop all work."""
 
 
@@ -72,7 +72,7 @@ class Halt:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Wants:
+class TrialWanted:
     """A slot is free."""
 
 
@@ -91,8 +91,8 @@ class Ended:
     """Most that the worker has held."""
 
 
-Order = Search | Do | Give | Abandon | Halt | ForgetPeak
-Message = EngineFacts | Wants | Stopped | Ended | Done | Event | Shortage | Exception
+Order = Search | Do | NextTrial | DropWork | Halt | ForgetPeak
+Message = EngineFacts | TrialWanted | Stopped | Ended | Done | Event | Shortage | Exception
 """The first says that the engine is there."""
 
 
@@ -142,7 +142,7 @@ class _Worker:
         self._line.send(engines.facts)
         while True:
             order = self._line.recv()
-            if isinstance(order, Abandon | Halt):  # of what has ended meanwhile
+            if isinstance(order, DropWork | Halt):  # of what has ended meanwhile
                 continue
             self.halted = False
             try:
@@ -159,7 +159,7 @@ class _Worker:
         """What comes unasked while an order is carried out."""
         if isinstance(order, Halt):
             self.halted = True
-        elif isinstance(order, Abandon):
+        elif isinstance(order, DropWork):
             raise _Abandoned
 
     def _carry_out(self, order: Order, engines: LocalEngines) -> None:
@@ -213,8 +213,8 @@ class _RemoteQueue:
     hear: Callable[[Order], None]
 
     def next(self) -> Trial | None:
-        self.line.send(Wants())
-        while not isinstance(answer := self.line.recv(), Give):
+        self.line.send(TrialWanted())
+        while not isinstance(answer := self.line.recv(), NextTrial):
             self.hear(answer)
         return answer.trial
 

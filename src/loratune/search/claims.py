@@ -44,7 +44,7 @@ def rank_claims(context: SearchContext, answer: RankAnswer) -> tuple[Evidence, .
     claims += [_taken_claim(context, answer)] if not answer.settled else []
     claims += [
         note(
-            f"Rank {r} is left out of what is said of ranks: its loss stands out above both neighbouring ranks, also "
+            f"Rank {r} is left out of the claims about ranks: its loss is far above both neighbouring ranks, also "
             "where it was run again at a lower learning rate."
         )
         for r in sorted(answer.outliers)
@@ -226,7 +226,7 @@ def rate_claim(chosen: Measured) -> Evidence:
     if chosen.bracket is None or not chosen.bracket.tried:
         return note(
             f"Learning rate {chosen.learning_rate:g} at rank {chosen.r} was not compared with others there: "
-            "the law carries it over."
+            "it follows from the law."
         )
     found = chosen.bracket
     tried = ", ".join(f"{rate:g}" for rate, _ in found.tried)
@@ -394,7 +394,7 @@ def _challenge_words(
     if better:
         return f"{name} is better than {before} too, but measured worse than the one taken."
     if answer.changed:
-        return f"{name} is passed over: it is not shown better than {before}."
+        return f"{name} is not chosen: it is not shown to be better than {before}."
     return f"{before} is kept: {name} is not shown better."
 
 

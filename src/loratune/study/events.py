@@ -6,14 +6,14 @@ A live page is built from it. A resumed run appends to it; one that was killed m
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from io import FileIO
-from json import JSONDecodeError, loads
+from json import loads
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from loratune.values.events import Event, Progress, event_from, json_line
 
@@ -124,16 +124,3 @@ def _event(line: bytes) -> tuple[float, Event] | None:
         return None if event is None else (float(values["time"]), event)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-
-
-def read_events(directory: Path) -> Iterator[dict[str, Any]]:
-    """The events of a run directory in their order; what a kill left of a line is passed over."""
-    path = directory / FILE
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            try:
-                yield loads(line)
-            except JSONDecodeError:
-                continue

@@ -32,6 +32,8 @@ from loratune.values.hyperparameters import VARIANTS
 from loratune.values.tasks import CAUSAL, PREFERENCE, PREFERENCE_RATE, TASKS, Task
 
 _RECIPE = default_recipe()
+_EXAMPLES = {"ranks": "4,8,16", "learning_rates": "1e-4,1e-3", "batch_sizes": "8,16", "betas": "0.03,0.1"}
+"""Values that work, of the options that take several."""
 
 
 def option(default: Any, text: str, panel: str = "Search") -> Any:
@@ -293,7 +295,8 @@ class SearchOptions(PriorOptions):
                     self.hyper_parameters(**{field_name: value})
                 except HyperParameterError as error:
                     rule = str(error).split(";")[0]
-                    raise HyperParameterError(f"{rule}; change --{name.replace('_', '-')}.") from None
+                    option_name = f"--{name.replace('_', '-')}"
+                    raise HyperParameterError(f"{rule}; give e.g. {option_name} {_EXAMPLES[name]}.") from None
         self.hyper_parameters()
 
     def _check_variants(self) -> None:

@@ -12,6 +12,21 @@ ALL_LINEAR = ("all-linear",)
 
 _FLAGS = {"r": "--rank"}
 """Options of the command line that are not called as their field."""
+_EXAMPLES = {
+    "r": "16",
+    "lora_alpha": "32",
+    "learning_rate": "2e-4",
+    "batch_size": "16",
+    "lora_dropout": "0.05",
+    "weight_decay": "0.01",
+    "epochs": "3",
+    "warmup_ratio": "0.05",
+    "target_modules": "all-linear",
+    "rank_pattern": "(no option)",
+    "loraplus_lr_ratio": "16",
+    "beta": "0.1",
+}
+"""A value that works, by field."""
 
 VARIANT = ("use_rslora", "loraplus_lr_ratio", "use_dora")
 """Fields that make an adapter something else than plain LoRA, under PEFT's names."""
@@ -82,7 +97,7 @@ class HyperParameters:
             if not holds:
                 flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
                 raise HyperParameterError(
-                    f"{name} must be {rule}, got {getattr(self, name)!r}; change {flag}."
+                    f"{name} must be {rule}, got {getattr(self, name)!r}; give e.g. {flag} {_EXAMPLES[name]}."
                 )
 
     @property
