@@ -118,7 +118,7 @@ def test_what_is_saved_gives_the_same_in_peft(tmp_path: Path) -> None:
 
 def test_dora_with_dropout_is_refused() -> None:
     with pytest.raises(
-        HyperParameterError, match="off where lora_dropout is not 0, got True; change --use-dora"
+        HyperParameterError, match="off where lora_dropout is not 0, got True; leave --use-dora out"
     ):
         trial(use_dora=True, lora_dropout=0.1)
 

@@ -32,8 +32,6 @@ from loratune.values.hyperparameters import VARIANTS
 from loratune.values.tasks import CAUSAL, PREFERENCE, PREFERENCE_RATE, TASKS, Task
 
 _RECIPE = default_recipe()
-_EXAMPLES = {"ranks": "4,8,16", "learning_rates": "1e-4,1e-3", "batch_sizes": "8,16", "betas": "0.03,0.1"}
-"""Values that work, of the options that take several."""
 
 
 def option(default: Any, text: str, panel: str = "Search") -> Any:
@@ -284,19 +282,19 @@ class SearchOptions(PriorOptions):
             raise InputError(
                 f"--pack-size must be 1 to {CAPACITY}, got {self.pack_size}; leave it out, or give e.g. 16."
             )
-        for name, field_name in (
-            ("ranks", "r"),
-            ("learning_rates", "learning_rate"),
-            ("batch_sizes", "batch_size"),
-            ("betas", "beta"),
+        for name, field_name, works in (
+            ("ranks", "r", "4,8,16"),
+            ("learning_rates", "learning_rate", "1e-4,1e-3"),
+            ("batch_sizes", "batch_size", "8,16"),
+            ("betas", "beta", "0.03,0.1"),
         ):
             for value in getattr(self, name):
                 try:
                     self.hyper_parameters(**{field_name: value})
                 except HyperParameterError as error:
                     rule = str(error).split(";")[0]
-                    option_name = f"--{name.replace('_', '-')}"
-                    raise HyperParameterError(f"{rule}; give e.g. {option_name} {_EXAMPLES[name]}.") from None
+                    flag = f"--{name.replace('_', '-')}"
+                    raise HyperParameterError(f"{rule}; give e.g. {flag} {works}.") from None
         self.hyper_parameters()
 
     def _check_variants(self) -> None:

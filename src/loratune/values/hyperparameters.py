@@ -22,7 +22,6 @@ _EXAMPLES = {
     "epochs": "3",
     "warmup_ratio": "0.05",
     "target_modules": "all-linear",
-    "rank_pattern": "(no option)",
     "loraplus_lr_ratio": "16",
     "beta": "0.1",
 }
@@ -96,9 +95,8 @@ class HyperParameters:
         for name, holds, rule in rules:
             if not holds:
                 flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
-                raise HyperParameterError(
-                    f"{name} must be {rule}, got {getattr(self, name)!r}; give e.g. {flag} {_EXAMPLES[name]}."
-                )
+                advice = f"give e.g. {flag} {_EXAMPLES[name]}" if name in _EXAMPLES else f"leave {flag} out"
+                raise HyperParameterError(f"{name} must be {rule}, got {getattr(self, name)!r}; {advice}.")
 
     @property
     def variant(self) -> str:
