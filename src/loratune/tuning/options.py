@@ -1,7 +1,6 @@
 """The options of every command, each documented once, here; the command line is generated from them.
 
-Full configuration in the library, the same at the command line: `tune(**options)` and `loratune tune --…`
-build the same frozen dataclass, and `loratune.toml` repeats it.
+`tune(**options)` and `loratune tune --…` build the same frozen dataclass, and `loratune.toml` repeats it.
 """
 
 from __future__ import annotations
@@ -292,8 +291,7 @@ class SearchOptions(PriorOptions):
                 try:
                     self.hyper_parameters(**{field_name: value})
                 except HyperParameterError as error:
-                    rule = str(error).split(";")[0]
-                    flag = f"--{name.replace('_', '-')}"
+                    rule, flag = str(error).split(";")[0], f"--{name.replace('_', '-')}"
                     raise HyperParameterError(f"{rule}; give e.g. {flag} {works}.") from None
         self.hyper_parameters()
 
