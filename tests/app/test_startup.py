@@ -1,11 +1,14 @@
 """What a command line loads before it knows its command: nothing that takes a second."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from loratune.cli.main import entry
 from loratune.metrics import BUILT_IN
 from loratune.metrics.names import BUILT_IN_NAMES
 from loratune.search.make import STRATEGIES
@@ -51,3 +54,20 @@ def test_init_without_a_model_loads_no_torch(tmp_path: Path) -> None:
 def test_the_names_are_those_of_the_things() -> None:
     assert tuple(BUILT_IN) == BUILT_IN_NAMES
     assert tuple(STRATEGIES) == STRATEGY_NAMES
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--version"], 0), (["tune", "--model", "m"], 2)])
+def test_a_process_that_used_a_gpu_ends_at_once(
+    arguments: list[str], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the code that it would have had, and nothing left unsaid; others end as every process does."""
+    monkeypatch.setattr(sys, "argv", ["loratune", *arguments])
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with pytest.raises(SystemExit) as usual:
+        entry()
+    assert (usual.value.code, ended) == (code, [])
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    entry()
+    assert ended == [code]
+    assert capsys.readouterr().out.count("loratune") == (2 if code == 0 else 0)
