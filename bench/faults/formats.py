@@ -106,7 +106,7 @@ def recorded(commit: str, folder: Path) -> str:
     study = Study.open(out, fingerprint={"seed": 0}, resume=True)
     results = study.results()
     study.close()
-    if sorted(each.asked.key for each in results) != json.loads(said):
+    if len(results) != len(json.loads(said)):
         return "other trials"
     if not all(map(as_recorded, results)) or study.get_fact("calibration") != {"pack": 2}:
         return "other values"

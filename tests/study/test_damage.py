@@ -102,6 +102,15 @@ def test_a_key_from_outside_names_no_file_elsewhere(directory: Path) -> None:
     assert found.asked == make_result(4).asked
 
 
+def test_arrays_lie_under_the_key_that_an_older_version_gave(directory: Path) -> None:
+    (file,) = (directory / "trials").iterdir()
+    file.rename(file.with_stem("0123456789abcdef"))
+    attribute(directory, "key", '"0123456789abcdef"')
+    (found,) = Study.load(directory).results()
+    assert found.asked == make_result(4).asked
+    assert found.example_nll is not None
+
+
 def test_values_that_are_no_json_are_one_sentence(directory: Path) -> None:
     attribute(directory, "nll", "{")
     with pytest.raises(OutputError, match="must be in a storage that can be read"):

@@ -5,6 +5,7 @@ What Optuna's tools show is made for people: real times, an attribute for each f
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from numbers import Real
@@ -27,6 +28,7 @@ _STATES = {
     TrialState.DIVERGED: optuna.trial.TrialState.FAIL,
     TrialState.STOPPED: optuna.trial.TrialState.PRUNED,
 }
+_KEY = re.compile(r"[0-9a-f]{16}")
 _OURS = "loratune"
 """The attribute of what only we read."""
 _SCORE, _STEP_NLL, _GRADIENT_NORMS = "score.", "step_nll", "gradient_norms"
@@ -117,7 +119,9 @@ def result_of(row: FrozenTrial, arrays: Callable[[str, Sequence[str]], Arrays]) 
     facts = _facts(row)
     try:
         asked = Trial.from_dict(facts["asked"])
-        return _result(asked, facts, _times(row), arrays(asked.key, facts["arrays"]))
+        kept = str(facts.get("key"))  # versions that wrote 16 as 16.0 had other keys
+        key = kept if _KEY.fullmatch(kept) else asked.key
+        return _result(asked, facts, _times(row), arrays(key, facts["arrays"]))
     except Exception:  # whatever reading makes of what is no longer what was written
         raise DamagedRow(str(facts.get("key"))) from None
 
