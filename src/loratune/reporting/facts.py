@@ -182,7 +182,7 @@ class RunFacts:
         measured = {name for result in self.results for name in result.metrics} | set(
             self.recommended.validation
         )
-        shown = (each.name for each in self.told_metrics if not each.by_nll and each.name in measured)
+        shown = (each.name for each in self.shown_metrics if not each.by_nll and each.name in measured)
         return next(shown, "")
 
     def info(self, metric: str) -> MetricInfo:
