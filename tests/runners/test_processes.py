@@ -251,3 +251,30 @@ def test_what_kills_every_worker_is_an_error_that_says_what_is_kept(pool: Worker
         )
         == 1
     )
+
+
+def test_a_sharded_base_trains_as_a_whole_one(built: Built, tmp_path: Path) -> None:
+    """Each process holds half of the layers: results to the last bit; when one dies nothing of another is believed."""
+    rows = write_rows(built.data, tmp_path / "rows")
+    sealed = replace(built.spec.sealed(built.data), rows=str(rows))
+    asked = trials()
+    local = LocalRunner(
+        engine=built.engine, options=RunnerOptions(planner=planner(built, slots=1, devices=1))
+    )
+    expected = {done.result.asked.key: done.result for done in local.run([TrialJob(trial=t) for t in asked])}
+    with WorkerPool(sealed, ("cpu", "cpu"), tmp_path, sharded=True) as pool:
+        assert pool.facts.profile.shards == 2
+        assert (
+            pool.facts.limits.fullest([default_recipe()]).weights
+            < built.limits.fullest([default_recipe()]).weights
+        )
+        runner = ProcessRunner(pool=pool, options=RunnerOptions(planner=planner(built, slots=1)))
+        for done in runner.run([TrialJob(trial=t) for t in asked]):
+            assert isinstance(done, TrialDone)
+            one, other = done.result, expected[done.result.asked.key]
+            assert one.curve == other.curve
+            assert one.example_nll is not None
+            assert np.array_equal(one.example_nll, other.example_nll)
+        pool._processes[1].kill()
+        with pytest.raises(ResourceError, match=r"held a part of the base model .* --resume"):
+            list(runner.run([TrialJob(trial=t) for t in asked]))

@@ -13,6 +13,7 @@ from loratune.errors import InputError, Interrupted
 from loratune.model.device import pick_devices
 from loratune.reporting.result import TuneResult
 from loratune.study.record import Study
+from loratune.tuning.devices import host_of
 from loratune.tuning.options import TuneOptions, keyword_options
 from loratune.tuning.workbench import Workbench
 from loratune.values.events import Event, Planned, TrialEnded
@@ -95,6 +96,25 @@ def losses(result: TuneResult) -> dict[str, float]:
 def test_what_names_no_device(devices: list[str], says: str) -> None:
     with pytest.raises(InputError, match=says):
         TuneOptions(model="m", data="d", devices=tuple(devices))
+
+
+@pytest.mark.parametrize(
+    ("devices", "says"),
+    [
+        ((), "--shard-base needs several --devices of this machine, none are given"),
+        (("workers",), "--shard-base needs several --devices of this machine, got --devices workers"),
+        (("0",), "--shard-base needs several --devices of this machine, got --devices 0"),
+    ],
+)
+def test_a_base_is_spread_over_several(devices: tuple[str, ...], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        TuneOptions(model="m", data="d", devices=devices, shard_base=True)
+
+
+def test_all_may_be_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(InputError, match=r"needs several devices, --devices all has 1; .*--dtype nf4"):
+        host_of(["all"], tmp_path, sharded=True)
 
 
 def test_devices_that_are_not_here(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,7 +142,7 @@ def run_plan(options: SearchOptions, tell: Tell = discard, *, started: float | N
         metric=options.optimised,
         max_new_tokens=options.max_new_tokens,
         surveyed=True,
-        host=host_of(options.devices, scratch_in(Path(gettempdir()))),
+        host=host_of(options.devices, scratch_in(Path(gettempdir())), sharded=options.shard_base),
     ) as bench:
         tell(PhaseBegan(phase=Phase.CALIBRATING))
         calibration = bench.calibrate(options, monotonic() - started)

@@ -96,6 +96,7 @@ def tune(
     pack_size: int | None = None,
     recalibrate: bool = False,
     devices: Sequence[str | int] = (),
+    shard_base: bool = False,
     out: str | Path = "runs/loratune",
     storage: str | None = None,
     resume: bool = False,
@@ -138,6 +139,7 @@ def tune(
         patience, price_per_hour: When the final run stops, in evaluations without gain; of an hour of this machine.
         pack_size, recalibrate, devices: Trials trained at once (by default what memory and device suit); whether to
             measure the speed again; where: ["all"], [0, 1], ["cpu", "cpu"], or ["workers"] (`loratune worker`).
+        shard_base: Whether the base model's linear layers are spread over the devices.
         out, storage: Run directory, and Optuna's storage URL where the study is not in it (study.db).
         resume, hash_weights: Go on with the study in `out` (see `resume`), comparing every byte of the weights.
         report_to: Experiment trackers that receive every trial, e.g. ["tensorboard"].
@@ -190,7 +192,7 @@ def run_tune(
     """
     started = monotonic() if started is None else started
     scratch = scratch_in(options.directory)
-    host = host_of(options.devices, scratch) if host is None else host
+    host = host_of(options.devices, scratch, sharded=options.shard_base) if host is None else host
     import_ahead(*LATER_MODULES)
     trackers = {name: make_tracker(name) for name in options.report_to}
     existing = find_study(options)

@@ -126,7 +126,8 @@ class Limits:
     @property
     def recorded_tokens(self) -> int:
         """Micro-batches of so many tokens at most are recorded: what they need is held between steps too."""
-        return recorded_tokens(self.model.parameters) if self.execution.records else 0
+        records = self.execution.records and self.model.shards == 1
+        return recorded_tokens(self.model.parameters) if records else 0
 
     def fits(self, pack: Sequence[HyperParameters]) -> bool:
         """Whether a pack, and any part of it, fits with room to spare."""

@@ -23,7 +23,7 @@ from loratune.costs.execution import (
     OPTIMISER_VECTORS,
     Execution,
 )
-from loratune.maths.sizes import line_tokens, recorded_tokens
+from loratune.maths.sizes import SHARD_BUFFERS, line_tokens, recorded_tokens
 from loratune.maths.targets import select_targets
 from loratune.values import HyperParameters, ModelProfile
 
@@ -118,7 +118,7 @@ def estimate_pack(
         step_tokens: tokens of the largest step, where rows are known; else every row is as long as the longest.
         recomputed: layers, the first ones, whose activations are computed again in the backward pass.
     """
-    recorded = recorded_tokens(model.parameters) if execution.records else 0
+    recorded = recorded_tokens(model.parameters) if execution.records and model.shards == 1 else 0
     tokens = tokens_in_flight(pack, max_length, micro_batch_tokens, execution, step_tokens, recorded)
     parameters = sum(count * adapter_parameters(model, hp) for hp, count in Counter(pack).items())
     names = adapted(model, pack, execution)
@@ -143,17 +143,28 @@ def estimate_pack(
         activations=round(correction.scale * activations),
         logits=round(correction.scale * logits),
         backward=round(correction.scale * beyond),
-        workspace=execution.workspace + unpacked_bytes(model),
+        workspace=execution.workspace + unpacked_bytes(model) + copied_bytes(model),
         allocator=round(correction.scale * slack),
         runtime=execution.runtime + correction.fixed,
     )
 
 
 def weight_bytes(model: ModelProfile) -> int:
-    """The base: layers in 4 bits with their scales, all else in its own type."""
+    """The base, as far as a process holds it: layers in 4 bits with their scales, all else in its own type."""
     packed = NF4_BYTES if model.doubly_packed else NF4_PLAIN_SCALES_BYTES
     plain = model.parameters - model.packed_parameters
-    return round(plain * model.bytes_per_parameter + packed * model.packed_parameters)
+    whole = plain * model.bytes_per_parameter + packed * model.packed_parameters
+    return round(whole - _sharded_bytes(model, model.sharded_parameters) * (1 - 1 / model.shards))
+
+
+def copied_bytes(model: ModelProfile) -> int:
+    """Layers of other processes that are here at once."""
+    return round(SHARD_BUFFERS * _sharded_bytes(model, model.largest_sharded)) if model.shards > 1 else 0
+
+
+def _sharded_bytes(model: ModelProfile, parameters: int) -> float:
+    packed = NF4_BYTES if model.doubly_packed else NF4_PLAIN_SCALES_BYTES
+    return parameters * (packed if model.packed_parameters else model.bytes_per_parameter)
 
 
 def unpacked_bytes(model: ModelProfile) -> int:

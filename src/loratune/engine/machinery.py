@@ -84,7 +84,9 @@ class Machinery:
 
     @cached_property
     def graphs(self) -> Graphs | None:
-        return Graphs(self.base.profile.parameters) if self.paths.compiled else None
+        """None too where layers are read from elsewhere, which a recording would not do again."""
+        records = self.paths.compiled and self.base.profile.shards == 1
+        return Graphs(self.base.profile.parameters) if records else None
 
     @cached_property
     def recomputable(self) -> int:

@@ -10,6 +10,10 @@ CAPACITY = 256
 LAUNCH_TOKENS = {"cpu": 64, "cuda": 1024}
 """Cost of one more micro-batch, in tokens."""
 
+SHARD_BUFFERS = 4
+"""Layers of other processes that are here at once, where a base model is sharded: one at work, two ahead, one on its
+way out."""
+
 
 def few_sizes(count: int, *, multiple: int = 4, parts: int = 16) -> int:
     """The next of few sizes from `count` on: at most 1 / `parts` larger, or a multiple of `multiple`."""

@@ -1,6 +1,6 @@
 """A frozen base model with its tokenizer and shapes, loaded from a folder, a hub name or a .gguf file."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from loratune.model.device import DType, pick_device, resolve_dtype
 from loratune.model.nf4 import NF4, adopt_layers, check_packing, check_source, quantisation
 from loratune.model.profile import profile_of
 from loratune.model.quiet import first_sentence, quiet
+from loratune.model.sharded import Shard, shard, shardable
 from loratune.model.source import Source, drop_copy, find_copy, keep_copy, locate
 from loratune.model.tokenizer import open_tokenizer
 from loratune.values import Classifier, ModelProfile
@@ -51,11 +52,13 @@ def load_model(
     device: str = "auto",
     cache: Path | None = None,
     classifier: Classifier | None = None,
+    share: Shard | None = None,
 ) -> BaseModel:
     """The frozen base model in eval mode, with its tokenizer (None where the folder holds none).
 
     `dtype` `nf4` packs linear layers into 4 bits while they are read; a checkpoint in NF4 is so with `auto` too.
     `classifier`: with a head that gives these answers, in place of a language model's.
+    `share`: with the part of the linear layers that this process holds; it waits for those that hold the others.
     `cache` is a folder that keeps .gguf weights unpacked as safetensors, so that later loads are fast.
     Raises `ModelError` for what cannot be used, `ResourceError` for a device that is absent or too small.
     """
@@ -78,13 +81,40 @@ def load_model(
     if tokenizer is not None:
         _check_vocabulary(model, tokenizer, name)
     _freeze(model)
+    if share is None:
+        _move(model, place, name)
+        adopt_layers(model, kind, name)
+        profile = profile_of(model, name)
+    else:  # the whole need not fit there
+        adopt_layers(model, kind, name)
+        profile = _spread(model, profile_of(model, name), place, share)
+        _move(model, place, name)
+    _check_numbers(model, name)
+    return BaseModel(model=model, tokenizer=tokenizer, profile=profile)
+
+
+def _move(model: PreTrainedModel, place: torch.device, name: str) -> None:
     try:
         model.to(place)
     except torch.OutOfMemoryError:
         raise _too_large(name, place, sum(each.nbytes for each in model.parameters())) from None
-    adopt_layers(model, kind, name)
-    _check_numbers(model, name)
-    return BaseModel(model=model, tokenizer=tokenizer, profile=profile_of(model, name))
+
+
+def _spread(model: PreTrainedModel, profile: ModelProfile, place: torch.device, share: Shard) -> ModelProfile:
+    """Leave this process its part of the layers; the profile says so."""
+    names = [name for name, _, _ in profile.targets]
+    chosen = set(shardable(model, names))
+    sizes = [inputs * outputs for name, inputs, outputs in profile.targets if name in chosen]
+    try:
+        own = shard(model, names, place, share)
+    except torch.OutOfMemoryError:
+        raise _too_large(profile.name, place) from None
+    for i, tensor in enumerate(own):
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise _not_finite(profile.name, f"a linear layer ({i})")
+    return replace(
+        profile, shards=share.of, sharded_parameters=sum(sizes), largest_sharded=max(sizes, default=0)
+    )
 
 
 def _read(
@@ -197,10 +227,13 @@ def _check_numbers(model: PreTrainedModel, name: str) -> None:
         if not weight.is_floating_point() or weight.sum(dtype=torch.float32).isfinite():
             continue
         if not weight.isfinite().all():
-            raise ModelError(
-                f"the weights of {name} must be finite numbers, {tensor} holds NaN or infinity; "
-                "download the model again."
-            )
+            raise _not_finite(name, tensor)
+
+
+def _not_finite(name: str, tensor: str) -> ModelError:
+    return ModelError(
+        f"the weights of {name} must be finite numbers, {tensor} holds NaN or infinity; download the model again."
+    )
 
 
 def _freeze(model: PreTrainedModel) -> None:

@@ -5,8 +5,8 @@ import os
 import re
 import resource
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 from typing import Literal
@@ -105,8 +105,25 @@ def _extend_segments() -> None:
     """
     if {"PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"} & os.environ.keys():
         return
+    _set_allocator("expandable_segments:True")
+
+
+def _set_allocator(setting: str) -> None:
     change = getattr(torch._C, "_accelerator_setAllocatorSettings", None)
-    (change or torch.cuda.memory._set_allocator_settings)("expandable_segments:True")
+    (change or torch.cuda.memory._set_allocator_settings)(setting)
+
+
+@contextmanager
+def shareable_segments(device: torch.device) -> Iterator[None]:
+    """What is allocated in this block other processes may map: extended segments they may not everywhere."""
+    if device.type != "cuda":
+        yield
+        return
+    _set_allocator("expandable_segments:False")
+    try:
+        yield
+    finally:
+        _extend_segments()
 
 
 def device_memory(device: torch.device) -> int:

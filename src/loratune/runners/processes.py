@@ -40,6 +40,7 @@ from loratune.runners.worker import (
     Halt,
     Message,
     NextTrial,
+    Offers,
     Order,
     Search,
     Setting,
@@ -69,19 +70,27 @@ class WorkerPool:
     """Processes that are started once and serve any number of runners, one at a time; to be closed."""
 
     def __init__(
-        self, spec: EngineSpec, devices: Sequence[str], folder: Path, final: Path | None = None
+        self,
+        spec: EngineSpec,
+        devices: Sequence[str],
+        folder: Path,
+        final: Path | None = None,
+        *,
+        sharded: bool = False,
     ) -> None:
         """A worker for each of `devices` (`cpu` may stand there several times), on rows and weights of `spec`.
 
         `folder` is for adapters on their way, on the file system of the run; `final` where final ones are kept.
+        `sharded`: each holds a part of the base model's linear layers and reads the others'; none outlives another.
         Raises what building the engine raises, in whichever worker.
         """
         self.devices = tuple(devices)
+        self.sharded = sharded
         on_cpu = sum(device == "cpu" for device in devices)
         threads = torch.get_num_threads()
         self._settings = [
             Setting(
-                spec=replace(spec, device=device),
+                spec=replace(spec, device=device, shard=(number, len(devices)) if sharded else (0, 1)),
                 final=final,
                 scratch=folder / f"worker-{number}",
                 threads=max(1, threads // on_cpu) if device == "cpu" else threads,
@@ -95,6 +104,8 @@ class WorkerPool:
                 line, process = _started(setting)
                 self._lines.append(line)
                 self._processes.append(process)
+            if sharded:
+                self._introduce()
             facts = [self._await_engine(number) for number in range(len(self))]
         except Died as error:
             self.close()
@@ -111,6 +122,21 @@ class WorkerPool:
         """Of the first worker's engine, with the memory that each of them has at least."""
         self.peaks = [0] * len(devices)
         """Most bytes that each worker has held, as it last said."""
+
+    def _introduce(self) -> None:
+        """Give each worker what the others offer it."""
+        offers = []
+        for worker in range(len(self)):
+            message = self._received(worker)
+            assert isinstance(message, Offers)
+            offers.append(message.parts)
+        for worker in range(len(self)):
+            self.send(worker, Offers(parts=tuple(parts[worker] for parts in offers)))
+
+    @property
+    def alive(self) -> bool:
+        """Whether no process has died."""
+        return all(process.is_alive() for process in self._processes)
 
     def _await_engine(self, worker: int) -> EngineFacts:
         facts = self._received(worker)
@@ -291,6 +317,7 @@ class ProcessRunner:
                 case Stopped():
                     queue.ended(message.trial, None)
                 case TrialDone():
+                    self._check_whole()
                     self._deaths = 0
                     queue.ended(message.result.asked, message.result)
                     yield replace(message, adapter=self.options.take(message.result, message.adapter))
@@ -313,6 +340,7 @@ class ProcessRunner:
             assert received is not None
             worker, message = received
             if isinstance(message, Done):
+                self._check_whole()
                 self._deaths = 0
                 shares[worker].remove(message.job)
                 yield message
@@ -325,12 +353,19 @@ class ProcessRunner:
         self.pool.send(worker, order)
         self._busy.add(worker)
 
+    def _check_whole(self) -> None:
+        """Raise `ResourceError` where a result may come of weights whose holder has died."""
+        if self.pool.sharded and not self.pool.alive:
+            raise _holder_died("A process ended")
+
     def _replace(self, worker: int, died: Died, lost: Sequence[Trial]) -> None:
         """Raises `ResourceError` where one worker after the other dies."""
         self._deaths += 1
         self._busy.discard(worker)
         self._beginning.discard(worker)
         self._live.pop(worker, None)
+        if self.pool.sharded:
+            raise _holder_died(str(died))
         if self._deaths > _MOST_DEATHS:
             raise ResourceError(
                 f"{died} before its trials did, the last of {self._deaths} without a result between them; those that "
@@ -385,10 +420,18 @@ class PooledEngines:
         self.pool.forget_peaks()
 
 
-def in_processes(devices: Sequence[str], scratch: Path) -> Host:
+def _holder_died(who: str) -> ResourceError:
+    return ResourceError(
+        f"{who}, which held a part of the base model that the others need; trials that are finished are kept: continue "
+        "with --resume, with less --device-memory if it was killed for memory."
+    )
+
+
+def in_processes(devices: Sequence[str], scratch: Path, *, sharded: bool = False) -> Host:
     """A `Host` of one process for each device; `scratch` is on the file system of the run, and removed in the end.
 
     The processes take the rows that have been read here, from files in `scratch`; on a processor they share its memory.
+    `sharded`: with the base model's linear layers spread over them.
     """
 
     @contextmanager
@@ -401,7 +444,7 @@ def in_processes(devices: Sequence[str], scratch: Path) -> Host:
             rows = write_rows(data, scratch / "rows")
             memory = spec.device_memory or _share_of_memory(devices)
             own = replace(spec.sealed(data), rows=str(rows), device_memory=memory)
-            with WorkerPool(own, devices, scratch) as pool:
+            with WorkerPool(own, devices, scratch, sharded=sharded) as pool:
                 yield PooledEngines(pool)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

@@ -40,6 +40,7 @@ from loratune.model.base import BaseModel, load_model
 from loratune.model.device import DType, limit_memory, parse_memory, pick_device
 from loratune.model.digest import weights_digest
 from loratune.model.nf4 import NF4
+from loratune.model.sharded import Exchange, Shard
 from loratune.model.source import locate
 from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
 from loratune.objectives.registry import OBJECTIVES
@@ -97,6 +98,8 @@ class EngineSpec:
     """In evaluation; None: twice as many."""
     threads: int = 0
     """torch's, as measured; 0: as many as the process has."""
+    shard: tuple[int, int] = (0, 1)
+    """Which of how many processes this one is that hold the base model's linear layers between them."""
     rows_digest: str = ""
     """What `PreparedData.fingerprint` must be; empty: whatever it is."""
     weights_digest: str = ""
@@ -188,19 +191,26 @@ class Built:
         }
 
 
-def build(spec: EngineSpec, folder: Path) -> Built:
+def build(spec: EngineSpec, folder: Path, exchange: Exchange | None = None) -> Built:
     """Read rows, load the model, make the engine. Large rows are kept in files in `folder`.
+
+    `exchange`: how processes hear of each other, where `spec.shard` has several.
 
     Raises `InputError` of all kinds for wrong input, other rows or weights than `spec` names included;
     `ResourceError` for a device that is absent or too small.
     """
     tokenizer = load_tokenizer(spec.model, cache=model_cache(), classifies=spec.data.kind.has_answers)
     if spec.rows is not None:
-        return build_on(spec, stored_rows(Path(spec.rows)), tokenizer)
-    return build_on(spec, read_rows(spec.model, spec.data, tokenizer, folder), tokenizer)
+        return build_on(spec, stored_rows(Path(spec.rows)), tokenizer, exchange)
+    return build_on(spec, read_rows(spec.model, spec.data, tokenizer, folder), tokenizer, exchange)
 
 
-def build_on(spec: EngineSpec, data: PreparedData, tokenizer: PreTrainedTokenizerBase) -> Built:
+def build_on(
+    spec: EngineSpec,
+    data: PreparedData,
+    tokenizer: PreTrainedTokenizerBase,
+    exchange: Exchange | None = None,
+) -> Built:
     """As `build`, on rows that have been read."""
     cache = model_cache()
     _check_same(spec, data)
@@ -214,11 +224,16 @@ def build_on(spec: EngineSpec, data: PreparedData, tokenizer: PreTrainedTokenize
         device=spec.device,
         cache=cache,
         classifier=data.classifier,
+        share=None if exchange is None else Shard(*spec.shard, exchange),
     )
     if spec.dora and base.weight_format == NF4:
         raise ModelError(
             f"DoRA needs the base's weights as they are, and {spec.model} is held in 4 bits (nf4); give "
             "--dtype bfloat16, or leave DoRA out."
+        )
+    if spec.dora and base.profile.shards > 1:
+        raise ModelError(
+            "DoRA needs the base's weights where it is trained, and --shard-base spreads them; leave one of them out."
         )
     data, unit = _in_one_unit(data, base)
     check_embeddings(data, base.profile.vocabulary, tokenizer)
@@ -250,7 +265,8 @@ def _limit_memory(spec: EngineSpec) -> None:
 
 def _why_packed(spec: EngineSpec, longest: int) -> str:
     """A sentence where the base model is held in 4 bits without having been asked for; else empty."""
-    if spec.dtype != "auto" or spec.weight_format is not None or spec.data.kind.has_answers:
+    settled = spec.dtype != "auto" or spec.weight_format is not None
+    if settled or spec.shard[1] > 1 or spec.data.kind.has_answers:
         return ""
     return why_packed(spec.model, device=spec.device, memory=spec.device_memory, longest=longest)
 

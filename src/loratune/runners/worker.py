@@ -6,7 +6,7 @@ It answers to one `processes.ProcessRunner`. What goes over the connection are p
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -84,6 +84,13 @@ class Stopped:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Offers:
+    """Where the layers of a sharded base model are: of one process for each one, or of each for one."""
+
+    parts: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Ended:
     """An order has been carried out, or dropped."""
 
@@ -91,8 +98,8 @@ class Ended:
     """Most that the worker has held."""
 
 
-Order = Search | Do | NextTrial | DropWork | Halt | ForgetPeak
-Message = EngineFacts | TrialWanted | Stopped | Ended | Done | Event | Shortage | Exception
+Order = Search | Do | NextTrial | DropWork | Halt | ForgetPeak | Offers
+Message = EngineFacts | Offers | TrialWanted | Stopped | Ended | Done | Event | Shortage | Exception
 """The first says that the engine is there."""
 
 
@@ -134,7 +141,8 @@ class _Worker:
     def work(self, rows: Path) -> None:
         """Build the engine, then carry out order after order."""
         try:
-            built = build(self._setting.spec, rows)
+            exchange = self._exchange if self._setting.spec.shard[1] > 1 else None
+            built = build(self._setting.spec, rows, exchange)
         except Exception as error:
             self._line.send(_portable(error))
             return
@@ -154,6 +162,13 @@ class _Worker:
             except Exception as error:
                 self._line.send(_portable(error))
             self._line.send(Ended(peak_bytes=engines.peak_bytes()))
+
+    def _exchange(self, offers: Sequence[bytes]) -> Sequence[bytes]:
+        """What other processes offer, for what this one does; through the driver, who does not look into it."""
+        self._line.send(Offers(parts=tuple(offers)))
+        answer = self._line.recv()
+        assert isinstance(answer, Offers)
+        return answer.parts
 
     def hear(self, order: Order) -> None:
         """What comes unasked while an order is carried out."""

@@ -13,6 +13,7 @@ from secrets import token_hex
 from transformers import PreTrainedTokenizerBase
 
 from loratune.data.prepare import PreparedData
+from loratune.errors import InputError
 from loratune.model.device import WORKERS, pick_devices
 from loratune.runners.engines import Host, LocalEngines, in_process
 from loratune.runners.processes import in_processes
@@ -34,16 +35,22 @@ def remove_leftovers(scratch: Path) -> None:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def host_of(devices: Sequence[str], scratch: Path) -> Host:
+def host_of(devices: Sequence[str], scratch: Path, *, sharded: bool = False) -> Host:
     """Where the engines are: in this process, one for each device, or this one and workers elsewhere.
 
-    `scratch`: as `scratch_in` gives it. Raises `InputError` for a device that is not here.
+    `scratch`: as `scratch_in` gives it. `sharded`: with the base model spread over the devices. Raises `InputError`
+    for a device that is not here, or for one to be spread over.
     """
     places = pick_devices(devices)
     if places == WORKERS:
         return with_workers(scratch.parent)
     if len(places) > 1:
-        return in_processes(places, scratch)
+        return in_processes(places, scratch, sharded=sharded)
+    if sharded:
+        raise InputError(
+            f"--shard-base needs several devices, --devices {','.join(devices)} has {len(places)}; leave it out, or "
+            "give --dtype nf4 where the base model is too large for one."
+        )
     return _on(places[0]) if places else in_process
 
 

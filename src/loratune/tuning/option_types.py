@@ -73,6 +73,15 @@ _ALL_THERE_ARE = {"all", "workers"}
 """Names that stand alone."""
 
 
+def check_sharding(devices: tuple[str, ...], asked: bool) -> None:
+    """Raise `InputError` where a base model is to be spread over one process, or over machines."""
+    if asked and len(devices) < 2 and devices != ("all",):
+        given = f"got --devices {devices[0]}" if devices else "none are given"
+        raise InputError(
+            f"--shard-base needs several --devices of this machine, {given}; give for example --devices 0,1."
+        )
+
+
 def check_devices(names: tuple[str, ...]) -> None:
     """Raise `InputError` for what names no device; whether it is there is seen when it is taken."""
     wrong = [name for name in names if not _DEVICE.fullmatch(name)]

@@ -25,7 +25,7 @@ from loratune.metrics.names import (
 )
 from loratune.search.names import STRATEGY_NAMES
 from loratune.trackers import TRACKER_NAMES
-from loratune.tuning.option_types import check_devices, check_proxy, check_types
+from loratune.tuning.option_types import check_devices, check_proxy, check_sharding, check_types
 from loratune.values import ALL_LINEAR, NLL_MARGIN, HyperParameters, default_recipe
 from loratune.values.hyperparameters import VARIANTS
 from loratune.values.tasks import CAUSAL, PREFERENCE, PREFERENCE_RATE, TASKS, Task
@@ -243,6 +243,11 @@ class SearchOptions(PriorOptions):
         "processes; or workers: on any machine, by whoever runs loratune worker on the run directory.",
         MODEL,
     )
+    shard_base: bool = option(
+        False,
+        "With several --devices: spread the base model's linear layers over them, for a base larger than a device.",
+        MODEL,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -277,6 +282,7 @@ class SearchOptions(PriorOptions):
                 f"--price-per-hour must be above 0, got {self.price_per_hour}; give e.g. 2.10, or leave it out."
             )
         check_devices(self.devices)
+        check_sharding(self.devices, self.shard_base)
         if self.pack_size is not None and not 1 <= self.pack_size <= CAPACITY:
             raise InputError(
                 f"--pack-size must be 1 to {CAPACITY}, got {self.pack_size}; leave it out, or give e.g. 16."

@@ -130,6 +130,7 @@ def _circumstances(facts: EngineFacts, train: TokenTable, options: SearchOptions
         "dtype": f"torch.{facts.dtype}",
         **({} if profile.weight_format == PLAIN else {"weights": profile.weight_format}),
         **({} if facts.limits.recompute == 0 else {"recompute": facts.limits.recompute}),
+        **({} if profile.shards == 1 else {"shards": profile.shards}),
         "paths": str(facts.paths),
         "objective": options.learns,
         **({"variants": options.variants} if options.variants else {}),

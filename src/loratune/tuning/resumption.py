@@ -48,6 +48,7 @@ _FREE = (
     "device_memory",
     "recompute",
     "devices",
+    "shard_base",
     "ledger",
     "no_ledger",
     "from_study",

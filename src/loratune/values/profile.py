@@ -224,6 +224,12 @@ class ModelProfile:
     """Parameters of the largest such layer."""
     doubly_packed: bool = True
     """Whether the scales of 4-bit layers are quantised too."""
+    shards: int = 1
+    """Processes that hold the linear layers between them."""
+    sharded_parameters: int = 0
+    """Of those layers, all of them; 0 where one process holds everything."""
+    largest_sharded: int = 0
+    """Parameters of the largest such layer."""
 
     @property
     def weight_format(self) -> str:
