@@ -137,12 +137,10 @@ def tune(
         regularise, tune_targets, tune_variants, layer_ranks, heal: More questions: dropout and decay even without
             over-fitting, which layers, other variants, a rank for each layer, cut adapters trained on for a little.
         patience, price_per_hour: When the final run stops, in evaluations without gain; of an hour of this machine.
-        pack_size, recalibrate, devices: Trials trained at once (by default what memory and device suit); whether to
-            measure the speed again; where: ["all"], [0, 1], ["cpu", "cpu"], or ["workers"] (`loratune worker`).
-        shard_base: Whether the base model's linear layers are spread over the devices.
-        out, storage: Run directory, and Optuna's storage URL where the study is not in it (study.db).
+        pack_size, recalibrate, devices, shard_base: Trials at once (default: what suits); whether to measure the speed
+            again; where: ["all"], [0, 1] or ["workers"]; whether the base is spread over these devices.
+        out, storage, report_to: Run directory; Optuna's storage URL where the study is not in it (study.db); trackers.
         resume, hash_weights: Go on with the study in `out` (see `resume`), comparing every byte of the weights.
-        report_to: Experiment trackers that receive every trial, e.g. ["tensorboard"].
         on_event, progress: Called with each event (`loratune.values.events`); bars by tqdm, None: in notebooks.
 
     Returns what `result.json` holds. Raises `InputError` for wrong input, before anything is written;

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 
 from loratune.costs.budget import Budget
 from loratune.errors import InputError, printable
+from loratune.metrics.names import is_built_in
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -117,3 +118,11 @@ def check_proxy(
             "--devices workers has one run directory, and --proxy makes two studies; leave one of them out, or "
             "give e.g. --devices all."
         )
+
+
+def check_metric(name: str) -> None:
+    """Raise `InputError` where there is no such metric; what is not built in is imported."""
+    if not is_built_in(name):
+        from loratune.metrics import named
+
+        named(name)

@@ -19,13 +19,12 @@ from loratune.maths.sizes import CAPACITY
 from loratune.metrics.names import (
     BUILT_IN_NAMES,
     PREFERENCE_NAMES,
-    is_built_in,
     metric_of_pairs,
     usual_seed_sd,
 )
 from loratune.search.names import STRATEGY_NAMES
 from loratune.trackers import TRACKER_NAMES
-from loratune.tuning.option_types import check_devices, check_proxy, check_sharding, check_types
+from loratune.tuning.option_types import check_devices, check_metric, check_proxy, check_sharding, check_types
 from loratune.values import ALL_LINEAR, NLL_MARGIN, HyperParameters, default_recipe
 from loratune.values.hyperparameters import VARIANTS
 from loratune.values.tasks import CAUSAL, PREFERENCE, PREFERENCE_RATE, TASKS, Task
@@ -262,7 +261,7 @@ class SearchOptions(PriorOptions):
             self.proxy, self.model, budget=self.budget, layer_ranks=self.layer_ranks, devices=self.devices
         )
         self._check_task()
-        _check_metric(self.metric)
+        check_metric(self.metric)
         if self.tune_targets and self.strategy != "evidence":
             raise InputError(
                 f"--tune-targets is a stage of --strategy evidence, got {self.strategy!r}; leave one of them out."
@@ -474,14 +473,6 @@ class TrainOptions(CommonOptions):
             use_dora=self.use_dora,
             loraplus_lr_ratio=self.loraplus_lr_ratio,
         )
-
-
-def _check_metric(name: str) -> None:
-    """Raise `InputError` where there is no such metric; what is not built in is imported."""
-    if not is_built_in(name):
-        from loratune.metrics import named
-
-        named(name)
 
 
 def keyword_options(options: dict[str, Any]) -> dict[str, Any]:
