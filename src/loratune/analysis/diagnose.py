@@ -34,7 +34,7 @@ _OF_READINGS = (Sign.OVERFITTING, Sign.UNDERTRAINED, Sign.LEAPS, Sign.NEAR_START
 _LOOKED_AT = 64
 """Rows of each split that the base model is tried on."""
 _SHARE = 0.01
-"""Of one pass over the training rows that this may cost, but for the first eight rows."""
+"""What this may cost, as a share of one pass over the training rows; the first eight rows come on top."""
 _FEWEST = 8
 
 

@@ -71,7 +71,7 @@ class Final:
 EXAMPLES = 10
 _SHARES = ((Change.BETTER, 4), (Change.WORSE, 3), (Change.STILL_WRONG, 3), (Change.STILL_RIGHT, 0))
 _LETTERS = 320
-"""Of a text that is shown."""
+"""Letters shown of a text."""
 Ints = npt.NDArray[np.int64]
 
 
@@ -158,7 +158,7 @@ def _told(kind: Classifier, values: npt.NDArray[Any]) -> list[str]:
 
 
 def _changes(ours: _Answers, base: _Answers) -> list[Change]:
-    """Of all rows: by right and wrong where the answer changed, else by the likelihood of what is still wrong."""
+    """Rows to show: by right and wrong where the answer changed, else by the likelihood of what is still wrong."""
     found = []
     for mine, theirs, gained in zip(ours.right, base.right, base.nll > ours.nll, strict=True):
         if mine != theirs:

@@ -89,7 +89,7 @@ def _repeats(results: Sequence[TrialResult]) -> dict[HyperParameters, list[Trial
 
 
 def _seed_noise(peers: Sequence[TrialResult], subject: Subject) -> SeedNoise:
-    """Of one run's NLL, pooled over all settings that were repeated."""
+    """The noise of one run's NLL, pooled over all settings that were repeated."""
     groups = [group for group in _repeats(peers).values() if len(group) > 1]
     noise = pool_seed_noise([[result.nll for result in group] for group in groups])
     if not noise.known or not _have_rows(peers):
@@ -102,7 +102,7 @@ def _seed_noise(peers: Sequence[TrialResult], subject: Subject) -> SeedNoise:
 def _interval(
     contrast: maths.Contrast, peers: Sequence[TrialResult], noise: SeedNoise, subject: Subject
 ) -> tuple[float, float] | None:
-    """Of a contrast's effect: paired by validation row where the trials have kept their rows."""
+    """Interval of a contrast's effect: paired by validation row where the trials have kept their rows."""
     worst, best = ([peers[number] for number in side] for side in (contrast.worst, contrast.best))
     if _have_rows([*worst, *best]):
         found = compare_nll(_rows(worst), _rows(best), _weights(subject), noise, margin=0.0)

@@ -18,7 +18,7 @@ from loratune.values.analysis import Diagnosis, Sign
 Floats = npt.NDArray[np.float64]
 
 PADDED_SHARE = 0.05
-"""Of the supervised tokens that may repeat the token at a row's end."""
+"""Share of the supervised tokens that may repeat the token at a row's end."""
 PADDED_ROWS = 0.1
 MISMATCH = 1.0
 """Nats per token between training and validation rows before training."""

@@ -32,7 +32,7 @@ class Subject:
     labelled: bool
     """Whether completions are labels."""
     seed: int
-    """Of the study."""
+    """The study's seed."""
     test: TokenTable | None = None
     group: int = 1
     """Rows that belong together."""

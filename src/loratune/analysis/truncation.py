@@ -113,7 +113,7 @@ class TruncationRun:
         )
 
     def _rows(self, models: int) -> npt.NDArray[np.int64]:
-        """Of the validation table, ascending; the same for every run of a study."""
+        """Row numbers of the validation table, ascending; the same for every run of a study."""
         total = len(self.subject.validation)
         count = affordable_rows(self.context, models, total)
         return np.sort(np.random.default_rng(self.context.wishes.seed).permutation(total)[:count])

@@ -13,7 +13,7 @@ from loratune.data.turns import last_turn
 from loratune.runners.runner import AdapterFile, Evaluated, Runner, ScoringJob, only
 
 SHOWN_TOKENS = 96
-"""Of a text that is shown, at most."""
+"""Most tokens shown of a text."""
 _FEWEST_TOKENS = 16
 
 

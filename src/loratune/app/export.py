@@ -113,7 +113,7 @@ def _recipe(run: TrainedRun, target: Target, model: str | None) -> Recipe:
 
 
 def _base_name(name: str, target: Target) -> str:
-    """As the files name it: they are run in a folder of their own, so that a path is written in full."""
+    """The base model as the files name it: they are run in a folder of their own, so a path is written in full."""
     if name.lower().endswith(".gguf") and target.formats:
         raise ModelError(
             f"a .gguf base model cannot be trained by {target.name}, got {name}; give the hub name or the folder of "

@@ -34,7 +34,7 @@ class Start:
     model: str | None
     seen: Overview
     profile: DataProfile | None = None
-    """Of the rows as the model's tokens."""
+    """What the rows look like as the model's tokens."""
     notes: tuple[str, ...] = field(default=())
     """How rows are read and split as tokens."""
 
@@ -64,7 +64,7 @@ class Start:
             )
 
     def suggested_length(self) -> int | None:
-        """Of a row in tokens: the longest, or where few rows are far longer than the rest, what 99 % have."""
+        """A maximum length in tokens: the longest row, or what 99 % have where few rows are far longer."""
         if self.profile is None:
             return None
         most = dict(self.profile.length_quantiles)[_RARE]

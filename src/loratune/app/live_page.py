@@ -35,7 +35,7 @@ class RunFolder:
         self._gate = Lock()
 
     def state(self) -> dict[str, Any]:
-        """As the page shows it."""
+        """What the page shows."""
         with self._gate:
             self._read()
             held = seems_held(self.directory)

@@ -29,7 +29,7 @@ _POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _ALONE = "sandbox allow-scripts; frame-ancestors 'none'"
-"""Of a report, which says in its own page what it may do: it has nothing in common with this one."""
+"""The policy of a report, whose own page says what it may do: it has nothing in common with this one."""
 
 
 class Run(Protocol):
@@ -64,7 +64,7 @@ class PageServer(ThreadingHTTPServer):
 
     @property
     def address(self) -> str:
-        """Of the page; the key stands behind `#`, which a browser sends nowhere."""
+        """The page's address; the key stands behind `#`, which a browser sends nowhere."""
         return f"http://{self.hosts[0]}/#{self.token}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:

@@ -40,7 +40,7 @@ def _print(facts: RunFacts) -> None:
 
 
 def facts_of(directory: Path, storage: str | None = None) -> RunFacts:
-    """Of a finished run, from a copy of its study. Raises `OutputError` where there is none."""
+    """The facts of a finished run, from a copy of its study. Raises `OutputError` where there is none."""
     study = Study.load(directory, storage=storage or storage_of(directory), reading=True)
     results = study.results()
     facts = study.decode_fact("facts", lambda values: from_stored(values, results))

@@ -33,7 +33,7 @@ class Command(TyperCommand):
     """A command that names all that is missing at once."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """As click's. Raises `InputError` where several options or arguments are missing."""
+        """Click's parsing. Raises `InputError` where several options or arguments are missing."""
         given = list(args)
         try:
             return super().parse_args(ctx, args)

@@ -46,7 +46,7 @@ def base_bytes_per_token(model: ModelProfile, adapted: frozenset[str], execution
 def kept_bytes_per_token(
     model: ModelProfile, adapted: frozenset[str], execution: Execution, recomputed: int
 ) -> float:
-    """As `base_bytes_per_token`, where so many layers keep no activations: their inputs alone, and the attention's
+    """`base_bytes_per_token` if this number of layers keep no activations: their inputs alone, and the attention's
     output where it is not computed again. Layers count alike; what the layers above them read, and its gradient, are
     two inputs more.
     """

@@ -31,7 +31,7 @@ class Change:
     """What else to ask for, so that it fits."""
 
     options: str
-    """As at the command line: `--trials 4`."""
+    """The options on the command line: `--trials 4`."""
     total: int
     """Bytes that it then takes."""
     card: Card | None
@@ -55,7 +55,7 @@ class MemoryAnswer:
     largest_batch: int
     """Rows of one trial in a single micro-batch; larger batches are cut into several."""
     largest_rank: int
-    """Of as many trials, however small micro-batches must be; as all limits 0 where nothing fits."""
+    """The largest rank for this number of trials, with micro-batches of any size; 0, like all limits, if none fits."""
     largest_pack: int
     """Trials side by side, however small micro-batches must be."""
     largest_micro_batch: int
@@ -65,7 +65,7 @@ class MemoryAnswer:
     recomputed: int = 0
     """Layers whose activations are computed again."""
     layers: int = 0
-    """Of the model."""
+    """Layers of the model."""
     changes: tuple[Change, ...] = ()
     """Where it does not fit: what makes it fit, each by itself, else all together."""
     notes: tuple[str, ...] = ()
@@ -157,7 +157,7 @@ def memory_answer(
 
 
 def _layers_again(limits: Limits, pack: list[HyperParameters]) -> int:
-    """As few layers as make it fit; 0 where even all do not, so that the memory needed is reported without any."""
+    """The fewest layers that make it fit; 0 where even all do not, so that the memory reported is without any."""
     if limits.recompute is None and limits.fullest(pack).verdict(limits.device_bytes) == "does not fit":
         return 0
     return limits.recomputed_when_fullest(pack)

@@ -11,9 +11,9 @@ AUTO_RUNS = 5.0
 AUTO_SECONDS = 60.0
 """What `auto` lets a whole command take at least on a GPU, from its start to `result.json`."""
 START_SECONDS = 12.0
-"""Of it, for what comes before the first step: not measured, so that one calibration always gives the same plan."""
+"""The part of it for what precedes the first step: not measured, so that one calibration always gives the same plan."""
 STEPS_PER_DOUBLING = 3
-"""Of `coarse`."""
+"""Steps that `coarse` has between a number and its double."""
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 

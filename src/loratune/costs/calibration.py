@@ -23,7 +23,7 @@ CALIBRATION = "calibration"
 _SAFETY = 0.85
 """Share of the time left that the plan may fill: devices slow down, and results ask for more than is expected."""
 _ONE_TRIAL = 1.5
-"""Of a final run alone, what is enough for one trial: budgets are rounded down, evaluations come on top."""
+"""Time that is enough for one trial, in final runs: budgets are rounded down, evaluations come on top."""
 _FINAL_TRIALS = 2
 """The recommended trial and the default recipe."""
 
@@ -46,9 +46,9 @@ class Calibration:
     evaluation_tokens: int = 0
     """The same in evaluation; 0: in proportion."""
     threads: int = 0
-    """Of a CPU that other programs use too, those with which steps were fastest; 0: not measured."""
+    """The number with which steps were fastest on a CPU that other programs use too; 0: not measured."""
     correction: Correction = UNCORRECTED
-    """Of the memory model, on this device."""
+    """Correction of the memory model on this device."""
 
     @property
     def times(self) -> StepTime:
@@ -62,7 +62,7 @@ class Calibration:
         return Pace(steps=self.times.corners, forward=self.forward, slots=self.slots)
 
     def evaluated_tokens(self, longest_table: int) -> int:
-        """Of the largest micro-batch of an evaluation; `longest_table`: tokens of all rows of the longest one."""
+        """Tokens of an evaluation's largest micro-batch; `longest_table`: tokens of all rows of the longest table."""
         limit = self.evaluation_tokens or 2 * int(self.times.micro_batch_tokens)
         return min(limit, max(self.slots, 1 + _FINAL_TRIALS) * longest_table)
 
@@ -101,7 +101,7 @@ class Calibration:
 
     @staticmethod
     def trained_tokens(context: SearchContext, runs: float, trials: int) -> float:
-        """Of trials that together cost `runs` full-run equivalents, without their last evaluations."""
+        """Tokens of trials that together cost `runs` full-run equivalents, without their last evaluations."""
         evaluated = trials * context.costs.evaluation_passes * context.data.validation_tokens
         return max(0.0, runs * context.full_run - 0.5 * evaluated)
 
@@ -122,7 +122,7 @@ class Calibration:
         return trained + evaluated / self.forward + self.test_seconds(context, test_tokens)
 
     def test_seconds(self, context: SearchContext, test_tokens: int) -> float:
-        """Of the final run, what comes after its last step: its trials and the base model on the test rows, the
+        """Seconds of the final run after its last step: its trials and the base model on the test rows, the
         base model on the validation rows."""
         labelled = 1 + (context.costs.labelling_passes if context.data.labels else 0)
         base = context.costs.evaluation_passes * context.data.validation_tokens

@@ -13,11 +13,11 @@ import torch
 from loratune.values import ModelProfile
 
 _SIDE = 4096
-"""Of the matrices; smaller ones do not fill a large GPU."""
+"""Side of the matrices; smaller ones do not fill a large GPU."""
 _SLACK = 1.5
 """Larger products are up to a fifth faster (H200), and a device's clock rises and falls."""
 USUAL_SHARE = 1 / 3
-"""Of `most_tokens`, what packs of 0.5B to 8B models reach (28 to 65 % of the products alone, docs/performance.md)."""
+"""Share of `most_tokens` that packs of 0.5B to 8B models reach (28 to 65 % of the products; docs/performance.md)."""
 
 
 def most_tokens(profile: ModelProfile, device: torch.device, dtype: torch.dtype) -> float:

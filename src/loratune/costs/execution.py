@@ -52,8 +52,8 @@ class Execution:
     records: bool = False
     """Whether small micro-batches are recorded as CUDA graphs, which keep what they need between steps."""
     time_again: float = 0.45
-    """Of a step's time, what computing the activations of all layers again adds: less than a forward pass, which has
-    half of the products, is of the whole."""
+    """Share of a step's time that computing all layers' activations again adds: less than a forward pass, which has
+    half of the products, takes of the whole."""
     logits_at_once: int
     """Logits that the head holds at a time."""
     likelihoods: int
@@ -80,7 +80,7 @@ class Execution:
         return -(-r // block) * block
 
     def adapter_bytes(self, bytes_per_parameter: float) -> float:
-        """Of an adapter's weights, for each of its parameters, on a base with so many bytes for each of its own."""
+        """Bytes for each parameter of an adapter's weights, on a base with this number of bytes for each of its own."""
         copied = self.copies_weights and bytes_per_parameter < FLOAT32
         return FLOAT32 + (bytes_per_parameter if copied else 0)
 

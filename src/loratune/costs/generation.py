@@ -29,7 +29,7 @@ _MEASURED_STEPS = 9
 
 
 def cached_bytes(model: ModelProfile, tokens: int) -> float:
-    """Of a batch of so many tokens, its longest rows at their ends.
+    """Bytes of the cache for a batch of this number of tokens, its longest rows at their ends.
 
     All layers' keys and values; of the layer at work also those to which a token is being added, and where several
     queries share a key a copy for each.
@@ -49,7 +49,7 @@ def writing_bytes(limits: Limits, cached_tokens: int) -> int:
 
 
 def cached_tokens(limits: Limits) -> int:
-    """Of the rows that are written side by side, as many as fit with room to spare; a single row in any case."""
+    """Tokens of the rows that are written side by side: what fits with room to spare, a single row in any case."""
     most = _MOST_CACHED[limits.execution.device]
     fits = next((most >> i for i in range(most.bit_length()) if _fits(limits, most >> i)), 1)
     return max(fits, limits.max_length)
@@ -67,16 +67,16 @@ class Generation:
     validation_rows: int
     test_rows: int
     prompt_tokens: float
-    """Of a row, on average."""
+    """Mean tokens of a row's prompt."""
     longest: int
     """Tokens of a row at its end, at most."""
     cached_tokens: int
-    """Of a batch, at most."""
+    """Most tokens of a batch."""
     steps: tuple[tuple[int, float], ...]
     """Measured: rows side by side, ascending, and the seconds of one more token for each of them."""
 
     def seconds(self, models: int, rows: int, forward: float) -> float:
-        """Of so many models on so many rows each; `forward`: evaluated tokens per second."""
+        """Seconds for these models on `rows` rows each; `forward`: evaluated tokens per second."""
         at_once = max(1, self.cached_tokens // self.longest)
         batches = ceil(models * rows / at_once)
         step = self._step_seconds(min(models * rows, at_once))
@@ -89,19 +89,19 @@ class Generation:
         return float(between * max(1.0, rows / sizes[-1]))
 
     def finalists_seconds(self, forward: float) -> float:
-        """Of the comparison after the search."""
+        """Seconds of the comparison after the search."""
         return self.seconds(FINALISTS, self.validation_rows, forward)
 
     def final_seconds(self, forward: float) -> float:
-        """Of the final run's models on the validation rows."""
+        """Seconds of the final run's models on the validation rows."""
         return self.seconds(_FINAL_MODELS, self.validation_rows, forward)
 
     def test_seconds(self, forward: float) -> float:
-        """Of the same on the test rows."""
+        """The same on the test rows."""
         return self.seconds(_FINAL_MODELS, self.test_rows, forward)
 
     def peak_bytes(self, limits: Limits) -> int:
-        """Of the process while it writes."""
+        """Peak memory of the process while it writes."""
         rows = max(
             FINALISTS * self.validation_rows, _FINAL_MODELS * max(self.validation_rows, self.test_rows)
         )

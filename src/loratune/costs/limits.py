@@ -55,7 +55,7 @@ class Limits:
     supervised: float = 1.0
     """Share of the tokens that are supervised."""
     recompute: int | None = 0
-    """Of how many layers activations are computed again; None: of as few as let a pack fit, of all where none do."""
+    """Layers whose activations are computed again; None: the fewest that let a pack fit, all where none do."""
 
     def recomputed(self, pack: Sequence[HyperParameters], *, step_tokens: int | None = None) -> int:
         """Layers whose activations are computed again for a pack."""
@@ -205,7 +205,7 @@ class Limits:
         return min(sorted(sizes, reverse=True), key=seconds)
 
     def time_again(self, recomputed: int) -> float:
-        """Of a micro-batch with so many layers computed again, relative to one with none."""
+        """Time of a micro-batch that computes `recomputed` layers again, relative to one with none."""
         return 1 + self.execution.time_again * recomputed / self.model.layers
 
     def with_rows(self, tokens: int) -> "Limits":
@@ -268,7 +268,7 @@ def measured_peak(device: torch.device, execution: Execution) -> int:
 
 
 def supervised_share(table: TokenTable) -> float:
-    """Of the tokens of a micro-batch of these rows, those that are supervised, at most."""
+    """Largest share of supervised tokens in a micro-batch of these rows."""
     return min(1.0, _UNEVEN * float(table.supervised_counts.sum() / table.lengths.sum()))
 
 

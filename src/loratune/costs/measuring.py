@@ -143,7 +143,7 @@ _SMALL, _OF_SMALL = 300e6, 64
 """Parameters below which a pack has so many on a GPU: 135M trains short rows 12 % faster with 64 than with 32."""
 
 SECONDS = 1.0
-"""Of each measurement on a CPU, after a warm-up."""
+"""Length of each measurement on a CPU, after a warm-up."""
 _SECONDS_ON_A_GPU = 0.3
 """A step takes 10 to 80 ms there."""
 _FEWEST_ON_A_GPU = 7

@@ -26,9 +26,9 @@ _TRIALS_PLAYED = 30_000
 """Trials times plans that are played: about half a second."""
 _MOST_PLAYS = 500
 _MOST_PARTS = 32
-"""Of the memory, in the bounds that count how many trials fit side by side."""
+"""Parts of the memory in the bounds that count how many trials fit side by side."""
 _MOST_THRESHOLDS = 24
-"""Of e in `fewest_steps`; any choice of them gives a bound."""
+"""Values of e that `fewest_steps` tries; any choice of them gives a bound."""
 _ROUNDING = 1e-9
 
 Numbers = npt.NDArray[np.float64]

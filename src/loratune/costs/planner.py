@@ -21,7 +21,7 @@ class LivePack:
 
     trials: tuple[HyperParameters, ...]
     tokens: float
-    """Of a step of all of them, on average."""
+    """Mean tokens of a step of all of them."""
     kept: int = 0
     """Bytes that they hold beyond what they train with."""
 
@@ -35,15 +35,15 @@ class Planner:
     rows: int
     """Training rows."""
     tokens: int
-    """Of all training rows."""
+    """Tokens of all training rows."""
     slots: int
     """Trials in a pack, at most."""
     evaluated_tokens: int = 0
-    """Of the largest micro-batch of an evaluation; 0: nothing is evaluated."""
+    """Tokens of the largest micro-batch of an evaluation; 0: nothing is evaluated."""
     spread: float = 0.0
     """Standard deviation of the tokens of a row, as a share of their mean."""
     devices: int = 1
-    """Of this kind, each with a base model of its own; limits, times and slots are of one."""
+    """Devices of this kind, each with its own base model; limits, times and slots are those of one."""
 
     def load(self, trial: Trial) -> TrialLoad:
         """What one trial asks for; a row counts the mean tokens."""

@@ -20,7 +20,7 @@ class Readings:
     count: int
     """The last included, which is at its end and on all rows."""
     rows: int
-    """Of each before the last."""
+    """Validation rows of each reading before the last."""
 
 
 def plan_readings(facts: SearchContext, validation_rows: int, most: int = _MOST_READINGS) -> Readings:
@@ -51,7 +51,7 @@ class Evaluations:
     rows: int
     """Validation rows of each look."""
     evaluated_rows: int
-    """Of all looks, with the last evaluation on all rows."""
+    """Rows of all looks together; the last evaluation is on all rows."""
     share: float
     """What these cost, as a share of the training."""
 
@@ -78,7 +78,7 @@ def plan_evaluations(trained_tokens: float, validation_tokens: int, validation_r
 
 
 def final_evaluations(context: SearchContext, validation_rows: int) -> Evaluations:
-    """Of a trial of the final run."""
+    """The evaluations of a trial of the final run."""
     return plan_evaluations(
         context.wishes.epochs * context.data.tokens, context.data.validation_tokens, validation_rows
     )

@@ -19,13 +19,13 @@ class SpreadPlan:
     """Which trial trains on which device, and how long that takes."""
 
     parts: tuple[PackPlan, ...]
-    """Of each device; their orders hold the numbers of the trials."""
+    """Each device's plan; their orders hold the numbers of the trials."""
     bound: float
     """Seconds that no plan can go below; see `spread_bound`."""
 
     @property
     def seconds(self) -> float:
-        """Of the device that ends last, without evaluations."""
+        """Seconds of the device that ends last, without evaluations."""
         return max(part.seconds for part in self.parts)
 
     @property
@@ -40,7 +40,7 @@ class SpreadPlan:
 
     @property
     def steps(self) -> int:
-        """Of the device that takes most."""
+        """Steps of the device that takes most."""
         return max(part.steps for part in self.parts)
 
     @property

@@ -63,7 +63,7 @@ class StepTime:
         return float(self._curve[1][0])
 
     def seconds(self, tokens: float) -> float:
-        """Of one step with so many tokens."""
+        """Seconds of one step of `tokens` tokens."""
         if tokens <= 0:
             return 0.0
         count = max(1, ceil(tokens / self.micro_batch_tokens - 1e-9))

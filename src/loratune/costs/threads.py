@@ -46,7 +46,7 @@ def is_shared() -> bool:
 
 
 def fastest(rate: Callable[[], float]) -> int:
-    """Of all threads, half of them and one, the number with which `rate` (larger is better) is largest.
+    """The number of threads (all, half of them or one) with which `rate` (larger is better) is largest.
 
     All of them unless fewer are a tenth faster. The number is restored afterwards.
     """

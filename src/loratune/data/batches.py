@@ -158,7 +158,7 @@ class MicroBatch:
 
     @property
     def edges(self) -> Rows:
-        """As `starts`, with what fills a flat line up cut into rows as long as the longest.
+        """`starts`, where what fills a flat line up is cut into rows as long as the longest.
 
         Attention pays for length, and models have places for no more than the longest row may have.
         """

@@ -14,7 +14,7 @@ from loratune.errors import DataError
 Message = dict[str, Any]
 
 COLUMNS = ("messages", "conversations", "conversation")
-"""Of lists of turns, each {"role", "content"} or ShareGPT's {"from", "value"}."""
+"""Columns that hold lists of turns, each {"role", "content"} or ShareGPT's {"from", "value"}."""
 TOOL_COLUMNS = ("tools", "functions")
 EXTRA_COLUMNS = ("system", *TOOL_COLUMNS)
 """Read beside the turns where a row has them."""
@@ -47,7 +47,7 @@ class Conversation:
     """`role`, `content` (None beside calls where the row has none) and where they are there `tool_calls` (arguments as
     a mapping), `reasoning_content`, and other text such as `name`."""
     learned: tuple[bool, ...]
-    """Of each message, whether it is learnt."""
+    """Whether each message is learnt."""
     tools: tuple[dict[str, Any], ...] = ()
     """JSON schemas in OpenAI's form."""
     unlearned: int = 0

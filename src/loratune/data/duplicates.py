@@ -38,7 +38,7 @@ def near_duplicates(
 ) -> tuple[NearDuplicates, tuple[Pair, ...]]:
     """What was found, without examples in text, and a few leaked pairs as row numbers.
 
-    Of more than 20,000 rows a seeded sample is compared, so that the counts are of these rows.
+    Above 20,000 rows a seeded sample is compared, and the counts are those of the sample.
     """
     chosen = {name: _sample(table, seed) for name, table in {"train": train, **others}.items()}
     tables = {"train": train, **others}

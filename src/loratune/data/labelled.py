@@ -32,7 +32,7 @@ _WORDS = {
     Problem.NUMBER: "a number for each row: the loss is the squared error in units of the labels' variance",
 }
 _MOST_CLASSES_SHARE = 0.5
-"""Of the rows; where more are different, they are no classes."""
+"""Share of the rows; with more different values than this they are no classes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +50,7 @@ class Labelled:
 
     @property
     def name(self) -> str:
-        """As `DataProfile.shape`."""
+        """The name that `DataProfile.shape` holds."""
         return _NAMES[self.problem]
 
     @property

@@ -19,11 +19,11 @@ class Overview:
     """What was seen, all rows read once."""
 
     options: DataOptions
-    """As given, with the columns that were guessed."""
+    """The options given, with the columns that were guessed."""
     guessed: bool
     """Whether columns had to be named to read the rows, and nobody did."""
     columns: tuple[str, ...]
-    """Of the first row."""
+    """Columns of the first row."""
     shape: Shape
     rows: dict[str, int]
     """By split, of those that come with the data."""

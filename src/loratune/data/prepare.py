@@ -71,7 +71,7 @@ class _Reading:
     counts: Counts = field(default_factory=Counts)
     unread: Counter[str] = field(default_factory=Counter)
     answers: dict[str, list[Any]] = field(default_factory=dict)
-    """Of a classifier's rows by source, where they are not one label."""
+    """The answers of a classifier's rows by source, where they are not one label."""
 
     def read(self, source: Source) -> StoredRows:
         """Encode one source. Raises `DataError` where no row is left."""

@@ -43,7 +43,7 @@ def read_jsonl(name: str, file: BinaryIO) -> Iterator[Row]:
 
 
 def read_json(name: str, file: BinaryIO) -> Iterator[Row]:
-    """As `read_jsonl`, or one object around one list of objects, on as many lines as it likes."""
+    """The rows of `read_jsonl`, or of one object around one list of objects, on any number of lines."""
     lines = _lines(name, file)
     first = next(_filled(lines), None)
     if first is None:

@@ -136,7 +136,7 @@ class _Choice:
         )
 
     def pairs(self) -> Pairs:
-        """Of prompt, chosen and rejected; the prompt may be another column, a template, or what both begin with."""
+        """Pairs of chosen and rejected; the prompt may be another column, a template, or what both begin with."""
         if self.options.completion_column is not None:
             raise DataError(
                 f"--completion-column must be left out with --task preference, got "

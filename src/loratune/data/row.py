@@ -39,7 +39,7 @@ class End(Enum):
     FIND = auto()
     """The chat template writes it: learn up to the first one (without one: everything)."""
     DEMAND = auto()
-    """As FIND, but a text without one is an error: the piece reaches beyond the turn."""
+    """FIND, but a text without one is an error: the piece reaches beyond the turn."""
 
 
 class Overflow(Enum):
@@ -75,7 +75,7 @@ class Example:
     begins: bool = True
     """Whether the tokenizer's beginning-of-text token is put in front (a chat template writes its own)."""
     rejected: tuple[Segment, ...] = ()
-    """Of a pair: the same prompt with the answer that `segments` is preferred to."""
+    """The answer that `segments` is preferred to, with the same prompt; empty where rows are no pairs."""
 
     @property
     def rows(self) -> tuple[tuple[Segment, ...], ...]:

@@ -23,7 +23,7 @@ class Shape(Protocol):
 
     @property
     def name(self) -> str:
-        """As `DataProfile.shape`."""
+        """The name that `DataProfile.shape` holds."""
 
     @property
     def overflow(self) -> Overflow:
@@ -260,7 +260,7 @@ Chat = Callable[[list[dict[str, str]]], str]
 
 
 def prompt_format(shape: Shape) -> PromptFormat:
-    """Of a shape that `recognise` found."""
+    """The prompt format of a shape that `recognise` found."""
     if isinstance(shape, Messages):
         return PromptFormat(kind=PromptKind.CHAT if shape.has_template else PromptKind.TURNS)
     if isinstance(shape, Text):

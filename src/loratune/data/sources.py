@@ -247,7 +247,7 @@ def _hub_dataset(source: str) -> dict[str, Source]:
 
 
 def _splits_of_dataset(loaded: Any, name: str) -> dict[str, Source]:
-    """Of a `datasets.Dataset` (one split) or `DatasetDict`."""
+    """The splits of a `datasets.Dataset` (one split) or `DatasetDict`."""
     if not isinstance(loaded, dict):
         return {"train": _dataset(loaded, name)}
     found: dict[str, Source] = {}

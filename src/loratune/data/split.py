@@ -15,14 +15,14 @@ Rows = npt.NDArray[np.int64]
 Labels = npt.NDArray[np.int32] | None
 
 SHARE = 0.15
-"""Of the rows, for a split that has to be made."""
+"""Share of the rows that go into a split that has to be made."""
 PLENTY = 2000
 """Rows beyond which such a split takes the smallest share only."""
 SMALLEST_SHARE = 0.1
 FEWEST_TO_SPLIT = 10
 """Below, a share of 15 % is not a row or two."""
 FEWEST_ROWS = 2
-"""Of any split: a paired test needs two."""
+"""Fewest rows of any split: a paired test needs two."""
 
 
 def allocate(counts: npt.NDArray[np.int64], total: int, leave_one: bool = True) -> npt.NDArray[np.int64]:

@@ -21,7 +21,7 @@ from loratune.values.plain import from_plain, to_plain
 
 _SPLITS = ("train", "validation", "test")
 _COLUMNS = ("tokens", "supervised", "offsets", "labels", "answers", "references", "index")
-"""Of a table; the last four may be absent."""
+"""Columns of a table; the last four may be absent."""
 _FACTS = "rows.json"
 _PLAIN = ("labels", "notes", "fingerprint")
 """Fields of `PreparedData` that are JSON values as they are."""

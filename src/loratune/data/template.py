@@ -56,7 +56,7 @@ class Template:
 
     @property
     def text(self) -> str:
-        """As the user would write it."""
+        """The template that the user would write."""
         return "".join(
             literal.replace("{", "{{").replace("}", "}}") + self._field(column)
             for literal, column in self.parts

@@ -21,7 +21,7 @@ class Turn:
 
 
 def last_turn(tokens: Tokens, supervised: npt.NDArray[np.bool_]) -> Turn:
-    """Of a row with at least one supervised token; what the row has after its last answer is left out."""
+    """The last turn of a row with at least one supervised token; what follows its last answer is left out."""
     stop = len(tokens) - int(np.argmax(supervised[::-1]))
     before = np.flatnonzero(~supervised[:stop])
     start = int(before[-1]) + 1 if len(before) else 0

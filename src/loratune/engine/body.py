@@ -22,7 +22,7 @@ from loratune.model.long_attention import PackedRows
 from loratune.model.rows import Bounds, bounds_of, flat, sees_ahead
 
 _FORMS = 64
-"""Of one layer that may be compiled: with and without gradients, of its input too, for each model of a process."""
+"""Most compiled forms of one layer: with and without gradients, of its input too, for each model of a process."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -103,7 +103,7 @@ class PaddedRows(NamedTuple):
 
     @classmethod
     def of(cls, batch: MicroBatch) -> "PaddedRows":
-        """Of a micro-batch that is not flat."""
+        """The padded rows of a micro-batch that is not flat."""
         real = np.arange(batch.tokens.shape[1]) < batch.lengths[:, None]
         return cls(to_device(real.astype(np.int64), batch.tokens.device))
 

@@ -26,7 +26,7 @@ class Cuts:
     threshold: tuple[int, ...]
     """One threshold on the singular values of all layers, at the parameters of that rank at most."""
     healed: tuple[int, ...] = ()
-    """As `uniform`, then trained on."""
+    """Ranks of uniform cuts that are trained on afterwards."""
     healing: float = 0.0
     """For so large a share of the trial's epochs."""
 
@@ -48,7 +48,7 @@ class CutScores:
     scores: tuple[CutScore, ...]
     """Uniform ones, those under a threshold, healed ones."""
     spectra: tuple[tuple[str, npt.NDArray[np.float64]], ...]
-    """Of every layer of the whole adapter: its name, and its update's singular values in descending order."""
+    """Name and singular values, in descending order, of every layer's update in the whole adapter."""
 
 
 def cut_scores(

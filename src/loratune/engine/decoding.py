@@ -91,7 +91,7 @@ class GreedyDecoder:
     def _decode(
         self, members: Sequence[PackMember | None], prompts: Sequence[Tokens], limits: Ints
     ) -> list[Tokens]:
-        """Of one batch: the prompts of the first member, then of the second, and so on."""
+        """Generated tokens of one batch: the first member's prompts, then the second's, and so on."""
         self._evaluator.packed.assign([member for member in members if member is not None])
         batch = self._begin(members, prompts)
         most = np.tile(limits, len(members))

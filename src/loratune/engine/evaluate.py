@@ -77,7 +77,7 @@ class Evaluator:
         self._bare = self._untrained()
 
     def _untrained(self) -> PackMember:
-        """Of the bare base: no adapter, and the head with which a trial of seed 0 begins."""
+        """The bare base: no adapter, and the head with which a trial of seed 0 begins."""
         recipe, head = default_recipe(), self.objective.head
         layout = AdapterLayout.of(recipe, (), head)
         dtype = torch.float64 if self.body.dtype == torch.float64 else torch.float32

@@ -21,7 +21,7 @@ _LARGEST_COUNT = 32
 _MULTIPLE = 128
 """Tokens of a line are a multiple of this: what matrix products like."""
 _FILLED_POSITIONS = 0.5
-"""Of the positions that predict, up to which a recording made for more serves: they cost little beside the layers."""
+"""Share by which the predicting positions may be filled up to fit a recording: they cost little beside the layers."""
 _SHORTAGES = 8
 """After so many nothing is recorded: recording again takes up to a second."""
 _ATTEMPTS = 2

@@ -105,7 +105,7 @@ class _Row:
 
     prompt: npt.NDArray[np.int32]
     likelihood: dict[int, float] = field(default_factory=lambda: {_ROOT: 0.0})
-    """Of beginnings whose continuations are or will be looked at, nats."""
+    """Log-likelihood of beginnings whose continuations are or will be looked at, nats."""
     open: Ints = field(default_factory=lambda: np.array([_ROOT]))
     """Beginnings not looked at."""
     open_likelihood: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(1))

@@ -128,7 +128,7 @@ class LabelScorer:
     ) -> npt.NDArray[np.bool_]:
         """[models, rows] whether the most likely label has to be looked for.
 
-        Of labels none of which begins another the probabilities sum up to one at most, so one above a half has won.
+        If no label begins another, probabilities sum up to one at most, so one above a half has won.
         """
         if known is None or table.row_labels is None or not self._apart:
             return np.ones((len(models), len(table)), np.bool_)

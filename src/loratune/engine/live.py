@@ -225,6 +225,6 @@ def _now() -> float:
 
 
 def _mean(losses: Sequence[float]) -> float:
-    """Of the steps that were not skipped; infinite where all were."""
+    """Mean over the steps that were not skipped; infinite where all were."""
     finite = [loss for loss in losses if isfinite(loss)]
     return float(np.mean(finite)) if finite else inf

@@ -32,7 +32,7 @@ class SlotProgress:
     step: int
     total_steps: int
     loss: float
-    """Of the last step, nats per supervised token."""
+    """Loss of the last step, nats per supervised token."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +43,7 @@ class PackProgress:
     tokens: int
     """Real tokens trained in this step."""
     seconds: float
-    """Of this step."""
+    """Length of this step."""
 
 
 T = TypeVar("T")
@@ -73,12 +73,12 @@ class Work:
     sample: TokenTable
     """The rows of readings during training."""
     readings: int
-    """Of a trial without early stopping."""
+    """Readings of a trial without early stopping."""
     labels_at_end: bool
     scoring: Scoring
     """How a verdict is measured."""
     cost: Callable[[Trial], float]
-    """Of a whole trial."""
+    """Cost of a whole trial."""
     on_shortage: Callable[[Shortage], None]
 
 

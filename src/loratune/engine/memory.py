@@ -29,7 +29,7 @@ _TEXTS = (
     "not enough memory: you tried to allocate",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
-"""Of plain RuntimeErrors: CUDA and Triton beside torch's allocator; the CPU's, on Linux and Windows; cuBLAS."""
+"""Words in plain RuntimeErrors: CUDA and Triton beside torch's allocator; the CPU's, on Linux and Windows; cuBLAS."""
 _ASKED = re.compile(r"tried to allocate ([\d.]+) (bytes|KiB|MiB|GiB)", re.IGNORECASE)
 _UNITS = {"bytes": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -111,13 +111,13 @@ class Shortage:
     trials: tuple[Trial, ...]
     """The trials in memory when it ran out."""
     tokens: int
-    """Of the micro-batch that failed, at most, padding included."""
+    """Most tokens of the micro-batch that failed, padding included."""
     needed: int
     """Bytes that were held, with those that were asked for where the error said so."""
     now: int
     """Tokens of a micro-batch, or trials side by side, at most, from now on."""
     recomputed: int = 0
-    """Of how many layers the micro-batch that failed kept no activations."""
+    """Layers that kept no activations in the micro-batch that failed."""
 
     @property
     def sentence(self) -> str:
@@ -160,7 +160,7 @@ def _resize(tensors: Sequence[torch.Tensor], sizes: Sequence[int]) -> None:
 class Parked:
     """Tensors whose memory is given back; until `restore` they and their views must not be read.
 
-    Of `zeros` no numbers are kept: they come back as zeros.
+    The numbers of `zeros` are not kept: they come back as zeros.
     """
 
     def __init__(self, tensors: Sequence[torch.Tensor], *, zeros: Sequence[torch.Tensor] = ()) -> None:

@@ -72,7 +72,7 @@ class PackEngine:
     max_tokens_per_evaluation: int | None = None
     """The same without gradients; None: twice as many, for no activations are kept."""
     cached_tokens: int = 2**15
-    """Of the rows that are decoded side by side, padding included; halved where memory runs out."""
+    """Tokens of the rows that are decoded side by side, padding included; halved where memory runs out."""
     context_length: int | None = None
     """Tokens of a row that the model takes; None: no limit is known."""
     launch_tokens: int | None = None
@@ -82,7 +82,7 @@ class PackEngine:
     paths: Paths | None = None
     """Which paths to take; None chooses the fastest that are right here."""
     recompute: Recompute = none
-    """Of how many layers activations are computed again instead of being kept, where they can be."""
+    """Layers whose activations are computed again instead of being kept, where they can be."""
     on_shortage: Callable[[Shortage], None] = ignore
     """Called with every out-of-memory error that was recovered from."""
 
@@ -335,7 +335,7 @@ class PackEngine:
         return found
 
     def read(self, models: Sequence[Adapter | None], table: TokenTable) -> list[Evaluation]:
-        """As `evaluate`, inside `attached`. Raises `DoesNotFit` where a single row of one model is too much."""
+        """`evaluate`, inside `attached`. Raises `DoesNotFit` where a single row of one model is too much."""
         work = partial(self._evaluator.evaluate, models, table)
         return self._halving(work, self._evaluator.cuts, len(models), table.lengths)
 

@@ -102,7 +102,7 @@ class Gathered:
 
     @classmethod
     def of(cls, slots: Sequence[Slot], *, ahead: int = 0) -> "Gathered | None":
-        """Of the slots' coming step, or of a later one if just these go on; None where none does."""
+        """The rows of the slots' coming step, or of a later one if just these go on; None where none does."""
         batches = [(slot, rows) for slot in slots if (rows := slot.rows_of(ahead)) is not None]
         if not batches:
             return None
@@ -226,7 +226,7 @@ def of_groups(
 
 
 def beta_of(member: PackMember) -> float:
-    """Of its trial; NaN where it names none."""
+    """Beta of the member's trial; NaN where it names none."""
     beta = member.adapter.hyper_parameters.beta
     return float("nan") if beta is None else beta
 

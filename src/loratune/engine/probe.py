@@ -136,7 +136,7 @@ class _AccumulatedSteps:
 
     lanes: Sequence[_SmallBatch]
     norms: Sequence[tuple[float, float]]
-    """Of each step as `_descend` gives them, up to the first that was not finite."""
+    """Both norms of each step as `_descend` gives them, up to the first that was not finite."""
     tokens_per_second: float
 
 

@@ -20,7 +20,7 @@ from loratune.model.rows import body_of, states_of
 from loratune.values import HyperParameters
 
 Recompute = Callable[[Sequence[HyperParameters], int], int]
-"""Of how many layers activations are computed again, by the trials in memory and the tokens of the micro-batch."""
+"""Number of layers computed again, by the trials in memory and the tokens of the micro-batch."""
 
 
 def none(trials: Sequence[HyperParameters], tokens: int) -> int:
@@ -31,7 +31,7 @@ def none(trials: Sequence[HyperParameters], tokens: int) -> int:
 _CHECKED_TOKENS = 12
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 _HALF_TOLERANCE = 0.05
-"""Of gradients relative to their norm; where a layer's gradient is missing they are off by .1 and more."""
+"""Gradients may differ by this share of their norm; where a layer's gradient is missing they are off by .1 and more."""
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
@@ -53,7 +53,7 @@ class _Call(NamedTuple):
 
 
 class Recomputation:
-    """Of one micro-batch: the layers that have run inside `recomputing`, and their backward passes."""
+    """One micro-batch's layers that have run inside `recomputing`, and their backward passes."""
 
     def __init__(self) -> None:
         self._calls: list[_Call] = []

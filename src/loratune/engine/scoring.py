@@ -88,7 +88,7 @@ class Scoring:
         return self.decoded(predicted), self.decoded(true)
 
     def _words(self, classes: npt.NDArray[Any]) -> list[str]:
-        """Of several labels those that hold, with commas between them."""
+        """Names of the classes; where a row has several labels, those that hold, with commas between them."""
         if classes.ndim > 1:
             return [", ".join(self.labels[i] for i in np.flatnonzero(row)) for row in classes]
         return [self.labels[i] for i in classes]

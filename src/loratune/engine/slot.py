@@ -81,7 +81,7 @@ class DivergenceGuard:
 
 MAX_GRADIENT_NORM = 1.0
 BETAS, EPS = (0.9, 0.999), 1e-8
-"""Of AdamW: transformers' defaults."""
+"""AdamW's: transformers' defaults."""
 
 
 def warmup_steps(hyper_parameters: HyperParameters, total: int) -> int:
@@ -130,17 +130,17 @@ class Slot:
         self.total_steps = len(batches)
         self.step = 0
         self.updates = 0
-        """Of these steps those that were not skipped."""
+        """Steps that were not skipped."""
         self.losses: list[float] = []
         """Mean NLL of each step's batch, nats per supervised token."""
         self.gradient_norms: list[float] = []
-        """Of each step, before clipping."""
+        """Norm of each step's gradient before clipping."""
         self.trained_tokens = 0
         self.failure = ""
         """Why the trial has diverged; empty while it has not."""
         self._batches = iter(batches)
         self._drawn: deque[Rows] = deque()
-        """Of the coming steps, as far as anybody has asked."""
+        """Rows of the coming steps that somebody has asked for."""
         self._parked: Parked | None = None
         self._warmup = warmup_steps(hyper_parameters, self.total_steps)
         self._optimiser = (
@@ -189,7 +189,7 @@ class Slot:
 
     @property
     def learning_rate(self) -> float:
-        """Of the coming step."""
+        """Learning rate of the coming step."""
         factor = schedule(self.step, warmup=self._warmup, total=self.total_steps)
         return self.trial.hyper_parameters.learning_rate * factor
 

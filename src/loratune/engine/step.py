@@ -218,7 +218,7 @@ class TrainingStep:
         return torch.segment_reduce(weighted, "sum", lengths=portion.shares, unsafe=True, initial=0.0)
 
     def _recomputed(self, slots: Sequence[Slot], tokens: int) -> int:
-        """Of how many layers a micro-batch of so many tokens keeps no activations."""
+        """Number of layers whose activations a micro-batch of `tokens` tokens does not keep."""
         if self._last is not slots and list(self._last) != list(slots):
             self._known.clear()
         self._last = slots

@@ -13,7 +13,7 @@ from loratune.values import PLAIN, HyperParameters
 from loratune.values.tasks import CAUSAL
 
 _MOST_ROWS = 8
-"""Of one forward pass, so that a batch of the recipe fits where a single adapter is trained."""
+"""Most rows of one forward pass, so that a batch of the recipe fits where a single adapter is trained."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +39,7 @@ class Recipe:
     """Evaluations without improvement before it stopped."""
     seed: int
     dtype: str
-    """Of the base weights, in 4 bits what is computed in: `bfloat16`, `float32` or `float64`."""
+    """Type of the base weights, or of the computation if they are in 4 bits: `bfloat16`, `float32` or `float64`."""
     end_of_turn: str
     """The token that ends a completion, as text."""
     origin: str
@@ -116,7 +116,7 @@ def whole(value: float) -> float | int:
 
 
 BETAS, EPSILON, CLIP = (0.9, 0.999), 1e-8, 1.0
-"""Of AdamW, and the norm that gradients are clipped to, as every trial is trained."""
+"""AdamW's settings, and the norm that gradients are clipped to, as every trial is trained."""
 
 
 def training_arguments(recipe: Recipe, output: str) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class Row:
 
     @property
     def pieces(self) -> list[tuple[bool, list[int]]]:
-        """As `runs`, but a row that is learnt from its second token on is one piece: nothing predicts the first."""
+        """`runs`, but a row that is learnt from its second token on is one piece: nothing predicts the first."""
         return [(True, self.tokens)] if all(self.learned[1:]) else self.runs
 
 

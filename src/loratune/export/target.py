@@ -36,7 +36,7 @@ class Target(Protocol):
 
     @property
     def name(self) -> str:
-        """As after `--to`."""
+        """The name that follows `--to`."""
 
     @property
     def formats(self) -> tuple[Format, ...]:

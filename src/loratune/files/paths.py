@@ -16,7 +16,7 @@ _WRITTEN_IN_PLACE = ("study.db", ".lock")
 """Beginnings of the names of files that are not replaced by new ones."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_TEXTS = ("No space left on device", "database or disk is full", "Disk quota exceeded")
-"""Of libraries that keep the text and not the number."""
+"""Messages of libraries that keep the text and not the number."""
 
 
 def user_path(text: str | Path) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 _FLOAT = re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
-"""As YAML 1.2 has it; PyYAML follows 1.1, to which `1e-4` is text."""
+"""Floats in YAML 1.2; PyYAML follows 1.1, to which `1e-4` is text."""
 _MAP = "tag:yaml.org,2002:map"
 
 

@@ -12,7 +12,7 @@ import triton.language as tl
 COLUMNS = 5
 WEIGHTS, GRADIENT, AVERAGE, SQUARE, SIZE = (tl.constexpr(column) for column in range(COLUMNS))
 _COLUMNS = tl.constexpr(COLUMNS)
-# Of a trial's numbers, float32.
+# Columns of a trial's numbers, float32.
 NUMBERS = 3
 DECAY, STEP_SIZE, CORRECTION = (tl.constexpr(number) for number in range(NUMBERS))
 _NUMBERS = tl.constexpr(NUMBERS)

@@ -37,11 +37,11 @@ _GRADIENT = {"BLOCK_M": 64, "BLOCK_N": 128}
 _GRADIENT_NARROW = {"BLOCK_M": 64, "BLOCK_N": 32}
 """Where there are few runs of tokens, so that all processors have work."""
 _FEWEST_FEATURES = 512
-"""Of a part, where the features of a `shrink` are cut into parts."""
+"""Fewest features of a part, where the features of a `shrink` are cut into parts."""
 _ADDED = 1024
 """Numbers that a program of `add_parts` adds up."""
 _STAGES, _FEW_STAGES = 3, 2
-"""Of loads ahead of their use; few where there is less shared memory than on an A100."""
+"""Loads ahead of their use; few where there is less shared memory than on an A100."""
 
 Table = npt.NDArray[np.int64]
 
@@ -66,7 +66,7 @@ def member_rows(member: PackMember, weights: torch.Tensor, names: tuple[str, ...
 
 @lru_cache(maxsize=64)
 def _offsets(layout: AdapterLayout, names: tuple[str, ...]) -> tuple[Table, Table, Table]:
-    """Of the layout's modules: their numbers among `names`, where A and B begin [modules, 2], their ranks."""
+    """The layout's modules: their numbers among `names`, where A and B begin [modules, 2], their ranks."""
     numbers = {name: number for number, name in enumerate(names)}
     ranks = np.array(layout.ranks, np.int64)
     a = ranks * np.array([target.in_features for target in layout.targets], np.int64)

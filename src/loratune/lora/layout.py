@@ -37,7 +37,7 @@ class AdapterLayout:
 
     targets: tuple[Target, ...]
     ranks: tuple[int, ...]
-    """Of each target."""
+    """Rank of each target."""
     head: tuple[Part, ...] = ()
     """What is trained beside the matrices, under its names in the model (PEFT's `modules_to_save`)."""
     magnitudes: bool = False
@@ -71,7 +71,7 @@ class AdapterLayout:
 
     @property
     def matrices_size(self) -> int:
-        """Of these the matrices', which come first."""
+        """Numbers of the matrices, which come first."""
         sides = (target.in_features + target.out_features for target in self.targets)
         return sum(rank * side for rank, side in zip(self.ranks, sides, strict=True))
 
@@ -130,7 +130,7 @@ class Adapter:
 
 
 _GAIN = sqrt(2.0 / (1 + sqrt(5) ** 2))
-"""Of Kaiming's uniform distribution with a = √5."""
+"""Gain of Kaiming's uniform distribution with a = √5."""
 
 
 class InitialHead(NamedTuple):

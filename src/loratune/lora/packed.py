@@ -47,7 +47,7 @@ class _Read:
 
     weights: torch.Tensor
     version: int = -1
-    """Of the member's weights when they were copied."""
+    """Version of the member's weights when they were copied."""
 
     @classmethod
     def of(cls, member: PackMember, dtype: torch.dtype) -> "_Read":

@@ -44,7 +44,7 @@ class PackMember:
         self.ranks = frozenset(adapter.layout.ranks)
         self.gradient = torch.zeros_like(adapter.weights) if trainable else None
         self._norms: dict[str, tuple[int, torch.Tensor]] = {}
-        """Of each layer's rows, with the version of the weights that they are of."""
+        """Norms of each layer's rows, with the version of the weights that they were computed from."""
 
     @cached_property
     def head(self) -> Mapping[str, torch.Tensor]:
@@ -74,7 +74,7 @@ class PackMember:
         return {name: (m, slopes.get(name)) for name, m in own.items()}
 
     def magnitude(self, name: str, module: nn.Module) -> Magnitude | None:
-        """Of the module by that name; None where the adapter is no DoRA. Norms are computed once a step."""
+        """Magnitude of the module by that name; None where the adapter is no DoRA. Norms are computed once a step."""
         if not self.adapter.layout.magnitudes:
             return None
         m, gradient = self._magnitudes[name]

@@ -19,7 +19,7 @@ from loratune.lora.layout import Adapter, AdapterLayout
 Floats = npt.NDArray[np.float64]
 
 _ROW_NORM = 1 / sqrt(3)
-"""Of the rows of A at initialisation (uniform in ±1/√in): a cut adapter can be trained on at usual rates."""
+"""Norm of the rows of A at initialisation (uniform in ±1/√in): a cut adapter can be trained on at usual rates."""
 
 
 class Factors(NamedTuple):
@@ -39,7 +39,7 @@ class Decomposition:
 
     adapter: Adapter
     factors: tuple[Factors, ...]
-    """Of each target of the adapter's layout."""
+    """Factors of each target of the adapter's layout."""
 
     @property
     def spectra(self) -> tuple[npt.NDArray[np.float64], ...]:
@@ -103,7 +103,7 @@ def decompose(adapter: Adapter) -> Decomposition:
 def threshold_ranks(
     spectra: Sequence[Floats], costs: Sequence[int], budget: float, *, fewest: int = 0
 ) -> tuple[int, ...]:
-    """Of each layer the number of singular values above one threshold, the lowest that `budget` pays for.
+    """Number of singular values of each layer above one threshold, the lowest that `budget` pays for.
 
     Args:
         spectra: singular values of each layer, in descending order.
@@ -119,7 +119,7 @@ def threshold_ranks(
 
 
 def _factors(a: torch.Tensor, b: torch.Tensor, scaling: float) -> Factors:
-    """Of scaling · B [out, R] · A [R, in]; R may exceed neither side."""
+    """Singular values of scaling · B [out, R] · A [R, in], with both sides; R may exceed neither side."""
     left, upper = torch.linalg.qr(b)
     right, lower = torch.linalg.qr(a.T)
     u, singular, v = torch.linalg.svd(scaling * upper @ lower.T)
@@ -129,7 +129,7 @@ def _factors(a: torch.Tensor, b: torch.Tensor, scaling: float) -> Factors:
 DIRECTIONS = 10
 """The strongest directions of a layer, among which an intruder would stand (Shuttleworth et al., 2410.21228)."""
 _DIRECTIONS_SHARE = 0.02
-"""Of all directions of a small layer, which are the strongest ones."""
+"""Share of a small layer's directions that counts as the strongest."""
 _EXACT = 512
 """Smaller side up to which a layer's singular values are computed and not sketched."""
 
@@ -142,13 +142,13 @@ class Strengths:
     b: Floats
     """Times lora_alpha / r: alpha and B can be traded for each other without changing what is learnt."""
     update: Floats
-    """Of the whole update, lora_alpha / r · B · A."""
+    """The whole update's, lora_alpha / r · B · A."""
     layer: Floats
     """The tenth largest of the layer's own weights; of a layer below 500 features one nearer to the largest."""
 
 
 def strengths(adapter: Adapter, model: nn.Module) -> Strengths:
-    """Of every layer of `adapter`, which was trained on `model`."""
+    """Strengths of every layer of `adapter`, which was trained on `model`."""
     layers = dict(model.named_modules())
     factors = adapter.views()
     scaling = adapter.hyper_parameters.scaling

@@ -20,7 +20,7 @@ EXAMPLES_EXPONENT = -0.18
 WIDTH_EXPONENT = 0.45
 """These three refitted together on 2026-11-30 (`bench/rate_exponents.py`): between tasks they change at once."""
 LOG_RATE_SD = 0.55
-"""Of the natural logarithm: two thirds of measured optima lie within a factor 1.7."""
+"""Standard deviation of the natural logarithm: two thirds of measured optima lie within a factor 1.7."""
 SLOWEST_RATE, FASTEST_RATE = 1e-5, 2e-2
 
 SMALL_WIDTH = 3072

@@ -61,7 +61,7 @@ def measured_tasks() -> tuple[StudiedTask, ...]:
 
 
 RATE_SPREAD = Spread(level=0.2, dataset=0.5, family=0.4, own=0.15)
-"""Of ln(measured / law); dataset and family as in §8 of the survey."""
+"""Spread of ln(measured / law); dataset and family as in §8 of the survey."""
 RANK_SPREAD = Spread(level=0.3, dataset=0.5, family=0.4, kind=0.9, slopes=(0.3, 0.2), own=0.8)
 """Slopes per ln(parameters per rank) and ln(supervised tokens). `own` is as large as the measured tasks make it most
 likely: what a task needs beyond what any other tells."""

@@ -312,7 +312,7 @@ def macro_f1(
 ) -> Floats:
     """[resamples] mean over classes of F1, rows weighted by `weights` [resamples, rows]; an empty class: 0.
 
-    Of several labels for each row `predictions` and `labels` are [rows, labels], and the mean is over those.
+    With several labels for each row `predictions` and `labels` are [rows, labels], and the mean is over those.
     """
     several = labels.ndim > 1
     said = np.asarray(predictions if several else predictions[:, None] == classes, np.float64)

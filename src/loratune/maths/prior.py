@@ -99,9 +99,9 @@ BITS_PER_PARAMETER = 2.0
 """What a trained parameter can hold (Allen-Zhu; §1 of the survey)."""
 _UNMEASURED_RANK = 16
 _TEST_SD, _EDGE_SD = 0.3, 0.7
-"""Of the logarithm of a rate test's best learning rate, with the minimum inside or not."""
+"""Standard deviation of ln(a rate test's best learning rate), with the minimum inside or not."""
 _EXAMPLES_EXPONENT_SD = 0.13
-"""Of the law's -0.18 on a new task, by which a short run's learning rate is carried over to a full one."""
+"""Standard deviation, on a new task, of the law's -0.18, by which a short run's learning rate is carried over."""
 
 
 class _Basis(TypedDict):

@@ -27,8 +27,8 @@ of its activations for good."""
 _COARSE_TOKENS = 16384
 """Below, where a step has few rows and their sum varies, recorded lines meet fewer sizes."""
 _RECORDED_FLOPS = 80e12
-"""Of a micro-batch's products: above, launching should cost less than the work. An estimate: on H200s a pass of an 8B
-model took the host .15 to .19 s, in which the device does about so many."""
+"""FLOPs of a micro-batch's products above which launching should cost less than the work. An estimate: on H200s a pass
+of an 8B model took the host .15 to .19 s, in which the device does about this number."""
 
 
 def recorded_tokens(parameters: int) -> int:
@@ -37,7 +37,7 @@ def recorded_tokens(parameters: int) -> int:
 
 
 _FILLERS = {True: 1 / 8, False: 1 / 16}
-"""Of a recorded line, whether it is small or not."""
+"""Share of a recorded line that is filler at most, by whether it is small."""
 
 
 def filler(count: int) -> float:

@@ -21,17 +21,17 @@ Place = tuple[int, float]
 """(rank, logarithm of the learning rate over the expected one)."""
 
 _RANK_SIZES = (0.003, 0.02, 0.12)
-"""Of g: what ranks differ by, in y."""
+"""Sizes of g: what ranks differ by, in y."""
 _SIZE_SD = log(3)
 """Prior of the size of g over the noise, log-normal about 1: where seeds change much, ranks do (docs/evidence.md)."""
 _OWN_SHARES = (0.2, 1.0)
-"""Of h, in the curvature's unit: how differently ranks react to the learning rate."""
+"""Sizes of h, in the curvature's unit: how differently ranks react to the learning rate."""
 _NOISES = (0.0005, 0.0015, 0.004, 0.012, 0.04, 0.12)
 _SMALLEST_NOISE = 1e-5
 _NOISE_MEDIAN, _NOISE_SD = 0.01, 1.6
 """Prior of the noise's sd, log-normal: .1 % of the NLL on texts, 7 to 14 % on labels."""
 _CURVATURES = (0.01, 0.04, 0.15)
-"""Of y per squared e-fold of the learning rate: 0.015 on GSM8K, 0.13 on banking77."""
+"""Curvatures of y per squared e-fold of the learning rate: 0.015 on GSM8K, 0.13 on banking77."""
 _RANK_REACH, _RATE_REACH = 3.0, 1.2
 """Doublings of the rank and e-folds of the rate over which g and h are alike."""
 _NEAR = 1.5
@@ -39,7 +39,7 @@ _NEAR = 1.5
 _FAR = 0.4
 """In y above a rank's best: beyond, a run is past the edge of stability and says nothing of the bottom."""
 _SLACK = 0.3
-"""Of what a place lies above its rank's best: no parabola holds so far up, so the less it says of the bottom."""
+"""Share of a place's height above its rank's best: no parabola holds so far up, so the less it says of the bottom."""
 _DRAWS = 200
 _GRID = np.array(list(product(_RANK_SIZES, _OWN_SHARES, _CURVATURES, _NOISES)))
 

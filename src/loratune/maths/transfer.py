@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 LEVEL = 0.9
-"""Of all intervals."""
+"""Level of all intervals."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +29,7 @@ class Residual:
     kind: str = ""
     features: tuple[float, ...] = ()
     sd: float = 0.0
-    """Of `value`'s own measurement."""
+    """Standard deviation of `value`'s own measurement."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +43,7 @@ class Spread:
     slopes: tuple[float, ...] = ()
     """By feature, per unit of it."""
     own: float = 0.0
-    """Of what a task shares with no other."""
+    """Standard deviation of what a task shares with no other."""
 
     def covariance(self, one: Sequence[Residual], other: Sequence[Residual]) -> npt.NDArray[np.float64]:
         """[one, other] of the true residuals, own measurements' noise left out."""

@@ -95,7 +95,7 @@ class Metric(ABC):
         return ()
 
     def value(self, scores: Floats, rows: Rows) -> float:
-        """Of one model, from the scores [rows] of its rows."""
+        """The metric of one model, from the scores [rows] of its rows."""
         return float(scores.mean())
 
     def compare(

@@ -40,7 +40,7 @@ class GeneratedText(Metric):
 
     @abstractmethod
     def score(self, text: str, reference: str) -> float:
-        """Of one row, 0 to 1."""
+        """The score of one row, 0 to 1."""
 
 
 class GeneratedMatch(GeneratedText):

@@ -31,11 +31,11 @@ class MetricInfo:
     """Name, unit and direction of a metric; plain values, kept with a run so that its report needs no code."""
 
     name: str
-    """As given to `--metric`, and the key in `result.json`."""
+    """The name given to `--metric`, and the key in `result.json`."""
     title: str
-    """As it stands in a sentence."""
+    """The name in a sentence."""
     unit: str
-    """Of losses, differences and margins. Values in `points` lie in [0, 1]; a point is a hundredth."""
+    """Unit of losses, differences and margins. Values in `points` lie in [0, 1]; a point is a hundredth."""
     larger_is_better: bool
     margin: float
     """Tolerated loss for a cheaper choice where the user names none, in `unit`."""

@@ -3,9 +3,9 @@
 import re
 
 PREFERENCE_NAMES = ("preference_accuracy", "preference_margin")
-"""Of pairs, the usual one first; no other metric is measured of them but the loss, which compares at one beta only."""
+"""Metrics of pairs, the usual one first; beside them pairs have only the loss, which compares at one beta only."""
 GENERATION_NAMES = ("generated_match", "json_match", "rouge1", "rouge2", "rougeL", "bleu", "chrf")
-"""Of text that the model writes by itself."""
+"""Metrics of text that the model generates."""
 BUILT_IN_NAMES = (
     *("nll", "perplexity", "exact_match", "accuracy", "f1", "correlation"),
     *PREFERENCE_NAMES,

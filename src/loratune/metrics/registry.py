@@ -62,7 +62,7 @@ def searched_by(metric: Metric) -> Metric:
 
 
 def named(name: str) -> Metric:
-    """As `find`, and imports a `package.module:function` that is not known yet: call it with a user's words only."""
+    """`find`, which also imports an unknown `package.module:function`: call it with a user's words only."""
     return register(load(name)) if name not in _OWN and is_address(name) else find(name)
 
 

@@ -30,7 +30,7 @@ _SIZES = {
     "vocab_size": 2**28,
     "max_position_embeddings": 2**40,
 }
-"""Of a configuration, with the largest that is taken for one."""
+"""Sizes in a configuration, with the largest value that is believed."""
 _NEEDED = {
     "vocab_size": (),
     "hidden_size": ("n_embd", "n_embed", "d_model"),
@@ -50,7 +50,7 @@ _AFTER_PADDING = (
 )
 """Architectures whose positions begin after the padding's number: they have fewer places than their table."""
 _RECURRENT = frozenset({"linear_attention", "mamba", "conv", "hybrid", "hybrid_sliding"})
-"""Of transformers' names for kinds of layers."""
+"""Recurrent kinds of layers, by transformers' names."""
 _DEEPEST = 8
 
 

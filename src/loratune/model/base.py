@@ -153,7 +153,7 @@ def _load_weights(
 ) -> PreTrainedModel:
     """Every tensor from the checkpoint: transformers would fill missing ones with random numbers.
 
-    Of a classifier those of the head and of the pooler may be missing; each trial draws its own.
+    A classifier's head and pooler may be missing; each trial draws its own.
 
     `packing`: where layers are packed into 4 bits one by one, so that the plain ones are never all in memory.
     """

@@ -216,7 +216,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def peak_of_step(device: torch.device) -> int:
-    """As `peak_memory`, but on a GPU of tensors alone: what the allocator holds beyond depends on what ran before."""
+    """`peak_memory`, but on a GPU of tensors alone: what the allocator holds beyond depends on what ran before."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return peak_memory(device)

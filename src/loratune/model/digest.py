@@ -90,7 +90,7 @@ def _sample(file: BinaryIO, size: int) -> Iterator[bytes]:
 
 
 def _header_length(file: BinaryIO, size: int) -> int:
-    """Of a safetensors file it stands in its first 8 bytes."""
+    """Length of a safetensors file's header, which its first 8 bytes give."""
     length = 8 + int.from_bytes(file.read(8), "little")
     return length if length <= _HEADER else min(size, _HEADER)
 

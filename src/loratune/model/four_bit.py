@@ -25,7 +25,7 @@ class Packed(NamedTuple):
     weight: torch.Tensor
     """uint8, two parameters each."""
     scales: torch.Tensor
-    """Of each block of parameters; uint8 where they are quantised too, else float32."""
+    """Scale of each block of parameters; uint8 where they are quantised too, else float32."""
     outer_scales: torch.Tensor | None
     """float32, of each 256 scales; None where scales are not quantised."""
     outer_code: torch.Tensor | None
@@ -97,7 +97,7 @@ def _packed_linear(x: torch.Tensor, *arguments: Any) -> torch.Tensor:
 
 
 def _packed_linear_backward(gradient: torch.Tensor, *arguments: Any) -> torch.Tensor:
-    """Of x."""
+    """Gradient of x."""
     *packed, outputs, inputs, block = arguments
     return gradient @ unpacked(Packed(*packed), (outputs, inputs), block, gradient.dtype)
 

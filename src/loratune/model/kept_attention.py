@@ -45,6 +45,6 @@ def repeated() -> Found | None:
 
 
 def keep(output: torch.Tensor, beside: torch.Tensor) -> None:
-    """Of an attention just computed. Other tensors of the same memory: autograd ties these two to their history."""
+    """Keep an attention just computed, as other tensors of the same memory: autograd ties these two to a history."""
     if _keeping is not None:
         _keeping.append((output.detach(), beside.detach()))

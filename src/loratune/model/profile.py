@@ -76,7 +76,7 @@ def positional_layers(config: PreTrainedConfig) -> tuple[str, ...]:
 
 
 def head_parameters(model: PreTrainedModel) -> int:
-    """Of a classifier: what stands outside of its body, and what of it no checkpoint gave."""
+    """A classifier's parameters outside of its body, and those in it that no checkpoint gave."""
     body = f"{model.base_model_prefix}."
     new: frozenset[str] = getattr(model, NEW_WEIGHTS, frozenset())
     return sum(

@@ -59,7 +59,7 @@ def _now() -> torch.Tensor:
 
 
 def _constants(query: torch.Tensor, key: torch.Tensor, scale: float, tiles: _Tiles) -> dict[str, Any]:
-    """Of a kernel for these heads."""
+    """A kernel's constants for these heads."""
     dim = query.shape[-1]
     wide = max(16, 1 << (dim - 1).bit_length())
     if wide > max(tiles):

@@ -26,7 +26,7 @@ NAME = "loratune_rows"
 _CHECKED = "loratune_rows_checked"
 _CHECKED_LENGTHS = (5, 17, 3, 9)
 _FEWEST_QUERIES = 64
-"""Of a row, that attend within a window together."""
+"""Fewest queries of a row that attend within a window together."""
 _SEEN = 1e-5
 """A row's states hardly change when other rows do: products of one shape round alike."""
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
@@ -46,7 +46,7 @@ class ByLength(NamedTuple):
 
     @classmethod
     def of(cls, starts: npt.NDArray[np.int64], device: torch.device) -> "ByLength":
-        """Of rows that begin at `starts` [rows + 1]."""
+        """The layout of rows that begin at `starts` [rows + 1]."""
         lengths = np.diff(starts)
         by_length = np.argsort(lengths, kind="stable")
         order = np.concatenate([np.arange(starts[row], starts[row + 1]) for row in by_length])
@@ -61,7 +61,7 @@ elsewhere an order of the tokens."""
 
 
 def bounds_of(starts: npt.NDArray[np.int64], device: torch.device) -> Bounds:
-    """Of rows that begin at `starts` [rows + 1]."""
+    """The bounds of rows that begin at `starts` [rows + 1]."""
     if device.type != "cuda":
         return ByLength.of(starts, device)
     return table_of(starts).pin_memory().to(device, non_blocking=True)
@@ -106,7 +106,7 @@ def _attend(
 
 
 def _is_causal(module: nn.Module, given: bool | None) -> bool:
-    """As transformers' own attention functions have it."""
+    """Whether attention is causal, decided as in transformers' own attention functions."""
     return bool(getattr(module, "is_causal", True) if given is None else given)
 
 
@@ -223,7 +223,7 @@ class FlatPath(NamedTuple):
     flat: bool
     reason: str
     first_position: int = 0
-    """Of a row's first token: RoBERTa's rows begin after the number of its padding."""
+    """Position of a row's first token: RoBERTa's rows begin after the number of its padding."""
 
 
 def body_of(model: PreTrainedModel) -> nn.Module:

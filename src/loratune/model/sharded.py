@@ -201,7 +201,7 @@ def _sharded_linear(
 def _sharded_linear_backward(
     gradient: torch.Tensor, source: torch.Tensor, outputs: int, inputs: int
 ) -> torch.Tensor:
-    """Of x."""
+    """Gradient of x."""
     with _lent(source, (outputs, inputs), gradient.dtype) as weight:
         return gradient @ weight
 
@@ -238,7 +238,7 @@ torch.library.register_autograd("loratune::sharded_linear", _gradients, setup_co
 
 
 def shardable(model: nn.Module, names: Sequence[str]) -> list[str]:
-    """Of these layers those whose weights can be elsewhere, in the order of `names`."""
+    """The layers among `names`, in their order, whose weights can be elsewhere."""
     packed = set(packed_layers(model))
     return [name for name in names if type(model.get_submodule(name)) is nn.Linear or name in packed]
 

@@ -44,7 +44,7 @@ class Source:
     """A model's local files."""
 
     name: str
-    """As the user gave it."""
+    """The name that the user gave."""
     folder: Path
     gguf: str | None = None
     """Name of the .gguf file in `folder`, where the model comes from one."""
@@ -230,7 +230,7 @@ def find_copy(source: Source, cache: Path | None, part: str) -> Source:
 def keep_copy(source: Source, cache: Path, part: str, content: Saveable) -> None:
     """Write under another name first, so that an interrupted run leaves no half copy.
 
-    Of several processes that do so at once the first one's copy stays. Where nothing can be kept (no room, no
+    If several processes do so at once, the first one's copy stays. Where nothing can be kept (no room, no
     permission) the next load takes as long as this one.
     """
     folder = _folder(source, cache)

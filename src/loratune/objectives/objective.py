@@ -37,7 +37,7 @@ class Supervised(NamedTuple):
     row_count: int = 0
     """How many rows these are, so that the host need not ask the device; 0: one more than the last of `rows`."""
     heads: Sequence[Head] = ()
-    """Of every trial with positions here, in their order, all positions covered; empty where nothing but adapters
+    """Head of every trial with positions here, in their order, all positions covered; empty where nothing but adapters
     is trained."""
     betas: torch.Tensor | None = None
     """[S] the `beta` of the position's trial, NaN where it names none; given where the objective groups rows."""
@@ -78,7 +78,7 @@ class Objective(Protocol):
     def head(self) -> tuple[Part, ...]:
         """Parameters of the model of which each trial trains its own, by their names; empty: adapters only.
 
-        Of the modules that PEFT saves whole (`modules_to_save`) these are all the parameters.
+        They are all the parameters of the modules that PEFT saves whole (`modules_to_save`).
         """
         ...
 

@@ -9,7 +9,7 @@ import torch
 
 
 class Pooling(StrEnum):
-    """Of the states of a row."""
+    """How the states of a row become one."""
 
     FIRST = "first"
     LAST = "last"

@@ -39,7 +39,7 @@ class Preference(Causal):
 
     group = 2
     beta: ClassVar[float]
-    """Of a trial that names none."""
+    """Beta of a trial that names none."""
 
     def __init__(self, model: PreTrainedModel, compiled: Compile = lambda function: function) -> None:
         super().__init__(model, compiled)

@@ -91,7 +91,7 @@ def _losses(facts: RunFacts) -> list[str]:
 
 
 def _counted(facts: RunFacts) -> str:
-    """Of what the loss is the mean."""
+    """The unit that the loss is averaged over."""
     return "pair" if learns_pairs(facts) else "row" if head_answers(facts) else "token"
 
 

@@ -33,7 +33,7 @@ class Card:
     gains: tuple[Gain, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     optimised: MetricInfo | None = None
-    """Of the search's metric."""
+    """The search's metric."""
 
     def _info(self, metric: str) -> MetricInfo:
         return info_of(metric, self.optimised)

@@ -53,7 +53,7 @@ class Gain:
     interval: tuple[float, float] | None = None
     """95 %, paired over the rows of the split; it says nothing of other seeds."""
     measured: MetricInfo | None = None
-    """Of the metric, where it is not built in; None in runs of earlier versions."""
+    """The metric's, where it is not built in; None in runs of earlier versions."""
 
     @property
     def info(self) -> MetricInfo:
@@ -105,9 +105,9 @@ class RunCost:
     timeline: tuple[tuple[str, float], ...] = ()
     """(part of the run, seconds), which sum to the wall clock; empty where an earlier version ran."""
     price_per_hour: float = 0.0
-    """Of the machine, in the user's currency; 0 where it is not known."""
+    """Price of the machine, in the user's currency; 0 where it is not known."""
     mean_trials_in_pack: float = 0.0
-    """Of the search, weighted by the seconds of its steps."""
+    """Mean over the search, weighted by the seconds of its steps."""
     packs: tuple[PackSpan, ...] = ()
     """In the order in which they came; empty where an earlier version ran."""
 
@@ -124,13 +124,13 @@ class RunFacts:
     margin: float
     """In the metric's unit."""
     budget: str
-    """As the user gave it."""
+    """The budget that the user gave."""
     seed: int
     profile: DataProfile
     parameters_per_rank: int
     """LoRA parameters at rank 1 over the targets that the search started from."""
     adapter_parameters: int
-    """Of the recommended adapter."""
+    """Parameters of the recommended adapter."""
     plan: SearchPlan
     results: tuple[TrialResult, ...]
     """All trials, the final ones included."""
@@ -157,7 +157,7 @@ class RunFacts:
     stopped: bool = False
     """Whether it was the user."""
     optimised: MetricInfo | None = None
-    """Of the metric, where it is not built in; None in runs of earlier versions."""
+    """The metric's, where it is not built in; None in runs of earlier versions."""
     training: TrainingRecord | None = None
     """What repeating the final run needs; None in studies of earlier versions."""
     held_out: HeldOut | None = None

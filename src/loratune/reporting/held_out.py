@@ -22,9 +22,9 @@ class ClassScore:
     label: str
     rows: int
     precision: float | None
-    """Of the rows that were taken for it, those that are."""
+    """Share of the rows predicted as this class that are of it."""
     recall: float | None
-    """Of its rows, those that were found."""
+    """Share of the class's rows that were found."""
     base_recall: float | None
     """The untrained model's."""
 
@@ -66,7 +66,7 @@ def class_scores(
 
 
 def matrix(labels: Sequence[str], found: Sequence[Confusion], shown: int = SHOWN) -> Matrix:
-    """Of all classes, or of those with most mistakes where they are more than `shown`."""
+    """The matrix of all classes, or of those with most mistakes where they are more than `shown`."""
     true, taken, _, mistakes = _sums(found)
     classes = sorted(set(true) | set(taken))
     chosen = sorted(sorted(classes, key=lambda i: -mistakes[i])[:shown])
@@ -120,7 +120,7 @@ class ShownRow:
 
     change: str
     kind: str
-    """As of evidence: `yes`, `no`, `cannot-tell`, `note`."""
+    """The kind of evidence: `yes`, `no`, `cannot-tell`, `note`."""
     prompt: str
     expected: str
     recommended: str

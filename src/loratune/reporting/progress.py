@@ -59,7 +59,7 @@ class Pace:
     final_trial: float | None = None
     """Planned seconds of the final run's training, for each of its trials."""
     final_trials: int = 0
-    """Of the final run, those that have not ended; before it those that are planned."""
+    """Trials of the final run that have not ended; before it those that are planned."""
     test_seconds: float | None = None
     """Planned."""
     in_final: bool = False
@@ -213,12 +213,12 @@ class RunProgress:
 
     @property
     def slots(self) -> Sequence[LiveTrial]:
-        """Of the pack."""
+        """The pack's trials."""
         return self.pack.trials if self.pack else ()
 
     @property
     def tokens_per_second(self) -> float:
-        """Of all packs together while they took steps; 0 before the first."""
+        """Speed of all packs together while they took steps; 0 before the first."""
         return self._tokens / self._busy if self._busy else 0.0
 
     def _anew(self) -> None:

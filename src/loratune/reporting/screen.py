@@ -32,7 +32,7 @@ class Screen(Console):
             self.gate.release()
 
     def render(self, renderable: Any, options: Any = None) -> Iterable[Segment]:
-        """As `Console.render`; line breaks stay."""
+        """`Console.render`, where line breaks stay."""
         for segment in super().render(renderable, options):
             if segment.control or segment.text.isprintable():
                 yield segment

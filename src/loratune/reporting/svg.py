@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 400
-"""Of the drawing's own units: a page of 390 pixels shows it at nine tenths, with letters above 10 pixels."""
+"""Width in the drawing's own units: a page of 390 pixels shows it at nine tenths, with letters above 10 pixels."""
 _LETTERS = 12
 INK, SOFT, LINE, ACCENT, WARM, GOOD, PAPER = (f"#0{i}0{i}0{i}" for i in range(1, 8))
 """Stand-ins for the page's colours: no figure has these near-blacks for their own sake."""
 _VARIABLES = dict(zip((INK, SOFT, LINE, ACCENT, WARM, GOOD, PAPER),
                       ("ink", "soft", "line", "accent", "warm", "good", "paper"), strict=True))  # fmt: skip
 HUES = ("#3aa6a0", "#8b68c9", "#c2668f", "#b8975c", "#2f8fdf", "#5f9d3e", "#d0773a", "#8a93a3")
-"""Of lines that stand side by side; each reads on light and on dark paper."""
+"""Colours of lines that stand side by side; each reads on light and on dark paper."""
 _KINDS = {"legend_1": "legend", "patch_2": "axes"}
 """matplotlib's names of what others look for, as classes."""
 _SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
@@ -57,7 +57,7 @@ class Drawing:
     """One pair of axes; `svg` gives the markup."""
 
     name: str
-    """Of the figure on its page: letters only."""
+    """Name of the figure on its page: letters only."""
     figure: Figure
     axes: Axes
     _tips: list[str] = field(default_factory=list)

@@ -238,7 +238,7 @@ class TimelinePart:
 
     name: str
     percent: float
-    """Of the whole."""
+    """Share of the whole."""
     time: str
 
 

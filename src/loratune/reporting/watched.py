@@ -33,7 +33,7 @@ from loratune.values.plain import to_plain
 PLACES = 10
 _NOTES = 30
 _POINTS = 60
-"""Of a trial's training losses, at most, while it trains."""
+"""Most training losses kept of a trial while it trains."""
 
 
 class WatchedRun:
@@ -51,7 +51,7 @@ class WatchedRun:
         self._phase: Phase | None = None
         self._ended: dict[str, TrialEnded] = {}
         self._entered: dict[str, tuple[float, list[tuple[float, float]]]] = {}
-        """Of those that train now: since when, and (share of the steps, training loss)."""
+        """For each trial in training: since when, and (share of the steps, training loss)."""
         self._findings: Findings | None = None
         self._finished: Finished | None = None
         self._notes: list[str] = []
@@ -252,4 +252,4 @@ HEADS: dict[str, Sequence[str]] = {
     "leaders": ("place", "r", "learning rate", "batch", "alpha", "epochs", "seed", "NLL"),
     "training": ("r", "learning rate", "batch", "alpha", "epochs", "seed", "step", "train NLL"),
 }
-"""Of the columns of two tables."""
+"""Headings of two tables' columns."""

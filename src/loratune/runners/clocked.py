@@ -33,7 +33,7 @@ class ClockedStage:
     """What one stage took."""
 
     seconds: float = 0.0
-    """Of training; a step that trials of two stages share is shared out by their tokens."""
+    """Time in training; a step that trials of two stages share is shared out by their tokens."""
     runs: float = 0.0
     """Full-run equivalents."""
     trials: int = 0
@@ -44,7 +44,7 @@ class ClockedStage:
 
 
 _ROUNDING = 1e-9
-"""Of steps and of seconds: what is left of a trial that ends together with another."""
+"""Rounding error of steps and of seconds: what is left of a trial that ends together with another."""
 
 
 class _Pack:
@@ -56,7 +56,7 @@ class _Pack:
         self.left: dict[str, float] = {}
         """Steps."""
         self.tokens: dict[str, float] = {}
-        """Of a step."""
+        """Tokens of a step, by the trial's key."""
 
     def begin(self, trial: Trial) -> None:
         load = self._planner.load(trial)

@@ -46,7 +46,7 @@ class Finalists:
         return self._keep(result, best)
 
     def copy(self, result: TrialResult, folder: Path) -> Path | None:
-        """As `offer`, of an adapter in a folder, which stays."""
+        """`offer` of an adapter in a folder, which stays."""
         best = self._with(result)
         if result.asked.key not in best:
             return None

@@ -36,7 +36,7 @@ class LargestAdapter:
         return self._kept(result)
 
     def take(self, result: TrialResult, folder: Path) -> Path | None:
-        """As `offer`, of an adapter in a folder of the same file system, which is moved or removed."""
+        """`offer` of an adapter in a folder of the same file system, which is moved or removed."""
         if not self._wanted(result):
             shutil.rmtree(folder)
             return None

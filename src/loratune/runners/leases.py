@@ -59,7 +59,7 @@ class Lease:
     """A trial that a worker has taken."""
 
     name: str
-    """Of its file: number and key."""
+    """Name of its file: number and key."""
     worker: str
 
     @property
@@ -68,7 +68,7 @@ class Lease:
 
 
 def worker_name() -> str:
-    """Of this process, different from all others."""
+    """A name of this process, different from all others."""
     host = re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname())[:40]
     return f"{host}-{os.getpid()}-{token_hex(4)}"
 
@@ -293,7 +293,7 @@ class Leases:
 
     @property
     def slots(self) -> int:
-        """As the trials that wait are planned."""
+        """Slots that the waiting trials are planned with."""
         offers = (self.place.look(name) for name in self.place.waiting())
         first = next((offer for offer in offers if offer is not None), None)
         self._slots = self._slots if first is None else first.slots

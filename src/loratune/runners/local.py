@@ -113,7 +113,7 @@ class PackTeller:
 
 
 def early_stopping(train: TokenTable, validation: TokenTable, epochs: float, patience: int) -> EarlyStopping:
-    """Of final trials of so many epochs on these rows."""
+    """Early stopping of final trials that train `epochs` epochs on these rows."""
     tokens = int(train.lengths.sum())
     looks = plan_evaluations(epochs * tokens, int(validation.lengths.sum()), len(validation))
     return EarlyStopping(evaluations=looks.count, rows=looks.rows, patience=patience)

@@ -56,7 +56,7 @@ _PATIENCE = 10.0
 _LOOK = 0.5
 """Seconds between two checks for a request to stop."""
 _MOST_DEATHS = 3
-"""Of workers, without a result between them: more processes would die as well."""
+"""Deaths of workers without a result between them: more processes would die as well."""
 
 
 class Died(Exception):
@@ -119,7 +119,7 @@ class WorkerPool:
         self.facts = replace(
             facts[0], limits=replace(facts[0].limits, device_bytes=least), devices=len(facts)
         )
-        """Of the first worker's engine, with the memory that each of them has at least."""
+        """Facts of the first worker's engine, with the memory that each of them has at least."""
         self.peaks = [0] * len(devices)
         """Most bytes that each worker has held, as it last said."""
 
@@ -456,7 +456,7 @@ def in_processes(devices: Sequence[str], scratch: Path, *, sharded: bool = False
 
 
 def _share_of_memory(devices: Sequence[str]) -> str | None:
-    """Of one of several processes on this processor; GPUs have memory of their own."""
+    """The share of one of several processes on this processor; GPUs have memory of their own."""
     if "cpu" not in devices or len(devices) < 2:
         return None
     return str(device_memory(torch.device("cpu")) // len(devices))

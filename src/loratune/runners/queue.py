@@ -46,7 +46,7 @@ class TrialQueue:
         self.slots = plan.slots
         """Trials side by side on a device, at most."""
         self.results: list[TrialResult] = []
-        """Of those that have ended, in that order."""
+        """Results of the trials that have ended, in that order."""
         self.running: dict[str, Trial] = {}
         """By key."""
         self._planner, self._more = planner, more

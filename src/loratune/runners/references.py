@@ -24,7 +24,7 @@ Floats = npt.NDArray[np.float64]
 
 
 class References:
-    """Of one base model; a table's are looked for in the folder first."""
+    """Reference likelihoods of one base model; a table's are looked for in the folder first."""
 
     def __init__(self, folder: Path, weights: Callable[[], str]) -> None:
         """`weights`: digest of the base model's weights, asked for when it is first needed."""
@@ -58,7 +58,7 @@ class References:
         return table.referenced(np.zeros(len(table)))
 
     def _key(self, engine: PackEngine, table: TokenTable) -> str:
-        """Of everything that the numbers depend on, up to rounding."""
+        """Digest of everything that the numbers depend on, up to rounding."""
         base = engine.base
         whole = blake2b(f"{self._digest} {base.dtype} {base.weight_format}".encode(), digest_size=16)
         for piece in _pieces(table):

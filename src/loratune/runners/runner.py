@@ -105,7 +105,7 @@ class ScoringJob(Job):
     labels: bool = False
     """Whether to predict labels too."""
     max_new_tokens: int = 0
-    """Of the text that is to be written after each prompt; 0: none."""
+    """Most tokens of the text that is generated after each prompt; 0: none."""
     rows: int | None = None
     """So many rows, the same ones every time; None: all. Of the validation split only."""
     chosen: tuple[int, ...] | None = None
@@ -135,7 +135,7 @@ class AuditJob(Job):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialDone:
-    """Of a `TrialJob` or a `FinalJob`."""
+    """Result of a `TrialJob` or a `FinalJob`."""
 
     job: TrialJob | FinalJob
     result: TrialResult
@@ -145,7 +145,7 @@ class TrialDone:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Calibrated:
-    """Of a `CalibrationJob`."""
+    """Result of a `CalibrationJob`."""
 
     job: CalibrationJob
     calibration: Calibration
@@ -153,7 +153,7 @@ class Calibrated:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NoiseMeasured:
-    """Of a `NoiseJob`."""
+    """Result of a `NoiseJob`."""
 
     job: NoiseJob
     noise: NoiseScale | None
@@ -162,7 +162,7 @@ class NoiseMeasured:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BaseLossMeasured:
-    """Of a `BaseLossJob`."""
+    """Result of a `BaseLossJob`."""
 
     job: BaseLossJob
     loss: BaseLoss
@@ -170,7 +170,7 @@ class BaseLossMeasured:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Probed:
-    """Of a `ProbeJob`."""
+    """Result of a `ProbeJob`."""
 
     job: ProbeJob
     probe: Probe
@@ -178,7 +178,7 @@ class Probed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WritingMeasured:
-    """Of a `WritingJob`."""
+    """Result of a `WritingJob`."""
 
     job: WritingJob
     generation: Generation
@@ -186,7 +186,7 @@ class WritingMeasured:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluated:
-    """Of a `ScoringJob`."""
+    """Result of a `ScoringJob`."""
 
     job: ScoringJob
     evaluations: tuple[Evaluation, ...]
@@ -195,7 +195,7 @@ class Evaluated:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CutsScored:
-    """Of a `CutsJob`."""
+    """Result of a `CutsJob`."""
 
     job: CutsJob
     found: CutScores
@@ -203,7 +203,7 @@ class CutsScored:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Audited:
-    """Of an `AuditJob`."""
+    """Result of an `AuditJob`."""
 
     job: AuditJob
     strengths: Strengths

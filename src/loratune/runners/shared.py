@@ -52,7 +52,7 @@ class SharedRunner:
     _attended: float = field(default_factory=monotonic, init=False)
     """When a worker was last seen."""
     _offers: dict[str, Offer] = field(default_factory=dict, init=False)
-    """Of what has no result yet, by key."""
+    """Offers without a result yet, by key."""
 
     @property
     def late(self) -> bool:

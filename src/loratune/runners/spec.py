@@ -74,17 +74,17 @@ class EngineSpec:
     device_memory: str | None = None
     """What may be taken, such as 24GiB, on a GPU the context included; None: what the device has."""
     recompute: str = "auto"
-    """Of how many layers activations are computed again: auto, none, all or a number."""
+    """Layers whose activations are computed again: auto, none, all or a number."""
     objective: str = CAUSAL.objective
     """One of `OBJECTIVES`."""
     metric: str = "nll"
     """Its name, or `package.module:function`, which `build` imports: never build a spec from somebody else's folder."""
     max_new_tokens: int | None = None
-    """Of a metric of generated text; None: those of the longest completion in training and validation rows."""
+    """Most tokens of a row's generated text; None: those of the longest completion in training and validation rows."""
     labels_at_end: bool | None = None
     """Whether labels are predicted at the end of every trial; None: where the metric asks for it."""
     epochs: float | Literal["auto"] = 1.0
-    """Of the runs that readings and costs are planned for; auto: by the number of rows."""
+    """Epochs of the runs that readings and costs are planned for; auto: by the number of rows."""
     target_modules: tuple[str, ...] = ALL_LINEAR
     """Which must be there, and allow `ranks`."""
     ranks: tuple[int, ...] = ()
@@ -121,7 +121,7 @@ class EngineFacts:
     device: str
     """cpu, or cuda:N."""
     device_name: str
-    """As its maker calls it; on a CPU the processor and its cores."""
+    """The maker's name for it; on a CPU the processor and its cores."""
     limits: Limits
     """What fits in memory."""
     paths: Paths
@@ -134,7 +134,7 @@ class EngineFacts:
     modules_to_save: tuple[str, ...] = ()
     """PEFT's names of a trained head."""
     output_layer: str = ""
-    """Of a head, the layer that gives its answers."""
+    """The layer that gives a head's answers."""
     notes: tuple[str, ...] = ()
     """What was settled where the user left it open, a sentence each."""
     devices: int = 1
@@ -158,7 +158,7 @@ class Built:
     limits: Limits
     """What fits in memory."""
     notes: tuple[str, ...] = ()
-    """As in `EngineFacts`."""
+    """The notes of `EngineFacts`."""
 
     @cached_property
     def facts(self) -> EngineFacts:
@@ -211,7 +211,7 @@ def build_on(
     tokenizer: PreTrainedTokenizerBase,
     exchange: Exchange | None = None,
 ) -> Built:
-    """As `build`, on rows that have been read."""
+    """`build`, on rows that have been read."""
     cache = model_cache()
     _check_same(spec, data)
     longest = max(int(table.lengths.max(initial=0)) for table in (data.train, data.validation, data.test))

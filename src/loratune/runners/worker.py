@@ -43,7 +43,7 @@ class Do:
     """Order: these jobs, none of them a trial of the search."""
 
     spec: EngineSpec | None
-    """As in `Search`."""
+    """The spec of `Search`."""
     jobs: tuple[Job, ...]
     folder: Path | None
     """Where final adapters are kept; None: where the worker's setting says."""

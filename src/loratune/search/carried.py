@@ -51,7 +51,7 @@ class CarriedStrategy(StagedStrategy):
 
     @property
     def setting(self) -> HyperParameters:
-        """As it was carried."""
+        """The setting that was carried over."""
         assert self.context.prior.carried is not None
         return self.context.prior.carried
 

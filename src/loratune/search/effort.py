@@ -28,7 +28,7 @@ WIDE_LOOKS = 3, 8
 """The same where width is nearly free."""
 BATCHES, ALPHAS, REGULARISERS = 2, 2, 3
 LATER_SHARE = 0.35
-"""Of the budget, at most, for what comes after the ranks."""
+"""Share of the budget, at most, for what comes after the ranks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +40,7 @@ class Effort:
     fraction: float
     """Share of the rows; below 1 where the budget does not pay for a bracket on all rows."""
     ranks: tuple[int, ...]
-    """Of the first request, ascending."""
+    """Ranks of the first request, ascending."""
     rates: int
     """Learning rates of each in the first request."""
     looks: tuple[int, int]

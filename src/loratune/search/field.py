@@ -176,8 +176,8 @@ class Field:
 
     @cached_property
     def finer(self) -> dict[int, tuple[float, float]]:
-        """Of each rank the learning rate beside its best where most is expected to be gained, of those that are near
-        none tried; (rate, that gain in the metric's unit)."""
+        """For each rank the untried learning rate beside its best from which most is expected, and that gain in the
+        metric's unit."""
         around = {r: self._around(r) for r in self.best}
         gains = _gains(self.surface.runs, tuple(around.values()), self._assumed_noise)
         found = {}

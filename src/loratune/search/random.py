@@ -19,7 +19,7 @@ MOST_TRIALS = 256
 
 
 def random_design(context: SearchContext) -> Design:
-    """As many trials on all rows as the budget pays for (at most 256), the same for the same seed.
+    """The trials on all rows that the budget pays for (at most 256), the same for the same seed.
 
     Learning rate log-uniform from 3e-5 to 1e-2, or from the user's list; rank and batch size evenly from the
     candidates; alpha 2r. Raises `BudgetError` where the budget does not pay for one trial.

@@ -56,7 +56,7 @@ class Measured:
     results: Results
     """Finished runs on all rows at that learning rate; empty where there is none."""
     tested: Results = ()
-    """Of those, the ones whose seed chose no learning rate."""
+    """Those whose seed chose no learning rate."""
 
     @property
     def fair(self) -> bool:
@@ -80,7 +80,7 @@ class RankAnswer:
     settled: bool
     """Whether the chosen rank was shown adequate (or is the reference itself, and the best)."""
     intervals: Mapping[int, tuple[float, float] | None]
-    """Of the rank taken and of the first that was not shown adequate, against the reference."""
+    """Intervals of the rank taken and of the first that was not shown adequate, against the reference."""
     adequate: Mapping[int, float]
     """How probably a rank loses at most the margin against the largest and against the best one."""
     law: PowerLaw | None
@@ -155,7 +155,7 @@ class RankStage:
         return self._wave((found, *self._proofs(field)), room, wide=self.effort.wide)
 
     def _wave(self, needs: Iterable[Sequence[Trial]], room: float, *, wide: bool) -> tuple[Trial, ...]:
-        """Of these what was not asked before."""
+        """The trials of these that were not asked before."""
         new = ([t for t in need if t.key not in self.asked] for need in needs)
         return wave(self.context, new, wide=wide, room=room)
 
@@ -368,7 +368,7 @@ class RankStage:
         )
 
     def _rate(self, field: Field, r: int) -> float:
-        """Of the best cell; of the parabola's minimum where that was not run, and nothing was repeated."""
+        """Learning rate of the best cell; that of the parabola's minimum if it was not run and nothing was repeated."""
         cell, ladder = field.best[r], field.ladders[r]
         rate = self._asked(cell)
         if (
@@ -446,7 +446,7 @@ class RankStage:
     def _intervals(
         self, chosen: int, reference: int, comparisons: Sequence[tuple[int, Comparison]]
     ) -> dict[int, tuple[float, float] | None]:
-        """Of what the decision rests on, each rank at its own best learning rate, tried or not: wider than the test of
+        """Intervals that the decision rests on, each rank at its own best rate, tried or not: wider than the test of
         the settings that were run. The ranks between have their one-sided bounds, which the test is about."""
         moved = {}
         for r, comparison in comparisons:

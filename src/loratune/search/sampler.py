@@ -77,7 +77,7 @@ class SamplerStrategy(StagedStrategy):
 
     @property
     def _batch(self) -> int:
-        """As many at once as leave at least four batches."""
+        """The largest number at once that leaves at least four batches."""
         sizes = range(LARGEST_BATCH, 1, -1)
         counts = ((size, affordable_trials(self.context, size)) for size in sizes)
         return next((size for size, count in counts if count >= BATCHES * size), 1)

@@ -19,7 +19,7 @@ QUESTION = "Do other layers, with as many adapter parameters, do better?"
 RESERVED_RUNS = 4
 """Three alternatives, and the best of them with a second seed."""
 RESERVED_SHARE = 1 / 3
-"""Of the budget, at most."""
+"""Share of the budget, at most."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

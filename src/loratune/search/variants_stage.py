@@ -16,11 +16,11 @@ from loratune.values.hyperparameters import changed_by
 
 QUESTION = "Does a variant of LoRA, with as many parameters, do better?"
 RATES = 3
-"""Of each variant: where the laws expect it, and a step to each side."""
+"""Learning rates of each variant: where the laws expect it, and a step to each side."""
 FEWEST_SEEDS = 2
-"""Of the variant that looks best."""
+"""Seeds of the variant that looks best."""
 RESERVED_SHARE = 1 / 3
-"""Of the budget, at most."""
+"""Share of the budget, at most."""
 
 
 def variants_reserve(context: SearchContext) -> float:

@@ -17,7 +17,7 @@ MOST = 64
 
 
 def wave_cost(context: SearchContext, count: int) -> float:
-    """Of so many trials of the prior's setting, on all rows, side by side."""
+    """Cost of `count` trials of the prior's setting, on all rows, side by side."""
     trials = [Trial(hyper_parameters=prior_setting(context))] * count
     return context.wave_cost(trials)
 

@@ -52,7 +52,7 @@ _COPIES = 50
 
 
 def study_name(directory: Path) -> str:
-    """Of a new study: one in our own file; in a shared database, one per name of a run directory."""
+    """Name of a new study: one in our own file; in a shared database, one per name of a run directory."""
     return f"loratune {directory.resolve().name}"
 
 

@@ -77,7 +77,7 @@ class Entries:
 
     studies: tuple[Entry, ...] = ()
     damaged_keys: tuple[str, ...] = ()
-    """Of entries that are not what was written; they are left out."""
+    """Keys of entries that are not what was written; they are left out."""
 
     @property
     def damaged(self) -> int:

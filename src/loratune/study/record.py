@@ -52,7 +52,7 @@ _STEPS: tuple[Callable[[Fingerprint, Mapping[str, Any]], Fingerprint], ...] = (_
 """From version 1 to 2, and so on; a step that has been released is never changed."""
 
 FORMAT = 1 + len(_STEPS)
-"""Of studies written by this version."""
+"""Version of the studies that are written now."""
 
 
 def migrated(found: Fingerprint, version: Any, wanted: Mapping[str, Any]) -> Fingerprint:

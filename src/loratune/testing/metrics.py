@@ -45,7 +45,7 @@ class MetricContract:
         return Rows(weights=(1 + classes % 3).astype(np.float64), labels=labels)
 
     def outputs(self, quality: float, seed: int = 0) -> Outputs:
-        """Of a model that has this share of the rows right; 1: perfect."""
+        """Outputs of a model that has this share of the rows right; 1: perfect."""
         rows, random = self.known, np.random.default_rng(seed)
         assert rows.labels is not None
         assert rows.weights is not None

@@ -77,7 +77,7 @@ class ObjectiveContract(ABC):
         return asked._replace(betas=betas[asked.rows // subject.group], references=references[asked.rows])
 
     def _heads(self, subject: Objective, positions: int) -> tuple[Head, ...]:
-        """Of two trials with half of the groups each, away from where they begin; none where none is trained."""
+        """Heads of two trials with half of the groups each, away from where they begin; none where none is trained."""
         if not subject.head:
             return ()
         found = []

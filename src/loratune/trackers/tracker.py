@@ -31,7 +31,7 @@ class TrackedTrial:
     curve: tuple[tuple[int, Mapping[str, float]], ...]
     """(step, values by name), finite ones only."""
     metrics: Mapping[str, float]
-    """Of its end, finite ones only."""
+    """Values at its end, finite ones only."""
     began: float
     """Seconds since 1970; 0 where it is not known."""
     ended: float
@@ -57,7 +57,7 @@ class Tracker(Protocol):
         """Once."""
 
     def trial(self, trial: TrackedTrial) -> None:
-        """As each one ends."""
+        """Called as each trial ends."""
 
     def answer(self, answer: TrackedAnswer) -> None:
         """Once, unless the run ends without one."""

@@ -56,9 +56,9 @@ class AfterSearch:
     tell: Tell
     runner: Runner
     largest: LargestAdapter
-    """Of the search."""
+    """The largest adapter of the search."""
     driver: Driver
-    """Of the search, with all its results."""
+    """The search's driver, with all its results."""
     truncation: Truncation | None = field(default=None, init=False)
 
     def examine(self, decision: Decision, history: list[TrialResult]) -> Decision:

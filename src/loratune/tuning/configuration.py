@@ -21,9 +21,9 @@ FILE = "loratune.toml"
 """In a run directory."""
 _YAML = (".yaml", ".yml")
 ENDINGS = (".toml", *_YAML)
-"""Of files of options."""
+"""Endings of option files."""
 _WIDTH = 100
-"""Of a comment."""
+"""Width of a comment."""
 
 
 def hides_storage(options: TuneOptions) -> bool:
@@ -50,7 +50,7 @@ def to_toml(options: TuneOptions) -> str:
 
 
 def toml_value(value: Any) -> str:
-    """As JSON, but for what TOML writes otherwise: infinity, NaN, characters beyond 16 bits. YAML reads it as well."""
+    """The value in JSON, but for what TOML writes otherwise (infinity, NaN, characters beyond 16 bits); also YAML."""
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(toml_value, value))}]"
     if isinstance(value, float):

@@ -25,7 +25,7 @@ from loratune.values.events import Event, Findings, StageBegan, Tell, TrialEnded
 _SECONDS = 5.0
 """Between two, at least."""
 _SHARE = 0.02
-"""Of the time, at most, goes into them."""
+"""Largest share of the time that goes into them."""
 
 
 class FindingsTeller:

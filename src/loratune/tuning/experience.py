@@ -49,7 +49,7 @@ class Experience:
     notes: tuple[str, ...] = ()
     """What was taken over or could not be, a sentence each."""
     entries: tuple[Entry, ...] = ()
-    """Of `tasks`, those of the ledger."""
+    """The tasks' entries in the ledger."""
 
     def of_ledger(self, target: StudiedTask) -> list[str]:
         """Which entries of the ledger the prior for this task takes in, in sentences."""

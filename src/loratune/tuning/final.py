@@ -171,7 +171,7 @@ class FinalRunner:
 
 
 def best_seed(results: Sequence[TrialResult], chosen: HyperParameters) -> int | None:
-    """Of the whole runs with these hyper-parameters that the search made, the seed of the best; None: there is none."""
+    """The best seed among the search's whole runs with these hyper-parameters; None: there is none."""
     whole = [
         result
         for result in results

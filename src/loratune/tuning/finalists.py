@@ -103,7 +103,7 @@ class FinalistRound:
         return self.subject.scoring.metric.compare(ours, theirs, rows, _THESE_ADAPTERS, self.margin)
 
     def _claim(self, other: Kept, found: Comparison, tests: int, *, better: bool) -> Evidence:
-        """Of the best other adapter against the choice; a positive number is what the claim says."""
+        """The claim on the best other adapter against the choice; a positive number is what the claim says."""
         info = self.subject.scoring.metric.info
         rows, other_words = len(self.subject.validation), _words(other)
         low, high = found.interval or (-inf, inf)

@@ -37,7 +37,7 @@ from loratune.values.plain import to_plain
 
 _LAYER_RANK_RUNS = 3
 _TOLD_SHARE = 0.15
-"""Of evaluation in the final run's training, above which the plan says so."""
+"""Share of evaluation in the final run's training above which the plan says so."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,26 +57,26 @@ class Forecast:
     final_seconds: float
     """The final run, and what is done with the largest adapter of the search before it."""
     final_run_seconds: float
-    """Of it, the final run alone."""
+    """The final run alone."""
     test_seconds: float
-    """Of that, what comes after the last step."""
+    """The part of it that follows the last step."""
     limit: float | None
     """Seconds for everything, where the budget is a time that was to be kept here."""
     looks: Evaluations
-    """Of early stopping, in the final run."""
+    """Early stopping's, in the final run."""
     peak_bytes: int
     price_per_hour: float = 0.0
-    """Of the machine, in the user's currency; 0 where it is not known."""
+    """Price of the machine, in the user's currency; 0 where it is not known."""
     reference_seconds: float = 0.0
-    """Of the base model's likelihoods of all pairs, with which preferences are compared: once for all trials."""
+    """For the base model's likelihoods of all pairs, with which preferences are compared: once for all trials."""
     corrections: Corrections
     """What earlier studies say of learning rate and rank, and a measured noise scale of batch sizes."""
     generation: Generation | None = None
     """What is written, where the metric is one of generated text."""
     generation_seconds: float = 0.0
-    """Of `final_seconds`, those of generated text."""
+    """The part of `final_seconds` that generates text."""
     proxy: Forecast | None = None
-    """Of the search on a smaller model that goes before; None in a run, where that has ended."""
+    """The search on a smaller model that goes before; None in a run, where that has ended."""
 
     @property
     def context(self) -> SearchContext:
@@ -185,13 +185,13 @@ class Forecast:
         }
 
     def _written(self) -> dict[str, Any]:
-        """As it stands in `plan --json`; nothing where no text is generated."""
+        """The part of `plan --json` on generated text; empty where there is none."""
         if self.generation is None:
             return {}
         return {"generation": {**to_plain(self.generation), "seconds": self.generation_seconds}}
 
     def _price(self) -> dict[str, Any]:
-        """As it stands in `plan --json`; nothing without a price."""
+        """The part of `plan --json` on the price; empty without one."""
         if not self.price_per_hour:
             return {}
         return {
@@ -309,7 +309,7 @@ def _least_runs(options: SearchOptions, context: SearchContext, refused: float) 
 
 
 def _written_seconds(generation: Generation | None, forward: float) -> tuple[float, float]:
-    """Of all generated text, and of that of the final run, after its last step; 0 where there is none."""
+    """Seconds of all generated text, and of that of the final run, after its last step; 0 where there is none."""
     if generation is None:
         return 0.0, 0.0
     at_end = generation.final_seconds(forward) + generation.test_seconds(forward)
@@ -317,7 +317,7 @@ def _written_seconds(generation: Generation | None, forward: float) -> tuple[flo
 
 
 def _shown_seconds(bench: Workbench, options: SearchOptions, calibration: Calibration) -> float:
-    """Of that text: two models on a few rows, a token of each at a step that has no way back."""
+    """Seconds of the texts shown: two models on a few rows, a token of each at a step without a backward pass."""
     if not bench.writes_shown:
         return 0.0
     rows, lengths = 2 * EXAMPLES, bench.data.test.example_lengths
@@ -371,7 +371,7 @@ def _after_search(options: SearchOptions) -> tuple[PlannedStage, ...]:
 
 
 SHARE = 0.1
-"""Of the rows of one full run that the measurement may read."""
+"""Share of one full run's rows that the measurement may read."""
 STRATEGY = "evidence"
 """The strategy whose batch sizes are relative to a law."""
 

@@ -38,15 +38,15 @@ class LearningPlanner:
     """Called with every error."""
 
     def load(self, trial: Trial) -> TrialLoad:
-        """As `Planner.load`."""
+        """`Planner.load`."""
         return self.planner.load(trial)
 
     def plan(self, trials: Sequence[Trial]) -> SpreadPlan:
-        """As `Planner.plan`."""
+        """`Planner.plan`."""
         return self.planner.plan(trials)
 
     def room(self, trials: Sequence[HyperParameters]) -> int:
-        """As `Planner.room`."""
+        """`Planner.room`."""
         return self.planner.room(trials)
 
     def learn(self, shortage: Shortage) -> None:

@@ -21,7 +21,7 @@ _TYPES = {str: "text", int: "a whole number", float: "a number", bool: "true or 
 _LISTS = {str: "a list of names", int: "a list of whole numbers", float: "a list of numbers"}
 _SHOWN = Repr()
 _SHOWN.maxlevel, _SHOWN.maxstring, _SHOWN.maxother = 2, 80, 80
-"""Of a value in a message: a file may hold lists of lists of lists."""
+"""Limits on a value in a message: a file may hold lists of lists of lists."""
 
 
 def check_types(options: DataclassInstance) -> None:

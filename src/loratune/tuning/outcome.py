@@ -41,7 +41,7 @@ from loratune.values.plain import from_plain
 
 _FILE = "result.json"
 _EARLIER = frozenset({"max_length"})
-"""Of `recommended`, what is no hyper-parameter."""
+"""Keys of `recommended` that are no hyper-parameters."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +52,7 @@ class TrainedRun:
     hyper_parameters: HyperParameters
     training: TrainingRecord
     validation_nll: float | None
-    """Of the adapter, nats per supervised token."""
+    """The adapter's, nats per supervised token."""
 
     @property
     def adapter(self) -> Path:
@@ -67,7 +67,7 @@ class TrainedRun:
 def training_record(
     options: CommonOptions, bench: Workbench, *, seed: int, epochs: float, patience: int
 ) -> TrainingRecord:
-    """Of a final run on this workbench."""
+    """The record of a final run on this workbench."""
     stopping = early_stopping(bench.data.train, bench.data.validation, epochs, patience)
     return TrainingRecord(
         model=options.model,
@@ -233,7 +233,7 @@ def _margin(options: TuneOptions, searched: float) -> float:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that a result may depend on."""
+    """Versions of the packages that a result may depend on."""
     return {"loratune": loratune.__version__, **{name: version(name) for name in _PACKAGES}}
 
 

@@ -20,7 +20,7 @@ from loratune.tuning.workbench import Workbench
 from loratune.values import HyperParameters, PlannedStage, SearchContext, SearchPlan, Stage
 
 _FAIR = 0.5
-"""Of the runs that would end within a time if they were cut there: the fewest that are planned for it instead."""
+"""Fewest runs that are planned for a time, as a share of those that would end within it if they were cut there."""
 
 
 @dataclass(kw_only=True)
@@ -36,7 +36,7 @@ class Pricing:
     widest: int = 1
     """Trials side by side, at most, in the stages priced."""
     packs: list[LivePack] = field(default_factory=list)
-    """Of these stages."""
+    """Packs of these stages."""
 
     @classmethod
     def of(
@@ -118,7 +118,7 @@ class Pricing:
 
     @property
     def expected_seconds(self) -> float:
-        """Of the whole search, runs that the plan leaves to what results say included."""
+        """Seconds of the whole search, runs that the plan leaves to what results say included."""
         stages = self.rehearsal.values()
         return self._seconds(
             self._expected_runs,

@@ -283,7 +283,7 @@ def begin(study: Study, options: TuneOptions, priced: Forecast) -> None:
 
 
 def predicted_seconds(study: Study, options: TuneOptions, priced: Forecast) -> float:
-    """Of the whole run, as they were predicted when it was planned."""
+    """Seconds of the whole run, as they were predicted when it was planned."""
     planned = _planned(study, options)
     return planned["seconds"] if planned else priced.seconds
 

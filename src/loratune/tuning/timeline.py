@@ -88,7 +88,7 @@ class Timeline:
 
     @property
     def mean_trials_in_pack(self) -> float:
-        """Of the search, weighted by the seconds of its steps; 0 where none was taken."""
+        """Mean over the search, weighted by the seconds of its steps; 0 where none was taken."""
         training = self._training + self._earlier.get(TRAINING, 0.0)
         occupied = self._occupied + self._earlier.get(_OCCUPIED, 0.0)
         return occupied / training if training else 0.0

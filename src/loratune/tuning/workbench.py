@@ -77,7 +77,7 @@ class Workbench:
 
     options: CommonOptions
     spec: EngineSpec
-    """Of the engines, as they train now."""
+    """The engines' specification, as they train now."""
     data: PreparedData
     tokenizer: PreTrainedTokenizerBase
     engines: Engines
@@ -94,7 +94,7 @@ class Workbench:
 
     @property
     def profile(self) -> ModelProfile:
-        """Of the base model."""
+        """The base model's profile."""
         return self.facts.profile
 
     @property
@@ -376,7 +376,7 @@ def model_facts(profile: ModelProfile, target_modules: tuple[str, ...]) -> Model
 
 _LARGEST_BATCH = 1024
 _FINAL_TRIALS = 2
-"""Of the final run, at least: what was found and the default recipe."""
+"""Fewest trials of the final run: what was found and the default recipe."""
 
 
 def search_context(bench: Workbench, options: SearchOptions) -> SearchContext:

@@ -52,7 +52,7 @@ class Impact:
     """One hyper-parameter that was tried at several values."""
 
     name: str
-    """As in `HyperParameters`; alpha as `lora_alpha / r`."""
+    """The name in `HyperParameters`; alpha as `lora_alpha / r`."""
     tried: tuple[float, ...]
     """Ascending, on as many rows as the effect is from."""
     effect: float | None
@@ -63,7 +63,7 @@ class Impact:
     effect_rows: float = 1.0
     """Share of the training rows of the trials that the effect is from: the learning rate's may be from a part."""
     share: float | None = None
-    """Of the variance of validation NLL, by this hyper-parameter alone; None where trials are too few."""
+    """Share of the variance of validation NLL due to this hyper-parameter alone; None where trials are too few."""
     share_interval: tuple[float, float] | None = None
     """95 %, trials resampled."""
     memory_bytes: int = 0
@@ -101,7 +101,7 @@ class CutPoint:
 
     way: Cut
     rank: int
-    """Of every layer; under a threshold the rank that would take as many parameters in all layers alike."""
+    """Rank of every layer; under a threshold the uniform rank with the same number of parameters."""
     parameters: int
     nll: float
     """Nats per supervised token."""
@@ -129,11 +129,11 @@ class Truncation:
     """The truncation curve of one adapter."""
 
     key: str
-    """Of its trial."""
+    """Its trial's key."""
     r: int
     learning_rate: float
     nll: float
-    """Of the whole adapter on the same rows."""
+    """The whole adapter's on the same rows."""
     rows: int
     """Validation rows that were evaluated."""
     margin: float
@@ -203,7 +203,7 @@ class Confusion:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeldOut:
-    """Of the recommended adapter and the base model, on the test rows."""
+    """The recommended adapter and the base model on the test rows."""
 
     examples: tuple[ExampleRow, ...] = ()
     counts: tuple[tuple[Change, int], ...] = ()

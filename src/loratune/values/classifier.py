@@ -21,11 +21,11 @@ class Classifier:
     labels: tuple[str, ...] = ("0", "1")
     centre: float = 0.0
     scale: float = 1.0
-    """Of numbers: what is learnt is (number - centre) / scale, so that losses and rates do not depend on their unit."""
+    """Unit of numbers: what is learnt is (number - centre) / scale, so that losses and rates do not depend on it."""
 
     @property
     def outputs(self) -> int:
-        """Of the head."""
+        """Outputs of the head."""
         return max(1, len(self.labels))
 
     @property

@@ -65,7 +65,7 @@ class Pace:
         return seconds + evaluated / self.forward
 
     def _pack(self, pack: Sequence[tuple[Load, int]]) -> float:
-        """Of ((steps, tokens), trials), steps descending: stretch by stretch, to the next end of a trial."""
+        """Seconds of ((steps, tokens), trials), steps descending: stretch by stretch, to the next end of a trial."""
         seconds, tokens = 0.0, 0.0
         ends = [load[0] for load, _ in pack[1:]] + [0]
         for ((steps, each), count), end in zip(pack, ends, strict=True):
@@ -75,7 +75,7 @@ class Pace:
 
 
 def optimiser_steps(rows: int, batch_size: int, epochs: float, fraction: float = 1.0) -> int:
-    """Of a run on a share of the rows, as transformers' Trainer counts them: a part of an epoch is rounded up."""
+    """Steps of a run on a share of the rows, as transformers' Trainer counts them: a part of an epoch is rounded up."""
     used = ceil(round(fraction * rows, 9))
     return max(1, ceil(round(epochs * ceil(used / batch_size), 9)))
 
@@ -244,7 +244,7 @@ class SearchContext:
         return steps, trial.fraction * chosen.epochs * self.data.tokens / steps
 
     def seconds(self, trials: Sequence[Trial]) -> float:
-        """Of trials that are asked for together, their evaluations included. Needs a `pace`."""
+        """Seconds of trials that are asked for together, their evaluations included. Needs a `pace`."""
         assert self.costs.pace is not None
         evaluated = len(trials) * self.costs.evaluation_passes * self.data.validation_tokens
         return self.costs.pace.wave(map(self.load, trials), evaluated)
@@ -261,7 +261,7 @@ class SearchContext:
 
     @property
     def seconds_alone(self) -> float:
-        """Of one run of the default recipe alone on this device: what `x` means in a budget. Needs a `pace`."""
+        """Seconds of one run of the default recipe alone on this device: what `x` means in a budget. Needs a `pace`."""
         return self.seconds(
             [Trial(hyper_parameters=default_recipe(self.wishes.epochs, self.wishes.warmup_ratio))]
         )

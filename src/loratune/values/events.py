@@ -83,13 +83,13 @@ class Planned(Event):
     final_seconds: float
     """The final run, and what is done with the largest adapter of the search before it."""
     final_run_seconds: float
-    """Of it, the final run alone."""
+    """The final run alone."""
     test_seconds: float
-    """Of that, what comes after the last step."""
+    """The part of it that follows the last step."""
     final_trials: int = 2
     """The recommended one and the default recipe."""
     price_per_hour: float = 0.0
-    """Of the machine, in the user's currency; 0 where it is not known."""
+    """Price of the machine, in the user's currency; 0 where it is not known."""
     data_notes: tuple[str, ...] = ()
     """What became of the rows, a sentence each."""
     notes: tuple[str, ...] = ()
@@ -114,11 +114,11 @@ class LiveTrial:
     step: int
     total_steps: int
     loss: float
-    """Of the last step, nats per supervised token."""
+    """Loss of the last step, nats per supervised token."""
 
     @property
     def share(self) -> float:
-        """Of its steps that are done."""
+        """Share of its steps that are done."""
         return self.step / max(1, self.total_steps)
 
 

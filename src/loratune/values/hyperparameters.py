@@ -56,7 +56,7 @@ class HyperParameters:
     rank_pattern: tuple[tuple[str, int], ...] = ()
     """(full module name, rank ≥ 1) of the modules whose rank is not `r`; their alpha is in proportion."""
     beta: float | None = None
-    """Of preference objectives, > 0: how much a preference weighs; None where the objective has none."""
+    """Weight of a preference, > 0; None where the objective has none."""
     use_rslora: bool = False
     """Whether B·A is scaled by lora_alpha / √r instead of lora_alpha / r."""
     loraplus_lr_ratio: float = 1.0

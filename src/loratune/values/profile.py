@@ -79,7 +79,7 @@ class NearDuplicates:
     rows: int
     """Training rows that were compared."""
     training: int
-    """Of them, those that an earlier one almost repeats (exact repetitions included)."""
+    """Those that an earlier one almost repeats (exact repetitions included)."""
     leaks: tuple[tuple[str, int, int], ...] = ()
     """(split, rows compared, rows that almost stand in training), for validation and test."""
     examples: tuple[tuple[str, str], ...] = ()
@@ -203,13 +203,13 @@ class ModelProfile:
     intermediate_size: int = 0
     """Width of the MLP that one token passes through (of a mixture, of all the experts it is sent to)."""
     experts_per_token: int = 0
-    """Of a mixture of experts, how many a token is sent to; 0 for dense models."""
+    """Experts of a mixture that a token is sent to; 0 for dense models."""
     expert_parameters: int = 0
     """Parameters of all experts of a mixture, which stay frozen."""
     head_parameters: int = 0
-    """Of a classifier, what every trial trains beside its adapter."""
+    """Parameters of a classifier that every trial trains beside its adapter."""
     outputs: int = 0
-    """Of a classifier's head; 0: the vocabulary."""
+    """Outputs of a classifier's head; 0: the vocabulary."""
     recurrent: bool = False
     """Whether some layers pass a state from token to token, as hybrids of attention and Mamba do."""
     norm_features: int = 0
@@ -217,9 +217,9 @@ class ModelProfile:
     cached_features: int = 0
     """Keys and values of one token, of all layers together; 0 in profiles of earlier versions."""
     bytes_per_parameter: float = 2.0
-    """Of those that are not packed, and of what is computed in."""
+    """Bytes of a parameter that is not packed, and of what is computed in."""
     packed_parameters: int = 0
-    """Of all, those of layers that are held in 4 bits (NF4)."""
+    """Parameters of layers that are held in 4 bits (NF4)."""
     largest_packed: int = 0
     """Parameters of the largest such layer."""
     doubly_packed: bool = True
@@ -227,7 +227,7 @@ class ModelProfile:
     shards: int = 1
     """Processes that hold the linear layers between them."""
     sharded_parameters: int = 0
-    """Of those layers, all of them; 0 where one process holds everything."""
+    """Parameters of all those layers; 0 where one process holds everything."""
     largest_sharded: int = 0
     """Parameters of the largest such layer."""
 

@@ -21,12 +21,12 @@ class Carried:
     model: str
     """The proxy, as the user named it."""
     directory: str
-    """Of its run."""
+    """Directory of its run."""
     setting: HyperParameters
     """The learning rate is where the larger model's search begins; the rest is taken as it is."""
     trials: int
     seconds: float
-    """Of its whole run."""
+    """Length of its whole run."""
     settled: bool = True
     """Whether its search ended by itself."""
 
@@ -69,7 +69,7 @@ class StudiedTask:
     """`TaskKind`."""
     hidden_size: int = 0
     parameters_per_rank: int = 0
-    """Of a dense model; no rank law holds for mixtures of experts."""
+    """Parameters per rank of a dense model; no rank law holds for mixtures of experts."""
     rows: float = 0.0
     epochs: float = 1.0
     supervised_tokens: int = 0
@@ -118,7 +118,7 @@ class PromptKind(StrEnum):
     TEMPLATE = "template"
     """A template with {column} fields."""
     LABEL = "label"
-    """As TEMPLATE, without spaces at its end, since a label's completion begins with one."""
+    """TEMPLATE, without spaces at its end, since a label's completion begins with one."""
     CHAT = "chat"
     """The tokenizer's chat template, with the generation prompt."""
     TURNS = "turns"
@@ -150,9 +150,9 @@ class TrainingRecord:
     """How the rows were read and split: the fields of `DataOptions`."""
     prompt: PromptFormat
     dtype: str
-    """Of the base weights, in 4 bits what they are unpacked into: `bfloat16`, `float32` or `float64`."""
+    """Type of the base weights, or of what 4-bit ones are unpacked into: `bfloat16`, `float32` or `float64`."""
     seed: int
-    """Of the adapter's first weights and the order of its rows; the split's is in `data_options`."""
+    """Seed of the adapter's first weights and the order of its rows; the split's is in `data_options`."""
     rows: int
     """Training rows of one epoch, after long texts were split."""
     max_length: int

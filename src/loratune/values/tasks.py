@@ -59,8 +59,8 @@ TASKS: Mapping[str, Task] = {task.name: task for task in (CAUSAL, PREFERENCE, CL
 PREFERENCE_RATE = 5e-6
 """Learning rate of the default recipe for preferences: that of TRL's example of DPO with LoRA."""
 PREFERENCE_RATE_SHARE = 0.05
-"""Of the law's learning rate, where a bracket begins for preferences: a convention (TRL's, Zephyr's and others' rates
-for LoRA lie at a 20th to a 40th of those for completions), not a measured law."""
+"""Where a bracket begins for preferences, as a share of the law's learning rate: a convention (TRL's, Zephyr's and
+others' rates for LoRA lie at a 20th to a 40th of those for completions), not a measured law."""
 GAMMA_OF_BETA = 0.5
 """SimPO's target margin as a share of beta, what its authors recommend to begin with."""
 

@@ -115,7 +115,7 @@ class TrialResult:
     """The trial that was run: the same, but for a simulated run that had to take the nearest cell."""
     state: TrialState = TrialState.COMPLETE
     nll: float = inf
-    """Of the weights handed over, on all validation rows; infinite where the trial diverged."""
+    """NLL of the weights handed over, on all validation rows; infinite where the trial diverged."""
     train_nll: float = inf
     """Mean training loss over the last tenth of the steps, nats per supervised token."""
     metrics: Mapping[str, float] = field(default_factory=dict)
