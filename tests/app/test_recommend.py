@@ -13,12 +13,12 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 import loratune
-from loratune.app import recommend as command
 from loratune.cli.main import main
 from loratune.maths.laws import EPOCH_CHOICES, GUIDE
 from loratune.reporting.documents import render
 from loratune.reporting.tables import guide_line, length_bars, probe_lines, survey_lines
 from loratune.reporting.terminal import print_ledger, print_survey
+from loratune.tuning import recommendation
 from loratune.tuning.options import TuneOptions
 from loratune.tuning.workbench import open_workbench, search_context
 from loratune.values import (
@@ -95,7 +95,7 @@ def test_a_base_model_worse_than_guessing_is_named(model: Path, data: Path, tmp_
 def test_the_probe_shrinks_intervals_and_says_so(
     model: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "PROBE_SECONDS", 3.0)
+    monkeypatch.setattr(recommendation, "PROBE_SECONDS", 3.0)
     arguments = [
         "--model",
         str(model),
