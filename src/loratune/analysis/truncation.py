@@ -57,7 +57,7 @@ def energy_rank(singular: Floats, share: float = ENERGY) -> int:
 HEALING = 0.05
 """Share of a trial's steps for which a cut adapter is trained on."""
 FEWEST_HEALING_STEPS = 10
-"""But at least so many: in one or two steps the warm-up alone would take place."""
+"""Fewest steps of it: in one or two the warm-up alone would take place."""
 _ADEQUATE = {Verdict.ADEQUATE: True, Verdict.INFERIOR: False, Verdict.UNDECIDED: None}
 _SAME_ADAPTER = SeedNoise(variance=0.0, degrees=inf)
 """The cuts are of one trained adapter: nothing varies from seed to seed."""

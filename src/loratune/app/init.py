@@ -165,7 +165,7 @@ def _search(found: Start) -> Iterator[Part]:
     usual = epochs_law(found.train_rows).value
     yield (
         [
-            f"Passes over the training rows: a number, or auto, which starts from {usual:g} for so many rows.",
+            f"Passes over the training rows: a number, or auto, which starts from {usual:g} for this number of rows.",
         ],
         [Setting("epochs", "auto")],
     )

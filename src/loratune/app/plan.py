@@ -95,11 +95,11 @@ def plan(
             this size); neither learn from it nor write into it.
         proxy: Smaller model of the same family: the search runs on it, and three learning rates around what it found on
             `model`.
-        budget: "30m", "2h", "3x" (the time of so many final runs) or "auto".
+        budget: "30m", "2h", "3x" (as long as three final runs) or "auto".
         strategy, metric, margin: How is searched, what decides (a name, "package.module:function", or the function),
             and the loss of it that a cheaper choice may have.
-        max_new_tokens: Generated tokens of a row at most: for metrics of generated text (by default as many as the
-            longest completion has), and in the report's rows (at most 96).
+        max_new_tokens: Generated tokens of a row at most: for metrics of generated text (by default those of the
+            longest completion), and in the report's rows (at most 96).
         ranks, learning_rates, batch_sizes: Candidates, e.g. [4, 8, 16]; by default chosen from the data.
         betas: Candidates of preferences; by default the usual one, a third and three times as much.
         target_modules, variants: Adapted layers, e.g. ["q_proj", "v_proj"], by default every linear layer but the

@@ -148,7 +148,7 @@ def train(
         prompt_column, completion_column, template: How a prompt is made, where the columns' names do not say it; a
             template has {column} fields, {column?} where one may be empty: "Message: {text}\\nIntent:".
         max_length: Longest row in tokens; by default what data and model need.
-        train_rows, validation_rows, test_rows: At most so many rows of each.
+        train_rows, validation_rows, test_rows: Most rows of each.
         seed: Of splits, trials and decisions.
         task, objective: "causal" (completions are learnt), "classification" (labels or numbers, by a trained head), or
             "preference" (pairs of prompt, chosen and rejected) by "dpo", "orpo" or "simpo".

@@ -123,12 +123,12 @@ def tune(
         from_study: Run directory of an old study whose results this one starts from, e.g. of another base model.
         ledger, no_ledger: Keys of the ledger's entries to learn from, whatever their size (by default all of about
             this size); neither learn from it nor write into it.
-        proxy, budget: Smaller model of the family, on which the search runs instead; "30m", "2h", "3x" (the time of so
-            many final runs) or "auto".
+        proxy, budget: Smaller model of the family, on which the search runs instead; "30m", "2h", "3x" (as long
+            as three final runs) or "auto".
         strategy, metric, margin: How is searched, what decides (a name, "package.module:function", or the function),
             and the loss of it that a cheaper choice may have.
-        max_new_tokens: Generated tokens of a row at most: for metrics of generated text (by default as many as the
-            longest completion has), and in the report's rows (at most 96).
+        max_new_tokens: Generated tokens of a row at most: for metrics of generated text (by default those of the
+            longest completion), and in the report's rows (at most 96).
         ranks, learning_rates, batch_sizes, betas: Candidates, e.g. [4, 8, 16]; by default chosen from the data.
         target_modules, variants: Adapted layers, e.g. ["q_proj", "v_proj"], by default every linear layer but the
             head; variants of LoRA that all trials are, e.g. ["rslora"].

@@ -61,7 +61,7 @@ class TooSlow(Exception):
 
 
 def in_words(seconds: float) -> str:
-    """A budget that is not below so many seconds, as `--budget` takes it: `90s`, `12m`, `2.5h`."""
+    """The time as `--budget` takes it, rounded up: `90s`, `12m`, `2.5h`."""
     if seconds <= 120:
         return f"{ceil(seconds)}s"
     return f"{ceil(seconds / 60)}m" if seconds <= 7200 else f"{ceil(seconds / 360) / 10:g}h"

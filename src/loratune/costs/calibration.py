@@ -147,7 +147,7 @@ class Calibration:
         devices: int = 1,
         writing: float = 0.0,
     ) -> float:
-        """What a plan of the search may take where so many seconds are there for everything.
+        """What a plan of the search may take if there are `seconds` for everything.
 
         `spent` are the seconds since the start, `further_runs` the full-run equivalents of what comes between
         search and final run, `writing` the seconds in which models write text. Raises `BudgetError` where the
@@ -177,7 +177,7 @@ class Calibration:
         return (1.01 * runs * each / devices - seconds) * (1 + TRUNCATION_SHARE) / _SAFETY
 
     def runs_within(self, seconds: float, context: SearchContext) -> float:
-        """What a search of so many seconds may cost: final runs alone where the context has a pace.
+        """What a search of this time may cost: final runs alone where the context has a pace.
 
         Without one full-run equivalents, if its packs were full all the time.
         """

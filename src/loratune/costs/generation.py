@@ -40,7 +40,7 @@ def cached_bytes(model: ModelProfile, tokens: int) -> float:
 
 
 def writing_bytes(limits: Limits, cached_tokens: int) -> int:
-    """Peak while text is written: the base, as many adapters as are compared, a prompt's evaluation and the cache."""
+    """Peak while text is written: the base, the adapters that are compared, a prompt's evaluation and the cache."""
     estimate = limits.estimate([default_recipe()] * FINALISTS, step_tokens=1)
     held = estimate.total - estimate.transient
     prompts = limits.evaluating(min(cached_tokens, 2 * limits.largest_line))
@@ -134,7 +134,7 @@ def measure_generation(engine: PackEngine, validation: TokenTable, test: TokenTa
 
 
 def _step_seconds(engine: PackEngine, table: TokenTable, models: int) -> float:
-    """One more token for each row of so many models."""
+    """Seconds of one more token for each row of `models` models."""
     _timed(engine, table, models, 2)  # whatever is compiled or looked up, is now: of a prompt and of a step
     steps = _timed(engine, table, models, _MEASURED_STEPS) - _timed(engine, table, models, 1)
     return max(steps, 1e-6) / (_MEASURED_STEPS - 1)

@@ -9,7 +9,7 @@ ALL, AUTO, NONE = "all", "auto", "none"
 
 
 def layers_recomputed(text: str, layers: int | None = None) -> int | None:
-    """What `--recompute` asks for, of a model with so many layers (None: not known yet); None: as few as it takes.
+    """What `--recompute` asks for, of a model with `layers` layers (None: not known yet); None: as few as it takes.
 
     Raises `InputError` for anything else.
     """

@@ -69,7 +69,7 @@ class Limits:
         return self.model.layers - _largest(fits, self.model.layers)
 
     def recomputed_in(self, pack: Sequence[HyperParameters], tokens: int) -> int:
-        """The same for one micro-batch of so many tokens, padding included, while these trials are in memory."""
+        """The same for one micro-batch of `tokens` tokens, padding included, while these trials are in memory."""
         whole = replace(self, micro_batch_tokens=max(tokens, self.max_length))
         return whole.recomputed(pack, step_tokens=tokens)
 
@@ -113,7 +113,7 @@ class Limits:
         return self.recomputed(pack, step_tokens=self._fullest(step_tokens))
 
     def evaluating(self, tokens: int) -> int:
-        """Bytes while so many tokens are evaluated at once, beyond what is held between steps.
+        """Bytes while `tokens` tokens are evaluated at once, beyond what is held between steps.
 
         As if all of them predicted, since labels are scored at more positions than are supervised, and as if all
         were one model's.
@@ -125,7 +125,7 @@ class Limits:
 
     @property
     def recorded_tokens(self) -> int:
-        """Micro-batches of so many tokens at most are recorded: what they need is held between steps too."""
+        """Tokens of the largest micro-batch that is recorded: what recordings need is held between steps too."""
         records = self.execution.records and self.model.shards == 1
         return recorded_tokens(self.model.parameters) if records else 0
 
@@ -181,7 +181,7 @@ class Limits:
         return _largest(holds, limit)
 
     def _filling(self, pack: Sequence[HyperParameters], tokens: int) -> list[HyperParameters]:
-        """The pack with rows enough for a micro-batch of so many tokens."""
+        """The pack with rows enough for a micro-batch of `tokens` tokens."""
         rows = -(-tokens // self.max_length) + 1
         return [replace(hp, batch_size=max(hp.batch_size, rows)) for hp in pack]
 
@@ -209,7 +209,7 @@ class Limits:
         return 1 + self.execution.time_again * recomputed / self.model.layers
 
     def with_rows(self, tokens: int) -> "Limits":
-        """With rows of so many tokens at most, one in a micro-batch."""
+        """Limits for rows of `tokens` tokens at most, one in a micro-batch."""
         return replace(self, max_length=tokens, micro_batch_tokens=tokens)
 
     def longest_row(self, pack: Sequence[HyperParameters]) -> int:
@@ -320,7 +320,7 @@ def _recomputing(limits: Limits, base: BaseModel, text: str, largest: int) -> Li
 
 
 _SPARE = 8
-"""Weights that are so many times smaller on disk than the room there is are not looked at: they fit."""
+"""Ratio of the room to the weights' size on disk from which they fit without a closer look."""
 
 
 def why_packed(name: str, *, device: str, memory: str | None, longest: int) -> str:

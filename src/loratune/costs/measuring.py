@@ -140,7 +140,7 @@ def _repeat(work: Callable[[], int], seconds: float, fewest: int = 1) -> tuple[f
 PACK_SIZE: dict[Device, int] = {"cpu": 8, "cuda": 32}
 """Beyond these a pack gains little: on two cores a pack of 8 has reached the speed of the base's products."""
 _SMALL, _OF_SMALL = 300e6, 64
-"""Parameters below which a pack has so many on a GPU: 135M trains short rows 12 % faster with 64 than with 32."""
+"""Parameters below which a pack has 64 trials on a GPU: 135M trains short rows 12 % faster with 64 than with 32."""
 
 SECONDS = 1.0
 """Length of each measurement on a CPU, after a warm-up."""
@@ -155,9 +155,9 @@ _RUNGS: dict[Device, tuple[int, ...]] = {
 """Tokens of a step that are tried, and so of a micro-batch."""
 _FEWEST_RUNGS = 2
 _HOPE = 4.0
-"""On a CPU packs were never so many times faster than one trial's first step."""
+"""No pack on a CPU was ever faster than one trial's first step by more than this factor."""
 _GAIN = 1.05
-"""A rung that is not so much faster per token than the one before is the last."""
+"""A rung that is not faster per token than the one before by this factor is the last."""
 
 
 def calibrate(
@@ -314,7 +314,7 @@ def _again(
 
 
 def _filling(engine: PackEngine, recipe: HyperParameters, slots: int, tokens: int) -> list[Trial]:
-    """Trials whose step has about so many tokens: as many as there are slots, if a row each is not too much."""
+    """Trials whose step has about `tokens` tokens: one for each slot, if a row each is not too much."""
     mean = float(engine.train.example_lengths.mean())
     count = max(1, min(slots, int(tokens / mean)))
     batch = max(1, min(engine.train.examples, int(tokens / mean / count)))

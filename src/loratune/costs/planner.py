@@ -54,7 +54,7 @@ class Planner:
         return TrialLoad(steps=steps, tokens=trained / steps, memory=self.limits.adapter_bytes(chosen))
 
     def equal_loads(self, trials: int, trained_tokens: float, recipe: HyperParameters) -> list[TrialLoad]:
-        """So many trials of one recipe that train so many tokens together: of a stage not known in detail."""
+        """Equal loads of trials of one recipe that train `trained_tokens` together: of a stage not known in detail."""
         tokens = recipe.batch_size * self.tokens / self.rows
         steps = max(1, ceil(trained_tokens / max(1, trials) / tokens))
         memory = self.limits.adapter_bytes(recipe)
@@ -68,8 +68,8 @@ class Planner:
     def room(self, trials: Sequence[HyperParameters]) -> int:
         """Bytes, at least one, that the adapters of those of these trials may hold which train side by side.
 
-        The more layers compute their activations again, the more trials fit, and the longer a step takes: as many
-        layers as are fastest.
+        The more layers compute their activations again, the more trials fit, and the longer a step takes: the fastest
+        number of layers is taken.
         """
         if not trials:
             return 1
@@ -86,7 +86,7 @@ class Planner:
         return range(least, layers + 1, max(1, (layers - least) // _CHOICES))
 
     def _rate(self, limits: Limits, trials: Sequence[HyperParameters]) -> float:
-        """Tokens per second of as many trials as there is room for."""
+        """Tokens per second of the trials that there is room for."""
         memory = sum(limits.adapter_bytes(trial) for trial in trials) / len(trials)
         rows = sum(trial.batch_size for trial in trials) / len(trials)
         beside = max(1.0, min(limits.room(trials) // memory, len(trials), self.slots))
@@ -130,6 +130,6 @@ class Planner:
         return most + (execution.evaluation_slack if self.evaluated_tokens else 0)
 
     def _largest_step(self, pack: LivePack) -> float:
-        """Tokens: the mean, and three standard deviations of so many rows."""
+        """Tokens: the mean, and three standard deviations of that number of rows."""
         rows = sum(trial.batch_size for trial in pack.trials)
         return pack.tokens * (1 + 3 * self.spread / sqrt(rows))

@@ -57,7 +57,7 @@ class Evaluations:
 
 
 def plan_evaluations(trained_tokens: float, validation_tokens: int, validation_rows: int) -> Evaluations:
-    """Ten looks at as many rows as `EVALUATION_SHARE` pays for beside the last evaluation, which is on all rows.
+    """Ten looks at the rows that `EVALUATION_SHARE` pays for beside the last evaluation, which is on all rows.
 
     Fewer looks where their rows would be fewer than 64, but three in any case: where the training rows are so few
     the share is larger. A forward pass costs half of a training pass, token by token, as in `SearchContext.cost`.

@@ -86,7 +86,7 @@ class Shares:
         return device
 
     def least_rates(self, tokens: float) -> Numbers:
-        """[intercepts] seconds per token of a step of at least so many tokens."""
+        """[intercepts] seconds per token of a step of at least `tokens` tokens."""
         if tokens not in self._rates:
             found = [self._times.least_rate(tokens, a) for a in self._times.intercepts]
             self._rates[tokens] = np.array(found)
@@ -130,7 +130,7 @@ def _renamed(plan: PackPlan, numbers: Sequence[int]) -> PackPlan:
 def spread_bound(
     loads: Sequence[TrialLoad], *, devices: int, slots: int, memory: float, times: StepTime
 ) -> float:
-    """Seconds below which no plan of these trials on so many devices can go.
+    """Seconds below which no plan of these trials on that number of devices can go.
 
     Put one after the other, the packs of all devices are a plan of one, so that they take its bound together and the
     last one at least its share. No device is faster than a trial alone. And of the k · devices + 1 trials with most

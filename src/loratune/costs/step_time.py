@@ -34,7 +34,7 @@ class StepTime:
     points: tuple[Point, ...]
     """Measured; at least one, tokens and seconds above 0."""
     micro_batch_tokens: float
-    """A step of more tokens is cut into equal micro-batches of at most so many."""
+    """A step of more tokens is cut into equal micro-batches of at most this size."""
 
     @cached_property
     def _curve(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -84,7 +84,7 @@ class StepTime:
         return tuple(sorted(found))
 
     def least_rate(self, tokens: float, intercept: float) -> float:
-        """Seconds per token below which no step of at least so many tokens gets, `intercept` seconds taken off it.
+        """Seconds per token below which no step of at least `tokens` tokens gets, `intercept` seconds taken off it.
 
         min over T ≥ tokens of (seconds(T) - intercept) / T: between two corners of the curve that is monotone. A step
         of k ≥ 2 micro-batches of x = T / k tokens each, more than half full, has (s(x) - intercept / k) / x.

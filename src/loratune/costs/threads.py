@@ -17,7 +17,7 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def cores() -> float:
-    """Cores that this process may use: those it is bound to, at most as many as its container's share makes."""
+    """Cores that this process may use: those it is bound to, no more than its container's share makes."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(float(bound), quota(_QUOTA))
 
@@ -61,7 +61,7 @@ def fastest(rate: Callable[[], float]) -> int:
 
 @contextmanager
 def running(threads: int) -> Iterator[None]:
-    """With so many threads, and then with as many as before; 0 leaves them."""
+    """Use this number of threads, and afterwards the number before; 0 changes nothing."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:

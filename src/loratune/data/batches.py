@@ -35,7 +35,7 @@ def total_steps(rows: int, batch_size: int, epochs: float) -> int:
 
 
 def whole_groups(numbers: Rows, group: int) -> Rows:
-    """The rows of groups of so many rows, which lie one after another, in the order of the groups."""
+    """The rows of groups of `group` rows, which lie one after another, in the order of the groups."""
     return numbers if group == 1 else (numbers[:, None] * group + np.arange(group)).ravel()
 
 
@@ -67,7 +67,7 @@ class TrialBatches:
 
 
 def batches_of(trial: Trial, rows: int, *, study_seed: int, group: int = 1) -> TrialBatches:
-    """The batches of a trial on a table of so many rows."""
+    """The batches of a trial on a table of `rows` rows."""
     chosen = trial.hyper_parameters
     return TrialBatches(
         rows=subset(rows // group, trial.fraction, study_seed),

@@ -197,7 +197,7 @@ class StoreWriter:
         self._pieces.append([len(pieces) for pieces, _, _ in batch])
 
     def finish(self, labelled: bool, group: int = 1) -> StoredRows:
-        """Everything that was added; each document is so many rows that belong together (1: any number of them)."""
+        """Everything that was added; each document is `group` rows that belong together (1: any number of them)."""
         return StoredRows(
             table=TokenTable(
                 tokens=self._tokens.array(),

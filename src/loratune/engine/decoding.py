@@ -123,7 +123,7 @@ class GreedyDecoder:
     def _begin(
         self, members: Sequence[PackMember | None], prompts: Sequence[Tokens], at_once: int | None = None
     ) -> _Batch:
-        """The prompts in the cache, in as many pieces as an evaluation would need, and the first tokens after them.
+        """The prompts in the cache, in the pieces that an evaluation would need, and the first tokens after them.
 
         `at_once`: rows of a piece, if not so.
         """

@@ -174,7 +174,7 @@ class Evaluator:
     ) -> tuple[torch.Tensor, Any]:
         """States [positions, D] at the batch's positions, and the decoder's output.
 
-        The batch holds each member's rows, one member after the other: `shares` of them, or as many of each.
+        The batch holds each member's rows, one member after the other: `shares` of them, or the same number of each.
         """
         rows = [len(batch.counts) // len(members)] * len(members) if shares is None else shares
         edges = batch.starts[np.cumsum([0, *rows])].tolist()

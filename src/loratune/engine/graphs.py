@@ -23,7 +23,7 @@ _MULTIPLE = 128
 _FILLED_POSITIONS = 0.5
 """Share by which the predicting positions may be filled up to fit a recording: they cost little beside the layers."""
 _SHORTAGES = 8
-"""After so many nothing is recorded: recording again takes up to a second."""
+"""Shortages after which nothing is recorded: recording again takes up to a second."""
 _ATTEMPTS = 2
 """The first may fail because a library loads its kernels while recording."""
 
@@ -62,7 +62,7 @@ class Graphs:
         self._pool: Any = None
 
     def takes(self, tokens: int) -> bool:
-        """Whether micro-batches of so many tokens are recorded."""
+        """Whether micro-batches of `tokens` tokens are recorded."""
         return not self._waits and self._shortages < _SHORTAGES and tokens <= self.largest
 
     def line(self, count: int) -> int:

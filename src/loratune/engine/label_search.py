@@ -115,7 +115,7 @@ class _Row:
     """Beginnings looked at."""
 
     def choose(self, trie: LabelTrie, first: int, most: int, *, whole: bool) -> list[int]:
-        """Beginnings to look at next, the likeliest first: about `first` at first, then as many as were seen.
+        """Beginnings to look at next, the likeliest first: about `first` at first, then the number seen so far.
 
         With `whole` also what follows one, parents first, where all of it fits in. None where the search is over,
         which it is after `most`, if a label is known by then.

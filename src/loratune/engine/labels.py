@@ -244,7 +244,7 @@ class LabelScorer:
 
 
 def is_searched(fed: int) -> bool:
-    """Whether so many tokens of labels are too many to be scored at once."""
+    """Whether `fed` tokens of labels are too many to be scored at once."""
     return fed > _NODES_PER_TREE
 
 

@@ -167,7 +167,7 @@ class PackLoop:
         return self._work.attempt(work) if isinstance(found, Failure) and not self._live else found
 
     def _admit_no_more(self, failure: Failure) -> None:
-        """Limit the pack to the trials in memory, which are as many as fit."""
+        """Limit the pack to the trials in memory, the most that fit."""
         if not self._live:
             raise DoesNotFit(failure.message)
         self._slots = len(self._live)

@@ -150,7 +150,7 @@ def free(tensors: Sequence[torch.Tensor]) -> None:
 
 
 def _resize(tensors: Sequence[torch.Tensor], sizes: Sequence[int]) -> None:
-    """To so many bytes; what numpy has looked at keeps its memory."""
+    """Change the tensors' memory to these bytes; what numpy has looked at keeps its memory."""
     for tensor, size in zip(tensors, sizes, strict=True):
         storage = tensor.untyped_storage()
         if storage.resizable():

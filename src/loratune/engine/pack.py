@@ -96,7 +96,7 @@ class PackEngine:
         return self.machines.serving(self.base, self.paths, longest, self.objective)
 
     def with_micro_batches(self, tokens: int, *, in_evaluation: int | None = None) -> Self:
-        """The same with micro-batches of so many tokens; what is compiled stays."""
+        """The same with micro-batches of `tokens` tokens; what is compiled stays."""
         self.forget_recorded()
         return replace(self, max_tokens_per_micro_batch=tokens, max_tokens_per_evaluation=in_evaluation)
 
@@ -186,7 +186,7 @@ class PackEngine:
         )
 
     def sampled_rows(self, rows: int | None) -> Rows:
-        """[rows] ascending, at most as many as there are; of one shuffle, so that samples are nested; None: all."""
+        """[rows] ascending, at most all there are; of one shuffle, so that samples are nested; None: all."""
         return sampled_rows(len(self.validation), rows, seed=self.study_seed, group=self.group)
 
     def reference_likelihoods(self, table: TokenTable) -> npt.NDArray[np.float64]:
@@ -203,7 +203,7 @@ class PackEngine:
         return -found.example_nll
 
     def sample(self, rows: int | None) -> TokenTable:
-        """So many validation rows, the same every time."""
+        """`rows` validation rows, the same every time."""
         return self.validation.take(self.sampled_rows(rows))
 
     @contextmanager
@@ -371,7 +371,7 @@ class PackEngine:
         return self._halving(work, self._decoder.cuts, len(models), lengths + limits)
 
     def _halving(self, work: Callable[[], T], cuts: Cuts, models: int, lengths: Rows) -> T:
-        """An evaluation of so many models, with micro-batches halved, for good, as often as memory runs out."""
+        """An evaluation of `models` models, with micro-batches halved, for good, as often as memory runs out."""
         everything = models * int(lengths.sum())
         if everything >= cuts.max_tokens:
             trim_heap(self.base.device)  # what steps left there would stay beside what this takes
@@ -395,7 +395,7 @@ class PackEngine:
     ) -> list[Evaluation]:
         """Adapters (None: the bare base) on the rows of any table.
 
-        `labels` asks for predictions too, `max_new_tokens` for generated text of at most so many tokens.
+        `labels` asks for predictions too, `max_new_tokens` for generated text of at most that length.
         """
         with self._ready():
             evaluations = self.read(models, table)

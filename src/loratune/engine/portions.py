@@ -37,13 +37,13 @@ class Cuts:
     flat: bool = False
     """Whether micro-batches are flat: one line of tokens, the rows one after another."""
     recorded: int = 0
-    """Lines of at most so many tokens are recorded as graphs, for which few sizes are good."""
+    """Tokens of the longest line that is recorded as a graph, for which few sizes are good."""
     line: Callable[[int], int] | None = None
     """Their sizes."""
     group: int = 1
     """Rows that belong together, one after another: no cut separates them."""
     spares: int | None = None
-    """Micro-batches of so many tokens and more have the activations of all layers computed again, whatever is
+    """Micro-batches of at least this size have the activations of all layers computed again, whatever is
     predicted: a single row was too large. None: none have."""
 
     def pieces(self, lengths: Sequence[int] | Rows) -> list[Rows]:
@@ -51,7 +51,7 @@ class Cuts:
         groups = np.asarray(lengths, np.int64).reshape(-1, self.group)
         if self.flat:
             pieces = fill(groups.sum(1), max_tokens=self.max_tokens)
-        else:  # padded to its longest row a group is so many rows
+        else:  # padded to its longest row a group is `group` rows
             launch = max(1, self.launch_tokens // self.group)
             pieces = cut(
                 groups.max(1), launch_tokens=launch, max_tokens=max(1, self.max_tokens // self.group)
@@ -64,7 +64,7 @@ class Cuts:
         return max(int(rows.sum() if self.flat else len(rows) * rows.max()) for rows in pieces)
 
     def halve(self, tokens: int, *, longest: int) -> bool:
-        """After one of so many tokens was too large; False where it was a single row of `longest` already.
+        """Take smaller micro-batches after one of `tokens` tokens was too large; False if it was one row of `longest`.
 
         Where rows belong together, a single group.
         """
@@ -232,7 +232,7 @@ def beta_of(member: PackMember) -> float:
 
 
 def heads_of(objective: Objective, members: Sequence[PackMember], shares: Rows) -> tuple[Head, ...]:
-    """The members' heads, each for so many positions [members], one member's after another's."""
+    """The members' heads, each for its share of positions [members], one member's after another's."""
     if not objective.head:
         return ()
     ends = np.cumsum(shares)

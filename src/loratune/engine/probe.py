@@ -52,7 +52,7 @@ _NOISE_SHARE = 0.4
 
 
 def base_loss(engine: PackEngine, *, seconds: float, most_rows: int = 256, seed: int = 0) -> BaseLoss:
-    """The base model's NLL on randomly drawn training rows, as many as the time allows (at least 16).
+    """The base model's NLL on randomly drawn training rows, at least 16 and more if the time allows.
 
     Raises `ResourceError` where memory does not suffice.
     """
@@ -120,7 +120,7 @@ def gradient_noise(
 ) -> NoiseScale | None:
     """The gradient noise scale alone, for at most `share` of the rows of a run of `epochs`; None where that is too few.
 
-    As many steps as these rows allow and no clock: it comes out the same every time. Raises `ResourceError`
+    The number of steps depends on these rows and no clock: it is the same every time. Raises `ResourceError`
     where memory does not suffice.
     """
     steps = min(int(share * epochs * len(engine.train)), len(engine.train)) // (LANES * SMALL_ROWS)
@@ -269,7 +269,7 @@ def _rate_test(
 def _law_values(
     engine: PackEngine, r: int, lora_alpha: float, *, batch_size: int, rows: int
 ) -> HyperParameters:
-    """Rank and alpha at the law's learning rate for one pass over so many rows."""
+    """Rank and alpha at the law's learning rate for one pass over `rows` rows."""
     profile = engine.base.profile
     law = learning_rate_law(
         r=r,

@@ -169,7 +169,7 @@ class Slot:
         return rows
 
     def rows_of(self, ahead: int) -> Rows | None:
-        """Rows of the batch so many steps after the coming one; None where there is none."""
+        """Rows of the batch `ahead` steps after the coming one; None where there is none."""
         while len(self._drawn) <= ahead and (rows := next(self._batches, None)) is not None:
             self._drawn.append(rows)
         return self._drawn[ahead] if ahead < len(self._drawn) else None

@@ -76,7 +76,7 @@ class TrainingStep:
         """`recomputable`: how many layers' activations can be computed again, all of the model's or 0."""
         self._recompute, self._recomputable = recompute, recomputable
         self._known: dict[int, int] = {}
-        """What the former says of micro-batches with so many tokens, while the slots are those of the last step."""
+        """What `recompute` says of micro-batches by their tokens, while the slots are those of the last step."""
         self._last: Sequence[Slot] = ()
         self._graphs = graphs
         self._body = body

@@ -169,7 +169,7 @@ def initial_adapters(
     head: InitialHead = NO_HEAD,
 ) -> list[Adapter]:
     """What `torch.manual_seed(seed); get_peft_model(model, config)` gives, as flat vectors on `device`, for each of
-    many (hyper-parameters, targets, seed), by as many threads as there are cores.
+    many (hyper-parameters, targets, seed), with a thread for each core.
 
     PEFT moves the result to the base's type, hence A is rounded to bfloat16 under such a base, and then keeps
     adapters of half-precision bases in float32.

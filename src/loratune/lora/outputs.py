@@ -15,7 +15,7 @@ def has_bias(model: PreTrainedModel) -> bool:
 
 
 def output_layer(model: PreTrainedModel) -> str:
-    """Its name: the last linear layer outside of the body with as many outputs as there are answers."""
+    """Its name: the last linear layer outside of the body that has an output for each answer."""
     body = f"{model.base_model_prefix}."
     found: list[str] = [
         name

@@ -52,7 +52,7 @@ class Decomposition:
         return tuple(target.in_features + target.out_features for target in self.adapter.layout.targets)
 
     def uniform(self, rank: int) -> tuple[int, ...]:
-        """`rank` in every layer that has as many."""
+        """`rank` in every layer, or the layer's own where that is smaller."""
         return tuple(min(rank, own) for own in self.adapter.layout.ranks)
 
     def cut(self, ranks: Sequence[int]) -> Adapter:

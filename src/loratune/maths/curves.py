@@ -54,7 +54,7 @@ def fit_power_law(
     x = np.asarray(ranks, dtype=np.float64)
     y = np.asarray(losses, dtype=np.float64)
     if len(x) == 0 or len(x) != len(y) or not np.isfinite(y).all():
-        raise ValueError("A power law needs as many finite losses as ranks, and at least one.")
+        raise ValueError("A power law needs one finite loss for each rank, and at least one rank.")
     if standard_errors is None:
         sd = np.full_like(y, 1e-3 * max(float(np.abs(y).mean()), 1e-12))
     else:

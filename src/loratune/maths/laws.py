@@ -273,7 +273,7 @@ def epochs_law(rows: float) -> Prior:
 
 
 def passes(epochs: float | Literal["auto"], rows: float) -> float:
-    """Passes over the training rows: as given, or what the law says of so many rows."""
+    """Passes over the training rows: as given, or what the law says of `rows` rows."""
     return epochs_law(rows).value if epochs == "auto" else epochs
 
 

@@ -216,7 +216,7 @@ def _ranks(
 
 
 def rank_floor(bits: float, parameters_per_rank: int) -> float:
-    """The rank whose parameters can hold so many bits at 2 bits each: D/(2·P1), P1 LoRA parameters at rank 1.
+    """The rank whose parameters can hold `bits` bits at 2 bits each: D/(2·P1), P1 LoRA parameters at rank 1.
 
     A floor and no more: measured tasks needed up to a hundred times as much (§11 of the survey).
     """
@@ -247,7 +247,7 @@ def _learning_rate(
 
 
 def rate_test_residual(task: StudiedTask, test: RateTest) -> tuple[float, float]:
-    """(ln(best / law), its sd) of a short run, the law taken for as many examples as it saw.
+    """(ln(best / law), its sd) of a short run, the law taken for the number of examples that it saw.
 
     Its sd grows with the distance over which the law's exponent in examples carries it.
     """

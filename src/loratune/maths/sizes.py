@@ -22,7 +22,7 @@ def few_sizes(count: int, *, multiple: int = 4, parts: int = 16) -> int:
 
 
 RECORDED_TOKENS = 65536
-"""Lines of at most so many tokens are recorded as CUDA graphs, which should meet few sizes; a graph keeps the memory
+"""Tokens of the longest line that is recorded as a CUDA graph, which should meet few sizes; a graph keeps the memory
 of its activations for good."""
 _COARSE_TOKENS = 16384
 """Below, where a step has few rows and their sum varies, recorded lines meet fewer sizes."""
@@ -32,7 +32,7 @@ of an 8B model took the host .15 to .19 s, in which the device does about this n
 
 
 def recorded_tokens(parameters: int) -> int:
-    """Tokens of the largest micro-batch that is recorded, of a model with so many parameters."""
+    """Tokens of the largest micro-batch that is recorded, of a model with this number of parameters."""
     return int(min(RECORDED_TOKENS, _RECORDED_FLOPS / (4 * max(1, parameters))))
 
 
@@ -41,7 +41,7 @@ _FILLERS = {True: 1 / 8, False: 1 / 16}
 
 
 def filler(count: int) -> float:
-    """Share by which a recorded line of so many tokens is filled up at most."""
+    """Share by which a recorded line of `count` tokens is filled up at most."""
     return _FILLERS[count <= _COARSE_TOKENS]
 
 

@@ -165,7 +165,7 @@ def rouge(kind: str) -> LibraryScore:
 
 
 def bleu() -> LibraryScore:
-    """sacrebleu's sentence BLEU, of as many n-grams as the row has."""
+    """sacrebleu's sentence BLEU, with no longer n-grams than the row has."""
 
     def load() -> Callable[[str, str], float]:
         from sacrebleu.metrics import BLEU

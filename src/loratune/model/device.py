@@ -169,7 +169,7 @@ def _status(name: str) -> int | None:
 
 
 def limit_memory(device: torch.device, size: int | None) -> None:
-    """Let PyTorch's allocator hold no more than so many bytes of a GPU (None: all); a CPU has no such limit.
+    """Limit PyTorch's allocator to `size` bytes of a GPU (None: all); a CPU has no such limit.
 
     What would take more is an out-of-memory error like any other, however much the device has free.
     """

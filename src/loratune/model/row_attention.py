@@ -137,7 +137,7 @@ OURS = _Ours()
 
 @contextmanager
 def _whole(query: torch.Tensor) -> Iterator[None]:
-    """In this block the line is one row of as many tokens."""
+    """In this block the whole line is one row."""
     before = _bounds, _line
     rows = torch.tensor([[0], [len(query)]], dtype=torch.int32, device=query.device)
     set_bounds(rows.expand(2, len(query)).contiguous())

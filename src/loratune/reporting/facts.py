@@ -81,7 +81,7 @@ class Gain:
 
 @dataclass(frozen=True, slots=True)
 class PackSpan:
-    """A stretch of the run in which about so many trials trained side by side."""
+    """A stretch of the run in which about this number of trials trained side by side."""
 
     began: float
     """Seconds since the start."""

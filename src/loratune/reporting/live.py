@@ -78,7 +78,7 @@ class LiveView:
                 self._show()
 
     def _show(self) -> None:
-        """A new view each time: a shown one wipes as many lines as it had, though others may have written since."""
+        """Show a new view each time: one already shown wipes the lines it had, though others may have written since."""
         if self._plain:
             return
         self._live = Live(

@@ -74,7 +74,7 @@ class Bars:
         self._bar = tqdm(**{"desc": name, "total": total, "bar_format": form} | self._options)
 
     def _reach(self, trials: float) -> None:
-        """So many of the stage's trials; a trial that enters a pack never takes the bar back."""
+        """Move the bar to `trials` of the stage's trials; a trial that enters a pack never takes it back."""
         if self._bar is not None and self._bar.total:
             self._bar.update(max(0.0, min(trials, self._bar.total) - self._bar.n))
 

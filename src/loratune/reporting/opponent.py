@@ -56,7 +56,7 @@ class Opponent:
 
 
 def fair_opponent(facts: RunFacts) -> Opponent:
-    """From the search's trials with as many epochs as the ranks were compared with."""
+    """The opponent among the search's trials that had the epochs with which ranks were compared."""
     compared = [
         each.trial.hyper_parameters.epochs for each in facts.results if each.asked.stage is Stage.RANK
     ]

@@ -66,7 +66,7 @@ class Pace:
     test_began: float | None = None
 
     def begin_final(self, now: float, trials: int) -> None:
-        """So many trials are trained in a pack, and nothing else; again where one is repeated."""
+        """Begin training `trials` trials in a pack, and nothing else; again where one is repeated."""
         planned = None if self.final_trial is None else self.final_trial * trials
         self.part = Part(seconds=planned, cost=float(trials), began=now)
         self.final_trials, self.in_final = trials, True
@@ -237,7 +237,7 @@ class RunProgress:
             self.stage = str(phase)
 
     def _expect(self, planned: Planned) -> None:
-        """From now on so many trials, full-run equivalents and seconds, those of the final run included."""
+        """Expect the planned trials, full-run equivalents and seconds from now on, those of the final run included."""
         final = planned.final_trials
         self.trials = planned.plan.trials + final
         each = (planned.final_run_seconds - planned.test_seconds) / final if final else 0.0

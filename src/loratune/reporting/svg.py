@@ -146,7 +146,7 @@ def blank(name: str, height: int, *, quantity: str = "") -> Drawing:
 
 
 def wrapped(text: str, width: int) -> str:
-    """On lines of so many letters."""
+    """The text on lines of `width` letters."""
     return "\n".join(wrap(text, width))
 
 

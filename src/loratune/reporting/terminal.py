@@ -295,7 +295,7 @@ def _scores(facts: RunFacts) -> Table:
 
 
 def _print_evidence(console: Console, facts: RunFacts, *, lines: int) -> None:
-    """The claims, whole, as many as fit on so many lines; the others are counted, what the gains said left out."""
+    """The claims, whole, that fit on `lines` lines; the others are counted, what the gains said left out."""
     told = [gain.interval for gain in headline_gains(facts) if gain.interval]
     claims = by_weight([(state, each) for state, each in states(facts) if each.interval not in told])
     for shown in range(len(claims), -1, -1):
@@ -309,7 +309,7 @@ def _print_evidence(console: Console, facts: RunFacts, *, lines: int) -> None:
 
 
 def _claims(claims: Sequence[tuple[str, Evidence]]) -> Table:
-    """The state in a word, then the claim on as many lines as it needs."""
+    """The state in a word, then the claim on the lines that it needs."""
     table = _table("", "", right=())
     table.show_header = False
     for state, each in claims:

@@ -17,7 +17,7 @@ def duration(seconds: float) -> str:
 
 
 def money(seconds: float, per_hour: float) -> str:
-    """What so many seconds cost, in the user's own currency: `0.0042`, `0.31`, `12.40`; empty without a price."""
+    """What this time costs, in the user's own currency: `0.0042`, `0.31`, `12.40`; empty without a price."""
     if per_hour <= 0:
         return ""
     amount = price(seconds, per_hour)

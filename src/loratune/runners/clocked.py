@@ -114,7 +114,7 @@ class ClockedRunner:
                 yield self._ended(queue, trial)
 
     def _count(self, busy: Sequence[_Pack], seconds: float) -> None:
-        """So many seconds of all that run; the clock's, whatever the number of devices."""
+        """Count these seconds for all that run; the clock's, whatever the number of devices."""
         everything = sum(sum(pack.tokens.values()) for pack in busy)
         for pack in busy:
             live = LivePack(

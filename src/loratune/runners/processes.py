@@ -160,7 +160,7 @@ class WorkerPool:
     def receive(
         self, workers: Sequence[int], seconds: float | None = None
     ) -> tuple[int, Message | Died] | None:
-        """The next message of one of these, whose exceptions are raised; None where none came in so many seconds."""
+        """The next message of one of these, whose exceptions are raised; None where none came in this time."""
         ready = wait([self._lines[worker] for worker in workers], seconds)
         if not ready:
             return None

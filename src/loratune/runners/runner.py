@@ -67,7 +67,7 @@ class NoiseJob(Job):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BaseLossJob(Job):
-    """Evaluate the base model on training rows drawn by `seed`, as many as the time allows."""
+    """Evaluate the base model on training rows drawn by `seed`, until the time is over."""
 
     seconds: float
     seed: int
@@ -107,7 +107,7 @@ class ScoringJob(Job):
     max_new_tokens: int = 0
     """Most tokens of the text that is generated after each prompt; 0: none."""
     rows: int | None = None
-    """So many rows, the same ones every time; None: all. Of the validation split only."""
+    """Number of rows, the same ones every time; None: all. Of the validation split only."""
     chosen: tuple[int, ...] | None = None
     """Just these rows of the split; None: as `rows` says."""
     text: Text = "supervised"

@@ -95,9 +95,9 @@ class EngineSpec:
     micro_batch_tokens: int | None = None
     """In training, as measured; None: what memory is predicted to allow."""
     evaluation_tokens: int | None = None
-    """In evaluation; None: twice as many."""
+    """The same in evaluation; None: twice that number."""
     threads: int = 0
-    """torch's, as measured; 0: as many as the process has."""
+    """torch's, as measured; 0: the process's own number."""
     shard: tuple[int, int] = (0, 1)
     """Which of how many processes this one is that hold the base model's linear layers between them."""
     rows_digest: str = ""

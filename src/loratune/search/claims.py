@@ -124,7 +124,7 @@ def _missing_sides(m: Measured) -> int:
 
 
 def _minutes(context: SearchContext, runs: int) -> str:
-    """Time of so many runs, where the device's pace is known."""
+    """Time of `runs` runs, where the device's pace is known."""
     if context.costs.pace is None or runs == 0:
         return ""
     alone = Trial(hyper_parameters=prior_setting(context))

@@ -37,7 +37,7 @@ class LayerRanksSearch:
         patterned: HyperParameters,
         history: Sequence[TrialResult],
     ) -> "LayerRanksSearch":
-        """With as many seeds as the uniform setting was run with, at least two (or all there are)."""
+        """The search with the seeds that the uniform setting was run with, at least two (or all there are)."""
         present = {result.asked.key for result in history}
         seeds = len(test_seeds(context, FEWEST_SEEDS))
         while len(test_seeds(context, seeds + 1)) > seeds and all(
@@ -76,7 +76,7 @@ def layer_rank_claims(context: SearchContext, found: ChallengeAnswer, words: str
         Evidence(
             claim=(
                 f"A rank for each layer ({words}) is better than rank {found.incumbent.setting.r} in all, "
-                f"with as many parameters: {taken}."
+                f"with the same number of parameters: {taken}."
             ),
             value=comparison.difference,
             unit=unit(context),

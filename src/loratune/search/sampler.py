@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 LARGEST_BATCH = 8
 """Trials asked for at once, at most: none sees another's result."""
 BATCHES = 4
-"""Batches, at least, where there are as many trials."""
+"""Fewest batches, where trials suffice for them."""
 RETRIES = 10
 """Proposals in a batch of settings that were run already."""
 SEED_STEP = 7919

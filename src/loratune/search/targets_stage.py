@@ -55,7 +55,7 @@ def parameters(context: SearchContext, setting: HyperParameters) -> int:
 def other_targets(
     context: SearchContext, setting: HyperParameters
 ) -> tuple[tuple[HyperParameters, ...], tuple[str, ...]]:
-    """The other choices of layers, and the names of those that cannot have as many parameters.
+    """The other choices of layers, and the names of those that cannot have the same number of parameters.
 
     The rank is the one that comes nearest to the setting's parameters; alpha keeps its ratio to the rank
     unless the user fixed it; the learning rate follows the law from rank to rank.
@@ -139,7 +139,7 @@ def targets_claims(context: SearchContext, answer: TargetsAnswer, ledger: Ledger
         for contender, comparison in found.compared
     ]
     claims += [
-        note(f"Adapting {words} was not tried: its layers are too small for as many parameters.")
+        note(f"Adapting {words} was not tried: its layers are too small for the same number of parameters.")
         for words in answer.impossible
     ]
     settings, _ = other_targets(context, found.incumbent.setting)

@@ -1,4 +1,4 @@
-"""Variants of LoRA against the setting recommended so far, at its rank and so with as many parameters.
+"""Variants of LoRA against the setting recommended so far, at its rank and so with the same number of parameters.
 
 An optional stage, the last. Knows variants by the fields that they change.
 """

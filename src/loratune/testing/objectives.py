@@ -191,7 +191,7 @@ class ObjectiveContract(ABC):
         assert (counts.reshape(_GROUPS, -1).sum(1) > 0).all()
 
     def test_a_head_begins_by_its_seed(self) -> None:
-        """With as many numbers as its parameters have, which are the model's."""
+        """A head's first numbers, one for each of its parameters, are the model's."""
         subject = self.objective(self.model())
         parameters = dict(self.model().named_parameters())
         for name, shape in subject.head:

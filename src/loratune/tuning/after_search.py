@@ -91,7 +91,7 @@ class AfterSearch:
         return self._layer_ranks(decision, other, result.asked, history)
 
     def _uniform_rank(self, setting: HyperParameters) -> int:
-        """The rank that takes as many parameters on the layers that the search started from."""
+        """The rank with the same number of parameters on the layers that the search started from."""
         available = self.bench.profile.targets
         own = find_targets(available, setting.target_modules)
         return max(

@@ -172,7 +172,7 @@ class SearchOptions(PriorOptions):
     )
     budget: str = option(
         "auto",
-        "For the search: 30m, 2h, 3x (the time of so many final runs) or auto (5x; on a GPU up to a minute in all).",
+        "For the search: 30m, 2h, 3x (as long as three final runs) or auto (5x; on a GPU up to a minute in all).",
     )
     strategy: str = option("evidence", f"One of {', '.join(STRATEGY_NAMES)}.")
     metric: str = option(

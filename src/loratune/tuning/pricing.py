@@ -75,7 +75,7 @@ class Pricing:
         )
 
     def with_budget(self, runs: float) -> Self:
-        """The same for so many full-run equivalents."""
+        """The same for `runs` full-run equivalents."""
         strategy = make_strategy(self.options.strategy, self.context.changed(budget=runs))
         return replace(self, strategy=strategy, plan=strategy.plan(), widest=1, packs=[])
 
@@ -100,7 +100,7 @@ class Pricing:
         return best
 
     def _fitting(self, runs: float, seconds: float) -> Self | None:
-        """The same for so many full runs; None where they take longer or pay for no trial."""
+        """The same for `runs` full runs; None where they take longer or pay for no trial."""
         try:
             found = self.with_budget(runs)
         except BudgetError:

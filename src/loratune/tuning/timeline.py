@@ -111,7 +111,7 @@ class Occupancy:
         self._spans: list[PackSpan] = []
 
     def begin_with(self, earlier: Sequence[Sequence[Any]], seconds: float) -> None:
-        """What `kept` gave in an earlier part of the run, which took so many seconds."""
+        """Take over what `kept` gave in an earlier part of the run, which took `seconds`."""
         self._spans = [PackSpan(*each) for each in earlier]
         self._started -= seconds
 

@@ -54,7 +54,7 @@ class Impact:
     name: str
     """The name in `HyperParameters`; alpha as `lora_alpha / r`."""
     tried: tuple[float, ...]
-    """Ascending, on as many rows as the effect is from."""
+    """Values in ascending order, each run on all the rows that the effect is from."""
     effect: float | None
     """NLL of the worst value minus that of the best, in nats, each at the best learning rate tried with it and
     all else as recommended; None where no two values can be compared so."""

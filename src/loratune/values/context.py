@@ -33,7 +33,7 @@ class Pace:
     """Trials that train side by side, at most."""
 
     def step(self, tokens: float) -> float:
-        """Seconds of a step of so many tokens in flight.
+        """Seconds of a step of `tokens` tokens in flight.
 
         Straight between the points and from the origin to a first point that is not of no token; beyond the last
         one in proportion to the tokens, as a larger step is cut into equal ones.

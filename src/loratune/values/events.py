@@ -100,7 +100,7 @@ class Planned(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageBegan(Event):
-    """A question of the search, or another part of the run; again where it goes on with so many more trials."""
+    """A question of the search, or another part of the run; again where it goes on with `trials` more."""
 
     name: str
     trials: int = 0

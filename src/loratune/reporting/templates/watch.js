@@ -40,7 +40,7 @@ function evidence(each) {
   return line;
 }
 
-// Round numbers between two ends, about so many.
+// About `wanted` round numbers between two ends.
 function ticks(low, high, wanted) {
   const rough = (high - low) / wanted || 1, power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((each) => each * power).find((each) => each >= rough);
