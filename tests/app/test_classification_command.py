@@ -13,8 +13,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import loratune
 from command_fixture import Shell
-from loratune.app.train import Trained
 from loratune.reporting.result import load_result
+from loratune.tuning.single import Trained
 from tiny import animal_rows, save_tiny_encoder, write_jsonl
 
 pytest_plugins = ["command_fixture"]
