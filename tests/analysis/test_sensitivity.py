@@ -254,7 +254,7 @@ def test_the_learning_rates_effect_comes_from_part_of_the_rows_where_it_was_only
     assert impacts["r"].effect_rows == 1
     told = impact_table(SimpleNamespace(sensitivity=found(screened + measured)))  # type: ignore[arg-type]
     assert "on 25% of the rows" in told.takeaway
-    assert "without an interval, for too little was repeated" in told.basis
+    assert "without an interval, as too few settings were repeated" in told.basis
     assert "not shown: they need 20 trials" in told.basis
 
 

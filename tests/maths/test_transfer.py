@@ -99,7 +99,7 @@ def test_few_datasets_say_so_and_are_never_narrower_than_the_model() -> None:
     assert (found.tasks, found.datasets) == (2, 2)
     assert found.coverage == pytest.approx(2 / 3)
     assert found.factor == pytest.approx(1.645, abs=1e-3)
-    assert found.told == "67 % by leaving out one dataset at a time, n = 2 tasks of 2 datasets"
+    assert found.sentence == "67 % by leaving out one dataset at a time, n = 2 tasks of 2 datasets"
     assert calibrate([], Residual(), SPREAD).tasks == 0
 
 

@@ -146,11 +146,11 @@ def test_variants_of_every_trial() -> None:
     options = SearchOptions(model="m", data="d", variants=("rslora", "loraplus"))
     assert options.variant == {"use_rslora": True, "loraplus_lr_ratio": 16}
     assert not options.hyper_parameters().variant, "the default recipe stays plain"
-    with pytest.raises(InputError, match=r"--variants must be of rslora, loraplus, dora, got 'rslor'"):
+    with pytest.raises(InputError, match=r"--variants must be among rslora, loraplus, dora, got 'rslor'"):
         SearchOptions(model="m", data="d", variants=("rslor",))
-    with pytest.raises(InputError, match="--tune-variants must be of"):
+    with pytest.raises(InputError, match="--tune-variants must be among"):
         SearchOptions(model="m", data="d", tune_variants=("x",))
-    with pytest.raises(InputError, match="got rslora in --variants too"):
+    with pytest.raises(InputError, match="got rslora in both"):
         SearchOptions(model="m", data="d", variants=("rslora",), tune_variants=("rslora", "loraplus"))
     with pytest.raises(InputError, match="a stage of --strategy evidence, got 'guide'"):
         SearchOptions(model="m", data="d", tune_variants=("rslora",), strategy="guide")

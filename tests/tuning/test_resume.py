@@ -123,7 +123,7 @@ def test_a_study_elsewhere_must_be_named(
 def test_a_server_that_only_the_folder_names_is_not_called(tmp_path: Path) -> None:
     """The folder may come from anybody; no driver is even loaded."""
     (tmp_path / "loratune.toml").write_text('storage = "postgresql+psycopg2://ann@stranger.example/db"\n')
-    with pytest.raises(InputError, match=r"only called where you name it too; add it by --storage URL"):
+    with pytest.raises(InputError, match=r"only called if you name it too; add it by --storage URL"):
         loratune.report(tmp_path)
 
 

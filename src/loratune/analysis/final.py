@@ -124,7 +124,7 @@ class _Answers:
         labels: Sequence[str],
         kind: Classifier | None,
     ) -> None:
-        self.told = _said(scored, kind)
+        self.texts = _head_answers(scored, kind)
         self.nll = scored.example_nll / np.maximum(1, weights)
         found = scored.example_scores.get(PREDICTION)
         labelled = found is not None and table.row_labels is not None and bool(labels)
@@ -137,20 +137,20 @@ class _Answers:
 
     def reading(self, row: int, labels: Sequence[str], text: str) -> Reading:
         answer = "" if self.predicted is None else labels[int(self.predicted[row])]
-        text = self.told[row] if self.told else text
+        text = self.texts[row] if self.texts else text
         return Reading(nll=float(self.nll[row]), right=bool(self.right[row]), answer=answer, text=_cut(text))
 
 
-def _said(scored: SplitScores, kind: Classifier | None) -> list[str]:
+def _head_answers(scored: SplitScores, kind: Classifier | None) -> list[str]:
     """A head's answers that are no single class, in the user's unit; empty where there are none."""
     number = kind is not None and kind.problem is Problem.NUMBER
     found = scored.example_scores.get("correlation" if number else PREDICTION)
     if kind is None or kind.problem is Problem.ONE or found is None:
         return []
-    return _told(kind, kind.centre + kind.scale * found if number else found)
+    return _as_texts(kind, kind.centre + kind.scale * found if number else found)
 
 
-def _told(kind: Classifier, values: npt.NDArray[Any]) -> list[str]:
+def _as_texts(kind: Classifier, values: npt.NDArray[Any]) -> list[str]:
     """Numbers [rows], or of several labels [rows, labels] those that hold."""
     if kind.problem is Problem.NUMBER:
         return [f"{float(value):.4g}" for value in values]
@@ -208,8 +208,8 @@ def _example(
     prompt = turn.prompt if table.answers is None else table.row(row)[0]  # a head answers for the whole row
     label = None if answers[0].predicted is None or table.row_labels is None else table.row_labels[row]
     expected = _text(tokenizer, turn.answer) if label is None else labels[int(label)]
-    if answers[0].told and kind is not None and table.row_truth is not None:
-        (expected,) = _told(kind, table.row_truth[row : row + 1])
+    if answers[0].texts and kind is not None and table.row_truth is not None:
+        (expected,) = _as_texts(kind, table.row_truth[row : row + 1])
     ours, base = (each.reading(row, labels, text) for each, text in zip(answers, texts, strict=True))
     return ExampleRow(
         change=change,

@@ -201,7 +201,8 @@ def init_command(*, model: str | None, out: Path, **data: Any) -> None:
     if found.seen.guessed:
         named = ", ".join(f"{each.name} {each.value!r}" for each in _columns(found.seen) if each.stands)
         facts.append(
-            f"Guessed, as the columns' names do not say it: {named}; change it in the file where it is wrong."
+            f"Guessed, as the columns' names do not say it: {named}; where that is wrong, name "
+            f"another of {', '.join(found.seen.columns)} in {out}."
         )
     for line in (*facts, f"Written: {path}"):
         console.print(line, markup=False, highlight=False)

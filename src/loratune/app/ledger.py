@@ -86,8 +86,7 @@ def _unknown(path: Path, keys: list[str], *, damaged: bool = False) -> InputErro
             f"Entry {keys[0]} of the ledger {path} cannot be read; `loratune ledger remove` takes it out."
         )
     return InputError(
-        f"The ledger {path} must have what is named, but has no entry {', '.join(keys)}; `loratune ledger list` shows "
-        "the keys."
+        f"The ledger {path} has no entry {', '.join(keys)}; `loratune ledger list` shows the keys."
     )
 
 

@@ -133,7 +133,7 @@ def _spec(place: LeaseFolder, folder: Path, patience: float, metric: str | None)
         sleep(min(_LOOK, max(0.0, until - monotonic())))
     if is_address(spec.metric) and metric != spec.metric:
         raise InputError(
-            f"The run in {str(folder)!r} names code, the metric {printable(spec.metric)}, which is only run where you "
+            f"The run in {str(folder)!r} names code, the metric {printable(spec.metric)}, which only runs if you "
             f"name it too; add --metric {printable(spec.metric)}."
         )
     return spec
@@ -183,7 +183,7 @@ def _work(place: LeaseFolder, name: str, built: Built, patience: float, tell: Te
                     leases.finish(done.result, done.adapter)
                     trained += 1
         elif driver.silent("driver", place.stamp_of_driver()) >= patience:
-            tell(Note(text=f"The driver has been silent for {patience:.0f} s; this worker goes."))
+            tell(Note(text=f"The driver has been silent for {patience:.0f} s; this worker ends."))
             break
         sleep(_LOOK)
     return trained

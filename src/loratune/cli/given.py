@@ -71,8 +71,8 @@ def _resumed(given: dict[str, Any], directory: Path | None) -> dict[str, Any]:
     if directory is not None:
         if not given.get("resume"):
             raise InputError(
-                f"A run directory beside the options is one that --resume continues, got {str(directory)!r} without "
-                "it; add --resume, or name a new directory by --out."
+                f"A run directory given beside options needs --resume, got {str(directory)!r} without it; add "
+                "--resume, or name a new directory by --out."
             )
         if out is not None and user_path(out).resolve() != user_path(directory).resolve():
             raise InputError(

@@ -14,7 +14,8 @@ has at most 200 different short values, and at least five rows for each on avera
 "{prompt}\\n".
 """
 
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -69,6 +70,16 @@ class _Choice:
 
     def first_of(self, *names: str) -> str | None:
         return next((name for name in names if name in self.columns), None)
+
+    def renamed(self, missing: Sequence[str]) -> str:
+        """Advice with a column that is there."""
+        if not self.columns:
+            return "add the columns"
+        if self.options.template:
+            return f"name columns that are there, for example --template '{{{self.columns[0]}}}'"
+        prompts = self.options.prompt_column in missing
+        flag, column = ("prompt", self.columns[0]) if prompts else ("completion", self.columns[-1])
+        return f"name columns that are there, for example --{flag}-column {shlex.quote(column)}"
 
     def refuse(self, rule: str, step: str) -> DataError:
         return DataError(f"{self.first.place} {rule}, got columns {', '.join(self.columns)}; {step}.")
@@ -215,7 +226,7 @@ def recognise(source: Source, options: DataOptions, tokenizer: Tokenizer | None)
     if missing:
         raise choice.refuse(
             f"must have {' and '.join(map(repr, missing))}",
-            "change --prompt-column, --completion-column or --template",
+            choice.renamed(missing),
         )
     if isinstance(shape, PromptCompletion) and has_few_values(source, shape.text, fewest=2):
         return replace(shape, labelled=True)

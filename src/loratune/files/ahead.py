@@ -6,7 +6,7 @@ from importlib import import_module
 
 
 def import_ahead(*names: str) -> threading.Thread:
-    """Begin to import these modules one after the other; one that is missing is told where it is needed."""
+    """Begin to import these modules one after the other; one that is missing is reported where it is needed."""
 
     def load() -> None:
         with suppress(ImportError):

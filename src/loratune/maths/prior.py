@@ -46,7 +46,7 @@ class LeftOut:
     datasets: int
 
     @property
-    def told(self) -> str:
+    def sentence(self) -> str:
         """In words."""
         return (
             f"{self.mean:.4f} nats above the best rank on average and {self.worst:.4f} at most on {self.tasks} "
@@ -177,7 +177,7 @@ def _record(tasks: Sequence[StudiedTask]) -> tuple[str, ...]:
         return ()
     first, *rest = found.items()
     others = (f"{name} {each.mean:.4f} and {each.worst:.4f}" for name, each in rest)
-    return (f"the {first[0]} rank was {first[1].told}; the {', '.join(others)}",)
+    return (f"the {first[0]} rank was {first[1].sentence}; the {', '.join(others)}",)
 
 
 def _ranks(
@@ -291,7 +291,7 @@ def _suggested(prior: Prior) -> Suggested:
 
 
 def _basis(learned: Learned) -> _Basis:
-    return {"basis": learned.calibration.told, "tasks": learned.calibration.tasks}
+    return {"basis": learned.calibration.sentence, "tasks": learned.calibration.tasks}
 
 
 def _measure(name: str, value: Suggested) -> str:

@@ -95,7 +95,7 @@ class Calibration:
     """What was left out at a time."""
 
     @property
-    def told(self) -> str:
+    def sentence(self) -> str:
         """`90 % by leaving out one dataset at a time, n = 31 tasks of 4 datasets`."""
         return (
             f"{100 * self.coverage:.0f} % by leaving out one {self.unit} at a time, "

@@ -114,7 +114,8 @@ class Regex(GeneratedText):
         if references and len(without) == len(references):
             raise InputError(
                 f"--metric {self.name} must match the completions, but none of {len(references)} has a match, the "
-                f"first is {' '.join(references[0].split())[:60]!r}; change the expression."
+                f"first is {' '.join(references[0].split())[:60]!r}; give an expression that matches, "
+                r"for example 'regex:(\S+)\s*$' for the last word."
             )
         if not without:
             return ()

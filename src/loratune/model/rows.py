@@ -187,7 +187,7 @@ def _attend_checked(
     """
     itself = 0 if _is_causal(module, other.get("is_causal")) else 1
     if attention_mask is not None and int(attention_mask) + itself != sliding_window:
-        raise ValueError(f"a window of {int(attention_mask)} tokens that attention is not told")
+        raise ValueError(f"a mask with a window of {int(attention_mask)} tokens, attention without it")
     return _attend(module, query, key, value, None, sliding_window=sliding_window, **other)
 
 

@@ -14,13 +14,13 @@ from loratune.values.tasks import PREFERENCE
 
 def verdict(facts: RunFacts) -> list[str]:
     """Sentences, the most telling first: rows right where rows are right or wrong, else the loss per token."""
-    told = _shown_metric(facts)
-    if told is None or _nothing_right(facts, told):
+    shown = _shown_metric(facts)
+    if shown is None or _nothing_right(facts, shown):
         return _losses(facts)
-    split = "test" if told in facts.recommended.test else "validation"
+    split = "test" if shown in facts.recommended.test else "validation"
     rows = facts.profile.test_rows if split == "test" else facts.profile.validation_rows
     ours, base, recipe = (
-        _right(getattr(scores, split).get(told), rows)
+        _right(getattr(scores, split).get(shown), rows)
         for scores in (facts.recommended, facts.base_model, facts.default_recipe)
     )
     others = [
@@ -30,13 +30,13 @@ def verdict(facts: RunFacts) -> list[str]:
     ]
     right = "pairs with the chosen answer preferred" if learns_pairs(facts) else "rows right"
     first = f"{ours} of {rows} {split} {right}; {', '.join(filter(None, others))}"
-    theirs = _right(fair_opponent(facts).scores.validation.get(told), facts.profile.validation_rows)
+    theirs = _right(fair_opponent(facts).scores.validation.get(shown), facts.profile.validation_rows)
     if not theirs:
         return [f"{first}."]
     if split == "validation":
         return [f"{first}; {theirs} by the {OPPONENT}."]
     rows = facts.profile.validation_rows
-    mine = _right(facts.recommended.validation.get(told), rows)
+    mine = _right(facts.recommended.validation.get(shown), rows)
     on_validation = f"On the {rows} validation rows {mine} are right, {theirs} by the {OPPONENT}."
     return [f"{first}.", on_validation]
 
@@ -49,11 +49,11 @@ def _shown_metric(facts: RunFacts) -> str | None:
     return next((name for name in names if name in measured and facts.info(name).counts_rows), None)
 
 
-def _nothing_right(facts: RunFacts, told: str) -> bool:
+def _nothing_right(facts: RunFacts, shown: str) -> bool:
     """Rows of long texts are hardly ever right to the last token, which says nothing of any model."""
     models = (facts.recommended, facts.base_model, facts.default_recipe)
-    shares = [scores.get(told) for each in models for scores in (each.validation, each.test)]
-    return told != facts.metric and not any(shares)
+    shares = [scores.get(shown) for each in models for scores in (each.validation, each.test)]
+    return shown != facts.metric and not any(shares)
 
 
 def _right(share: float | None, rows: int) -> str:

@@ -63,18 +63,20 @@ class Card:
 
     def _use(self) -> str:
         given = self.training.prompt
-        told = {
+        introduction = {
             PromptKind.VERBATIM: "The prompt is the row's own, verbatim.",
             PromptKind.CHAT: "Conversations are written by the tokenizer's chat template.",
             PromptKind.TURNS: "Conversations are lines of `User: …` and `Assistant: …`.",
             PromptKind.TEXT: "The model was trained on plain text, which it continues.",
         }.get(given.kind, f"Every prompt was written by this template:\n\n{_fenced(given.template, 'text')}")
-        told += "\n\n" if told.endswith("```") else " "  # a closing fence stands alone in its line
+        introduction += (
+            "\n\n" if introduction.endswith("```") else " "
+        )  # a closing fence stands alone in its line
         if (classifier := self.training.classifier) is not None:
             code = classifying_code(self.base, given, classifier)
-            return f"## Use\n\n{told}The head is part of the adapter.\n\n{_fenced(code, 'python')}"
+            return f"## Use\n\n{introduction}The head is part of the adapter.\n\n{_fenced(code, 'python')}"
         end = f"A completion ends with {_code(self.training.end_of_turn)}."
-        return f"## Use\n\n{told}{end}\n\n{_fenced(generating_code(self.base, given), 'python')}"
+        return f"## Use\n\n{introduction}{end}\n\n{_fenced(generating_code(self.base, given), 'python')}"
 
     def _results(self) -> str:
         names = list(dict.fromkeys(name for values in self.scores.values() for name in values))

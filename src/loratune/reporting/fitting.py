@@ -18,7 +18,7 @@ def _advice(answer: MemoryAnswer) -> Iterator[str]:
     if answer.card is not None:
         yield f"The smallest common card on which it fits: {_named(answer.card)}."
     else:
-        yield f"On no single common card does it fit, the largest being {_named(CARDS[-1])}."
+        yield f"It fits on no single common card; the largest is {_named(CARDS[-1])}."
     for change in answer.changes:
         card = "" if change.card is None else f", on a GPU from {change.card.name} on"
         yield f"It fits with {change.options}: {size(change.total)}{card}."

@@ -94,7 +94,7 @@ def _basis(found: Sensitivity) -> str:
             "differ most"
         )
     elif any(each.effect is not None for each in found.impacts):
-        text += "; without an interval, for too little was repeated with other seeds"
+        text += "; without an interval, as too few settings were repeated with other seeds"
     text += (
         ". Memory (one trial's predicted peak) and time (one trial alone): largest against smallest value, by the "
         "models. "

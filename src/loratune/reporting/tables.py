@@ -106,8 +106,8 @@ def survey_lines(data: DataProfile) -> list[str]:
     """Lengths, redundancy, labels, kind of task, near-duplicates and the base model's NLL, as far as they are known."""
     lines = []
     if data.length_quantiles:
-        told = ", ".join(f"{share:.0%} ≤ {length}" for share, length in data.length_quantiles)
-        lines.append(f"Row lengths in tokens: {told}; {data.unique_tokens} different tokens.")
+        lengths = ", ".join(f"{share:.0%} ≤ {length}" for share, length in data.length_quantiles)
+        lines.append(f"Row lengths in tokens: {lengths}; {data.unique_tokens} different tokens.")
     if data.label_counts:
         most = log2(sum(1 for rows in data.label_counts if rows) or 1)
         lines.append(
@@ -265,7 +265,7 @@ class Prediction:
 
 def predictions(cost: RunCost) -> list[Prediction]:
     """Time and memory."""
-    told = (
+    pairs = (
         ("time", duration, cost.predicted_seconds, cost.seconds),
         ("peak memory", lambda value: size(int(value)), cost.predicted_bytes, cost.measured_bytes),
     )
@@ -276,5 +276,5 @@ def predictions(cost: RunCost) -> list[Prediction]:
             taken=words(taken) if taken else "not measured",
             ratio=f"{taken / predicted:.2f}" if predicted and taken else "–",
         )
-        for name, words, predicted, taken in told
+        for name, words, predicted, taken in pairs
     ]

@@ -259,7 +259,7 @@ def print_summary(console: Console, facts: RunFacts) -> None:
 
 def _ending(facts: RunFacts, *, low: bool) -> Table:
     """How sure, what needs the user, where it is, what it cost, why this exit code."""
-    told: list[tuple[str, str, str]] = [
+    lines: list[tuple[str, str, str]] = [
         ("how sure", sureness(facts), ""),
         *(("!", text, "yellow") for text in _signs(facts)),
         ("what mattered", impact_table(facts).takeaway if facts.sensitivity and not low else "", ""),
@@ -270,7 +270,7 @@ def _ending(facts: RunFacts, *, low: bool) -> Table:
     ]
     table = _table("", "", right=())
     table.show_header = False
-    for name, text, style in told:
+    for name, text, style in lines:
         if text or name == "next":
             table.add_row(Text(name, style="dim"), Text(text, style=style))
     return table
@@ -296,8 +296,8 @@ def _scores(facts: RunFacts) -> Table:
 
 def _print_evidence(console: Console, facts: RunFacts, *, lines: int) -> None:
     """The claims, whole, that fit on `lines` lines; the others are counted, what the gains said left out."""
-    told = [gain.interval for gain in headline_gains(facts) if gain.interval]
-    claims = by_weight([(state, each) for state, each in states(facts) if each.interval not in told])
+    shown = [gain.interval for gain in headline_gains(facts) if gain.interval]
+    claims = by_weight([(state, each) for state, each in states(facts) if each.interval not in shown])
     for shown in range(len(claims), -1, -1):
         table = _claims(claims[:shown])
         if _lines(console, table) <= max(_FEWEST_LINES, lines - (shown < len(claims))):

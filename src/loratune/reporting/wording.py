@@ -140,8 +140,8 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
      "0.7 is a coin's toss. Lower is better."),
     ("macro-F1", "Accuracy that counts every class alike, however rare."),
     ("exact match", "Share of the rows whose text would be given word for word."),
-    ("default recipe", "What one would take unasked (rank 16, learning rate 2e-4), trained beside the answer."),
-    ("margin", "The loss of quality that counts as none. A smaller rank within it is taken for its lower cost."),
+    ("default recipe", "Usual settings without a search (rank 16, learning rate 2e-4), trained beside the answer."),
+    ("margin", "The loss of quality that you tolerate. A smaller rank within it is chosen, as it costs less."),
     ("non-inferior, adequate", "Shown to lie within the margin of the largest rank, with 95 % confidence."),
     ("95 % interval", "Where the true value lies in 95 of 100 such measurements. If it holds 0, the difference may "
      "be chance."),

@@ -1,4 +1,4 @@
-"""What a runner is told once for all its jobs, wherever it runs them: one frozen value."""
+"""What a runner needs once for all its jobs, wherever it runs them: one frozen value."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class RunnerOptions:
     planner: Plans | None = None
     """Packs the trials of the search, and shares them out over devices."""
     folder: Path | None = None
-    """Where the final run keeps its adapters, one folder per trial's key; None: where workers were told to."""
+    """Where the final run keeps its adapters, one folder per trial's key; None: as the workers' specification says."""
     largest: LargestAdapter | None = None
     """Where the best adapter of the largest rank of the search is kept; None: nowhere."""
     finalists: Finalists | None = None

@@ -1,7 +1,7 @@
 """Jobs done by processes of this machine, each with an engine of its own: one for each device, or several on a CPU.
 
-The plan says which trials are whose; who has nothing left takes what waits elsewhere. Results are recorded here. A
-process that dies is replaced, and its unfinished work starts again.
+The plan says which trials are whose; a device that runs out of work takes trials that wait for another.
+Results are recorded here. A process that dies is replaced, and its unfinished work starts again.
 """
 
 from __future__ import annotations

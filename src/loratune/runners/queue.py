@@ -38,7 +38,7 @@ class Queue(Protocol):
 class TrialQueue:
     """Says which trial takes a free slot, on each of the devices that the plan shares them out over.
 
-    A device with nothing left to begin takes what waits on one that is full.
+    A device that runs out of work takes trials that wait for another.
     """
 
     def __init__(self, planner: Plans, trials: Sequence[Trial], more: More | None = None) -> None:

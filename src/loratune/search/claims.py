@@ -135,7 +135,7 @@ def _minutes(context: SearchContext, runs: int) -> str:
 def _power(context: SearchContext, comparison: Comparison) -> str:
     """The smallest difference that an undecided comparison could have detected."""
     if comparison.smallest_detectable is None:
-        return "too little was repeated to know the noise"
+        return "too few settings were repeated to know the noise"
     return f"the runs could have detected {comparison.smallest_detectable:.4g} {unit(context)} (80 % power)"
 
 
@@ -212,7 +212,7 @@ def _noise_note(context: SearchContext, answer: RankAnswer) -> Evidence:
             f"({answer.noise.degrees:.0f} degrees of freedom)"
         )
     else:
-        source = "what seeds change is not known"
+        source = "an unknown noise of seeds"
     text = f"Variance model: {paired}, {source}"
     if sum(interval is not None for interval in answer.intervals.values()) > 1:
         text += (
@@ -258,7 +258,7 @@ def stability_claim(context: SearchContext, answer: RankAnswer) -> Evidence | No
     """Whether seeds agree at the chosen learning rate; repeats disagree before the mean loss suffers.
 
     Against the pooled noise of the other ranks: needs two runs of the chosen one and two of another. With few of them
-    it often cannot be told: it is by the F distribution, one-sided 95 %.
+    the claim often stays undecided: the test is by the F distribution, one-sided 95 %.
     """
     own = [loss(context, result) for result in answer.chosen.results]
     others = [[loss(context, x) for x in m.results] for m in answer.measured if m.r != answer.chosen.r]
@@ -371,7 +371,7 @@ def challenge_claims(
 
 
 def _challenge_holds(answer: ChallengeAnswer, contender: Contender, comparison: Comparison) -> bool | None:
-    """Whether the alternative taken was shown good, or the others shown worse; None where it cannot be told."""
+    """Whether the alternative taken was shown good, or the others shown worse; None where it is undecided."""
     if contender is answer.winner:
         return True
     return None if comparison.shown_better(len(answer.compared)) is None else True

@@ -284,9 +284,11 @@ def _differences(found: Any, wanted: Any, path: str = "") -> list[str]:
     """Every key at which two JSON values differ, with both values."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         return [
-            told
+            difference
             for name in sorted(found.keys() | wanted.keys())
             if found.get(name) != wanted.get(name)
-            for told in _differences(found.get(name), wanted.get(name), f"{path}.{name}" if path else name)
+            for difference in _differences(
+                found.get(name), wanted.get(name), f"{path}.{name}" if path else name
+            )
         ]
     return [f"{path} was {found!r} and is now {wanted!r}"]

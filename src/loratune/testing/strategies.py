@@ -151,7 +151,7 @@ class StrategyContract:
             assert plan.trials == sum(stage.trials for stage in plan.stages)
             assert _keys(plan.stages[0].examples) == _keys(strategy.ask([]))
 
-    def test_what_the_budget_dropped_is_told(self) -> None:
+    def test_what_the_budget_dropped_is_reported(self) -> None:
         """In sentences, in the plan and in the evidence."""
         for strategy in self.strategies():
             dropped = strategy.plan().dropped

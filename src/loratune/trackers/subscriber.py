@@ -76,11 +76,11 @@ class Tracking:
                     text=f"--report-to {self._name} has not received everything within {self._patience:g} s."
                 )
             )
-        self._own_up()
+        self._report_failure()
 
     def __call__(self, event: Event) -> None:
         """Take notice of one event."""
-        self._own_up()
+        self._report_failure()
         match event:
             case Started(directory=directory):
                 self._directory = Path(directory)
@@ -90,15 +90,15 @@ class Tracking:
                 self._work.put(partial(self._tracker.begin, run))
             case Resumed(trials=trials):
                 for each in trials:
-                    self._told(each)
+                    self._track(each)
             case TrialEnded():
-                self._told(event)
+                self._track(event)
             case Finished():
                 self._work.put(self._answer)
             case _:
                 pass
 
-    def _told(self, ended: TrialEnded) -> None:
+    def _track(self, ended: TrialEnded) -> None:
         self._work.put(partial(self._tracker.trial, tracked(ended, self._trials)))
         self._trials += 1
 
@@ -116,15 +116,15 @@ class Tracking:
                 reason = self._hide(str(error).strip().partition("\n")[0][:300])
                 self._failure = self._failure or f"{type(error).__name__}: {reason}"
 
-    def _own_up(self) -> None:
-        """Tell of a failure, once, in the run's own thread."""
-        if self._failure and self._failure != _TOLD:
+    def _report_failure(self) -> None:
+        """Report a failure, once, in the run's own thread."""
+        if self._failure and self._failure != _REPORTED:
             text = f"--report-to {self._name} failed and is left out from here on ({self._failure}); the run continues."
-            self._failure = _TOLD
+            self._failure = _REPORTED
             self._tell(Note(text=text))
 
 
-_TOLD = "told"
+_REPORTED = "reported"
 
 
 def tracked(ended: TrialEnded, number: int) -> TrackedTrial:

@@ -145,8 +145,8 @@ def truncation_claims(found: Truncation, trained: int, units: str) -> tuple[Evid
     """How far the adapter can be cut, what the trained rank loses as a cut, and whether the two agree."""
     curve = {point.rank: point for point in found.curve(Cut.UNIFORM)}
     refused = max((k for k in curve if k < found.deployable), default=found.r)
-    told = sorted({found.deployable, refused, trained} & curve.keys(), reverse=True)
-    claims = [_cut_claim(found, curve[k], units) for k in told]
+    ranks = sorted({found.deployable, refused, trained} & curve.keys(), reverse=True)
+    claims = [_cut_claim(found, curve[k], units) for k in ranks]
     claims += [
         replace(
             _cut_claim(found, point, units),

@@ -160,7 +160,7 @@ def check_named(found: Mapping[str, Any], given: Mapping[str, Any], path: Path) 
     """Raise `InputError` where a file names code, a metric, that is not named by the user."""
     if is_address(str(found.get("metric", ""))) and "metric" not in given:
         raise InputError(
-            f"{printable(str(path))} names code, the metric {found['metric']}, which is only run where you name it "
+            f"{printable(str(path))} names code, the metric {found['metric']}, which only runs if you name it "
             f"too; add --metric {found['metric']}."
         )
 
@@ -181,7 +181,7 @@ def storage_of(directory: Path) -> str | None:
         raise InputError(f"storage in {str(file)!r} must be text, got {storage!r}; name it by --storage URL.")
     if storage is not None and is_server(storage):
         raise InputError(
-            f"{printable(str(file))} names a database server, {printable(masked(storage))}, which is only called where "
+            f"{printable(str(file))} names a database server, {printable(masked(storage))}, which is only called if "
             "you name it too; add it by --storage URL."
         )
     return storage

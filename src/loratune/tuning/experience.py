@@ -55,21 +55,21 @@ class Experience:
         """Which entries of the ledger the prior for this task takes in, in sentences."""
         weights = [(entry, likeness(entry.task, target)) for entry in self.entries]
         used = [(entry, weight) for entry, weight in weights if weight]
-        told = []
+        sentences = []
         if used:
             same = sum(entry.task.dataset == self.dataset for entry, _ in used)
             names = [f"{entry.key} ({entry.task.model}, weight {weight:.2g})" for entry, weight in used]
             more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-            told.append(
+            sentences.append(
                 f"The prior takes in {len(used)} finished {'studies' if len(used) > 1 else 'study'} of the ledger, "
                 f"{same} of them on this data: {', '.join(names[:_SHOWN])}{more}."
             )
         if far := len(weights) - len(used):
-            told.append(
+            sentences.append(
                 f"{far} finished {'studies' if far > 1 else 'study'} of the ledger {'are' if far > 1 else 'is'} of "
                 "models or data of another size and left out; --ledger KEY takes one in."
             )
-        return told
+        return sentences
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -36,7 +36,7 @@ from loratune.values.events import Note, Planned, Tell
 from loratune.values.plain import to_plain
 
 _LAYER_RANK_RUNS = 3
-_TOLD_SHARE = 0.15
+_NOTED_SHARE = 0.15
 """Share of evaluation in the final run's training above which the plan says so."""
 
 
@@ -106,7 +106,7 @@ class Forecast:
                 f"Other programs use this processor: steps are fastest with {self.calibration.threads} of its "
                 "threads, as measured, and run with them."
             )
-        if self.looks.share > _TOLD_SHARE:
+        if self.looks.share > _NOTED_SHARE:
             found.append(
                 f"The training rows are few: {self.looks.count} evaluations for early stopping, each on "
                 f"{self.looks.rows} validation rows, cost {self.looks.share:.0%} of the final run's training."

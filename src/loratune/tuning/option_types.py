@@ -6,6 +6,7 @@ A file or a caller may give others.
 from __future__ import annotations
 
 import re
+from dataclasses import MISSING, Field, fields
 from reprlib import Repr
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -26,14 +27,30 @@ _SHOWN.maxlevel, _SHOWN.maxstring, _SHOWN.maxother = 2, 80, 80
 
 def check_types(options: DataclassInstance) -> None:
     """Raise `InputError` for a value of another type, as a file or a caller may give (the command line parses)."""
-    for name, hint in get_type_hints(type(options)).items():
+    hints = get_type_hints(type(options))
+    for each_field in fields(options):
+        name, hint = each_field.name, hints[each_field.name]
         value = getattr(options, name)
         flag = f"--{name.replace('_', '-')}"
         for each in value if isinstance(value, tuple) else (value,):
             _check_size(flag, each)
         if not _is_of(value, hint):
             plain = list(value) if isinstance(value, tuple) else value
-            raise InputError(f"{flag} must be {_in_words(hint)}, got {_SHOWN.repr(plain)}; change {name}.")
+            raise InputError(
+                f"{flag} must be {_in_words(hint)}, got {_SHOWN.repr(plain)}; {_advice(each_field)}."
+            )
+
+
+def _advice(option: Field[Any]) -> str:
+    """A value that works: the default, which leaving the option out gives."""
+    if option.default is MISSING:
+        return "leave it out" if option.default_factory is not MISSING else "give a name or a path"
+    default = option.default if isinstance(option.default, str | int | float) else None
+    return (
+        "leave it out"
+        if default is None
+        else f"leave it out, or give {str(default).lower() if isinstance(default, bool) else default}"
+    )
 
 
 def _check_size(flag: str, value: Any) -> None:
@@ -106,8 +123,8 @@ def check_proxy(
         )
     if Budget.parse(budget).seconds is not None:
         raise InputError(
-            f"--budget must be in runs of the proxy with --proxy, got {budget!r}: what the larger model takes "
-            "comes on top; give e.g. --budget 5x, or leave it out."
+            f"--budget must be in runs of the proxy with --proxy, got {budget!r}: the larger model's time comes "
+            "on top; give e.g. --budget 5x, or leave it out."
         )
     if layer_ranks:
         raise InputError(

@@ -100,7 +100,7 @@ class CommonOptions:
         known = self.kind.objectives
         if self.objective is not None and len(known) == 1:
             raise InputError(
-                f"--objective is of --task preference, got {self.objective!r} with --task {self.task}; leave it out or "
+                f"--objective needs --task preference, got {self.objective!r} with --task {self.task}; leave it out or "
                 "give --task preference."
             )
         if self.learns not in known:
@@ -306,12 +306,12 @@ class SearchOptions(PriorOptions):
             names, option_name = getattr(self, flag), f"--{flag.replace('_', '-')}"
             if unknown := [name for name in names if name not in VARIANTS]:
                 raise InputError(
-                    f"{option_name} must be of {', '.join(VARIANTS)}, got {nearest(unknown, VARIANTS)}; give for "
+                    f"{option_name} must be among {', '.join(VARIANTS)}, got {nearest(unknown, VARIANTS)}; give for "
                     f"example {option_name} rslora."
                 )
         if twice := set(self.variants) & set(self.tune_variants):
             raise InputError(
-                f"--tune-variants compares with what all trials are, got {min(twice)} in --variants too; leave it out "
+                f"--tune-variants and --variants must name different variants, got {min(twice)} in both; leave it out "
                 "of one of them."
             )
         if self.tune_variants and self.strategy != "evidence":
@@ -323,10 +323,10 @@ class SearchOptions(PriorOptions):
         """Raise `InputError` for what does not go with the task: pairs are judged by metrics of their own."""
         of_pairs = metric_of_pairs(self.metric)
         if self.betas and not self.kind.betas:
-            raise InputError("--betas is of preference pairs; give --task preference, or leave it out.")
+            raise InputError("--betas needs preference pairs; give --task preference, or leave it out.")
         if not self.kind.has_pairs and of_pairs == self.metric:
             raise InputError(
-                f"--metric {self.metric} is of preference pairs; give --task preference, or leave it out."
+                f"--metric {self.metric} needs preference pairs; give --task preference, or leave it out."
             )
         if self.kind.has_pairs and of_pairs is None:
             raise InputError(
@@ -401,7 +401,7 @@ class TuneOptions(SearchOptions):
         super().__post_init__()
         if unknown := [name for name in self.report_to if name not in TRACKER_NAMES]:
             raise InputError(
-                f"--report-to must be of {', '.join(TRACKER_NAMES)}, got {nearest(unknown, TRACKER_NAMES)}; "
+                f"--report-to must be among {', '.join(TRACKER_NAMES)}, got {nearest(unknown, TRACKER_NAMES)}; "
                 "give for example --report-to tensorboard."
             )
         if self.proxy is not None and self.storage is not None:
@@ -449,7 +449,9 @@ class TrainOptions(CommonOptions):
         if self.patience < 1:
             raise InputError(f"--patience must be at least 1, got {self.patience}; try --patience 3.")
         if self.beta is not None and not self.kind.betas:
-            raise InputError(f"--beta is of --task preference, got {self.beta:g}; leave it out.")
+            raise InputError(
+                f"--beta needs --task preference, got {self.beta:g} with --task {self.task}; leave it out."
+            )
         self.hyper_parameters()
 
     @property

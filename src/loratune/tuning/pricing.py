@@ -50,7 +50,7 @@ class Pricing:
         if needed > there:
             raise ResourceError(
                 f"One trial of rank {largest.r} needs {needed / 2**30:.1f} GiB and {there / 2**30:.1f} GiB are "
-                "there; lower --ranks or --max-length."
+                "free; lower --ranks or --max-length."
             )
         lengths = bench.data.train.example_lengths
         planner = Planner(

@@ -59,7 +59,7 @@ class Impact:
     """NLL of the worst value minus that of the best, in nats, each at the best learning rate tried with it and
     all else as recommended; None where no two values can be compared so."""
     effect_interval: tuple[float, float] | None = None
-    """95 %, over rows and seeds, for whichever two of the values differ most; None where too little was repeated."""
+    """95 %, over rows and seeds, for whichever two of the values differ most; None where too few were repeated."""
     effect_rows: float = 1.0
     """Share of the training rows of the trials that the effect is from: the learning rate's may be from a part."""
     share: float | None = None

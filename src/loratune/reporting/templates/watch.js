@@ -183,12 +183,12 @@ async function poll() {
     return trouble("loratune watch does not answer any more; start it again. The run itself is not affected.");
   }
   if (!answer.ok) return trouble("Open the whole address that loratune watch has printed: it ends with the key to this page.");
-  const told = await answer.json();
+  const state = await answer.json();
   trouble("");
-  document.getElementById("runs").classList.toggle("several", told.runs.length > 1);
-  told.runs.forEach((run, number) => draw(run, number, told.heads));
-  const under = told.runs.filter((run) => !run.over).length;
-  document.title = under ? `${told.runs[0].counts || told.runs[0].stage} · loratune` : "done · loratune";
+  document.getElementById("runs").classList.toggle("several", state.runs.length > 1);
+  state.runs.forEach((run, number) => draw(run, number, state.heads));
+  const under = state.runs.filter((run) => !run.over).length;
+  document.title = under ? `${state.runs[0].counts || state.runs[0].stage} · loratune` : "done · loratune";
 }
 
 async function loop() {
