@@ -10,8 +10,7 @@ from tempfile import gettempdir
 from time import monotonic
 from typing import Literal
 
-import loratune
-from loratune.app.watching import listening, watching
+from loratune.app.watching import begin_loading, listening, watching
 from loratune.metrics import Metric
 from loratune.metrics.function import RowFunction
 from loratune.tuning.devices import host_of, scratch_in
@@ -19,9 +18,9 @@ from loratune.tuning.experience import correct, gather, task_at_hand
 from loratune.tuning.forecast import Forecast, expected_on_proxy, first_forecast, forecast
 from loratune.tuning.options import SearchOptions, keyword_options
 from loratune.tuning.proxy import check_sibling, of_proxy
-from loratune.tuning.workbench import open_workbench
+from loratune.tuning.workbench import open_for_search
 from loratune.values import ALL_LINEAR
-from loratune.values.events import Phase, PhaseBegan, Started, Tell, discard
+from loratune.values.events import Phase, PhaseBegan, Tell, discard
 
 
 def plan(
@@ -71,6 +70,7 @@ def plan(
     pack_size: int | None = None,
     recalibrate: bool = False,
     devices: Sequence[str | int] = (),
+    shard_base: bool = False,
     on_event: Tell | None = None,
     progress: bool | None = None,
 ) -> Forecast:
@@ -111,7 +111,8 @@ def plan(
         patience, price_per_hour: When the final run stops, in evaluations without gain; of an hour of this machine.
         pack_size, recalibrate: Trials trained at once (by default what memory and device suit); whether the device's
             speed is measured again.
-        devices: Several of this machine, a process each: ["all"], GPUs such as [0, 1], or ["cpu", "cpu"].
+        devices, shard_base: Several of this machine, a process each: ["all"], GPUs such as [0, 1], or ["cpu", "cpu"];
+            whether the base is spread over them.
         on_event, progress: Called with each event (`loratune.values.events`); bars by tqdm, None: in notebooks.
 
     Raises `InputError` for wrong input; `ResourceError` where memory or device do not suffice.
@@ -132,18 +133,9 @@ def run_plan(options: SearchOptions, tell: Tell = discard, *, started: float | N
         check_sibling(options)
         proxy = run_plan(of_proxy(options), tell, started=started)
         started = monotonic()
-    tell(Started(command="plan", model=options.model, data=options.data, version=loratune.__version__))
-    tell(PhaseBegan(phase=Phase.LOADING))
-    with open_workbench(
-        options,
-        targets=options.target_modules,
-        ranks=options.ranks,
-        epochs=options.epochs,
-        metric=options.optimised,
-        max_new_tokens=options.max_new_tokens,
-        surveyed=True,
-        host=host_of(options.devices, scratch_in(Path(gettempdir())), sharded=options.shard_base),
-    ) as bench:
+    begin_loading("plan", options, tell)
+    host = host_of(options.devices, scratch_in(Path(gettempdir())), sharded=options.shard_base)
+    with open_for_search(options, host) as bench:
         tell(PhaseBegan(phase=Phase.CALIBRATING))
         calibration = bench.calibrate(options, monotonic() - started)
         if proxy is None:

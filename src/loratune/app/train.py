@@ -8,14 +8,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
 
-import loratune
-from loratune.app.watching import listening, watching
+from loratune.app.watching import begin_loading, listening, watching
 from loratune.files.paths import user_path
 from loratune.tuning.options import TrainOptions, keyword_options
 from loratune.tuning.single import Single, Trained
 from loratune.tuning.workbench import check_out, open_workbench
 from loratune.values import ALL_LINEAR
-from loratune.values.events import Finished, Note, Phase, PhaseBegan, Started, Tell, discard
+from loratune.values.events import Finished, Note, Phase, PhaseBegan, Tell, discard
 
 
 def train(
@@ -98,8 +97,7 @@ def run_train(options: TrainOptions, tell: Tell = discard) -> Trained:
     started, directory = monotonic(), user_path(options.out)
     chosen = options.hyper_parameters()
     check_out(directory)
-    tell(_started(options))
-    tell(PhaseBegan(phase=Phase.LOADING))
+    begin_loading("train", options, tell, directory=options.out)
     with (
         open_workbench(
             options,
@@ -125,16 +123,6 @@ def run_train(options: TrainOptions, tell: Tell = discard) -> Trained:
         run.write(trained, gain, file)
         tell(Finished(directory=str(directory), seconds=seconds))
     return trained
-
-
-def _started(options: TrainOptions) -> Started:
-    return Started(
-        command="train",
-        model=options.model,
-        data=options.data,
-        directory=options.out,
-        version=loratune.__version__,
-    )
 
 
 def train_command(options: TrainOptions, *, as_json: bool, json_lines: bool = False) -> None:

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Literal
 
-import loratune
 from loratune.app.report import print_answer
-from loratune.app.watching import listening, tracking, watching
+from loratune.app.watching import begin_loading, listening, tracking, watching
 from loratune.files.ahead import import_ahead
 from loratune.files.lock import FolderLock, check_free, forget_stop
 from loratune.files.paths import user_path
 from loratune.metrics import Metric
 from loratune.metrics.function import RowFunction
-from loratune.model.device import WORKERS
 from loratune.reporting.result import TuneResult, load_result
 from loratune.runners.engines import Host
-from loratune.runners.leases import FOLDER as QUEUE
 from loratune.study.database import LATER_MODULES
 from loratune.study.events import EventLog
-from loratune.study.record import Study
 from loratune.trackers import make_tracker
 from loratune.tuning.configuration import resumed_options
 from loratune.tuning.devices import host_of, remove_leftovers, scratch_in
 from loratune.tuning.job import CLOCK_CUT, Job
-from loratune.tuning.lessons import LearningPlanner
 from loratune.tuning.options import TuneOptions, keyword_options
-from loratune.tuning.proxy import begin_on_proxy, check_sibling, of_proxy
-from loratune.tuning.proxy import carried as carried_of
+from loratune.tuning.proxy import search_on_proxy
 from loratune.tuning.resumption import (
     begin,
     find_study,
@@ -42,9 +37,9 @@ from loratune.tuning.resumption import (
     resumable,
 )
 from loratune.tuning.timeline import Occupancy, Timeline
-from loratune.tuning.workbench import Workbench, open_workbench
-from loratune.values import ALL_LINEAR, Carried
-from loratune.values.events import Bus, Event, Finished, Note, Phase, PhaseBegan, Started, Tell, discard
+from loratune.tuning.workbench import open_for_search
+from loratune.values import ALL_LINEAR
+from loratune.values.events import Bus, Event, Finished, Note, Tell, discard
 
 __all__ = ["CLOCK_CUT", "resume", "run_tune", "tune", "tune_command"]
 
@@ -202,33 +197,29 @@ def run_tune(
         forget_stop(options.directory)
     carried = None
     if options.proxy is not None and not has_carried(existing):
-        carried = _search_on_proxy(options, tell)
+        carried = search_on_proxy(options, partial(run_tune, tell=tell), tell)
         started = monotonic()  # the cost of the proxy is its own run's
     with EventLog() as log, FolderLock(options.directory) as lock:
         timeline = Timeline(started=started)
         occupancy = Occupancy(started=started)
         tell = bus = Bus(log, timeline, occupancy, tell)
-        with (
-            tracking(options, trackers, bus),
-            _workbench(options, existing, tell, host) as bench,
-        ):
+        with ExitStack() as stack:
+            stack.enter_context(tracking(options, trackers, bus))
+            directory, resumed = str(options.directory), existing is not None
+            begin_loading("tune", options, tell, directory=directory, resumed=resumed)
+            kept = None if existing is None else kept_format(existing)
+            bench = stack.enter_context(open_for_search(options, host, weight_format=kept))
             study = open_study(options, bench, lock, tell) if existing is not None else None
             priced = price(options, bench, study, started, tell, carried)
             tell(priced.event(bench))
             study = study or open_study(options, bench, lock, tell)
             remove_leftovers(scratch)
             begin(study, options, priced)
-            if options.devices == WORKERS:
-                study.put_fact(QUEUE, str(options.directory.resolve()))
             log.open(options.directory)
-            planner = LearningPlanner(
-                study=study, planner=priced.planner, calibration=priced.calibration, tell=tell
-            )
             job = Job(
                 options=options,
-                bench=bench.calibrated(priced.calibration),
+                bench=bench,
                 priced=priced,
-                planner=planner,
                 study=study,
                 tell=tell,
                 started=started,
@@ -237,46 +228,6 @@ def run_tune(
             )
             with closing(study), resumable(options, job.keep_costs):
                 return job.run()
-
-
-def _search_on_proxy(options: TuneOptions, tell: Tell) -> Carried:
-    """A whole run on the smaller model, or the rest of it."""
-    check_sibling(options)
-    begin_on_proxy(options)
-    own = of_proxy(options)
-    tell(Note(text=f"The search runs on the proxy {own.model}, in {own.directory}."))
-    found, code = run_tune(own, tell)
-    result = carried_of(options, found, settled=code == 0)
-    tell(Note(text=result.sentence))
-    return result
-
-
-@contextmanager
-def _workbench(options: TuneOptions, study: Study | None, tell: Tell, host: Host) -> Iterator[Workbench]:
-    """Model and rows, after the event that a run begins, or resumes this study."""
-    tell(
-        Started(
-            command="tune",
-            model=options.model,
-            data=options.data,
-            directory=str(options.directory),
-            resumed=study is not None,
-            version=loratune.__version__,
-        )
-    )
-    tell(PhaseBegan(phase=Phase.LOADING))
-    with open_workbench(
-        options,
-        targets=options.target_modules,
-        ranks=options.ranks,
-        epochs=options.epochs,
-        metric=options.optimised,
-        max_new_tokens=options.max_new_tokens,
-        surveyed=True,
-        weight_format=None if study is None else kept_format(study),
-        host=host,
-    ) as bench:
-        yield bench
 
 
 def tune_command(options: TuneOptions, *, as_json: bool, started: float, json_lines: bool = False) -> int:

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 
+import loratune
 from loratune.reporting.notebook import Bars, in_notebook
 from loratune.reporting.subscribers import JsonLines, Terminal
 from loratune.study.secrets import without_secrets
 from loratune.trackers.subscriber import Tracking, flat
 from loratune.trackers.tracker import Tracker
-from loratune.tuning.options import TuneOptions
-from loratune.values.events import Bus, Tell
+from loratune.tuning.options import CommonOptions, TuneOptions
+from loratune.values.events import Bus, Phase, PhaseBegan, Started, Tell
 
 
 @contextmanager
@@ -31,6 +32,23 @@ def watching(*, as_json: bool, json_lines: bool = False) -> Iterator[Bus]:
         if json_lines:
             bus.subscribe(JsonLines(sys.stdout))
         yield bus
+
+
+def begin_loading(
+    command: str, options: CommonOptions, tell: Tell, *, directory: str = "", resumed: bool = False
+) -> None:
+    """Publish that a command begins, and loads model and rows; `directory` is where its results will be."""
+    tell(
+        Started(
+            command=command,
+            model=options.model,
+            data=options.data,
+            directory=directory,
+            resumed=resumed,
+            version=loratune.__version__,
+        )
+    )
+    tell(PhaseBegan(phase=Phase.LOADING))
 
 
 @contextmanager

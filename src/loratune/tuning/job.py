@@ -63,7 +63,6 @@ class Job:
     options: TuneOptions
     bench: Workbench
     priced: Forecast
-    planner: LearningPlanner
     study: Study
     tell: Tell
     started: float
@@ -72,6 +71,13 @@ class Job:
     """Both subscribe to the events."""
 
     def __post_init__(self) -> None:
+        self.bench = self.bench.calibrated(self.priced.calibration)
+        self.planner = LearningPlanner(
+            study=self.study,
+            planner=self.priced.planner,
+            calibration=self.priced.calibration,
+            tell=self.tell,
+        )
         self.timeline.begin_with(self.study.get_fact(TIMELINE, {}))
         self.earlier = self.study.decode_fact(SECONDS, float) or 0.0
         self.occupancy.begin_with(self.study.get_fact(PACKS, ()), self.earlier)

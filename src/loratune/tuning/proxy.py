@@ -6,6 +6,7 @@ measured again on the larger model: `search/carried.py`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +21,7 @@ from loratune.tuning.configuration import FILE as TOML
 from loratune.tuning.configuration import to_toml
 from loratune.tuning.options import SearchOptions, TuneOptions
 from loratune.values import Carried, HyperParameters
+from loratune.values.events import Note, Tell
 
 FOLDER = "proxy"
 """In the run directory of the larger model."""
@@ -98,6 +100,23 @@ def carried(options: TuneOptions, found: TuneResult, *, settled: bool) -> Carrie
         seconds=float(found.cost["seconds"]),
         settled=settled,
     )
+
+
+def search_on_proxy(
+    options: TuneOptions, run: Callable[[TuneOptions], tuple[TuneResult, int]], tell: Tell
+) -> Carried:
+    """What a whole run on the smaller model, or the rest of it, says of the larger one.
+
+    `run` is `tune`, and gives its exit code too. Raises `ModelError` where the two do not belong together.
+    """
+    check_sibling(options)
+    begin_on_proxy(options)
+    own = of_proxy(options)
+    tell(Note(text=f"The search runs on the proxy {own.model}, in {own.directory}."))
+    found, code = run(own)
+    result = carried(options, found, settled=code == 0)
+    tell(Note(text=result.sentence))
+    return result
 
 
 def belongs_to(directory: Path) -> Path:

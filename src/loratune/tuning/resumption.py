@@ -20,8 +20,10 @@ from loratune.files.paths import check_own, disk_is_full, fullest_disk
 from loratune.files.write import remove_unfinished, write_atomically
 from loratune.metrics import find, is_address, searched_by
 from loratune.metrics.function import source_digest
+from loratune.model.device import WORKERS
 from loratune.model.digest import tokenizer_digest, weights_digest, weights_times
 from loratune.model.source import locate
+from loratune.runners.leases import FOLDER as QUEUE
 from loratune.study.database import FILE
 from loratune.study.record import Study
 from loratune.study.secrets import masked
@@ -277,6 +279,8 @@ def begin(study: Study, options: TuneOptions, priced: Forecast) -> None:
         study.put_fact(_CORRECTIONS, to_plain(priced.corrections))
     if _planned(study, options) is None:
         study.put_fact(_BUDGET, budget_values(options.budget, priced))
+    if options.devices == WORKERS:
+        study.put_fact(QUEUE, str(options.directory.resolve()))
     for folder in (options.directory, options.directory / "trials"):
         remove_unfinished(folder)
     write_atomically(options.directory / TOML, to_toml(replace(options, resume=False)))

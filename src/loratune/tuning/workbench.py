@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf
@@ -314,6 +314,23 @@ def open_workbench(
             tried = try_metric(bench.subject, bench.runner, data, spec.data)
             notes = (*data.notes, *facts.notes, *tried, *_without_text(bench))
             yield replace(bench, data=replace(bench.data, notes=notes), generation=_generation(bench))
+
+
+def open_for_search(
+    options: SearchOptions, host: Host, *, weight_format: str | None = None
+) -> AbstractContextManager[Workbench]:
+    """`open_workbench` with all that a search by these options asks for."""
+    return open_workbench(
+        options,
+        targets=options.target_modules,
+        ranks=options.ranks,
+        epochs=options.epochs,
+        metric=options.optimised,
+        max_new_tokens=options.max_new_tokens,
+        surveyed=True,
+        weight_format=weight_format,
+        host=host,
+    )
 
 
 def _threads(facts: EngineFacts) -> int:
