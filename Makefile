@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test check docs check-exports locked lock sbom audit test-oldest test-newest clean
+.PHONY: demo test check check-ray docs check-exports locked lock sbom audit test-oldest test-newest clean
 
 # Every file has its hash in requirements/, but for torch and what its build brings: which build there is (for a CPU,
 # for which GPU) is the machine's affair.
@@ -41,6 +41,14 @@ check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# A cluster of local nodes: a wheel of 79 MB and a minute or two of two cores, so not a part of `test`.
+.venv/ray: .venv/installed
+	$(BIN)/pip install -q -c constraints.txt ray
+	touch $@
+
+check-ray: .venv/ray
+	$(BIN)/pytest tests/runners/test_ray.py
 
 # The site, in .site; strict: a broken link or a page that is in no menu is an error.
 docs: .venv/installed

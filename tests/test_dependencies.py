@@ -39,7 +39,7 @@ def imported() -> set[str]:
 def test_what_is_imported_is_declared() -> None:
     optional = {
         name
-        for group in ("report", "gguf", "nf4", "generation", "wandb", "mlflow", "trackio", "testing")
+        for group in ("report", "gguf", "nf4", "generation", "ray", "wandb", "mlflow", "trackio", "testing")
         for name in declared(group)
     }
     assert imported() - optional - WITH_TORCH - declared() == set()

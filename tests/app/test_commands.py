@@ -48,7 +48,7 @@ COMMON = (
 )
 SEARCH = (
     "budget strategy metric margin ranks learning-rates batch-sizes target-modules epochs warmup-ratio "
-    "regularise tune-targets layer-ranks heal patience price-per-hour pack-size recalibrate devices from-config "
+    "regularise tune-targets layer-ranks heal patience price-per-hour pack-size recalibrate devices ray from-config "
     "betas max-new-tokens objective recompute task variants tune-variants"
 )
 LEDGER = "from-study ledger no-ledger"

@@ -71,6 +71,7 @@ def plan(
     recalibrate: bool = False,
     devices: Sequence[str | int] = (),
     shard_base: bool = False,
+    ray: str | None = None,
     on_event: Tell | None = None,
     progress: bool | None = None,
 ) -> Forecast:
@@ -113,6 +114,7 @@ def plan(
             speed is measured again.
         devices, shard_base: Several of this machine, a process each: ["all"], GPUs such as [0, 1], or ["cpu", "cpu"];
             whether the base is spread over them.
+        ray: Instead, a Ray cluster: "auto" or "HOST:PORT".
         on_event, progress: Called with each event (`loratune.values.events`); bars by tqdm, None: in notebooks.
 
     Raises `InputError` for wrong input; `ResourceError` where memory or device do not suffice.
@@ -134,7 +136,8 @@ def run_plan(options: SearchOptions, tell: Tell = discard, *, started: float | N
         proxy = run_plan(of_proxy(options), tell, started=started)
         started = monotonic()
     begin_loading("plan", options, tell)
-    host = host_of(options.devices, scratch_in(Path(gettempdir())), sharded=options.shard_base)
+    scratch = scratch_in(Path(gettempdir()))
+    host = host_of(options.devices, scratch, options.ray, sharded=options.shard_base)
     with open_for_search(options, host) as bench:
         tell(PhaseBegan(phase=Phase.CALIBRATING))
         calibration = bench.calibrate(options, monotonic() - started)

@@ -92,6 +92,7 @@ def tune(
     recalibrate: bool = False,
     devices: Sequence[str | int] = (),
     shard_base: bool = False,
+    ray: str | None = None,
     out: str | Path = "runs/loratune",
     storage: str | None = None,
     resume: bool = False,
@@ -132,8 +133,8 @@ def tune(
         regularise, tune_targets, tune_variants, layer_ranks, heal: More questions: dropout and decay even without
             over-fitting, which layers, other variants, a rank for each layer, cut adapters trained on for a little.
         patience, price_per_hour: When the final run stops, in evaluations without gain; of an hour of this machine.
-        pack_size, recalibrate, devices, shard_base: Trials at once (default: what suits); whether to measure the speed
-            again; where: ["all"], [0, 1] or ["workers"]; whether the base is spread over these devices.
+        pack_size, recalibrate, devices, shard_base, ray: Trials at once (default: what suits); whether to measure the
+            speed again; where: ["all"], [0, 1] or ["workers"]; the base spread over these; Ray's "auto", HOST:PORT.
         out, storage, report_to: Run directory; Optuna's storage URL where the study is not in it (study.db); trackers.
         resume, hash_weights: Go on with the study in `out` (see `resume`), comparing every byte of the weights.
         on_event, progress: Called with each event (`loratune.values.events`); bars by tqdm, None: in notebooks.
@@ -185,7 +186,8 @@ def run_tune(
     """
     started = monotonic() if started is None else started
     scratch = scratch_in(options.directory)
-    host = host_of(options.devices, scratch, sharded=options.shard_base) if host is None else host
+    if host is None:
+        host = host_of(options.devices, scratch, options.ray, sharded=options.shard_base)
     import_ahead(*LATER_MODULES)
     trackers = {name: make_tracker(name) for name in options.report_to}
     existing = find_study(options)

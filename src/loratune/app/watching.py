@@ -10,6 +10,7 @@ from dataclasses import asdict
 import loratune
 from loratune.reporting.notebook import Bars, in_notebook
 from loratune.reporting.subscribers import JsonLines, Terminal
+from loratune.study.ledgers import team_of
 from loratune.study.secrets import without_secrets
 from loratune.trackers.subscriber import Tracking, flat
 from loratune.trackers.tracker import Tracker
@@ -63,8 +64,10 @@ def listening(on_event: Tell | None, progress: bool | None) -> Iterator[Bus]:
         yield bus
 
 
-_KEPT_BACK = frozenset({"storage", "resume", "out", "report_to", "no_ledger", "hash_weights", "recalibrate"})
-"""Options that say nothing of the run, or too much: a storage may have a password."""
+_KEPT_BACK = frozenset(
+    {"storage", "ray", "resume", "out", "report_to", "ledger", "no_ledger", "hash_weights", "recalibrate"}
+)
+"""Options that say nothing of the run, or too much: a storage or a team's ledger may have a password."""
 
 
 @contextmanager
@@ -72,7 +75,7 @@ def tracking(options: TuneOptions, trackers: Mapping[str, Tracker], bus: Bus) ->
     """Each tracker receives the events of the bus, all of them by the end, or says why not."""
 
     def hide(text: str) -> str:
-        return without_secrets(text, options.storage)
+        return without_secrets(without_secrets(text, options.storage), team_of(options.ledger))
 
     published = {name: value for name, value in asdict(options).items() if name not in _KEPT_BACK}
     config = {

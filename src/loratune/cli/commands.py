@@ -193,6 +193,10 @@ ledgers = typer.Typer(
 )
 app.add_typer(ledgers, name="ledger")
 Key = Annotated[str, typer.Argument(help="As `loratune ledger list` shows it.")]
+Team = Annotated[
+    str | None,
+    typer.Option("--ledger", help="A team's ledger, by its URL; default: your own.", show_default=False),
+]
 
 
 @ledgers.callback()
@@ -202,33 +206,34 @@ def ledger(context: typer.Context, json: Json = False) -> None:
     Without a command of its own: as `loratune ledger list`.
     """
     if context.invoked_subcommand is None:
-        ledger_list(json)
+        ledger_list(None, json)
 
 
 @ledgers.command("list", cls=Command)
-def ledger_list(json: Json = False) -> None:
+def ledger_list(ledger: Team = None, json: Json = False) -> None:
     """All studies, the oldest first, with their keys."""
     from loratune.app.ledger import list_command
 
-    list_command(as_json=json)
+    list_command(ledger, as_json=json)
 
 
 @ledgers.command("show", cls=Command)
-def ledger_show(key: Key, json: Json = False) -> None:
+def ledger_show(key: Key, ledger: Team = None, json: Json = False) -> None:
     """All that is known of one study."""
     from loratune.app.ledger import show_command
 
-    show_command(key, as_json=json)
+    show_command(key, ledger, as_json=json)
 
 
 @ledgers.command("remove", cls=Command)
 def ledger_remove(
     keys: Annotated[list[str], typer.Argument(help="As `loratune ledger list` shows them.")],
+    ledger: Team = None,
 ) -> None:
     """Take studies out of the ledger, damaged entries too: all that are named, or none."""
     from loratune.app.ledger import remove_command
 
-    remove_command(keys)
+    remove_command(keys, ledger)
 
 
 @command()

@@ -43,7 +43,9 @@ class Planner:
     spread: float = 0.0
     """Standard deviation of the tokens of a row, as a share of their mean."""
     devices: int = 1
-    """Devices of this kind, each with its own base model; limits, times and slots are those of one."""
+    """Devices, each with a base model of its own; limits, times and slots are those of one."""
+    beyond: tuple[int, ...] = ()
+    """Bytes of memory that each device has beyond the limits, where they differ."""
 
     def load(self, trial: Trial) -> TrialLoad:
         """What one trial asks for; a row counts the mean tokens."""
@@ -99,7 +101,11 @@ class Planner:
         A trial that takes more fits only tightly and fills the room: it runs alone.
         """
         filling = [replace(load, memory=min(load.memory, room)) for load in loads]
-        return spread(filling, devices=self.devices, slots=self.slots, memory=room, times=self.times)
+        plan = spread(filling, devices=self.devices, slots=self.slots, memory=room, times=self.times)
+        if not self.beyond:
+            return plan
+        parts = zip(plan.parts, self.beyond, strict=True)
+        return replace(plan, parts=tuple(replace(part, memory=part.memory + more) for part, more in parts))
 
     def peak_bytes(self, packs: Iterable[LivePack]) -> int:
         """Predicted peak of packs that train one after the other in a process that evaluates between their steps.

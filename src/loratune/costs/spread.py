@@ -35,8 +35,8 @@ class SpreadPlan:
 
     @property
     def memory(self) -> float:
-        """Bytes for live trials on a device, at most."""
-        return self.parts[0].memory
+        """Bytes for live trials, at most, on the device that has least."""
+        return min(part.memory for part in self.parts)
 
     @property
     def steps(self) -> int:

@@ -174,9 +174,12 @@ def _value_text(name: str, value: float) -> str:
     return rate(value) if name == "learning_rate" else f"{value:.0f}"
 
 
-def print_ledger(console: Console, studies: Sequence[tuple[str, str, str, StudiedTask]], place: str) -> None:
-    """(key, finished, directory, task) of every study, and where the ledger is."""
+def print_ledger(
+    console: Console, studies: Sequence[tuple[str, str, str, str, StudiedTask]], place: str
+) -> None:
+    """(key, finished, directory, owner, task) of every study, and where the ledger is; a team's has owners."""
     if studies:
+        owned = any(owner for *_, owner, _ in studies)
         table = _table(
             "key",
             "finished",
@@ -186,9 +189,10 @@ def print_ledger(console: Console, studies: Sequence[tuple[str, str, str, Studie
             "rank",
             "learning-rate optima",
             "directory",
+            *(["owner"] if owned else []),
             right=(4, 5),
         )
-        for key, finished, directory, task in studies:
+        for key, finished, directory, owner, task in studies:
             best = min(task.optima, key=lambda each: each.nll, default=None)
             optima = f"{len(task.optima)}" + (
                 f", best {rate(best.learning_rate)} at r {best.r}" if best else ""
@@ -203,6 +207,7 @@ def print_ledger(console: Console, studies: Sequence[tuple[str, str, str, Studie
                 needed,
                 optima,
                 directory,
+                *([owner] if owned else []),
             )
             table.add_row(*map(escape, cells))
         console.print(table)

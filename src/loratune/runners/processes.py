@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from time import monotonic
-from typing import Self, cast
+from typing import cast
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -29,14 +29,13 @@ from loratune.errors import ResourceError
 from loratune.model.device import device_memory
 from loratune.runners.engines import Host
 from loratune.runners.options import DEFAULT, RunnerOptions
+from loratune.runners.pool import PATIENCE, Died, Pool, common_facts
 from loratune.runners.queue import TrialQueue
 from loratune.runners.runner import Done, FinalJob, Job, More, TrialDone, TrialJob
 from loratune.runners.spec import EngineFacts, EngineSpec
 from loratune.runners.worker import (
     Do,
-    DropWork,
     Ended,
-    ForgetPeak,
     Halt,
     Message,
     NextTrial,
@@ -46,28 +45,19 @@ from loratune.runners.worker import (
     Setting,
     Stopped,
     TrialWanted,
-    serve,
+    serve_process,
 )
 from loratune.values import Trial
 from loratune.values.events import Event, LiveTrial, Note, Progress
 
-_PATIENCE = 10.0
-"""Seconds that a worker has to exit, or to drop its work."""
 _LOOK = 0.5
 """Seconds between two checks for a request to stop."""
 _MOST_DEATHS = 3
 """Deaths of workers without a result between them: more processes would die as well."""
 
 
-class Died(Exception):
-    """A worker's process has died."""
-
-    def __init__(self, device: str, code: int | None) -> None:
-        super().__init__(f"the process for {device} ended (exit code {code})")
-
-
-class WorkerPool:
-    """Processes that are started once and serve any number of runners, one at a time; to be closed."""
+class WorkerPool(Pool):
+    """Processes of this machine."""
 
     def __init__(
         self,
@@ -99,6 +89,7 @@ class WorkerPool:
         ]
         self._lines: list[Connection] = []
         self._processes: list[BaseProcess] = []
+        self.beginning = set()
         try:
             for setting in self._settings:
                 line, process = _started(setting)
@@ -115,52 +106,45 @@ class WorkerPool:
         except BaseException:
             self.close()
             raise
-        least = min(each.limits.device_bytes for each in facts)
-        self.facts = replace(
-            facts[0], limits=replace(facts[0].limits, device_bytes=least), devices=len(facts)
-        )
-        """Facts of the first worker's engine, with the memory that each of them has at least."""
+        self.facts = common_facts(facts)
         self.peaks = [0] * len(devices)
-        """Most bytes that each worker has held, as it last said."""
 
     def _introduce(self) -> None:
         """Give each worker what the others offer it."""
         offers = []
         for worker in range(len(self)):
-            message = self._received(worker)
+            message = self._first_of(worker)
             assert isinstance(message, Offers)
             offers.append(message.parts)
         for worker in range(len(self)):
             self.send(worker, Offers(parts=tuple(parts[worker] for parts in offers)))
 
-    @property
-    def alive(self) -> bool:
-        """Whether no process has died."""
-        return all(process.is_alive() for process in self._processes)
-
     def _await_engine(self, worker: int) -> EngineFacts:
-        facts = self._received(worker)
+        facts = self._first_of(worker)
         assert isinstance(facts, EngineFacts)
         return facts
+
+    def _first_of(self, worker: int) -> Message:
+        """What comes before any order; what building an engine raises is raised here."""
+        message = self._received(worker)
+        if isinstance(message, Exception):
+            raise message
+        return message
+
+    @property
+    def whole(self) -> bool:
+        return not self.sharded or all(process.is_alive() for process in self._processes)
 
     def __len__(self) -> int:
         return len(self._settings)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def send(self, worker: int, order: Order) -> None:
-        """To a dead worker nothing is sent: `receive` says so."""
         with suppress(BrokenPipeError, ConnectionResetError):
             self._lines[worker].send(order)
 
-    def receive(
-        self, workers: Sequence[int], seconds: float | None = None
+    def next_message(
+        self, workers: Sequence[int], seconds: float | None
     ) -> tuple[int, Message | Died] | None:
-        """The next message of one of these, whose exceptions are raised; None where none came in this time."""
         ready = wait([self._lines[worker] for worker in workers], seconds)
         if not ready:
             return None
@@ -174,53 +158,21 @@ class WorkerPool:
         line, process = self._lines[worker], self._processes[worker]
         try:
             message: Message = line.recv()
-        except (EOFError, ConnectionResetError):
-            process.join(_PATIENCE)
-            raise Died(self.devices[worker], process.exitcode) from None
-        if isinstance(message, Exception):
-            raise message
+        except (EOFError, OSError):
+            process.join(PATIENCE)
+            device, code = self.devices[worker], process.exitcode
+            raise Died(f"the process for {device} ended (exit code {code})") from None
         return message
 
-    def forget_peaks(self) -> None:
-        """Have all workers count memory from now on; none of them has an order to carry out."""
-        for worker in range(len(self)):
-            self.send(worker, ForgetPeak())
-            while (received := self.receive([worker])) is not None:
-                if isinstance(received[1], Ended):
-                    self.peaks[worker] = received[1].peak_bytes
-                if isinstance(received[1], Ended | Died):
-                    break
-
     def renew(self, worker: int) -> None:
-        """A new process in the place of one that has died; it is there when it sends its facts."""
         self._end(worker)
         self._lines[worker], self._processes[worker] = _started(self._settings[worker])
-
-    def abandon(self, workers: Sequence[int]) -> None:
-        """Have them drop their work; what they still send is ignored.
-
-        A worker that does not answer in time is killed and replaced.
-        """
-        for worker in workers:
-            self.send(worker, DropWork())
-        until = monotonic() + _PATIENCE
-        for worker in workers:
-            if not self._let_go(worker, until):
-                self.renew(worker)  # what it is sent meanwhile waits until its engine is there
-
-    def _let_go(self, worker: int, until: float) -> bool:
-        line = self._lines[worker]
-        with suppress(EOFError, OSError):
-            while line.poll(max(0.0, until - monotonic())):
-                if isinstance(line.recv(), Ended):
-                    return True
-        return False
+        self.beginning.add(worker)
 
     def close(self) -> None:
-        """End the processes."""
         for line in self._lines:
             line.close()
-        until = monotonic() + _PATIENCE
+        until = monotonic() + PATIENCE
         for process in self._processes:
             process.join(max(0.0, until - monotonic()))
             if process.is_alive():
@@ -229,13 +181,13 @@ class WorkerPool:
     def _end(self, worker: int) -> None:
         self._lines[worker].close()
         self._processes[worker].kill()
-        self._processes[worker].join(_PATIENCE)
+        self._processes[worker].join(PATIENCE)
 
 
 def _started(setting: Setting) -> tuple[Connection, BaseProcess]:
     context = get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=serve, args=(setting, there), daemon=True)
+    process = context.Process(target=serve_process, args=(setting, there), daemon=True)
     with _ignoring_interrupts():
         process.start()
     there.close()
@@ -259,14 +211,12 @@ def _ignoring_interrupts() -> Iterator[None]:
 class ProcessRunner:
     """A `Runner` on a pool; what a kind of job does not need may be left out, as for `LocalRunner`."""
 
-    pool: WorkerPool
+    pool: Pool
     spec: EngineSpec | None = None
     """Whose micro-batches and threads the workers take; None: as they began."""
     options: RunnerOptions = field(default_factory=RunnerOptions)
     _busy: set[int] = field(default_factory=set, init=False)
     """Workers that carry out an order."""
-    _beginning: set[int] = field(default_factory=set, init=False)
-    """Those that load the base model in the place of one that has died."""
     _deaths: int = field(default=0, init=False)
     """Since the last result."""
     _live: dict[int, tuple[LiveTrial, ...]] = field(default_factory=dict, init=False)
@@ -289,24 +239,23 @@ class ProcessRunner:
         finally:
             self.pool.abandon(sorted(self._busy))
             self._busy.clear()
-            self._beginning.clear()
             self._live.clear()
 
     def _search(self, queue: TrialQueue) -> Generator[Done, None, None]:
         devices, halted = set(range(queue.devices)), False
         while True:
             if queue.waiting and not self.late:
-                for worker in sorted(devices - self._busy - self._beginning):
+                for worker in sorted(devices - self._busy - self.pool.beginning):
                     self._order(
                         worker, Search(spec=self.spec, slots=queue.slots, deadline=self.options.deadline)
                     )
-            if not self._busy and not (self._beginning and queue.waiting and not self.late):
+            if not self._busy and not (self.pool.beginning and queue.waiting and not self.late):
                 return
             if not halted and self.options.stopped():
                 halted = True
                 for worker in self._busy:
                     self.pool.send(worker, Halt())
-            received = self.pool.receive(sorted(self._busy | self._beginning), _LOOK)
+            received = self.pool.receive(sorted(self._busy | self.pool.beginning), _LOOK)
             if received is None:
                 continue
             worker, message = received
@@ -327,24 +276,29 @@ class ProcessRunner:
                     self._heard(worker, message)
 
     def _rest(self, jobs: Sequence[Job]) -> Generator[Done, None, None]:
+        """Shares go to whoever is there: a worker that has died need not come back."""
         final = [job for job in jobs if isinstance(job, FinalJob)]
         shares = [list[Job](final[number :: len(self.pool)]) for number in range(len(self.pool))]
         shares[0] += [job for job in jobs if not isinstance(job, FinalJob)]
-        while True:
-            for worker, share in enumerate(shares):
-                if share and worker not in self._busy | self._beginning:
-                    self._order(worker, Do(spec=self.spec, jobs=tuple(share), folder=self.options.folder))
-            if not self._busy and not any(shares):
-                return
-            received = self.pool.receive(sorted(self._busy | self._beginning))
+        waiting, given = [share for share in shares if share], dict[int, list[Job]]()
+        while waiting or self._busy:
+            for worker in sorted(set(range(len(self.pool))) - self._busy - self.pool.beginning):
+                if waiting:
+                    given[worker] = waiting.pop(0)
+                    self._order(
+                        worker, Do(spec=self.spec, jobs=tuple(given[worker]), folder=self.options.folder)
+                    )
+            received = self.pool.receive(sorted(self._busy | self.pool.beginning))
             assert received is not None
             worker, message = received
             if isinstance(message, Done):
                 self._check_whole()
                 self._deaths = 0
-                shares[worker].remove(message.job)
+                given[worker].remove(message.job)
                 yield message
             elif isinstance(message, Died):
+                if left := given.pop(worker, []):
+                    waiting.append(left)
                 self._replace(worker, message, ())
             else:
                 self._heard(worker, message)
@@ -355,14 +309,13 @@ class ProcessRunner:
 
     def _check_whole(self) -> None:
         """Raise `ResourceError` where a result may come of weights whose holder has died."""
-        if self.pool.sharded and not self.pool.alive:
+        if not self.pool.whole:
             raise _holder_died("A process ended")
 
     def _replace(self, worker: int, died: Died, lost: Sequence[Trial]) -> None:
         """Raises `ResourceError` where one worker after the other dies."""
         self._deaths += 1
         self._busy.discard(worker)
-        self._beginning.discard(worker)
         self._live.pop(worker, None)
         if self.pool.sharded:
             raise _holder_died(str(died))
@@ -375,13 +328,12 @@ class ProcessRunner:
         again = f"; its {len(lost)} unfinished trials start again" if lost else ""
         self.options.tell(Note(text=f"{str(died).capitalize()} and is replaced{again}."))
         self.pool.renew(worker)
-        self._beginning.add(worker)
 
     def _heard(self, worker: int, message: Message) -> None:
         """What needs no answer."""
         match message:
             case EngineFacts():
-                self._beginning.discard(worker)
+                pass
             case Ended():
                 self.pool.peaks[worker] = max(self.pool.peaks[worker], message.peak_bytes)
                 self._busy.discard(worker)
@@ -402,9 +354,9 @@ class ProcessRunner:
 
 @dataclass(frozen=True, eq=False)
 class PooledEngines:
-    """`Engines` in the processes of a pool."""
+    """`Engines` in the workers of a pool."""
 
-    pool: WorkerPool
+    pool: Pool
 
     @property
     def facts(self) -> EngineFacts:
@@ -438,21 +390,27 @@ def in_processes(devices: Sequence[str], scratch: Path, *, sharded: bool = False
     def host(
         spec: EngineSpec, data: PreparedData, tokenizer: PreTrainedTokenizerBase
     ) -> Iterator[PooledEngines]:
-        new = not scratch.parent.exists()
-        scratch.mkdir(parents=True, exist_ok=True)
-        try:
-            rows = write_rows(data, scratch / "rows")
+        with scratch_rows(scratch, data) as rows:
             memory = spec.device_memory or _share_of_memory(devices)
             own = replace(spec.sealed(data), rows=str(rows), device_memory=memory)
             with WorkerPool(own, devices, scratch, sharded=sharded) as pool:
                 yield PooledEngines(pool)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-            with suppress(OSError):  # where nothing came of the run
-                if new:
-                    scratch.parent.rmdir()
 
     return host
+
+
+@contextmanager
+def scratch_rows(scratch: Path, data: PreparedData) -> Iterator[Path]:
+    """The rows in a folder of `scratch`, which is made for the block and removed behind it."""
+    new = not scratch.parent.exists()
+    scratch.mkdir(parents=True, exist_ok=True)
+    try:
+        yield write_rows(data, scratch / "rows")
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        with suppress(OSError):  # where nothing came of the run
+            if new:
+                scratch.parent.rmdir()
 
 
 def _share_of_memory(devices: Sequence[str]) -> str | None:

@@ -57,6 +57,8 @@ class TrialQueue:
         self._devices = [
             Admission(memory, part.order, slots=part.slots, room=part.memory) for part in plan.parts
         ]
+        self._beyond = [part.memory - plan.memory for part in plan.parts]
+        """Bytes that each device has beyond that with least."""
         self._full = [False] * len(self._devices)
         """Whether something waits there that did not fit when it was last asked."""
         self._place: dict[str, int] = {}
@@ -134,8 +136,8 @@ class TrialQueue:
     def _add(self, further: Sequence[Trial]) -> None:
         everybody = [trial.hyper_parameters for trial in (*self._asked, *further)]
         room = self._planner.room(everybody)
-        for device in self._devices:
-            device.add([], room=room)
+        for device, beyond in zip(self._devices, self._beyond, strict=True):
+            device.add([], room=room + beyond)
         for trial in further:
             number, load = len(self._asked), self._planner.load(trial)
             self._number[trial.key] = number

@@ -138,7 +138,9 @@ class EngineFacts:
     notes: tuple[str, ...] = ()
     """What was settled where the user left it open, a sentence each."""
     devices: int = 1
-    """Engines of this kind that trials of a search are shared out over; limits are of each."""
+    """Engines that trials of a search are shared out over; limits are of each."""
+    beyond: tuple[int, ...] = ()
+    """Bytes of memory that each of them has beyond the limits, where they differ."""
 
     @property
     def on_cpu(self) -> bool:

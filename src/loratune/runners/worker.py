@@ -9,9 +9,9 @@ import signal
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, Protocol
 
 import torch
 
@@ -120,11 +120,28 @@ class Setting:
     """torch's."""
 
 
-def serve(setting: Setting, line: Connection) -> None:
-    """A worker's life: until the other end of the connection is closed."""
+class Line(Protocol):
+    """The worker's end of a connection; each call raises `EOFError` or `OSError` where the other end is closed."""
+
+    def send(self, message: Message, /) -> None: ...
+
+    def recv(self) -> Any:
+        """The next order, which is waited for."""
+
+    def poll(self) -> bool:
+        """Whether an order is there."""
+
+
+def serve_process(setting: Setting, line: Line) -> None:
+    """As `serve`, in a process of the runner's own group."""
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C reaches the whole group: the runner's process decides
+    serve(setting, line)
+
+
+def serve(setting: Setting, line: Line) -> None:
+    """A worker's life: until the other end of the connection is closed."""
     torch.set_num_threads(setting.threads)
     try:
         with TemporaryDirectory(prefix="loratune-") as rows:
@@ -134,7 +151,7 @@ def serve(setting: Setting, line: Connection) -> None:
 
 
 class _Worker:
-    def __init__(self, setting: Setting, line: Connection) -> None:
+    def __init__(self, setting: Setting, line: Line) -> None:
         self._setting, self._line = setting, line
         self.halted = False
 
@@ -223,7 +240,7 @@ class _Worker:
 class _RemoteQueue:
     """A `Queue` in the driver's process."""
 
-    line: Connection
+    line: Line
     slots: int
     hear: Callable[[Order], None]
 

@@ -32,7 +32,7 @@ from loratune.errors import OutputError, ResourceError
 from loratune.files.paths import disk_is_full, fullest_disk
 from loratune.files.write import sync_folder
 from loratune.metrics import find
-from loratune.study.secrets import with_driver, without_secrets
+from loratune.study.secrets import reason_of, with_driver
 
 FILE = "study.db"
 _PATIENCE = 30.0
@@ -292,13 +292,6 @@ def storage_errors(directory: Path, storage: str | None) -> Iterator[None]:
             f"The study{whose} must be in a storage that can be read and written, but: {reason}; "
             "check --storage, or choose another --out."
         ) from None
-
-
-def reason_of(error: Exception, url: str | None) -> str:
-    """What a database's exception says, in a line without the secrets of the URL."""
-    if isinstance(error, ModuleNotFoundError) and error.name == "psycopg":
-        return "psycopg is not installed (pip install 'loratune[postgresql]')"
-    return without_secrets(str(error.__cause__ or error).partition("\n")[0], url)
 
 
 _CONTENT = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError)

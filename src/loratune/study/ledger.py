@@ -1,4 +1,4 @@
-"""The ledger: finished studies of this user, which correct the laws for the next one. One SQLite file.
+"""The ledger: finished studies, which correct the laws for the next one. A user's own is one SQLite file.
 
 Every access is one short transaction, so several runs may use it at once. Nothing in it is needed: a ledger that is
 broken, locked or not writable gives a sentence to pass on and never stops a run. Knows tasks as JSON, not laws.
@@ -46,11 +46,14 @@ class Entry:
     """UTC, ISO 8601."""
     directory: str
     task: StudiedTask
+    owner: str = ""
+    """Whose it is, in a team's ledger."""
 
 
 def ledger_path() -> Path:
     """$LORATUNE_LEDGER, else `loratune/ledger.db` in the user's data folder ($XDG_DATA_HOME, else ~/.local/share)."""
-    if named := os.environ.get(VARIABLE):
+    named = os.environ.get(VARIABLE)
+    if named and not is_url(named):
         return user_path(named)
     data = os.environ.get("XDG_DATA_HOME")
     return (Path(data) if data else Path.home() / ".local" / "share") / "loratune" / "ledger.db"
@@ -84,12 +87,12 @@ class Entries:
         """How many are left out."""
         return len(self.damaged_keys)
 
-    def note(self, path: Path) -> str | None:
+    def note(self, name: object) -> str | None:
         """A sentence about what was left out; None where nothing was."""
         if not self.damaged:
             return None
         return (
-            f"{self.damaged} of {self.damaged + len(self.studies)} studies in the ledger {path} cannot be read and "
+            f"{self.damaged} of {self.damaged + len(self.studies)} studies in the ledger {name} cannot be read and "
             "are left out."
         )
 
@@ -109,6 +112,11 @@ def read_ledger(path: Path) -> Entries:
         rows = connection.execute(
             "SELECT key, finished, directory, task FROM studies ORDER BY finished, key"
         ).fetchall()
+    return read_entries(rows)
+
+
+def read_entries(rows: Sequence[tuple[Any, ...]]) -> Entries:
+    """Of rows of key, time, directory, task and, in a team's ledger, owner."""
     found = [(str(row[0]), _entry(*row)) for row in rows]
     return Entries(
         studies=tuple(entry for _, entry in found if entry is not None),
@@ -126,11 +134,12 @@ def remove_entries(path: Path, keys: Sequence[str]) -> int:
         return connection.execute(f"DELETE FROM studies WHERE key IN ({marks})", tuple(keys)).rowcount
 
 
-def _entry(key: Any, finished: Any, directory: Any, task: Any) -> Entry | None:
-    if not all(isinstance(each, str) for each in (key, finished, directory, task)):
+def _entry(key: Any, finished: Any, directory: Any, task: Any, owner: Any = "") -> Entry | None:
+    if not all(isinstance(each, str) for each in (key, finished, directory, task, owner)):
         return None
     try:
-        return Entry(key=key, finished=finished, directory=directory, task=StudiedTask.from_dict(loads(task)))
+        known = StudiedTask.from_dict(loads(task))
+        return Entry(key=key, finished=finished, directory=directory, task=known, owner=owner)
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
 
@@ -148,6 +157,11 @@ def _text(content: bytes) -> str | None:
         return content.decode()
     except UnicodeDecodeError:
         return None
+
+
+def is_url(name: str) -> bool:
+    """Whether a value of --ledger, or of the environment variable, is a database, and no key or file."""
+    return "://" in name
 
 
 @contextmanager

@@ -68,3 +68,10 @@ def without_secrets(text: str, storage: str | None) -> str:
         for form in (secret, quote(secret, safe=""), quote_plus(secret)):
             text = text.replace(form, _HIDDEN)
     return text
+
+
+def reason_of(error: Exception, url: str | None) -> str:
+    """What a database's exception says, in a line without the secrets of the URL."""
+    if isinstance(error, ModuleNotFoundError) and error.name == "psycopg":
+        return "psycopg is not installed (pip install 'loratune[postgresql]')"
+    return without_secrets(str(error.__cause__ or error).partition("\n")[0], url)

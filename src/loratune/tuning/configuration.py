@@ -15,6 +15,7 @@ from typing import Any
 
 from loratune.errors import InputError, nearest, printable
 from loratune.metrics.names import is_address
+from loratune.study.ledgers import keys_of, team_of
 from loratune.tuning.options import CommonOptions, TuneOptions
 
 FILE = "loratune.toml"
@@ -36,14 +37,12 @@ def hides_storage(options: TuneOptions) -> bool:
 def to_toml(options: TuneOptions) -> str:
     """`loratune.toml`: the options as top-level keys.
 
-    Unset options are left out, and so is a storage URL with secrets in it.
+    Unset options are left out, and so are a storage URL with secrets in it and a team's ledger.
     """
-    secret = hides_storage(options)
-    lines = [
-        f"{name} = {toml_value(value)}"
-        for name, value in asdict(options).items()
-        if value is not None and not (secret and name == "storage")
-    ]
+    values = asdict(options) | {"ledger": keys_of(options.ledger)}
+    if hides_storage(options):
+        del values["storage"]
+    lines = [f"{name} = {toml_value(value)}" for name, value in values.items() if value is not None]
     return (
         "\n".join(["# Repeats this run: loratune tune --config loratune.toml --out elsewhere", *lines]) + "\n"
     )
@@ -157,7 +156,18 @@ def resumed_options(directory: Path, given: Mapping[str, Any]) -> dict[str, Any]
 
 
 def check_named(found: Mapping[str, Any], given: Mapping[str, Any], path: Path) -> None:
-    """Raise `InputError` where a file names code, a metric, that is not named by the user."""
+    """Raise `InputError` where a file names code, a metric, or a server that is not named by the user."""
+    if "ledger" not in given and team_of([str(each) for each in found.get("ledger") or ()]):
+        raise InputError(
+            f"{printable(str(path))} names a team's ledger, which is only called where you name it too; add it by "
+            "--ledger URL."
+        )
+    cluster = found.get("ray")
+    if cluster is not None and "ray" not in given:
+        raise InputError(
+            f"{printable(str(path))} names a Ray cluster, {printable(str(cluster))}, which is only joined where you "
+            f"name it too; add --ray {printable(str(cluster))}."
+        )
     if is_address(str(found.get("metric", ""))) and "metric" not in given:
         raise InputError(
             f"{printable(str(path))} names code, the metric {found['metric']}, which only runs if you name it "

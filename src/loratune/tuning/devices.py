@@ -35,12 +35,18 @@ def remove_leftovers(scratch: Path) -> None:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def host_of(devices: Sequence[str], scratch: Path, *, sharded: bool = False) -> Host:
+def host_of(
+    devices: Sequence[str], scratch: Path, cluster: str | None = None, *, sharded: bool = False
+) -> Host:
     """Where the engines are: in this process, one for each device, or this one and workers elsewhere.
 
-    `scratch`: as `scratch_in` gives it. `sharded`: with the base model spread over the devices. Raises `InputError`
-    for a device that is not here, or for one to be spread over.
+    `scratch`: as `scratch_in` gives it; `cluster`: the address of Ray's. `sharded`: with the base model spread over the
+    devices. Raises `InputError` for a device that is not here, or for one to be spread over.
     """
+    if cluster is not None:
+        from loratune.runners.ray import on_cluster  # imports ray
+
+        return on_cluster(cluster, scratch)
     places = pick_devices(devices)
     if places == WORKERS:
         return with_workers(scratch.parent)

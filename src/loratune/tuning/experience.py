@@ -21,7 +21,8 @@ from loratune.maths.curves import best_rate
 from loratune.maths.laws import passes
 from loratune.maths.learned import LEDGER, learn_rank, learn_rate, likeness, measured_tasks
 from loratune.maths.prior import task_of
-from loratune.study.ledger import Entry, LedgerError, ledger_path, read_ledger, write_entry
+from loratune.study.ledger import Entry, LedgerError
+from loratune.study.ledgers import Ledger, OwnLedger, keys_of, open_ledger, team_of
 from loratune.study.record import Study
 from loratune.tuning.configuration import storage_of
 from loratune.tuning.options import CommonOptions, PriorOptions, SearchOptions
@@ -130,14 +131,16 @@ def gather(options: PriorOptions, *, own_key: str = "") -> Experience:
     notes: list[str] = []
     entries: list[Entry] = []
     if not options.no_ledger:
-        try:
-            ledger = read_ledger(ledger_path())
-        except LedgerError as error:
-            notes.append(str(error))
-        else:
-            entries = _chosen(ledger.studies, options.ledger, own_key)
+        for ledger in _ledgers(options):
+            try:
+                found = ledger.read()
+            except LedgerError as error:
+                notes.append(_trouble(error, ledger))
+                continue
+            entries = _chosen(found.studies, keys_of(options.ledger), own_key)
             tasks += [entry.task for entry in entries]
-            notes += [note] if (note := ledger.note(ledger_path())) else []
+            notes += [note] if (note := found.note(ledger.name)) else []
+            break
     if options.from_study is not None:
         old = task_of_study(user_path(options.from_study))
         tasks = [task for task in tasks if (task.dataset, task.model) != (old.dataset, old.model)]
@@ -244,10 +247,23 @@ def optima_of(results: Sequence[TrialResult]) -> tuple[Optimum, ...]:
     return tuple(found)
 
 
-def remember(key: str, directory: Path, task: StudiedTask) -> str | None:
-    """Write a finished study into the ledger; a sentence where that cannot be done."""
-    try:
-        write_entry(ledger_path(), key, str(directory.resolve()), task)
-    except LedgerError as error:
-        return str(error)
-    return None
+def remember(options: PriorOptions, key: str, directory: Path, task: StudiedTask) -> list[str]:
+    """Write a finished study into the ledger; a sentence for each that it cannot be written into."""
+    notes = []
+    for ledger in _ledgers(options):
+        try:
+            ledger.write(key, str(directory.resolve()), task)
+            break
+        except LedgerError as error:
+            notes.append(_trouble(error, ledger))
+    return notes
+
+
+def _trouble(error: LedgerError, ledger: Ledger) -> str:
+    return str(error) if isinstance(ledger, OwnLedger) else f"{error} Meanwhile your own ledger is used."
+
+
+def _ledgers(options: PriorOptions) -> list[Ledger]:
+    """The one to be used, and behind a team's, which may be out of reach, the user's own."""
+    first = open_ledger(team_of(options.ledger))
+    return [first] if isinstance(first, OwnLedger) else [first, OwnLedger()]

@@ -257,7 +257,7 @@ class Job:
         shutil.rmtree(directory / FOLDER, ignore_errors=True)
         if not (cut or self.options.no_ledger) and self.options.kind.has_laws:
             key = study_key(fingerprint(self.options, self.bench))
-            if trouble := remember(key, directory, task):
+            for trouble in remember(self.options, key, directory, task):
                 self.tell(Note(text=trouble))
         forget_stop(directory)
         self.tell(Finished(directory=str(directory), seconds=self.seconds, cut=cut, stopped=stopped))

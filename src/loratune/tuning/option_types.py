@@ -12,8 +12,9 @@ from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from loratune.costs.budget import Budget
-from loratune.errors import InputError, printable
+from loratune.errors import InputError, nearest, printable
 from loratune.metrics.names import is_built_in
+from loratune.values.hyperparameters import VARIANTS
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -100,8 +101,12 @@ def check_sharding(devices: tuple[str, ...], asked: bool) -> None:
         )
 
 
-def check_devices(names: tuple[str, ...]) -> None:
+def check_devices(names: tuple[str, ...], *, cluster: str | None = None) -> None:
     """Raise `InputError` for what names no device; whether it is there is seen when it is taken."""
+    if names and cluster is not None:
+        raise InputError(
+            f"--ray trains on a cluster's GPUs, --devices {','.join(names)} on others; leave one of them out."
+        )
     wrong = [name for name in names if not _DEVICE.fullmatch(name)]
     if wrong or (_ALL_THERE_ARE & set(names) and len(names) > 1):
         raise InputError(
@@ -134,6 +139,25 @@ def check_proxy(
         raise InputError(
             "--devices workers has one run directory, and --proxy makes two studies; leave one of them out, or "
             "give e.g. --devices all."
+        )
+
+
+def check_variants(variants: tuple[str, ...], compared: tuple[str, ...], strategy: str) -> None:
+    """Raise `InputError` for variants that do not exist, or cannot be compared."""
+    for flag, names in (("--variants", variants), ("--tune-variants", compared)):
+        if unknown := [name for name in names if name not in VARIANTS]:
+            raise InputError(
+                f"{flag} must be among {', '.join(VARIANTS)}, got {nearest(unknown, VARIANTS)}; give for example {flag} "
+                "rslora."
+            )
+    if twice := set(variants) & set(compared):
+        raise InputError(
+            f"--tune-variants and --variants must name different variants, got {min(twice)} in both; leave it out of "
+            "one of them."
+        )
+    if compared and strategy != "evidence":
+        raise InputError(
+            f"--tune-variants is a stage of --strategy evidence, got {strategy!r}; leave one of them out."
         )
 
 

@@ -23,8 +23,16 @@ from loratune.metrics.names import (
     usual_seed_sd,
 )
 from loratune.search.names import STRATEGY_NAMES
+from loratune.study.ledgers import team_of
 from loratune.trackers import TRACKER_NAMES
-from loratune.tuning.option_types import check_devices, check_metric, check_proxy, check_sharding, check_types
+from loratune.tuning.option_types import (
+    check_devices,
+    check_metric,
+    check_proxy,
+    check_sharding,
+    check_types,
+    check_variants,
+)
 from loratune.values import ALL_LINEAR, NLL_MARGIN, HyperParameters, default_recipe
 from loratune.values.hyperparameters import VARIANTS
 from loratune.values.tasks import CAUSAL, PREFERENCE, PREFERENCE_RATE, TASKS, Task
@@ -145,11 +153,16 @@ class PriorOptions(CommonOptions):
     )
     ledger: tuple[str, ...] = option(
         (),
-        "Entries of the ledger to learn from, by their keys, whatever their size; default: all of about this size.",
+        "Entries of the ledger to learn from, by their keys (default: all of about this size); a team's ledger in "
+        "place of your own by its URL, postgresql://...",
     )
     no_ledger: bool = option(
         False, "Neither learn from the ledger of your finished studies nor write this one into it."
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        team_of(self.ledger)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,6 +260,9 @@ class SearchOptions(PriorOptions):
         "With several --devices: spread the base model's linear layers over them, for a base larger than a device.",
         MODEL,
     )
+    ray: str | None = option(
+        None, "Train on the free GPUs of a Ray cluster, a worker each: auto, or its HOST:PORT.", MODEL
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -256,7 +272,7 @@ class SearchOptions(PriorOptions):
                 f"--strategy must be one of {', '.join(STRATEGY_NAMES)}, got {self.strategy!r}; leave it out, or give "
                 "evidence."
             )
-        self._check_variants()
+        check_variants(self.variants, self.tune_variants, self.strategy)
         check_proxy(
             self.proxy, self.model, budget=self.budget, layer_ranks=self.layer_ranks, devices=self.devices
         )
@@ -280,7 +296,7 @@ class SearchOptions(PriorOptions):
             raise InputError(
                 f"--price-per-hour must be above 0, got {self.price_per_hour}; give e.g. 2.10, or leave it out."
             )
-        check_devices(self.devices)
+        check_devices(self.devices, cluster=self.ray)
         check_sharding(self.devices, self.shard_base)
         if self.pack_size is not None and not 1 <= self.pack_size <= CAPACITY:
             raise InputError(
@@ -299,25 +315,6 @@ class SearchOptions(PriorOptions):
                     rule, flag = str(error).split(";")[0], f"--{name.replace('_', '-')}"
                     raise HyperParameterError(f"{rule}; give e.g. {flag} {works}.") from None
         self.hyper_parameters()
-
-    def _check_variants(self) -> None:
-        """Raise `InputError` for variants that do not exist, or cannot be compared."""
-        for flag in ("variants", "tune_variants"):
-            names, option_name = getattr(self, flag), f"--{flag.replace('_', '-')}"
-            if unknown := [name for name in names if name not in VARIANTS]:
-                raise InputError(
-                    f"{option_name} must be among {', '.join(VARIANTS)}, got {nearest(unknown, VARIANTS)}; give for "
-                    f"example {option_name} rslora."
-                )
-        if twice := set(self.variants) & set(self.tune_variants):
-            raise InputError(
-                f"--tune-variants and --variants must name different variants, got {min(twice)} in both; leave it out "
-                "of one of them."
-            )
-        if self.tune_variants and self.strategy != "evidence":
-            raise InputError(
-                f"--tune-variants is a stage of --strategy evidence, got {self.strategy!r}; leave one of them out."
-            )
 
     def _check_task(self) -> None:
         """Raise `InputError` for what does not go with the task: pairs are judged by metrics of their own."""

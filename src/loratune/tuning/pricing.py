@@ -61,6 +61,7 @@ class Pricing:
             spread=float(lengths.std() / lengths.mean()),
             slots=calibration.slots,
             devices=bench.facts.devices,
+            beyond=bench.facts.beyond,
             evaluated_tokens=calibration.evaluated_tokens(
                 max(int(table.lengths.sum()) for table in (bench.data.validation, bench.data.test))
             ),

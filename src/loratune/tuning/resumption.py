@@ -25,6 +25,7 @@ from loratune.model.digest import tokenizer_digest, weights_digest, weights_time
 from loratune.model.source import locate
 from loratune.runners.leases import FOLDER as QUEUE
 from loratune.study.database import FILE
+from loratune.study.ledgers import team_of
 from loratune.study.record import Study
 from loratune.study.secrets import masked
 from loratune.tuning.configuration import FILE as TOML
@@ -51,6 +52,7 @@ _FREE = (
     "recompute",
     "devices",
     "shard_base",
+    "ray",
     "ledger",
     "no_ledger",
     "from_study",
@@ -315,13 +317,17 @@ def resumable(options: TuneOptions, keep_costs: Callable[[], None]) -> Iterator[
 
 
 def resume_command(options: TuneOptions) -> str:
-    """What the user types to go on; a metric of their own, as code is only run where they name it; a storage URL that
-    the file does not hold, its secrets masked.
+    """What the user types to go on; with it a metric of their own, a cluster and a team's ledger, which are only used
+    where they name them, and a storage URL that the file does not hold; secrets masked.
     """
     directory = belongs_to(options.directory)
     command = f"loratune tune --config {quote(str(directory / TOML))} --resume"
     if is_address(options.metric):
         command += f" --metric {options.metric}"
+    if options.ray is not None:
+        command += f" --ray {quote(options.ray)}"
+    if (team := team_of(options.ledger)) is not None:
+        command += f" --ledger {quote(masked(team))}"
     if options.storage is None or not hides_storage(options):
         return command
     return f"{command} --storage {quote(masked(options.storage))}"
