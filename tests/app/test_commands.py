@@ -48,8 +48,8 @@ COMMON = (
 )
 SEARCH = (
     "budget strategy metric margin ranks learning-rates batch-sizes target-modules epochs warmup-ratio "
-    "regularise tune-targets layer-ranks heal patience price-per-hour pack-size recalibrate devices ray from-config "
-    "betas max-new-tokens objective recompute task variants tune-variants"
+    "regularise tune-targets layer-ranks heal patience price-per-hour pack-size recalibrate devices from-config "
+    "ray shard-base proxy betas max-new-tokens objective recompute task variants tune-variants"
 )
 LEDGER = "from-study ledger no-ledger"
 OPTIONS = {

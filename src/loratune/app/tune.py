@@ -109,16 +109,15 @@ def tune(
             hub name; validation and test rows are split off `data` where they are not given.
         prompt_column, completion_column, template: How a prompt is made, where the columns' names do not say it; a
             template has {column} fields, {column?} where one may be empty: "Message: {text}\\nIntent:".
-        max_length, train_rows, validation_rows, test_rows: Tokens of the longest row, and rows of each, at most.
-        seed: Of splits, trials and decisions.
+        max_length, train_rows, validation_rows, test_rows, seed: Tokens of a row, rows of each at most; seed of all.
         task, objective: "causal" (completions are learnt), "classification" (labels or numbers, by a trained head), or
             "preference" (pairs of prompt, chosen and rejected) by "dpo", "orpo" or "simpo".
         dtype, device, device_memory: How the base is held ("auto", "float32", "bfloat16"), where ("auto", "cpu",
             "cuda", "cuda:N"), and the memory to plan with ("24GiB"; by default the device's).
         recompute: Layers that are computed again on the way back, to save memory: "auto", "none", "all" or a number.
         from_study: Run directory of an old study whose results this one starts from, e.g. of another base model.
-        ledger, no_ledger: Keys of the ledger's entries to learn from, whatever their size (by default all of about
-            this size); neither learn from it nor write into it.
+        ledger, no_ledger: Keys of the ledger's entries to learn from (default: all of about this size), and a team's
+            ledger by its URL; neither learn from it nor write into it.
         proxy, budget: Smaller model of the family, on which the search runs instead; "30m", "2h", "3x" (as long
             as three final runs) or "auto".
         strategy, metric, margin: How is searched, what decides (a name, "package.module:function", or the function),
