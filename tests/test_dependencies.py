@@ -17,6 +17,7 @@ IMPORTED_AS = {
 BY_OTHERS = {"scikit-learn"}
 """Declared, as another package needs it for what is used of it."""
 WITH_TORCH = {"triton"}
+FOR_TYPE_CHECKERS = {"_typeshed"}
 
 
 def declared(group: str | None = None) -> set[str]:
@@ -33,7 +34,8 @@ def imported() -> set[str]:
                 found.update(alias.name.split(".")[0] for alias in node.names)
             elif isinstance(node, ast.ImportFrom) and node.module:
                 found.add(node.module.split(".")[0])
-    return {IMPORTED_AS.get(name, name) for name in found - set(sys.stdlib_module_names) - {"loratune"}}
+    others = found - set(sys.stdlib_module_names) - FOR_TYPE_CHECKERS - {"loratune"}
+    return {IMPORTED_AS.get(name, name) for name in others}
 
 
 def test_what_is_imported_is_declared() -> None:
