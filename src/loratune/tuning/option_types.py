@@ -147,8 +147,8 @@ def check_variants(variants: tuple[str, ...], compared: tuple[str, ...], strateg
     for flag, names in (("--variants", variants), ("--tune-variants", compared)):
         if unknown := [name for name in names if name not in VARIANTS]:
             raise InputError(
-                f"{flag} must be among {', '.join(VARIANTS)}, got {nearest(unknown, VARIANTS)}; give for example {flag} "
-                "rslora."
+                f"{flag} must be among {', '.join(VARIANTS)}, got {nearest(unknown, VARIANTS)}; give for example "
+                f"{flag} rslora."
             )
     if twice := set(variants) & set(compared):
         raise InputError(
