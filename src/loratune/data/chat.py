@@ -186,7 +186,7 @@ class Messages:
         except Exception as error:  # a template may raise anything
             raise DataError(
                 f"{place}: the tokenizer's chat template refuses the conversation ({first_line(error)}); "
-                "correct the roles and their order."
+                "let user and assistant alternate, the user first."
             ) from None
         return str(text)
 

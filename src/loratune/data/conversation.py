@@ -36,6 +36,9 @@ ROLES = {
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Names of a turn's thoughts, in rows and in templates."""
+_CONVERSATION = '[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]'
+_CALL = '{"name": "search", "arguments": {}}'
+_TOOL = '{"name": "search"}'
 _READ = {"role", "from", "content", "value", "tool_calls", "function_call", "weight", *REASONING}
 
 
@@ -87,7 +90,7 @@ def read_conversation(row: Row, columns: Sequence[str]) -> Conversation:
     if "assistant" not in roles[1:]:
         raise DataError(
             f"{row.place}: a conversation must have an assistant's turn after another one, got "
-            f"{', '.join(roles)}; correct the row."
+            f"{', '.join(roles)}; write for example user, assistant."
         )
     if not any(turn.learned for turn in turns):
         raise DataError(
@@ -116,7 +119,7 @@ def _list(row: Row, column: str) -> list[Any]:
     if not isinstance(turns, list) or not turns:
         raise DataError(
             f"{row.place}: {column!r} must be a list of messages, got "
-            f"{'an empty list' if turns == [] else kind_of(turns)}; correct the row."
+            f"{'an empty list' if turns == [] else kind_of(turns)}; write for example {_CONVERSATION}."
         )
     return turns
 
@@ -134,10 +137,14 @@ def parsed(value: Any) -> Any:
 def _turn(turn: Any, number: int, may_be_learned: bool, place: str) -> _Turn:
     where = f"{place}: message {number}"
     if not isinstance(turn, Mapping):
-        raise DataError(f"{where} must have a role that is text, got {kind_of(None)}; correct the row.")
+        raise DataError(
+            f"{where} must have a role that is text, got {kind_of(None)}; write for example user."
+        )
     named = turn.get("role", turn.get("from"))
     if not isinstance(named, str):
-        raise DataError(f"{where} must have a role that is text, got {kind_of(named)}; correct the row.")
+        raise DataError(
+            f"{where} must have a role that is text, got {kind_of(named)}; write for example user."
+        )
     role = ROLES.get(named, named)
     content, thought = _content(turn.get("content", turn.get("value")), where)
     calls = _calls(turn, where)
@@ -149,9 +156,11 @@ def _turn(turn: Any, number: int, may_be_learned: bool, place: str) -> _Turn:
         (turn[name] for name in REASONING if turn.get(name) and isinstance(turn[name], str)), thought
     )
     if content is None and not calls:
-        raise DataError(f"{where} must have a content that is text, got null; correct the row.")
+        raise DataError(f'{where} must have a content that is text, got null; write for example "Hello".')
     if role == "assistant" and not calls and not (content or "").strip():
-        raise DataError(f"{where} of the assistant is empty; correct the row.")
+        raise DataError(
+            f"{where} of the assistant must not be empty; write its answer, or remove the message."
+        )
     message: Message = {"role": role, "content": content}
     if calls:
         message["tool_calls"] = calls
@@ -176,7 +185,7 @@ def _turn(turn: Any, number: int, may_be_learned: bool, place: str) -> _Turn:
 def _weight(turn: Mapping[str, Any], where: str) -> bool:
     weight = turn.get("weight")
     if weight is not None and weight not in (0, 1):
-        raise DataError(f"{where} must have a weight of 0 or 1, got {weight!r:.20}; correct the row.")
+        raise DataError(f"{where} must have a weight of 0 or 1, got {weight!r:.20}; write 1 to learn it.")
     return weight is None or weight == 1
 
 
@@ -185,7 +194,9 @@ def _content(content: Any, where: str) -> tuple[str | None, str]:
     if content is None or isinstance(content, str):
         return content, ""
     if not isinstance(content, list):
-        raise DataError(f"{where} must have a content that is text, got {kind_of(content)}; correct the row.")
+        raise DataError(
+            f'{where} must have a content that is text, got {kind_of(content)}; write for example "Hello".'
+        )
     texts, thoughts = [], []
     for part in content:
         kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
@@ -219,7 +230,7 @@ def _call(call: Any, where: str) -> dict[str, Any]:
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise DataError(
-            f"{where} must name the function of every tool call, got {call!r:.60}; correct the row."
+            f"{where} must name the function of every tool call, got {call!r:.60}; write for example {_CALL}."
         )
     arguments = parsed(function.get("arguments"))
     if arguments in (None, ""):
@@ -227,7 +238,7 @@ def _call(call: Any, where: str) -> dict[str, Any]:
     if not isinstance(arguments, Mapping):
         raise DataError(
             f"{where} must have the arguments of {function['name']!r} as a JSON object, got "
-            f"{kind_of(arguments)}; correct the row."
+            f"{kind_of(arguments)}; write for example {{}}."
         )
     named = {"type": "function", "function": {"name": function["name"], "arguments": dict(arguments)}}
     return {"id": call["id"], **named} if isinstance(call.get("id"), str) else named
@@ -246,6 +257,6 @@ def _tool(tool: Any, column: str, place: str) -> dict[str, Any]:
     function = tool.get("function", tool) if isinstance(tool, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise DataError(
-            f"{place}: {column!r} must be a list of functions with a name, got {tool!r:.60}; correct the row."
+            f"{place}: {column!r} must be a list of functions with a name, got {tool!r:.60}; write for example {_TOOL}."
         )
     return {"type": "function", "function": dict(function)}

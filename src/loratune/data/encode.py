@@ -111,7 +111,7 @@ class Encoder:
         piece = _joined(runs)
         if not any(piece[1]):
             raise DataError(
-                f"{example.place} must have a token to learn, got none; correct or remove the row."
+                f"{example.place} must have a token to learn, got none; write a completion, or remove the row."
             )
         return piece
 

@@ -114,8 +114,8 @@ def _class_of(value: Any, row: Row, column: str, names: Sequence[str]) -> str:
     if isinstance(value, str) and value.strip():
         return value.strip()
     raise DataError(
-        f"{row.place}: label {column!r} must be text or a whole number, got {kind_of(value)}; correct or remove "
-        "the row."
+        f"{row.place}: label {column!r} must be text or a whole number, got {kind_of(value)}; "
+        'write for example "spam", or remove the row.'
     )
 
 
@@ -126,8 +126,8 @@ def _number_of(value: Any, row: Row, column: str) -> float:
         number = float("nan")
     if not isfinite(number):
         raise DataError(
-            f"{row.place}: {column!r} must be a finite number as in other rows, got {kind_of(value)}; correct or "
-            "remove the row."
+            f"{row.place}: {column!r} must be a finite number as in other rows, got {kind_of(value)}; "
+            "write for example 3.5, or remove the row."
         )
     return number
 
@@ -227,7 +227,7 @@ class TextEncoder(Encoder):
             examples, self.tokenizer(texts, add_special_tokens=True)["input_ids"], strict=True
         ):
             if not ids:
-                raise DataError(f"{example.place} must have a text, got none; correct or remove the row.")
+                raise DataError(f"{example.place} must have a text, got none; write one, or remove the row.")
             kept = list(ids)
             if len(ids) > self.max_length:
                 end = self.ending

@@ -77,7 +77,7 @@ class Pairs:
             kind = "be lists of messages" if self.turns else "be text"
             raise DataError(
                 f"{row.place}: {CHOSEN!r} and {REJECTED!r} must {kind} as in the first row, got "
-                f"{kind_of(answers[0])} and {kind_of(answers[1])}; correct the row."
+                f"{kind_of(answers[0])} and {kind_of(answers[1])}; let both {kind}."
             )
         return self._of_turns(row, *answers) if self.turns else self._of_texts(row, *answers)
 
@@ -86,7 +86,7 @@ class Pairs:
             if not isinstance(answer, str) or not answer.strip():
                 raise DataError(
                     f"{row.place}: {column!r} must be text that is not empty, got "
-                    f"{kind_of(answer)}; correct or remove the row."
+                    f"{kind_of(answer)}; write an answer, or remove the row."
                 )
         _check_different(row, chosen, rejected)
         if isinstance(self.prompt, Template):
@@ -97,8 +97,8 @@ class Pairs:
             prompt = row.values[self.prompt]
             if not isinstance(prompt, str):
                 raise DataError(
-                    f"{row.place}: {self.prompt!r} must be text as {CHOSEN!r} is, got {kind_of(prompt)}; correct "
-                    "the row."
+                    f"{row.place}: {self.prompt!r} must be text as {CHOSEN!r} is, got {kind_of(prompt)}; write "
+                    "text."
                 )
         else:
             shared = _shared_text(chosen, rejected)
@@ -170,7 +170,7 @@ def _check_shared(row: Row, shared: int, chosen: str, rejected: str) -> None:
     if not shared:
         raise DataError(
             f"{row.place}: {CHOSEN!r} and {REJECTED!r} must begin with the same prompt where there is no column "
-            f"'prompt', got {chosen!r} and {rejected!r}; correct the row, or give the prompt a column."
+            f"'prompt', got {chosen!r} and {rejected!r}; begin both with the prompt, or give it a column."
         )
 
 

@@ -85,8 +85,8 @@ def _header(fields: list[str], place: str) -> list[str]:
     columns = [field.strip() for field in fields]
     if "" in columns or len(set(columns)) < len(columns):
         raise DataError(
-            f"{place} must name every column once, got {', '.join(map(repr, columns))}; correct the "
-            "header line."
+            f"{place} must name every column once, got {', '.join(map(repr, columns))}; write a "
+            "header such as prompt,completion."
         )
     return columns
 

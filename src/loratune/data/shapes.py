@@ -177,10 +177,12 @@ def text_of(row: Row, column: str, may_be_empty: bool = False) -> str:
     """The column's text. Raises `DataError` where it is none, or is blank."""
     value = row.values[column]
     if not isinstance(value, str):
-        raise DataError(f"{row.place}: {column!r} must be text, got {kind_of(value)}; correct the row.")
+        raise DataError(
+            f'{row.place}: {column!r} must be text, got {kind_of(value)}; write for example "yes".'
+        )
     if not may_be_empty and not value.strip():
         raise DataError(
-            f"{row.place}: {column!r} must not be empty, got {value!r}; correct or remove the row."
+            f"{row.place}: {column!r} must not be empty, got {value!r}; write text, or remove the row."
         )
     return value
 
@@ -199,8 +201,8 @@ def label_of(row: Row, column: str, class_names: Sequence[str] = ()) -> str:
         value = str(value).lower()
     if not isinstance(value, str) or not value.strip():
         raise DataError(
-            f"{row.place}: label {column!r} must be text or a whole number, got {kind_of(value)}; correct "
-            "the row."
+            f"{row.place}: label {column!r} must be text or a whole number, got {kind_of(value)}; "
+            'write for example "spam".'
         )
     return " ".join(value.replace("_", " ").split())
 

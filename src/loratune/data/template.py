@@ -79,7 +79,7 @@ class Template:
                 if not isinstance(value, str | int | float):
                     raise DataError(
                         f"{row.place}: {column!r} must be text or a number for the template, got "
-                        f"{kind_of(value)}; correct the row."
+                        f'{kind_of(value)}; write for example "yes" or 3.'
                     )
                 pieces.append(str(value))
         return "".join(pieces)
