@@ -208,7 +208,10 @@ def test_long_chats_are_left_out() -> None:
         ([], "got an empty list"),
         (["hi"], "message 1 must have a role that is text, got null"),
         ([{"role": "user", "content": "a"}, {"role": "assistant", "content": None}], "message 2 .* content"),
-        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}], "message 2 .* must not be empty"),
+        (
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}],
+            "message 2 .* must not be empty",
+        ),
         ([{"role": "user", "content": "a"}], "must have an assistant's turn after another one, got user;"),
         ([{"role": "assistant", "content": "a"}], "must have an assistant's turn after another one"),
     ],

@@ -76,7 +76,7 @@ Ints = npt.NDArray[np.int64]
 
 
 Writer = Callable[[Sequence[int]], Sequence[tuple[str, str]]]
-"""From examples of the test split to what the recommended adapter and the base model write there; empty: nothing."""
+"""Gives what the recommended adapter and the base model write for examples of the test split; empty: nothing."""
 
 
 def held_out(
@@ -221,7 +221,7 @@ def _example(
 
 
 def _text(tokenizer: Decoder, tokens: npt.NDArray[np.int32]) -> str:
-    """Without special tokens; of a long text the beginning and the end."""
+    """The text without special tokens; of a long one the beginning and the end."""
     return _cut(str(tokenizer.decode(tokens.tolist(), skip_special_tokens=True)).strip())
 
 

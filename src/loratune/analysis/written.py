@@ -61,6 +61,6 @@ def write_rows(
 
 
 def _text(tokenizer: Decoder, tokens: npt.NDArray[np.int32], most: int) -> str:
-    """Without special tokens; what was cut off ends in dots."""
+    """The text without special tokens; what was cut off ends in dots."""
     text = str(tokenizer.decode(tokens.tolist(), skip_special_tokens=True)).strip()
     return f"{text} …".lstrip() if len(tokens) >= most else text

@@ -141,7 +141,7 @@ def _of_columns(seen: Overview) -> str:
 
 
 def _columns(seen: Overview) -> Iterator[Setting]:
-    """Those that are named stand; of others what would read the rows in the same way is shown."""
+    """The columns that are named; as comments, the names that would read other rows in the same way."""
     given = seen.options
     if given.prompt_column is not None:
         yield Setting("prompt_column", given.prompt_column)

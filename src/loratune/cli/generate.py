@@ -17,13 +17,13 @@ _LISTS: dict[Any, tuple[Callable[[str], Any], str, str]] = {
     tuple[float, ...]: (float, "numbers", "<float,float,…>"),
     tuple[str, ...]: (str, "names", "<name,name,…>"),
 }
-"""By type of a list: what makes one of its entries from text, their name in messages, and in `--help`."""
+"""What makes an entry of a list from text, its name in messages and in `--help`, by the list's type."""
 _ADVICE: dict[Any, str] = {
     int: "give e.g. 8,16",
     float: "give e.g. 1e-4,3e-4",
     str: "leave it out, or give names",
 }
-"""By type of an entry: what an error advises."""
+"""What an error advises, by an entry's type."""
 
 _PANELS = ("Data", "Model and device", "Hyper-parameters", "Search", "Output")
 """Their order in `--help`."""

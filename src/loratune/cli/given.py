@@ -66,7 +66,7 @@ def _checked(path: Path | None, values: Mapping[str, Any], cls: type[CommonOptio
 
 
 def _resumed(given: dict[str, Any], directory: Path | None) -> dict[str, Any]:
-    """With everything that the run directory has of the run; where options contradict it, its study refuses them."""
+    """The options with all that the run directory has of the run; where they contradict it, its study refuses them."""
     out = given.get("out")
     if directory is not None:
         if not given.get("resume"):

@@ -59,7 +59,7 @@ def kept_bytes_per_token(
 
 
 def _input_bytes(model: ModelProfile, execution: Execution) -> float:
-    """Per token, of a layer that runs again."""
+    """Bytes per token of a layer that runs again."""
     if not execution.keeps_attention:
         return _stream(model)
     blocks = {}
@@ -142,13 +142,13 @@ def evaluation_bytes(
 
 
 def _stream_bytes(model: ModelProfile) -> float:
-    """Per token, while a layer works: the residual stream, what a norm and a product make of it, the angles."""
+    """Bytes per token while a layer works: the residual stream, what a norm and a product make of it, the angles."""
     angles = 2 * model.hidden_size / model.attention_heads
     return model.bytes_per_parameter * (4 * model.hidden_size + angles)
 
 
 def _mlp_bytes(model: ModelProfile, models: int, execution: Execution) -> float:
-    """Per token: gate, up and their product; or product, output and one model's float32 copy of the product.
+    """Bytes per token: gate, up and their product; or product, output and one model's float32 copy of the product.
 
     Without a `gate_proj` of its own one tensor more, the terms of a GELU or a part cut out; a mixture also gathers
     what each of its experts reads and gives back.
@@ -161,7 +161,7 @@ def _mlp_bytes(model: ModelProfile, models: int, execution: Execution) -> float:
 
 
 def _attention_bytes(model: ModelProfile, execution: Execution) -> float:
-    """Per token: queries, keys and their copies, where attention runs in float32; else the MLP is more."""
+    """Bytes per token: queries, keys and their copies, where attention runs in float32; else the MLP is more."""
     if not execution.float32_attention:
         return 0.0
     queries, keys = (

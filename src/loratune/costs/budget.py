@@ -24,7 +24,7 @@ class Budget:
     seconds: float | None = None
     runs: float | None = None
     least_seconds: float = 0.0
-    """On a GPU the whole command may take so long, whatever `runs` are."""
+    """Time that the whole command may take on a GPU, whatever `runs` are."""
 
     @classmethod
     def parse(cls, text: str) -> Self:

@@ -172,7 +172,7 @@ class Calibration:
         return others + _ONE_TRIAL * alone * (1 + TRUNCATION_SHARE) / _SAFETY
 
     def more_seconds(self, runs: float, context: SearchContext, seconds: float, devices: int = 1) -> float:
-        """By how much a budget must be raised whose plan may take `seconds`, for `runs` of it (as `runs_within`)."""
+        """Seconds by which a budget must rise whose plan may take `seconds`, for `runs` of it (as `runs_within`)."""
         each = seconds / max(self._runs(seconds, context), 1e-12)
         return (1.01 * runs * each / devices - seconds) * (1 + TRUNCATION_SHARE) / _SAFETY
 

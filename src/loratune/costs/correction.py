@@ -15,7 +15,7 @@ _LARGEST_SCALE = 8.0
 """The same after a real out-of-memory error, which is taken as a measurement."""
 _LARGEST_FIXED = 4 * 2**30
 _MARGIN = 1.01
-"""After an out-of-memory error the observed peak is predicted with this to spare."""
+"""Factor by which the prediction exceeds the observed peak after an out-of-memory error."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -41,12 +41,12 @@ class Execution:
     keeps_attention: bool = False
     """Whether the attention of a layer that runs again in the backward pass is kept instead of being computed again."""
     keeps_product: bool = True
-    """With `recompute`: whether the input of an adapted `down_proj` is kept after all."""
+    """Whether the input of an adapted `down_proj` is kept after all, with `recompute`."""
     shared_inner: bool
     """Whether the inner products A·x of every adaptable layer are as wide as the widest trial's, in the
     base's type and rounded up to a block of ranks; else each trial's own, in float32."""
     rank_blocks: tuple[int, ...] = (16, 64, 128)
-    """For `shared_inner`: ranks take the smallest of these that holds them, or several of the last."""
+    """Sizes of ranks for `shared_inner`: the smallest of these that holds the rank, or several of the last."""
     copies_weights: bool = False
     """Whether the products read a copy of the adapters in the base's type, where that is smaller than float32."""
     records: bool = False

@@ -83,7 +83,7 @@ class Generation:
         return batches * self.max_new_tokens * step + models * rows * self.prompt_tokens / forward
 
     def _step_seconds(self, rows: int) -> float:
-        """Between measured sizes in proportion; beyond the largest as its rows."""
+        """Seconds of a step, in proportion between measured sizes; beyond the largest in proportion to its rows."""
         sizes, seconds = zip(*self.steps, strict=True)
         between: float = np.interp(rows, sizes, seconds).item()
         return float(between * max(1.0, rows / sizes[-1]))

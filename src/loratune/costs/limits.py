@@ -152,7 +152,7 @@ class Limits:
 
     @property
     def sparing(self) -> "Limits":
-        """With a single row in a micro-batch, which needs least."""
+        """The limits with a single row in a micro-batch, which needs least."""
         return replace(self, micro_batch_tokens=self.max_length)
 
     def largest_pack(self, trial: HyperParameters, limit: int) -> int:
@@ -199,7 +199,7 @@ class Limits:
         full, launch = self._filling(pack, limit), LAUNCH_TOKENS[self.execution.device]
 
         def seconds(tokens: int) -> float:
-            """For each token, but for a factor."""
+            """Seconds for each token, but for a factor."""
             return (1 + launch / tokens) * self.time_again(self.recomputed_in(full, tokens))
 
         return min(sorted(sizes, reverse=True), key=seconds)
@@ -239,7 +239,7 @@ def _largest(fits: Callable[[int], bool], limit: int) -> int:
 
 
 MICRO_BATCH_TOKENS: dict[Device, int] = {"cpu": 2048, "cuda": 65536}
-"""At most: beyond, throughput has long stopped to grow. What is used is measured (`costs.measuring.calibrate`)."""
+"""Largest micro-batch: beyond, throughput has long stopped growing. The size used is measured (`costs.measuring`)."""
 
 _UNEVEN = 1.25
 """A micro-batch may have more supervised tokens than the mean."""
@@ -280,13 +280,13 @@ def limits_here(
     memory: str | None = None,
     recompute: str = "auto",
 ) -> Limits:
-    """With the largest micro-batch worth trying, or what one trial of the default recipe leaves room for.
+    """The limits with the largest micro-batch worth trying, or what one trial of the default recipe leaves room for.
 
     Args:
+        memory: what the user allows, such as `24GiB`; None: what the device has free.
         recompute: which activations are computed again, as `--recompute` has it.
 
     Raises `InputError` where the model does not allow that.
-        memory: what the user allows, such as `24GiB`; None: what the device has free.
     """
     device: Device = "cuda" if base.device.type == "cuda" else "cpu"
     execution = execution_of(device, paths)
@@ -305,7 +305,7 @@ def limits_here(
 
 
 def _recomputing(limits: Limits, base: BaseModel, text: str, largest: int) -> Limits:
-    """With activations computed again as the user asks; where that is left to us, of a model that allows it and where
+    """The limits with activations computed again as the user asks; if that is left to us, where the model allows it and
     one trial of the default recipe leaves no room for the `largest` micro-batch.
     """
     wanted = layers_recomputed(text, limits.model.layers)
@@ -384,7 +384,7 @@ CARDS = tuple(
         ("B200 (192 GB)", 183359),
     )
 )
-"""From small to large, MiB; of cards named together the smaller.
+"""Cards from small to large, MiB; of cards named together the smaller.
 
 They follow the cards' nominal sizes, less what is usually held back there (error correction, firmware). Two were
 compared with what `nvidia-smi` prints as `memory.total`, the others were not: take a fit within some hundred MiB for a

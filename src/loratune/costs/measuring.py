@@ -138,7 +138,7 @@ def _repeat(work: Callable[[], int], seconds: float, fewest: int = 1) -> tuple[f
 
 
 PACK_SIZE: dict[Device, int] = {"cpu": 8, "cuda": 32}
-"""Beyond these a pack gains little: on two cores a pack of 8 has reached the speed of the base's products."""
+"""Trials beyond which a pack gains little: on two cores a pack of 8 has reached the speed of the base's products."""
 _SMALL, _OF_SMALL = 300e6, 64
 """Parameters below which a pack has 64 trials on a GPU: 135M trains short rows 12 % faster with 64 than with 32."""
 

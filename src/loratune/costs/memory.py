@@ -28,7 +28,7 @@ from loratune.maths.targets import select_targets
 from loratune.values import HyperParameters, ModelProfile
 
 TIGHT = 0.92
-"""Above this share of the device's memory the verdict is `tight`: the prediction may be off by 8 %."""
+"""Share of the device's memory above which the verdict is `tight`: the prediction may be off by 8 %."""
 
 Verdict = Literal["fits", "tight", "does not fit"]
 

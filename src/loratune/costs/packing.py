@@ -21,7 +21,7 @@ _WORTH = 0.98
 """Another plan than the first is taken if it needs less than this share of its time: measurements are noisy."""
 
 GOOD = 1.02
-"""Times the bound: a plan so close to it is not improved."""
+"""A plan that takes at most this multiple of the bound is not improved."""
 _TRIALS_PLAYED = 30_000
 """Trials times plans that are played: about half a second."""
 _MOST_PLAYS = 500
@@ -40,7 +40,7 @@ class TrialLoad:
 
     steps: int
     tokens: float
-    """Per step."""
+    """Tokens per step."""
     memory: int
     """Bytes that it holds while it is live."""
 
@@ -82,7 +82,7 @@ class Admission:
 
     def __init__(self, memory: Sequence[float], order: Sequence[int], *, slots: int, room: float) -> None:
         self.slots = slots
-        """That are free."""
+        """Free slots."""
         self._order = order
         self._whole = self._room = room
         self._memory = np.minimum([float(memory[i]) for i in order], room)
@@ -215,7 +215,7 @@ def _orders(loads: Sequence[TrialLoad]) -> Iterator[tuple[int, ...]]:
 
 
 def _mixed(steps: Numbers, kinds: Sequence[tuple[float, ...]]) -> Numbers:
-    """For each trial when it begins, in [0, 1), if every kind is to last until the end, its longest trials first."""
+    """When each trial begins, in [0, 1), if every kind is to last until the end, its longest trials first."""
     when = np.zeros(len(steps))
     of_kind: dict[tuple[float, ...], list[int]] = {}
     for trial in np.argsort(-steps, kind="stable").tolist():

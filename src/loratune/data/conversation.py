@@ -214,7 +214,7 @@ def _content(content: Any, where: str) -> tuple[str | None, str]:
 
 
 def _calls(turn: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
-    """In OpenAI's form, with the arguments as a mapping."""
+    """Calls in OpenAI's form, with the arguments as a mapping."""
     if turn.get("tool_calls"):
         return _listed_calls(parsed(turn["tool_calls"]), where)
     if turn.get("function_call"):

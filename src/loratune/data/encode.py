@@ -134,7 +134,7 @@ class Encoder:
             yield tokens, True
 
     def _cut(self, example: Example, piece: Piece) -> Encoded:
-        """Without the prompt's start (its beginning-of-text token stays); one given token must be left."""
+        """The row without its prompt's start (its beginning-of-text token stays); one given token must be left."""
         tokens, learned = piece
         length, kept = len(tokens), len(self.beginning) if example.begins else 0
         start = length - (self.max_length - kept)

@@ -173,7 +173,7 @@ def _text_column(first: Row, label: str) -> str | None:
 
 
 def _problem_of(source: Source, label: str) -> Problem:
-    """By the values of all rows: lists are several labels, numbers with a point a regression, all else classes.
+    """The problem by the values of all rows: lists are several labels, numbers with a point a regression, else classes.
 
     Tables of text have numbers as text: they are numbers where every one is, and one of them has a point.
     """

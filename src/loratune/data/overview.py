@@ -26,7 +26,7 @@ class Overview:
     """Columns of the first row."""
     shape: Shape
     rows: dict[str, int]
-    """By split, of those that come with the data."""
+    """Rows by split, of the splits that come with the data."""
     labels: Counter[str]
     """Rows of all splits by label, the labels as words; empty where there are none."""
     median_characters: float

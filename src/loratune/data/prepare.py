@@ -206,7 +206,7 @@ def _sorted(labels: Iterable[str]) -> tuple[str, ...]:
 def _answered(
     rows: StoredRows, answers: list[Any] | None, classes: dict[str, int], labels: tuple[str, ...]
 ) -> StoredRows:
-    """With what a classifier is to answer: class numbers [rows], labels that hold [rows, C], or numbers [rows]."""
+    """The rows with a classifier's answers: class numbers [rows], labels that hold [rows, C], or numbers [rows]."""
     given: npt.NDArray[Any]
     if answers is None:
         assert rows.table.labels is not None

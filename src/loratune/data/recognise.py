@@ -85,7 +85,7 @@ class _Choice:
         return DataError(f"{self.first.place} {rule}, got columns {', '.join(self.columns)}; {step}.")
 
     def named(self) -> Shape:
-        """With at least one of --prompt-column, --completion-column and --template given."""
+        """The shape by --prompt-column, --completion-column or --template, of which at least one is given."""
         given = self.options
         completion = given.completion_column or self.first_of(*_COMPLETIONS)
         if completion is None:
@@ -118,7 +118,7 @@ class _Choice:
         )
 
     def found(self) -> Shape:
-        """By the names of the columns alone, and by lists of turns."""
+        """The shape by the names of the columns alone, and by lists of turns."""
         values = self.first.values
         turns = self.first_of(*conversation.COLUMNS)
         if turns == "messages" or (turns is not None and is_turns(values[turns])):

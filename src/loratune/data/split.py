@@ -20,7 +20,7 @@ PLENTY = 2000
 """Rows beyond which such a split takes the smallest share only."""
 SMALLEST_SHARE = 0.1
 FEWEST_TO_SPLIT = 10
-"""Below, a share of 15 % is not a row or two."""
+"""Fewest rows to split: below, a share of 15 % is not a row or two."""
 FEWEST_ROWS = 2
 """Fewest rows of any split: a paired test needs two."""
 

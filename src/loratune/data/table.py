@@ -138,7 +138,7 @@ class TokenTable:
         rows: Sequence[tuple[Sequence[int], Sequence[bool]]],
         labels: Sequence[int] | None = None,
     ) -> Self:
-        """From (tokens, supervised) pairs in memory; for tests, benchmarks and small data."""
+        """A table of (tokens, supervised) pairs in memory; for tests, benchmarks and small data."""
         offsets = np.cumsum([0, *(len(tokens) for tokens, _ in rows)], dtype=np.int64)
         return cls(
             tokens=np.concatenate([np.asarray(tokens, np.int32) for tokens, _ in rows]),

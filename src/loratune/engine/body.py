@@ -138,7 +138,7 @@ class Body:
     def running(
         self, rows: FlatRows | PaddedRows | None, *, bare: bool = False
     ) -> Iterator[dict[str, torch.Tensor]]:
-        """For forward and backward passes of one micro-batch; gives the model's inputs beside the tokens.
+        """The model's inputs beside the tokens, for forward and backward passes of one micro-batch.
 
         Only flat micro-batches run compiled, and not those of the `bare` base: a compiled form of their own would take
         longer than all that a run asks of it.

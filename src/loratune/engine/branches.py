@@ -28,7 +28,7 @@ class Branches:
 
     @classmethod
     def of(cls, tokens: Sequence[int], parents: Sequence[int]) -> "Branches":
-        """From each token's parent: the number of an earlier token, or -1 for the prompt."""
+        """Branches by each token's parent: the number of an earlier token, or -1 for the prompt."""
         sees = np.eye(len(tokens), dtype=np.bool_)
         depth = np.zeros(len(tokens), np.int64)
         for i, parent in enumerate(parents):

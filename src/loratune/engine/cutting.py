@@ -28,7 +28,7 @@ class Cuts:
     healed: tuple[int, ...] = ()
     """Ranks of uniform cuts that are trained on afterwards."""
     healing: float = 0.0
-    """For so large a share of the trial's epochs."""
+    """Share of the trial's epochs for which cuts are trained on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

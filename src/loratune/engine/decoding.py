@@ -208,7 +208,7 @@ class GreedyDecoder:
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:
-    """After which the model has said all: those of its generation settings, and the tokenizer's."""
+    """Tokens that end a text: those of the model's generation settings, and the tokenizer's."""
     own = getattr(model.generation_config, "eos_token_id", None)
     found = {own} if isinstance(own, int) else set(own or ())
     if tokenizer is not None:

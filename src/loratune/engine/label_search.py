@@ -61,9 +61,9 @@ class LabelTrie:
             if self.label[node] < 0:
                 self.label[node] = number
         self.children = [np.array(list(each.values()), np.int64) for each in places]
-        """Per node, the nodes that follow."""
+        """The nodes that follow each node."""
         self.size = [int(bool(len(each))) for each in self.children]
-        """Per node, how many nodes at or below it are followed by others."""
+        """How many nodes at or below each node are followed by others."""
         for node in range(len(self.token) - 1, _ROOT, -1):
             self.size[self.parent[node]] += self.size[node]
         self.tokens = np.array(self.token, np.int64)
@@ -243,7 +243,7 @@ class LabelSearch:
     def _states(
         self, requests: Sequence[_Request], member: PackMember | None, cuts: Cuts
     ) -> tuple[torch.Tensor, Any]:
-        """Per request the states of the prompt's last token and of every fed one."""
+        """The states of each request's last prompt token and of every fed one."""
         evaluator, trie = self._evaluator, self._trie
         if not self._branching:
             rows = []

@@ -52,7 +52,7 @@ class LabelTree:
     tokens: Ints
     """[nodes] the token of each node."""
     paths: tuple[Ints, ...]
-    """Per label, its nodes."""
+    """Nodes of each label."""
 
     @classmethod
     def build(cls, labels: Sequence[npt.NDArray[np.int32]]) -> "LabelTree":

@@ -237,7 +237,7 @@ class PackLoop:
         self._just_read.clear()
 
     def _read_due(self) -> None:
-        """Those on the same rows together. Where memory runs out, those not yet read are still due."""
+        """Take the readings that are due, on the same rows together. Those that memory cuts off stay due."""
         due = [entry for entry in self._live if entry.reading_due]
         for entry, evaluation in self._evaluated(due, [each.slot.adapter for each in due], self._work.sample):
             entry.read(evaluation)

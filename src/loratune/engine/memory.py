@@ -121,7 +121,7 @@ class Shortage:
 
     @property
     def sentence(self) -> str:
-        """For people."""
+        """The message for people."""
         trials = f"{len(self.trials)} trial{'s' if len(self.trials) != 1 else ''}"
         held = f"{self.needed / 2**30:.1f} GiB were needed"
         if self.place is Place.PACK:

@@ -68,7 +68,7 @@ class PackEngine:
     evaluations_per_trial: int = 4
     """Readings of a trial, the last of them on all validation rows at its end."""
     max_tokens_per_micro_batch: int = 2048
-    """At first: halved where memory runs out."""
+    """Size at first: halved where memory runs out."""
     max_tokens_per_evaluation: int | None = None
     """The same without gradients; None: twice as many, for no activations are kept."""
     cached_tokens: int = 2**15
@@ -262,7 +262,7 @@ class PackEngine:
 
     @contextmanager
     def attached(self) -> Iterator[TrainingStep]:
-        """For measuring and checking: the step with the hooks in place."""
+        """The step with the hooks in place, for measuring and checking."""
         with self._ready():
             yield self.training_step()
 

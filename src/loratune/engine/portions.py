@@ -217,7 +217,7 @@ def of_groups(
     betas: npt.NDArray[np.float64],
     references: npt.NDArray[np.float64] | None,
 ) -> Supervised:
-    """With what each row [rows] has of its trial and of the base model, where rows belong together; else as it is."""
+    """`asked` with what rows [rows] have of their trials and the base model, where they are grouped; else as it is."""
     if asked.rows is None:
         return asked
     device = batch.targets.device

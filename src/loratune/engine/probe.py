@@ -165,7 +165,7 @@ def _accumulate(
 
 
 def _noise(norms: Sequence[tuple[float, float]], seed: int) -> NoiseScale | None:
-    """From the steps after the warm-up; None where too few were finite."""
+    """The noise scale from the steps after the warm-up; None where too few were finite."""
     if len(norms) < _FEWEST_STEPS:
         return None
     small, large = zip(*norms[min(_WARMUP, len(norms) - _FEWEST_NORMS) :], strict=True)

@@ -81,7 +81,7 @@ class Recomputation:
         return run
 
     def backward(self) -> torch.Tensor | None:
-        """From the gradient that the layers above have left; returns that of the first layer's input, if it has one."""
+        """Go on from the gradient that the layers above left; returns that of the first layer's input, if any."""
         gradient = None if self._top is None else self._top.grad
         self._top = None
         while self._calls and gradient is not None:

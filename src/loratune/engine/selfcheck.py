@@ -64,7 +64,7 @@ class TrialCheck:
     floor: Deviation
     """Deviations below this count as rounding whatever the noise was."""
     format: Deviation | None = None
-    """In half precision: PEFT on the same base weights in float32 against PEFT, what the format itself rounds.
+    """The rounding of half precision itself: PEFT on the same base weights in float32 against PEFT.
 
     Padding hardly changes rounding; kernels that round at other places (a fused norm, say) do.
     """

@@ -56,7 +56,7 @@ def options_from(path: Path) -> Incoming:
 
 
 def trl(values: Mapping[str, Any]) -> dict[str, Any]:
-    """From the keys of `trl sft --config`."""
+    """Options from the keys of `trl sft --config`."""
     data, validation = _hub(values.get("dataset_name"), values.get("dataset_config")), None
     if mixture := values.get("datasets"):
         data, validation = _files(_only(mixture, "datasets"))
@@ -74,7 +74,7 @@ def trl(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def axolotl(values: Mapping[str, Any]) -> dict[str, Any]:
-    """From the keys of `axolotl train`."""
+    """Options from the keys of `axolotl train`."""
     dataset = _only(values.get("datasets"), "datasets")
     data, validation = _files(dataset)
     if tests := values.get("test_datasets"):
@@ -97,7 +97,7 @@ def axolotl(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def llamafactory(values: Mapping[str, Any], information: Mapping[str, Any]) -> dict[str, Any]:
-    """From the keys of `llamafactory-cli train` and its dataset_info.json."""
+    """Options from the keys of `llamafactory-cli train` and its dataset_info.json."""
     data, entry = _named(values.get("dataset"), information)
     validation, _ = _named(values.get("eval_dataset"), information)
     columns = entry.get("columns") or {}

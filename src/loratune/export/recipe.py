@@ -43,7 +43,7 @@ class Recipe:
     end_of_turn: str
     """The token that ends a completion, as text."""
     origin: str
-    """For comments: where the values come from, one line."""
+    """Comment that says where the values come from, one line."""
     weight_format: str = PLAIN
     """How the base's linear layers were held: `plain`, or `nf4` (4 bits)."""
     modules_to_save: tuple[str, ...] = ()

@@ -46,11 +46,11 @@ class Codec:
         return list(self.tokenizer(list(texts), add_special_tokens=special)["input_ids"]) if texts else []
 
     def ended(self, text: str) -> str:
-        """With the end-of-turn token, which trainers append where it is missing."""
+        """The text with the end-of-turn token, which trainers append where it is missing."""
         return text if text.endswith(self.end) else text + self.end
 
     def bare(self, ids: list[int]) -> list[int]:
-        """Without the tokens that the tokenizer would put there again."""
+        """The tokens without those that the tokenizer would put there again."""
         own = len(self.beginning)
         return ids[own:] if own and tuple(ids[:own]) == self.beginning else ids
 

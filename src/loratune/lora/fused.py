@@ -32,7 +32,7 @@ _RUNS = 8
 _SHRINK = {"BLOCK_K": 128}
 _EXPAND = {"BLOCK_M": 64, "BLOCK_N": 128, "PARTS": 1}
 _EXPAND_SMALL_A = {"BLOCK_M": 32, "BLOCK_N": 128, "PARTS": 2}
-"""For the gradient of the input where no rank is above 16."""
+"""Tiles for the gradient of the input where no rank is above 16."""
 _GRADIENT = {"BLOCK_M": 64, "BLOCK_N": 128}
 _GRADIENT_NARROW = {"BLOCK_M": 64, "BLOCK_N": 32}
 """Where there are few runs of tokens, so that all processors have work."""
@@ -150,7 +150,7 @@ def to_device(values: npt.NDArray[np.int32], device: torch.device) -> torch.Tens
 
 
 def _padded(pieces: npt.NDArray[np.int32], count: int) -> npt.NDArray[np.int32]:
-    """With empty pieces of no slot up to `count`, and on to a multiple of four: tables begin at 16 bytes."""
+    """The pieces, filled up with empty ones to `count`, and on to a multiple of four: tables begin at 16 bytes."""
     rest = -(-count // 4) * 4 - len(pieces)
     return np.concatenate([pieces, np.tile(np.array([0, 0, -1], np.int32), (rest, 1))])
 

@@ -199,6 +199,6 @@ def _with_head(layout: AdapterLayout, seed: int, head: InitialHead) -> torch.Ten
 
 
 def _placed(numbers: torch.Tensor, base_dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """On the device in the adapter's type, rounded to the base's."""
+    """The numbers on the device in the adapter's type, rounded to the base's."""
     rounded = numbers.to(base_dtype).to(device)  # half as many bytes travel
     return rounded.to(torch.float64 if base_dtype == torch.float64 else torch.float32)

@@ -72,7 +72,7 @@ class PackedAdapters:
     _slots: dict[int, int] = field(default_factory=dict, init=False)
     _assigned: list[PackMember] = field(default_factory=list, init=False)
     _read: dict[int, _Read] = field(default_factory=dict, init=False)
-    """By the ids of the members' weights, which several may share."""
+    """Weights as they are read, by the ids of the members' weights, which several may share."""
 
     @property
     def _parameter(self) -> torch.Tensor:

@@ -58,7 +58,7 @@ class PackMember:
 
     @cached_property
     def matrices(self) -> Mapping[str, Matrices]:
-        """By module."""
+        """A and B by module."""
         gradients = self.adapter.layout.views(self.gradient) if self.gradient is not None else {}
         return {
             name: Matrices(a, b, *gradients.get(name, (None, None)))

@@ -140,7 +140,7 @@ class Strengths:
 
     a: Floats
     b: Floats
-    """Times lora_alpha / r: alpha and B can be traded for each other without changing what is learnt."""
+    """B's, times lora_alpha / r: alpha and B can be traded for each other without changing what is learnt."""
     update: Floats
     """The whole update's, lora_alpha / r · B · A."""
     layer: Floats

@@ -89,7 +89,7 @@ class Learned:
 
     @property
     def factor(self) -> float:
-        """On the law's value."""
+        """Factor on the law's value."""
         return exp(self.belief.mean)
 
     def interval(self, law: float) -> tuple[float, float, float]:
@@ -124,12 +124,12 @@ def law_rank(task: StudiedTask) -> float:
 
 
 def learn_rate(target: StudiedTask, tasks: Sequence[StudiedTask]) -> Learned:
-    """For the learning rate: one number for all ranks and batch sizes, whose slopes are the law's."""
+    """What the tasks say of the learning rate: one number for all ranks and batch sizes, whose slopes are the law's."""
     return _learn(target, rate_residuals(tasks, target), RATE_SPREAD)
 
 
 def learn_rank(target: StudiedTask, tasks: Sequence[StudiedTask]) -> Learned:
-    """For the smallest rank within the default margin of a large one."""
+    """What the tasks say of the smallest rank within the default margin of a large one."""
     return _learn(target, rank_residuals(tasks, target), RANK_SPREAD)
 
 
@@ -190,7 +190,7 @@ def rank_residuals(tasks: Sequence[StudiedTask], target: StudiedTask | None = No
 def _weighted(
     tasks: Sequence[StudiedTask], target: StudiedTask | None
 ) -> Iterator[tuple[StudiedTask, float]]:
-    """Those that say anything of the target, with their weights; in full where there is none."""
+    """Tasks that say anything of the target, with their weights; in full where there is none."""
     for task in tasks:
         weight = 1.0 if target is None else likeness(task, target)
         if weight:

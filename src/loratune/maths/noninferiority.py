@@ -283,7 +283,7 @@ def _resamples(rows: int) -> Floats:
 def _of_resamples(
     values: Floats, rows: int, seeds: tuple[int, int], noise: SeedNoise, margin: float
 ) -> Comparison:
-    """From the difference on all rows and on resamples of them."""
+    """The comparison from the difference on all rows and on resamples of them."""
     item = float(values[1:].var(ddof=1))
     return _combine(float(values[0]), item, rows - 1, seeds, noise, margin)
 

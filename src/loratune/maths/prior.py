@@ -47,7 +47,7 @@ class LeftOut:
 
     @property
     def sentence(self) -> str:
-        """In words."""
+        """The phrase for messages."""
         return (
             f"{self.mean:.4f} nats above the best rank on average and {self.worst:.4f} at most on {self.tasks} "
             f"measured tasks, {self.datasets} datasets left out in turn"

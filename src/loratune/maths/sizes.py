@@ -25,7 +25,7 @@ RECORDED_TOKENS = 65536
 """Tokens of the longest line that is recorded as a CUDA graph, which should meet few sizes; a graph keeps the memory
 of its activations for good."""
 _COARSE_TOKENS = 16384
-"""Below, where a step has few rows and their sum varies, recorded lines meet fewer sizes."""
+"""Tokens below which recorded lines meet fewer sizes: a step has few rows there and their sum varies."""
 _RECORDED_FLOPS = 80e12
 """FLOPs of a micro-batch's products above which launching should cost less than the work. An estimate: on H200s a pass
 of an 8B model took the host .15 to .19 s, in which the device does about this number."""

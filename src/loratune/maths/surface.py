@@ -37,7 +37,7 @@ _RANK_REACH, _RATE_REACH = 3.0, 1.2
 _NEAR = 1.5
 """e-folds around the best tried of a rank within which a parabola is believed."""
 _FAR = 0.4
-"""In y above a rank's best: beyond, a run is past the edge of stability and says nothing of the bottom."""
+"""Height above a rank's best, in y, beyond which a run is past the edge of stability and says nothing of the bottom."""
 _SLACK = 0.3
 """Share of a place's height above its rank's best: no parabola holds so far up, so the less it says of the bottom."""
 _DRAWS = 200

@@ -41,7 +41,7 @@ class Spread:
     family: float
     kind: float = 0.0
     slopes: tuple[float, ...] = ()
-    """By feature, per unit of it."""
+    """Slopes by feature, per unit of it."""
     own: float = 0.0
     """Standard deviation of what a task shares with no other."""
 
@@ -76,7 +76,7 @@ class Belief:
     sd: float
 
     def updated(self, value: float, sd: float) -> "Belief":
-        """With one more independent Gaussian measurement of the same residual."""
+        """The belief after one more independent Gaussian measurement of the same residual."""
         weight = self.sd**2 / (self.sd**2 + sd**2)
         return Belief(mean=self.mean + weight * (value - self.mean), sd=self.sd * (1 - weight) ** 0.5)
 

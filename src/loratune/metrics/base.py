@@ -72,7 +72,7 @@ class Metric(ABC):
 
     @property
     def column(self) -> str:
-        """Under which a result keeps the scores of its rows (`TrialResult.example_scores`)."""
+        """Name under which a result keeps the scores of its rows (`TrialResult.example_scores`)."""
         return self.info.column
 
     def asks_labels(self, labelled: bool) -> bool:

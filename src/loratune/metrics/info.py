@@ -42,13 +42,13 @@ class MetricInfo:
     counts_rows: bool = False
     """Whether a value is the share of the rows that are right."""
     rows_under: str = ""
-    """Under which a result keeps the scores of its rows; empty: under its name."""
+    """Name under which a result keeps the scores of its rows; empty: under its own."""
     by_nll: bool = False
     """Whether the NLL decides it, in nats: a metric that rises and falls with the NLL, or the NLL itself."""
 
     @property
     def column(self) -> str:
-        """Under which a result keeps the scores of its rows (`TrialResult.example_scores`)."""
+        """Name under which a result keeps the scores of its rows (`TrialResult.example_scores`)."""
         return self.rows_under or self.name
 
     @property

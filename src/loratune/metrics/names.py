@@ -11,13 +11,13 @@ BUILT_IN_NAMES = (
     *PREFERENCE_NAMES,
     *GENERATION_NAMES,
 )
-"""In the order in which they are shown."""
+"""All, in the order in which they are shown."""
 PREDICTION = "prediction"
-"""Under which a result keeps each row's predicted label."""
+"""Key under which a result keeps each row's predicted label."""
 REGEX = "regex:"
-"""Before a regular expression: its group in the generated text is compared."""
+"""Prefix of a regular expression: its group in the generated text is compared."""
 GENERATED = "generated:"
-"""Before `package.module:function`: it is given generated text."""
+"""Prefix of `package.module:function`: it is given generated text."""
 _ADDRESS = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 
 

@@ -77,7 +77,7 @@ def register(metric: Metric) -> Metric:
 
 
 def metrics(chosen: str = NLL.name) -> tuple[Metric, ...]:
-    """Those built in, in the order in which they are shown, and the chosen one."""
+    """The metrics built in, in the order in which they are shown, and the chosen one."""
     return tuple(dict.fromkeys((*BUILT_IN.values(), find(chosen))))
 
 

@@ -59,7 +59,7 @@ def wake(name: str) -> None:
 
 
 WORKERS = ("workers",)
-"""In place of devices: any machine's, by whoever takes trials from the run directory."""
+"""Stands for any machine's devices, by whoever takes trials from the run directory."""
 
 
 def pick_devices(names: Sequence[str]) -> tuple[str, ...]:
@@ -195,7 +195,7 @@ def forget_peak(device: torch.device) -> bool:
 
 
 def trim_heap(device: torch.device) -> None:
-    """On a CPU, where the C library can: what its heap keeps of earlier work goes back to the system.
+    """Return what a CPU's heap keeps of earlier work to the system, where the C library can.
 
     Some hundredths of a second, and as much again where the memory is taken again.
     """
@@ -268,7 +268,7 @@ def cpu_dtype(flags: frozenset[str]) -> torch.dtype:
 
 
 def bfloat16_flags(flags: frozenset[str]) -> list[str]:
-    """Those of a processor's flags that stand for bfloat16 products."""
+    """The processor's flags that stand for bfloat16 products."""
     return [flag for flag in _NATIVE_BFLOAT16 if flag in flags]
 
 

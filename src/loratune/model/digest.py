@@ -67,7 +67,7 @@ def weights_times(source: Source) -> dict[str, int]:
 
 
 def weight_files(source: Source) -> list[Path]:
-    """In the order of their names, the index of several first."""
+    """Files in the order of their names, the index of several first."""
     if source.gguf is not None:
         return [source.folder / source.gguf]
     index = source.folder / WEIGHTS_INDEX

@@ -38,7 +38,7 @@ class PackedRows(NamedTuple):
     edges: npt.NDArray[np.int64]
     """[rows + 1] where they begin; what fills the line up counts as rows too."""
     rows: int
-    """Without those."""
+    """Number of rows without what fills the line up."""
 
     @property
     def places(self) -> list[slice]:

@@ -98,7 +98,7 @@ def check_packing(source: Source, config: PreTrainedConfig, dtype: str) -> bool:
 
 
 def quantisation(config: PreTrainedConfig, dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    """For `from_pretrained`, so that plain weights are packed as they are read; None where they are packed already."""
+    """The argument of `from_pretrained` by which plain weights are packed as they are read; None if packed already."""
     if is_packed(config):
         return None
     return BitsAndBytesConfig(

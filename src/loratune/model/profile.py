@@ -27,7 +27,7 @@ from loratune.values import Classifier, ModelProfile
 
 _ATTENTION = ("attn", "attention")
 _REFUSED_BY_PEFT = dict.fromkeys(("falcon_h1", "nemotron_h"), ("out_proj",))
-"""By architecture, last names of layers."""
+"""Last names of layers, by architecture."""
 
 
 def adaptable_layers(model: PreTrainedModel) -> tuple[Shape, ...]:

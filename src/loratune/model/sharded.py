@@ -34,7 +34,7 @@ _ALIGNED = 256
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Which part of the layers this process holds, and how it hears of the others'."""
+    """The part of the layers that this process holds, and how it hears of the others'."""
 
     place: int
     of: int
@@ -51,7 +51,7 @@ class _Buffer:
     """When it was last filled or lent, by a counter."""
     filled: torch.cuda.Event | None = None
     free: torch.cuda.Event | None = None
-    """After what read it last."""
+    """Recorded after what read it last."""
 
 
 @dataclass(eq=False)
@@ -64,7 +64,7 @@ class LayerWeights:
 
     device: torch.device
     layers: Sequence[Tensors]
-    """By number; those of other processes are views into them."""
+    """Layers by number; those of other processes are views into them."""
     own: frozenset[int]
     _buffers: list[_Buffer] = field(init=False)
     _followers: dict[tuple[int, int], int] = field(default_factory=dict, init=False)
@@ -152,7 +152,7 @@ def _room(tensors: Tensors) -> int:
 
 
 _WEIGHTS: dict[int, LayerWeights] = {}
-"""By what a layer's `source` says; operators take no objects."""
+"""Weights by what a layer's `source` says; operators take no objects."""
 
 
 class ShardedLinear(nn.Linear):
@@ -282,7 +282,7 @@ def shard(model: PreTrainedModel, names: Sequence[str], device: torch.device, gi
 
 
 def _shareable(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """In memory that other processes may read."""
+    """A copy in memory that other processes may read."""
     if device.type == "cpu":
         copy = tensor.clone()
         copy.share_memory_()  # type: ignore[no-untyped-call]

@@ -51,7 +51,7 @@ class Source:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """For any `from_pretrained`: local files only, and never the model's own code."""
+        """Arguments of any `from_pretrained`: local files only, and never the model's own code."""
         common: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
         return common if self.gguf is None else {**common, "gguf_file": self.gguf}
 

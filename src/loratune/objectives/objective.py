@@ -20,7 +20,7 @@ class Head(NamedTuple):
     start: int
     stop: int
     values: Mapping[str, torch.Tensor]
-    """By parameter name, of the adapter's type."""
+    """Parameters by name, of the adapter's type."""
     gradients: Mapping[str, torch.Tensor] | None
     """What gradients are added to, by the same names; None where nothing is trained."""
 

@@ -85,7 +85,7 @@ class Preference(Causal):
         compares between betas."""
 
     def _answers(self, states: torch.Tensor, asked: Supervised, output: Any) -> Answers:
-        """In float64: a sum over hundreds of tokens is to be exact to parts of a nat."""
+        """Answers in float64: a sum over hundreds of tokens is to be exact to parts of a nat."""
         assert asked.rows is not None
         nll = Causal.score(self, states, asked, output).losses.double()
         count = asked.row_count or int(asked.rows[-1]) + 1

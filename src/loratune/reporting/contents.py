@@ -42,7 +42,7 @@ class Question:
 
 
 def contents(facts: RunFacts) -> dict[str, Any]:
-    """By the names that the templates use."""
+    """Values by the names that the templates use."""
     own, single = own_rate_curve(facts), single_rate_curve(facts)
     heads, rows = score_table(facts)
     values = facts.decision.hyper_parameters
@@ -124,7 +124,7 @@ def _answer(name: str, summary: StageSummary | None, facts: RunFacts) -> str:
 
 
 def sentence(text: str) -> str:
-    """With a capital and a full stop."""
+    """The text with a capital and a full stop."""
     return f"{text[:1].upper()}{text[1:].rstrip('.')}."
 
 

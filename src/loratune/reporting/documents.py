@@ -184,7 +184,7 @@ def to_json(facts: RunFacts) -> str:
 
 
 def _escaped(text: object) -> str:
-    """On one line, with no letter that Markdown or a table would take for its own."""
+    """The text on one line, with no letter that Markdown or a table would take for its own."""
     return _MARKS.sub(r"\\\1", " ".join(str(text).split()))
 
 

@@ -109,7 +109,7 @@ class RunCost:
     mean_trials_in_pack: float = 0.0
     """Mean over the search, weighted by the seconds of its steps."""
     packs: tuple[PackSpan, ...] = ()
-    """In the order in which they came; empty where an earlier version ran."""
+    """Packs in the order in which they came; empty where an earlier version ran."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -122,7 +122,7 @@ class RunFacts:
     strategy: str
     metric: str
     margin: float
-    """In the metric's unit."""
+    """Margin in the metric's unit."""
     budget: str
     """The budget that the user gave."""
     seed: int

@@ -221,20 +221,20 @@ def _recommended(drawing: Drawing, places: Sequence[tuple[float, float]]) -> Non
 
 
 def _bare(drawing: Drawing) -> None:
-    """Without grid, spines and ticks' marks: the cells or bars speak."""
+    """Remove grid, spines and ticks' marks: the cells or bars speak."""
     drawing.axes.grid(visible=False)
     drawing.axes.spines[:].set_visible(False)
     drawing.axes.tick_params(length=0)
 
 
 def _shade(value: float, best: float, worst: float) -> float:
-    """From .08 for the worst to .9 for the best."""
+    """Shade from .08 for the worst to .9 for the best."""
     share = (worst - min(value, worst)) / max(worst - best, 1e-12)
     return 0.08 + 0.82 * share * sqrt(share)
 
 
 def _without_the_start(curves: Sequence[LearningCurve]) -> tuple[float, float]:
-    """From the lowest value to what is high after the first fifth: the fall before it would flatten the rest."""
+    """Range from the lowest value to what is high after the first fifth: the fall before it would flatten the rest."""
     late = [each for curve in curves for p in curve.points if p.fraction > 0.2 or p is curve.points[-1]
             for each in (p.validation_nll, *((p.train_nll,) if curve.final else ())) if np.isfinite(each)]  # fmt: skip
     low, high = min(late, default=0.0), max(late, default=1.0)

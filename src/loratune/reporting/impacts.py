@@ -21,7 +21,7 @@ class ImpactTable:
 
 
 def impact_table(facts: RunFacts) -> ImpactTable:
-    """Without rows where fewer than two values of anything were tried on all rows."""
+    """The table, without rows where fewer than two values of anything were tried on all rows."""
     found = facts.sensitivity
     if found is None or not found.impacts:
         reason = "No hyper-parameter was tried at two values on all rows, so what mattered is not known."

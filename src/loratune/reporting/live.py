@@ -36,7 +36,7 @@ from loratune.values.events import (
 )
 
 _PLAIN_SECONDS = 30.0
-"""Between two lines where stderr is no terminal."""
+"""Time between two lines where stderr is no terminal."""
 _SHOWN_SLOTS = 12
 _OTHER_LINES = 7
 """Head (two lines where it is long), bar, two tables' heads, how many slots are not shown, the cursor's line."""

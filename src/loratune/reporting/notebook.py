@@ -112,7 +112,7 @@ def picture(
 
 
 def _scores(metrics: Mapping[str, Any]) -> Markup:
-    """On the test rows where there are any, else on validation."""
+    """Scores on the test rows where there are any, else on validation."""
     split = "test" if metrics["test"] else "validation"
     models = {
         "base model": metrics["base_model"][split],

@@ -34,7 +34,7 @@ class Opponent:
 
     @property
     def scores(self) -> ModelScores:
-        """On validation alone: the test rows saw it never."""
+        """Scores on validation alone: it was never evaluated on the test rows."""
         return ModelScores(validation=dict(self.best.metrics) if self.best else {})
 
     @property

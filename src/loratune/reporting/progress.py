@@ -83,7 +83,7 @@ class Pace:
             self.part.cost = self.part.done + self.final_trials
 
     def already(self, cost: float) -> None:
-        """So much of the search was done by an earlier run."""
+        """Count what an earlier run did of the search."""
         search = self.part
         if search.cost > 0 and search.seconds is not None:
             left = max(0.0, 1 - cost / search.cost)

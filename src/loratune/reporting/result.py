@@ -113,10 +113,10 @@ class TuneResult:
     directory: Path
     """Where `adapter/`, `report.html` and `study.db` are."""
     verdict: tuple[str, ...] = ()
-    """In words, the most telling sentence first; empty where an earlier version ran."""
+    """The answer in sentences, the most telling first; empty where an earlier version ran."""
 
     def _repr_html_(self) -> str:
-        """For notebooks."""
+        """The table that notebooks show."""
         values = self.recommended
         return str(
             picture(
@@ -171,7 +171,7 @@ def result_values(facts: RunFacts) -> dict[str, Any]:
 
 
 def _price(cost: RunCost) -> dict[str, float]:
-    """In the user's currency; nothing where they named no price."""
+    """Prices in the user's currency; nothing where they named no price."""
     if not cost.price_per_hour:
         return {}
     return {

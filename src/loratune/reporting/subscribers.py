@@ -17,9 +17,9 @@ from loratune.reporting.terminal import print_plan, print_profile
 from loratune.values.events import Event, Planned, Progress, json_line
 
 BEAT_SECONDS = 1.0
-"""Between two checks for a due line where there is no terminal."""
+"""Time between two checks for a due line where there is no terminal."""
 PROGRESS_SECONDS = 1.0
-"""Between two lines of progress, at least: other events are never left out."""
+"""Least time between two lines of progress: other events are never left out."""
 
 
 class Terminal(LiveView):

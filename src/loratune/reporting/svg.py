@@ -77,7 +77,7 @@ class Drawing:
         self.axes.set_xlabel(title)
 
     def legend(self, columns: int = 2) -> None:
-        """Above the axes, where it covers no data."""
+        """Draw the legend above the axes, where it covers no data."""
         self.figure.legend(
             loc="outside upper left",
             ncols=columns,
@@ -175,7 +175,7 @@ def _own_names(text: str, prefix: str) -> str:
 
 
 def _coloured(text: str) -> str:
-    """With the page's variables and its letters."""
+    """The drawing with the page's variables and its letters."""
     for stand_in, name in _VARIABLES.items():
         text = text.replace(stand_in, f"var(--{name})")
     return re.sub(r"'DejaVu Sans'", "inherit", text)

@@ -243,7 +243,7 @@ class TimelinePart:
 
 
 def timeline_parts(cost: RunCost) -> list[TimelinePart]:
-    """In the order in which they come, without those that took no time; they sum to 100 %."""
+    """Parts in the order in which they come, without those that took no time; they sum to 100 %."""
     whole = sum(seconds for _, seconds in cost.timeline)
     return [
         TimelinePart(name=name, percent=100 * seconds / whole, time=duration(seconds))

@@ -57,7 +57,7 @@ _ABOVE = 14
 _LOW = 30
 """Lines of a screen below which only what is needed is said."""
 _FEWEST_LINES = 2
-"""That claims have on a low screen."""
+"""Lines that claims have on a low screen."""
 _STYLES = {YES: "green", NO: "red", CANNOT_TELL: "yellow", NOTE: "dim"}
 _VERDICTS: dict[Verdict, str] = {
     "fits": "This fits in {}.",

@@ -25,7 +25,7 @@ def money(seconds: float, per_hour: float) -> str:
 
 
 def price(seconds: float, per_hour: float) -> float:
-    """In the currency of the price of an hour."""
+    """Price in the currency of the price of an hour."""
     return seconds * per_hour / 3600
 
 

@@ -73,7 +73,7 @@ class _Pack:
         return self._planner.times.seconds(sum(self.tokens.values()))
 
     def run(self, seconds: float) -> list[Trial]:
-        """Those that end then."""
+        """Train for `seconds`; returns the trials that end then."""
         steps, first = seconds / self._step, min(self.left.values())
         if abs(steps - first) <= _ROUNDING * first:
             steps = first
@@ -91,14 +91,14 @@ class ClockedRunner:
     measure: Measure
     planner: Planner
     stages: dict[Stage, ClockedStage] = field(default_factory=lambda: defaultdict(ClockedStage))
-    """Those that came."""
+    """The stages that came."""
 
     @property
     def late(self) -> bool:
         return False
 
     def run(self, jobs: Sequence[Job], more: More | None = None) -> Iterator[Done]:
-        """In strides up to the next end of a trial, on all devices of the planner."""
+        """Run in strides up to the next end of a trial, on all devices of the planner."""
         queue = TrialQueue(self.planner, trials_of(jobs), more)
         packs = [_Pack(self.planner) for _ in range(queue.devices)]
         while True:

@@ -58,7 +58,7 @@ class LocalEngines:
         if built.facts.needs_reference:
             self.references = References(folder_of(model_cache()), partial(_weights_of, built.spec))
         self.engine: PackEngine = built.engine
-        """With the micro-batches of the last runner."""
+        """The engine with the micro-batches of the last runner."""
         self._tokens: tuple[int | None, int | None] = (
             built.spec.micro_batch_tokens,
             built.spec.evaluation_tokens,

@@ -83,7 +83,7 @@ def _order(result: TrialResult) -> tuple[float, str]:
 
 
 def _best(results: Iterable[TrialResult]) -> dict[str, TrialResult]:
-    """By key: of each setting its best run, of these the best `KEPT` and the best of each rank."""
+    """Results by key: of each setting its best run, of these the best `KEPT` and the best of each rank."""
     settings: dict[HyperParameters, TrialResult] = {}
     ranks: dict[int, TrialResult] = {}
     for each in sorted(results, key=_order):

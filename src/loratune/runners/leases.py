@@ -27,7 +27,7 @@ from loratune.values import Trial, TrialResult
 from loratune.values.plain import to_plain
 
 FOLDER = "queue"
-"""In a run directory."""
+"""Folder in a run directory."""
 SILENCE = 60.0
 """Seconds without a sign of life after which a worker, or a driver, is taken for dead."""
 BEAT = 5.0
@@ -183,7 +183,7 @@ class LeaseFolder:
         return Lease(name=name, worker=worker) if place.exists() else None
 
     def release(self, lease: Lease) -> None:
-        """It waits again."""
+        """Let the trial wait again."""
         with suppress(FileNotFoundError):
             self._running(lease).rename(self.folder / "waiting" / lease.name)
 
@@ -288,7 +288,7 @@ class Leases:
     place: LeaseFolder
     worker: str
     held: dict[str, tuple[Lease, Offer]] = field(default_factory=dict)
-    """By key."""
+    """Leases and offers by key."""
     _slots: int = field(default=1, init=False)
 
     @property
@@ -324,7 +324,7 @@ class Leases:
         return len(others) < offer.slots and together <= min(offer.room, *(each.room for each in others))
 
     def ended(self, trial: Trial, result: TrialResult | None) -> None:
-        """Without a result it waits again; with one `finish` follows."""
+        """Without a result the trial waits again; with one `finish` follows."""
         if result is None and trial.key in self.held:
             self.place.release(self.held.pop(trial.key)[0])
 

@@ -67,11 +67,11 @@ def read_adapter(file: AdapterFile, profile: ModelProfile, device: torch.device 
 
 
 SECONDS = 0.25
-"""Between two events, at least."""
+"""Least time between two events."""
 
 
 class PackTeller:
-    """For the engine's `on_progress`; `flush` when the pack has ended."""
+    """The engine's `on_progress`; `flush` when the pack has ended."""
 
     def __init__(self, tell: Tell, *, clock: Callable[[], float] = monotonic) -> None:
         self._tell = tell
@@ -127,7 +127,7 @@ class LocalRunner:
     limits: Limits | None = None
     """What fits in memory; for calibration."""
     test: TokenTable | None = None
-    """For scoring."""
+    """Test rows, for scoring."""
     references: References | None = None
     """Has the base model's likelihoods, where what is learnt compares with them."""
     options: RunnerOptions = field(default_factory=RunnerOptions)

@@ -48,7 +48,7 @@ class TrialQueue:
         self.results: list[TrialResult] = []
         """Results of the trials that have ended, in that order."""
         self.running: dict[str, Trial] = {}
-        """By key."""
+        """Running trials by key."""
         self._planner, self._more = planner, more
         self._asked = list(trials)
         self._number = {trial.key: i for i, trial in enumerate(trials)}

@@ -54,7 +54,7 @@ class References:
         return self._known[id(table)][1]
 
     def unknown(self, table: TokenTable) -> TokenTable:
-        """With zeros, for measuring how long steps take."""
+        """The table with zeros, for measuring how long steps take."""
         return table.referenced(np.zeros(len(table)))
 
     def _key(self, engine: PackEngine, table: TokenTable) -> str:

@@ -190,7 +190,7 @@ class Evaluated:
 
     job: ScoringJob
     evaluations: tuple[Evaluation, ...]
-    """In the order of the job's adapters."""
+    """Evaluations in the order of the job's adapters."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -222,7 +222,7 @@ Done = (
 )
 
 More = Callable[[Sequence[TrialResult], Sequence[Trial]], Sequence[Trial]]
-"""From the results of this call so far and the trials still running to further trials."""
+"""Gives further trials from the results of this call so far and the trials still running."""
 
 
 class Runner(Protocol):

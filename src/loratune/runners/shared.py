@@ -42,7 +42,7 @@ class SharedRunner:
     here: LocalRunner
     """Does everything else; its clock and its stop count for all."""
     options: RunnerOptions
-    """With a planner."""
+    """Options with a planner."""
     recorded: set[str] = field(default_factory=set)
     """Keys of results that the study has: what comes of these again is late, and forgotten."""
     silence: float = SILENCE
@@ -97,7 +97,7 @@ class SharedRunner:
                 sleep(_LOOK)
 
     def _offer(self, trials: Sequence[Trial], everybody: Sequence[Trial]) -> None:
-        """In the order of a plan, but for those that run already or are done."""
+        """Offer the trials in the order of a plan, but for those that run already or are done."""
         if not trials:
             return
         planner = self.options.planner

@@ -86,14 +86,14 @@ class EngineSpec:
     epochs: float | Literal["auto"] = 1.0
     """Epochs of the runs that readings and costs are planned for; auto: by the number of rows."""
     target_modules: tuple[str, ...] = ALL_LINEAR
-    """Which must be there, and allow `ranks`."""
+    """Layers that must be there, and allow `ranks`."""
     ranks: tuple[int, ...] = ()
     dora: bool = False
     """Whether trials may be DoRA."""
     paths: Paths | None = None
     """Which paths the engine takes; None: the fastest that are right on the device."""
     micro_batch_tokens: int | None = None
-    """In training, as measured; None: what memory is predicted to allow."""
+    """Size in training, as measured; None: what memory is predicted to allow."""
     evaluation_tokens: int | None = None
     """The same in evaluation; None: twice that number."""
     threads: int = 0
@@ -153,7 +153,7 @@ class Built:
     """What a spec stands for, in this process."""
 
     spec: EngineSpec
-    """With the weight format as it was settled here."""
+    """The specification with the weight format as it was settled here."""
     data: PreparedData
     base: BaseModel
     engine: PackEngine
@@ -164,7 +164,7 @@ class Built:
 
     @cached_property
     def facts(self) -> EngineFacts:
-        """For a process without an engine."""
+        """Facts for a process without an engine."""
         device = self.base.device
         cuda = device.type == "cuda"
         return EngineFacts(
@@ -258,7 +258,7 @@ def build_on(
 
 
 def _limit_memory(spec: EngineSpec) -> None:
-    """On a GPU what the spec allows is all that this process gets."""
+    """Give this process, on a GPU, no more than the spec allows."""
     allowed = None
     if spec.device_memory is not None:
         allowed = parse_memory(spec.device_memory) - execution_of("cuda").runtime

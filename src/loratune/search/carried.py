@@ -59,7 +59,7 @@ class CarriedStrategy(StagedStrategy):
         return trial(replace(self.setting, learning_rate=rate), search_seed(self.context))
 
     def first_trials(self) -> tuple[Trial, ...]:
-        """Those that are asked for at once."""
+        """Trials that are asked for at once."""
         rates = RateScale.of(self.context).window(self.setting.learning_rate, RATES)
         return tuple(map(self._trial, rates))
 

@@ -26,7 +26,7 @@ def unit(context: SearchContext) -> str:
 
 
 def loss(context: SearchContext, result: TrialResult) -> float:
-    """In the metric's unit (NLL decides perplexity too); infinite if diverged or not measured."""
+    """Loss in the metric's unit (NLL decides perplexity too); infinite if diverged or not measured."""
     return find(context.wishes.metric).loss(result)
 
 

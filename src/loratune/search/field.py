@@ -63,7 +63,7 @@ class Field:
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
-        """By rank, then learning rate; each run once, whatever was asked for."""
+        """Cells by rank, then learning rate; each run once, whatever was asked for."""
         found: dict[tuple[int, float], dict[int, TrialResult]] = defaultdict(dict)
         for result in self.results:
             setting = result.trial.hyper_parameters
@@ -75,7 +75,7 @@ class Field:
 
     @cached_property
     def ranks(self) -> tuple[int, ...]:
-        """With a finished run, ascending."""
+        """Ranks with a finished run, ascending."""
         return tuple(dict.fromkeys(cell.r for cell in self.cells if not cell.diverged))
 
     @cached_property
@@ -327,7 +327,7 @@ def _surface(runs: tuple[Runs, ...], noise: float | None) -> Surface:
 def _gains(
     runs: tuple[Runs, ...], groups: tuple[tuple[Place, ...], ...], noise: float | None
 ) -> tuple[npt.NDArray[np.float64], ...]:
-    """For each group of places what each may gain on the group's first one."""
+    """What each place of a group may gain on the group's first one."""
     surface = Surface(runs, sum(groups, ()), noise)
     starts = np.cumsum([0, *map(len, groups)])
     return tuple(surface.gains(start)[start:end] for start, end in pairwise(starts))

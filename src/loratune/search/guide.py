@@ -32,7 +32,7 @@ LEARNING_RATES = (1e-4, 5e-4, 1e-3, 5e-3)
 BATCH_SIZES = (4, 8, 16, 32)
 FRACTIONS = (0.5, 0.4, 0.3, 0.2)
 NEAR = 0.01
-"""Without an elbow: the smallest rank within this share of the best value."""
+"""Share of the best value within which the smallest rank is taken where there is no elbow."""
 
 QUESTIONS = {
     Stage.RANK: "Where is the elbow of the metric against rank, at one learning rate and alpha = 2r?",

@@ -383,7 +383,7 @@ class RankStage:
         return rate
 
     def _compare(self, m: Measured, reference: Measured) -> Comparison | None:
-        """By the test seeds, at the last look that both ranks have reached; a decision of the first look stands."""
+        """The comparison by the test seeds, at the last look of both ranks; the first look's decision stands."""
         first, last = self.effort.looks
         if not (m.tested and reference.tested):
             return None
@@ -432,7 +432,7 @@ class RankStage:
     def _tests(
         self, measured: Mapping[int, Measured], reference: Measured
     ) -> tuple[tuple[int, Comparison], ...]:
-        """From the largest rank downwards, to the first that is not adequate."""
+        """Comparisons from the largest rank downwards, to the first that is not adequate."""
         found = []
         for r in sorted(measured, reverse=True):
             comparison = self._compare(measured[r], reference) if r != reference.r else None

@@ -69,7 +69,7 @@ class SamplerStrategy(StagedStrategy):
     questions = QUESTIONS
 
     sampler: Callable[[int, int], BaseSampler]
-    """From a seed and the number of trials to draw at random first."""
+    """Makes the sampler from a seed and the number of trials to draw at random first."""
 
     @property
     def _count(self) -> int:

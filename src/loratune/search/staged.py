@@ -39,7 +39,7 @@ class StagedStrategy(ABC):
     name: str
 
     questions: ClassVar[Mapping[Stage, str]]
-    """In the order in which they are answered."""
+    """Questions in the order in which they are answered."""
 
     @abstractmethod
     def search(self, ledger: Ledger) -> Procedure[Conclusion]:

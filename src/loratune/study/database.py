@@ -45,7 +45,7 @@ LATER_MODULES = (
 )
 """What Optuna imports at the first database: a second or two."""
 _FACT = "loratune:"
-"""Before the names of facts that only we read: Optuna's tools do not show a study's system attributes."""
+"""Prefix of the names of facts that only we read: Optuna's tools do not show a study's system attributes."""
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _COPIES = 50
 """Attempts at copying a file that another process writes meanwhile."""
@@ -69,7 +69,7 @@ def load_study(place: BaseStorage, directory: Path, storage: str | None) -> optu
 
 
 def open_storage(directory: Path, storage: str | None) -> BaseStorage:
-    """To write. Raises SQLAlchemy's and optuna's own errors; `storage_errors` translates them."""
+    """The storage, for writing. Raises SQLAlchemy's and optuna's own errors; `storage_errors` translates them."""
     if storage is None:
         return optuna.storages.get_storage(_own(directory / FILE, write_ahead=True))
     if storage.startswith("sqlite:"):
@@ -98,7 +98,7 @@ def create_file(directory: Path, direction: str, metric: str, facts: Mapping[str
 
 
 def read_storage(directory: Path, storage: str | None) -> BaseStorage | None:
-    """To read: a copy in memory where it is a file, so that nothing is written anywhere; None where there is none."""
+    """The storage, for reading: a copy in memory if it is a file, so that nothing is written; None if there is none."""
     file = directory / FILE if storage is None else _file_of(storage)
     if storage is not None and (journal := _journal_of(storage)) is not None:
         return _journal(journal) if journal.is_file() else None
@@ -112,7 +112,7 @@ def read_storage(directory: Path, storage: str | None) -> BaseStorage | None:
 
 
 def _of_server(url: str) -> BaseStorage | None:
-    """To read; None for a database that nobody has written a study to."""
+    """The storage, for reading; None for a database that nobody has written a study to."""
     engine = create_engine(url)
     try:
         begun = inspect(engine).has_table("studies")
@@ -175,7 +175,7 @@ def name_objective(study: optuna.Study, metric: str) -> None:
 
 
 def _own(file: Path, *, write_ahead: bool = False) -> RDBStorage:
-    """By path, as in a URL `?`, `{` and `%` would mean something else; a connection lasts for one transaction."""
+    """The storage by its path: in a URL `?`, `{` and `%` mean something else; a connection lasts one transaction."""
 
     def connect() -> sqlite3.Connection:
         connection = sqlite3.connect(file, timeout=_PATIENCE, check_same_thread=False)

@@ -19,7 +19,7 @@ from loratune.values.events import Event, Progress, event_from, json_line
 
 FILE = "events.jsonl"
 PROGRESS_SECONDS = 2.0
-"""Between two lines of progress, at least."""
+"""Least time between two lines of progress."""
 
 
 class EventLog:

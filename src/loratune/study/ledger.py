@@ -152,7 +152,7 @@ def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
 
 
 def _text(content: bytes) -> str | None:
-    """None where a text is no UTF-8: one damaged entry is no reason to lose the others."""
+    """The text; None if it is no UTF-8: one damaged entry is no reason to lose the others."""
     try:
         return content.decode()
     except UnicodeDecodeError:

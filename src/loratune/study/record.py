@@ -49,7 +49,7 @@ def _to_3(found: Fingerprint, wanted: Mapping[str, Any]) -> Fingerprint:
 
 
 _STEPS: tuple[Callable[[Fingerprint, Mapping[str, Any]], Fingerprint], ...] = (_to_2, _to_3)
-"""From version 1 to 2, and so on; a step that has been released is never changed."""
+"""Steps from version 1 to 2, and so on; a step that has been released is never changed."""
 
 FORMAT = 1 + len(_STEPS)
 """Version of the studies that are written now."""

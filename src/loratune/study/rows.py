@@ -204,7 +204,7 @@ def _parameters(values: HyperParameters) -> tuple[dict[str, Any], dict[str, Base
 
 
 def arrays_of(result: TrialResult) -> dict[str, npt.NDArray[Any]]:
-    """Per validation row and per step, by name."""
+    """Arrays per validation row and per step, by name."""
     arrays = {_SCORE + name: np.asarray(array) for name, array in result.example_scores.items()}
     others = {
         "nll": result.example_nll,
@@ -222,7 +222,7 @@ def write_arrays(path: Path, arrays: Arrays) -> None:
 
 
 def read_arrays(path: Path, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
-    """Those of `write_arrays`, numbers, of which a row may have several.
+    """The arrays of `write_arrays`, numbers, of which a row may have several.
 
     Raises whatever numpy and zipfile do of a damaged file.
     """

@@ -69,7 +69,7 @@ class ObjectiveContract(ABC):
         return states, self._of_groups(subject, asked), output
 
     def _of_groups(self, subject: Objective, asked: Supervised) -> Supervised:
-        """With a beta for each group, as of several trials, and a likelihood under the base model for each row."""
+        """`asked` with a beta for each group, as of several trials, and each row's likelihood under the base model."""
         if asked.rows is None:
             return asked
         betas = torch.tensor([0.3, float("nan"), 1.7, 0.05], dtype=torch.float64)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 PROJECT = "loratune"
-"""Under which runs are kept, where a tracker sorts them."""
+"""Name under which trackers keep runs."""
 Value = str | float | int
 
 
@@ -19,7 +19,7 @@ class TrackedRun:
     name: str
     config: Mapping[str, Value]
     folder: Path
-    """For trackers that write files of their own."""
+    """Folder for trackers that write files of their own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,7 +19,7 @@ from loratune.study.ledgers import keys_of, team_of
 from loratune.tuning.options import CommonOptions, TuneOptions
 
 FILE = "loratune.toml"
-"""In a run directory."""
+"""File in a run directory."""
 _YAML = (".yaml", ".yml")
 ENDINGS = (".toml", *_YAML)
 """Endings of option files."""

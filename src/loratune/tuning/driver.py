@@ -23,7 +23,7 @@ from loratune.values import Decision, Stage, Trial, TrialResult
 from loratune.values.events import Event, Findings, StageBegan, Tell, TrialEnded, discard
 
 _SECONDS = 5.0
-"""Between two, at least."""
+"""Least time between two of them."""
 _SHARE = 0.02
 """Largest share of the time that goes into them."""
 
@@ -57,7 +57,7 @@ def findings_of(decision: Decision) -> Findings:
 
 
 Ask = Callable[[Sequence[TrialResult], Sequence[Trial]], Sequence[Trial]]
-"""From the results so far and the trials still running to the next trials; none where there is nothing to ask."""
+"""Gives the next trials from the results so far and the trials still running; none: there is nothing to ask."""
 
 
 def record_nothing(result: TrialResult) -> None:

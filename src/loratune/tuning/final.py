@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # only named here: importing it imports Optuna
     from loratune.study.record import Study
 
 FOLDER = "final"
-"""In a run directory, where the adapters of the final run are until it is complete."""
+"""Folder in a run directory that holds the adapters of the final run until it is complete."""
 _RETRIES = 3
 _Trained = tuple[TrialResult, AdapterFile]
 
@@ -185,7 +185,7 @@ def _trial(hyper_parameters: HyperParameters, seed: int) -> Trial:
 
 
 def _nll(evaluation: Evaluation, table: TokenTable, rows: Rows) -> float:
-    """On some rows of the table, nats per supervised token, of pairs in the mean over them."""
+    """NLL on some rows of the table, nats per supervised token, of pairs in the mean over them."""
     examples = rows[:: table.group] // table.group
     return float(evaluation.example_nll[examples].sum()) / max(1.0, float(table.weights[examples].sum()))
 

@@ -41,7 +41,7 @@ class FinalistRound:
     subject: Subject
     study: Study
     margin: float
-    """In the metric's unit."""
+    """Margin in the metric's unit."""
     tell: Tell
 
     def examine(self, decision: Decision, kept: Sequence[Kept]) -> Decision:

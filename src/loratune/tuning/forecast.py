@@ -68,7 +68,7 @@ class Forecast:
     price_per_hour: float = 0.0
     """Price of the machine, in the user's currency; 0 where it is not known."""
     reference_seconds: float = 0.0
-    """For the base model's likelihoods of all pairs, with which preferences are compared: once for all trials."""
+    """Time for the base model's likelihoods of all pairs, which preferences are compared with: once for all trials."""
     corrections: Corrections
     """What earlier studies say of learning rate and rank, and a measured noise scale of batch sizes."""
     generation: Generation | None = None
@@ -397,7 +397,7 @@ def first_forecast(
 
 
 def expected_on_proxy(model: str, proxy: Forecast) -> Corrections:
-    """For a plan: as if the proxy's search, which was not run, came to what the laws expect."""
+    """Expectations for a plan: as if the proxy's search, which was not run, came to what the laws expect."""
     setting = prior_setting(proxy.context)
     expected = Carried(
         model=model, directory="", setting=setting, trials=proxy.plan.trials, seconds=proxy.seconds

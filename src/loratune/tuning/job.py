@@ -95,7 +95,7 @@ class Job:
         return max(self.earlier_peak, self.bench.engines.peak_bytes())
 
     def keep_costs(self) -> None:
-        """For a later part of the run."""
+        """Keep the costs for a later part of the run."""
         self.study.put_fact(SECONDS, self.seconds)
         self.study.put_fact(PEAK, self.peak_bytes)
         self.study.put_fact(TIMELINE, self.timeline.kept())

@@ -139,7 +139,7 @@ class CommonOptions:
 
 
 def data_options(options: CommonOptions) -> DataOptions:
-    """Those of the options that say what the data is. Raises `DataError` for limits out of range."""
+    """The options that say what the data is. Raises `DataError` for limits out of range."""
     names = {each.name for each in fields(DataOptions)} & {each.name for each in fields(options)}
     return DataOptions(**{name: getattr(options, name) for name in names})
 
@@ -357,7 +357,7 @@ class SearchOptions(PriorOptions):
 
     @property
     def beta(self) -> float | None:
-        """At which all else is compared: the usual one, or the nearest of those given; None without preferences."""
+        """Beta that all else is compared at: the usual one, or the nearest of those given; None without preferences."""
         usual = self.kind.betas.get(self.learns)
         if usual is None or not self.betas:
             return usual

@@ -227,7 +227,7 @@ def _writer(runner: Runner, options: TuneOptions, bench: Workbench, final: Final
 
 
 def _margin(options: TuneOptions, searched: float) -> float:
-    """In the unit of the user's metric; the search may have gone by another."""
+    """Margin in the unit of the user's metric; the search may have gone by another."""
     metric = find(options.optimised)
     return searched if searched_by(metric) is metric else options.margin or metric.info.margin
 
@@ -282,7 +282,7 @@ def _gains(final: Final, bench: Workbench, chosen: str) -> tuple[Gain, ...]:
 
 
 def _final_claims(final: Final, gains: tuple[Gain, ...]) -> list[Evidence]:
-    """On the test split only: it was evaluated once, after all choices."""
+    """Claims on the test split only: it was evaluated once, after all choices."""
     claims = [Evidence(claim=text) for text in final.notes]
     for gain in gains:
         if gain.split != "test" or gain.interval is None:

@@ -24,7 +24,7 @@ from loratune.values import Carried, HyperParameters
 from loratune.values.events import Note, Tell
 
 FOLDER = "proxy"
-"""In the run directory of the larger model."""
+"""Folder in the run directory of the larger model."""
 _SIZES = ("_moe", "_text")
 """Ends of transformers' names for parts and mixtures of one family."""
 _TRIED = "The 3 small models\nwrote café, 12,345.60 and {json: [true]}: größer, 模型, naïve."

@@ -132,7 +132,7 @@ class _Subject:
     data: DataProfile
     model: ModelProfile
     notes: tuple[str, ...]
-    """On model and rows."""
+    """Notes on model and rows."""
     bench: Workbench | None = None
     reason: str = ""
     """Why there is no workbench: the weights are not read."""

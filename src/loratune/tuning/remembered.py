@@ -96,7 +96,7 @@ class NoiseMemory:
             return None
 
     def keep(self, noise: NoiseScale) -> None:
-        """For the next command; a cache that cannot be written is none."""
+        """Keep it for the next command; a cache that cannot be written is none."""
         with suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self._path, json.dumps(to_plain(noise)) + "\n")

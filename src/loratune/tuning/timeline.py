@@ -25,7 +25,7 @@ NAMES = {
 }
 """Parts that are a phase; searching is training, evaluation and waiting."""
 PARTS = (START, "calibration", TRAINING, EVALUATION, WAITING, "analysis", "final run", "test", "writing")
-"""In the order in which they come."""
+"""Parts in the order in which they come."""
 
 
 class Timeline:

@@ -26,7 +26,7 @@ from loratune.values import Problem
 
 ROWS = 32
 _FEW_TOKENS = 8
-"""That the base model writes of each row: enough for a function to show what it returns."""
+"""Tokens that the base model writes of each row: enough for a function to show what it returns."""
 
 
 def try_metric(subject: Subject, runner: Runner, data: PreparedData, options: DataOptions) -> tuple[str, ...]:

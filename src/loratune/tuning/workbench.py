@@ -81,7 +81,7 @@ class Workbench:
     data: PreparedData
     tokenizer: PreTrainedTokenizerBase
     engines: Engines
-    """In this process or elsewhere; what needs one of them is a job of a runner."""
+    """Engines in this process or elsewhere; what needs one of them is a job of a runner."""
     limits: Limits
     """What fits in memory."""
     generation: Generation | None = None
@@ -197,13 +197,13 @@ def _too_slow(options: SearchOptions, slow: TooSlow, tokens: float, spent: float
     )
 
 
-_PACE_TELLS = 1.1
+_PACE_SHIFT = 1.1
 """How far measured steps may move the price of a trial on a CPU, where they cost what their tokens do."""
 _GPU_PACES = (
     Pace(steps=((0.0, 1.0), (1e12, 1.0)), forward=inf, slots=64),
     Pace(steps=((1.0, 1.0),), forward=inf, slots=64),
 )
-"""Between which a GPU's lies: a step is a launch whatever it holds, or its tokens alone."""
+"""Bounds of a GPU's pace: a step is a launch whatever it holds, or its tokens alone."""
 
 
 def _check_runs(bench: Workbench, options: SearchOptions, budget: Budget) -> None:
@@ -211,7 +211,7 @@ def _check_runs(bench: Workbench, options: SearchOptions, budget: Budget) -> Non
     if budget.runs is None or (budget.least_seconds and bench.on_gpu):
         return
     context = search_context(bench, options).changed(budget=budget.runs)
-    hoped = context.changed(budget=_PACE_TELLS * budget.runs)
+    hoped = context.changed(budget=_PACE_SHIFT * budget.runs)
     for pace in _GPU_PACES if bench.on_gpu else (None,):
         try:
             make_strategy(options.strategy, hoped.changed(pace=pace)).plan()

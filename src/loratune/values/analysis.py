@@ -78,9 +78,9 @@ class Sensitivity:
 
     impacts: tuple[Impact, ...]
     trials: int
-    """On all rows with the same targets and epochs; diverged ones included."""
+    """Trials on all rows with the same targets and epochs; diverged ones included."""
     wanted_trials: int
-    """From which on shares of the variance are computed."""
+    """Trials from which on shares of the variance are computed."""
     interactions: float | None = None
     """Share of the variance that no hyper-parameter explains alone: interactions and noise."""
     noise: float | None = None

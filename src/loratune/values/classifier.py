@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Problem(StrEnum):
-    """Under transformers' names (`problem_type`)."""
+    """Problems under transformers' names (`problem_type`)."""
 
     ONE = "single_label_classification"
     SEVERAL = "multi_label_classification"
@@ -30,7 +30,7 @@ class Classifier:
 
     @property
     def options(self) -> dict[str, Any]:
-        """For transformers' configuration."""
+        """Options for transformers' configuration."""
         names = {"num_labels": self.outputs, "problem_type": str(self.problem)}
         if not self.labels:
             return names

@@ -23,7 +23,7 @@ Load = tuple[int, float]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pace:
-    """From measured steps to the seconds of a wave: of trials that are asked for together."""
+    """Turns measured steps into the seconds of a wave: of trials that are asked for together."""
 
     steps: tuple[tuple[float, float], ...]
     """(tokens of a step, its seconds), at least one, tokens ascending; a step of no token may be the first."""
@@ -184,14 +184,14 @@ class Wishes:
     metric: str = "nll"
     """Its name in the registry (`loratune.metrics`)."""
     margin: float = NLL_MARGIN
-    """In the metric's unit: nats per supervised token, points (hundredths), or its own."""
+    """Margin in the metric's unit: nats per supervised token, points (hundredths), or its own."""
     seed: int = 0
     budget: float = 5.0
     """What the search may cost before the final run, in final runs alone on this device (`wave_cost`)."""
     regularise: bool = False
     """Search dropout and weight decay even without signs of over-fitting."""
     beta: float | None = None
-    """At which all else is compared, where the objective has one; None: it has none."""
+    """Beta that all else is compared at, where the objective has one; None: it has none."""
     betas: tuple[float, ...] = ()
     """Candidates beside it; empty: a third and three times as much."""
     tune_targets: bool = False
@@ -214,7 +214,7 @@ class SearchContext:
     wishes: Wishes = Wishes()
 
     def changed(self, **values: Any) -> Self:
-        """With other values of the parts' fields, by name: `context.changed(budget=8.0, rows=400)`.
+        """The context with other values of the parts' fields, by name: `context.changed(budget=8.0, rows=400)`.
 
         Raises `TypeError` for a name that no part has.
         """

@@ -95,7 +95,7 @@ class Planned(Event):
     notes: tuple[str, ...] = ()
     """What to know of the time, a sentence each."""
     devices: int = 1
-    """That trials are shared out over; slots and bytes are of each."""
+    """Devices that trials are shared out over; slots and bytes are of each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,13 +127,13 @@ class Progress(Event):
     """A pack has taken steps; published a few times a second at most."""
 
     trials: tuple[LiveTrial, ...]
-    """Those that train side by side now."""
+    """Trials that train side by side now."""
     steps: int
     """Since the last such event."""
     tokens: int
     """Real (unpadded) ones trained in them."""
     seconds: float
-    """That they took."""
+    """Time that they took."""
     occupancy: float
     """Mean number of trials in the pack during them."""
 
@@ -146,7 +146,7 @@ class TrialEnded(Event):
     trial: Trial
     state: TrialState
     nll: float = inf
-    """On all validation rows; infinite where it diverged."""
+    """NLL on all validation rows; infinite where it diverged."""
     train_nll: float = inf
     metrics: Mapping[str, float] = field(default_factory=dict)
     curve: tuple[CurvePoint, ...] = ()
@@ -242,7 +242,7 @@ class Bus:
         self._subscribers = list(subscribers)
 
     def subscribe(self, subscriber: Tell) -> None:
-        """From the next event on."""
+        """Subscribe from the next event on."""
         self._subscribers.append(subscriber)
 
     def __call__(self, event: Event) -> None:

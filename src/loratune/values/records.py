@@ -32,7 +32,7 @@ class Carried:
 
     @property
     def sentence(self) -> str:
-        """For people."""
+        """The sentence for people."""
         cut = "" if self.settled else ", which was cut before it was settled"
         return (
             f"Searched on the smaller {self.model} ({self.trials} trials, {self.directory}){cut}: rank "
@@ -51,7 +51,7 @@ class Optimum:
     batch_size: int
     learning_rate: float
     nll: float
-    """At that learning rate, nats per supervised token; not comparable between tasks."""
+    """NLL at that learning rate, nats per supervised token; not comparable between tasks."""
     inside: bool
     """Whether a worse learning rate was tried on either side."""
 
@@ -133,7 +133,7 @@ class PromptFormat:
 
     kind: PromptKind
     template: str = ""
-    """With {column} fields, braces doubled; empty unless the kind has one."""
+    """Template with {column} fields, braces doubled; empty unless the kind has one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,7 +158,7 @@ class TrainingRecord:
     max_length: int
     """Tokens of the longest row."""
     evaluations: int
-    """Times that early stopping planned to look at validation rows; the best weights were kept."""
+    """Number of looks at validation rows that early stopping planned; the best weights were kept."""
     patience: int
     """Evaluations without improvement before it stopped."""
     end_of_turn: str

@@ -14,7 +14,7 @@ class Task:
 
     name: str
     objectives: tuple[str, ...]
-    """By which it may be learnt, the usual one first."""
+    """Objectives by which it may be learnt, the usual one first."""
     betas: Mapping[str, float] = field(default_factory=dict)
     """The usual beta by objective; empty where there is none."""
     group: int = 1
@@ -54,7 +54,7 @@ PREFERENCE = Task(
 )
 CLASSIFICATION = Task(name="classification", objectives=("classification",), has_answers=True)
 TASKS: Mapping[str, Task] = {task.name: task for task in (CAUSAL, PREFERENCE, CLASSIFICATION)}
-"""By name, in the order in which they are shown."""
+"""Tasks by name, in the order in which they are shown."""
 
 PREFERENCE_RATE = 5e-6
 """Learning rate of the default recipe for preferences: that of TRL's example of DPO with LoRA."""

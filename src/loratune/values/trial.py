@@ -99,7 +99,7 @@ class CurvePoint:
     train_nll: float
     """Mean training loss since the last reading, nats per supervised token."""
     validation_nll: float
-    """On a fixed sample of validation rows, nats per supervised token; a search's trial has its last point on all.
+    """NLL on a fixed sample of validation rows, nats per token; a search's trial has its last point on all.
 
     With early stopping all points are on the sample, so that they compare; the result is on all rows.
     """
