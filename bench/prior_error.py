@@ -55,7 +55,7 @@ def main() -> None:
         found = calibrate(residuals, Residual(dataset="new"), spread)
         print(
             f"{name}: mean factor {means[0]:.2f} by the law, {means[1]:.2f} corrected; standardised error at "
-            f"{LEVEL:.0%} {found.factor:.2f} ({found.told})"
+            f"{LEVEL:.0%} {found.factor:.2f} ({found.sentence})"
         )
 
 

@@ -50,7 +50,7 @@ def run_worker(
         wait: How long to wait for a run that has not begun ("30m"; by default not at all), and for one whose driver is
             silent (by default ten minutes).
 
-    Returns when the run is complete, or its driver has been silent for so long. Raises `InputError` or `OutputError`
+    Returns when the run is complete, or its driver has been silent for `wait`. Raises `InputError` or `OutputError`
     where there is no such run.
     """
     patience = None if wait is None else _seconds(wait)

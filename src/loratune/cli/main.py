@@ -74,7 +74,7 @@ class Received:
 def stoppable() -> Iterator[Received]:
     """Raise `Stop` in the main thread at the first of these signals; later ones do not disturb its cleaning up.
 
-    A signal that whoever started the command has told it to ignore (`nohup`) stays ignored.
+    A signal that the command was started to ignore (`nohup`) stays ignored.
     """
     received = Received()
     if threading.current_thread() is not threading.main_thread():

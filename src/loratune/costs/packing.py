@@ -75,7 +75,7 @@ class PackPlan:
 
 
 class Admission:
-    """Trials that wait, in order, and the room that is left on a device: says who begins next.
+    """Trials that wait, in order, and the room that is left on a device: says which trial begins next.
 
     A trial that asks for more than all the room fills it: it runs alone.
     """

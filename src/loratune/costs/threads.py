@@ -12,7 +12,7 @@ import torch
 _SHARED = 0.5
 """Load per core from which others count."""
 _GAIN = 1.1
-"""Fewer threads must be so much faster: a measurement beside others is never still."""
+"""Factor by which fewer threads must be faster: measurements beside other programs are noisy."""
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 

@@ -246,26 +246,26 @@ def _lost(
     hidden: Sequence[Part], text: str, conversation: Conversation, manner: MessageStyle, template: str
 ) -> str | None:
     """What must not be lost and is, in words; None where nothing is."""
-    who = f"the tokenizer's {template} does" if template else "without a chat template, plain lines do"
+    it = f"the tokenizer's {template} does" if template else "without a chat template, plain lines do"
     for part in hidden:
         if part.kind == "tools":
-            return f"{who} not show the row's tools; take a model whose template does, or remove the column 'tools'"
+            return f"{it} not show the row's tools; take a model whose template does, or remove the column 'tools'"
         message = conversation.messages[part.message]
         if part.kind == "tool_calls":
             return (
-                f"{who} not show the tool_calls of message {part.message + 1}, so they cannot be learnt; take a model "
+                f"{it} not show the tool_calls of message {part.message + 1}, so they cannot be learnt; take a model "
                 "whose template does, or write the call into the content and remove tool_calls"
             )
         if part.kind == "content" and "tool_calls" not in message:
             return (
-                f"{who} not show the content of message {part.message + 1} (role {message['role']!r}); write it into "
+                f"{it} not show the content of message {part.message + 1} (role {message['role']!r}); write it into "
                 "a turn of the user or the system"
             )
     missing = not manner.empty_content and any(
         message["content"] is None for message in conversation.messages
     )
     if missing and "None" in text:
-        return f"{who} write a missing content as None; write an empty text in place of null"
+        return f"{it} write a missing content as None; write an empty text in place of null"
     return None
 
 

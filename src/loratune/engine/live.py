@@ -1,6 +1,6 @@
 """A trial while it trains: its slot, its readings, its best weights, and the result it ends with.
 
-Knows how a result is made up; nothing of the base model or of who trains beside it.
+Knows how a result is made up; nothing of the base model or of the trials beside it.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
 """The loop of a pack: trials enter slots, train together, are read, leave, and make room for the next.
 
 Where memory runs out beside all live trials, half of them are parked until others have left. Knows steps,
-slots and readings, not who owns the model; nothing of strategies, studies or files.
+slots and readings, not what owns the model; nothing of strategies, studies or files.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -52,5 +52,5 @@ class LoraPlus(torch.optim.AdamW):
                 "exp_avg": averages[name],
                 "exp_avg_sq": squares[name],
             }
-        # who reads a copy of the weights must know of the step
+        # readers of a copy of the weights must know of the step
         self.register_step_post_hook(lambda *_: increment_version(adapter.weights))

@@ -1,4 +1,4 @@
-"""What is built once on a base model, on the paths that it and the device allow; and who keeps it.
+"""What is built once on a base model, on the paths that it and the device allow; and what keeps it.
 
 Knows nothing of rows and trials.
 """

@@ -111,7 +111,7 @@ def optimiser(weights: torch.Tensor, hyper_parameters: HyperParameters) -> torch
         weight_decay=hyper_parameters.weight_decay,
         fused=True,
     )
-    # fused steps do not count as changes by themselves; who reads a copy of the weights must know
+    # fused steps do not count as changes by themselves; readers of a copy of the weights must know
     descent.register_step_post_hook(lambda *_: increment_version(weights))
     return descent
 
@@ -253,4 +253,4 @@ class Slot:
         assert self._parked is not None
         self._parked.restore()
         self._parked = None
-        self.member = copy(self.member)  # another one for who has noted the addresses of its tensors
+        self.member = copy(self.member)  # a new one for those who have noted the addresses of its tensors

@@ -1,6 +1,6 @@
 """One training step of a pack: every live slot's next batch, in micro-batches that mix trials.
 
-Knows the base model and the slots; nothing of evaluation, results or who enters when.
+Knows the base model and the slots; nothing of evaluation, results or when trials enter.
 """
 
 from collections.abc import Callable, Sequence

@@ -47,7 +47,7 @@ class UpdateTogether:
             BETA1=BETAS[0], REST1=1 - BETAS[0], BETA2=BETAS[1], REST2=1 - BETAS[1], EPS=EPS,
             BLOCK=_BLOCK, TURNS=_TURNS,
         )  # fmt: skip
-        # what a kernel writes does not count as a change by itself; who reads a copy of the weights must know
+        # what a kernel writes does not count as a change by itself; readers of a copy of the weights must know
         increment_version([slot.adapter.weights for slot in slots])
 
 

@@ -1,4 +1,4 @@
-"""Dropout masks without state: an integer hash of who, when and where.
+"""Dropout masks without state: an integer hash of trial, step and position.
 
 An element's mask depends on (trial seed, step, module, row in the trial's batch, token, feature) only:
 not on the neighbours in the pack, the cut into micro-batches, the padding or the device.

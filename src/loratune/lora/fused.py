@@ -189,13 +189,13 @@ def set_route(route: Route | None) -> None:
 
 
 def _shrink(x: torch.Tensor, h: torch.Tensor, table: torch.Tensor, column: int) -> None:
-    now, constants, who = _launching(column, table, dropping=kernels.COLUMN_A)
+    now, constants, dropout = _launching(column, table, dropping=kernels.COLUMN_A)
     grid = len(now.blocks), now.route.rank_blocks
     parts = _parts(grid[0] * grid[1], x.shape[-1], x.device)
     target = h if parts == 1 else torch.empty((parts, *h.shape), dtype=torch.float32, device=h.device)
     launch(
         kernels.shrink, (*grid, parts),
-        (x, target, table, now.blocks, *who, x.shape[-1], h.shape[1], h.numel()),
+        (x, target, table, now.blocks, *dropout, x.shape[-1], h.shape[1], h.numel()),
         **constants, BLOCK_M=_BLOCK_M, **_SHRINK, STAGES=_stages(x.device), PARTS=parts,
     )  # fmt: skip
     if parts > 1:
@@ -209,25 +209,25 @@ def _shrink(x: torch.Tensor, h: torch.Tensor, table: torch.Tensor, column: int) 
 
 
 def _expand(h: torch.Tensor, y: torch.Tensor, out: torch.Tensor, table: torch.Tensor, column: int) -> None:
-    now, constants, who = _launching(column, table, dropping=kernels.COLUMN_A)
+    now, constants, dropout = _launching(column, table, dropping=kernels.COLUMN_A)
     features = out.shape[-1]
     small = column == kernels.COLUMN_A and now.route.largest == kernels.RANK_BLOCKS[0]
     sizes = _EXPAND_SMALL_A if small else _EXPAND
     launch(
         kernels.expand, (len(now.blocks) * sizes["PARTS"], -(-features // sizes["BLOCK_N"])),
-        (h, y, out, table, now.blocks, *who, features, h.shape[1]),
+        (h, y, out, table, now.blocks, *dropout, features, h.shape[1]),
         **constants, **sizes,
     )  # fmt: skip
 
 
 def _gradient(x: torch.Tensor, h: torch.Tensor, table: torch.Tensor, column: int) -> None:
-    now, constants, who = _launching(column, table, dropping=kernels.COLUMN_GRADIENT_A)
+    now, constants, dropout = _launching(column, table, dropping=kernels.COLUMN_GRADIENT_A)
     features = x.shape[-1]
     programs = len(now.runs) * -(-features // _GRADIENT["BLOCK_N"])
     sizes = _GRADIENT if programs >= _processors(x.device) else _GRADIENT_NARROW
     launch(
         kernels.gradient, (len(now.runs), -(-features // sizes["BLOCK_N"]), now.route.rank_blocks),
-        (x, h, table, now.runs, *who, features, h.shape[1]),
+        (x, h, table, now.runs, *dropout, features, h.shape[1]),
         **constants, **sizes, STAGES=_stages(x.device),
     )  # fmt: skip
 

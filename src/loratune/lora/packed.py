@@ -163,8 +163,8 @@ class PackedAdapters:
     ) -> "Plan":
         """Say whose the `tokens` of a micro-batch are; other tokens see the bare base.
 
-        `segments` in ascending order; `places` is needed where a segment drops inputs. `members`: who will have been
-        assigned when the plan is used; None: those assigned now, else those of the segments, who then are.
+        `segments` in ascending order; `places` is needed where a segment drops inputs. `members`: those assigned
+        when the plan is used; None: those assigned now, else those of the segments, which are assigned then.
         """
         if not self.triton:
             return Plan(segments=segments, tokens=tokens, places=places)

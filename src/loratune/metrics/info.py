@@ -87,7 +87,7 @@ class MetricInfo:
         return f"{margin:g} {self.unit}"
 
     def better(self, gain: float) -> str:
-        """`higher` or `lower`: where the values of a model stand that gains so much."""
+        """`higher` or `lower`: on which side of the other's a better model's values lie."""
         return "higher" if (gain >= 0) is self.larger_is_better else "lower"
 
     @property

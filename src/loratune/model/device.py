@@ -59,7 +59,7 @@ def wake(name: str) -> None:
 
 
 WORKERS = ("workers",)
-"""Stands for any machine's devices, by whoever takes trials from the run directory."""
+"""Stands for the devices of any machine whose workers take trials from the run directory."""
 
 
 def pick_devices(names: Sequence[str]) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Linear layers in 4 bits: each is unpacked once for a micro-batch, in the forward pass and again in the backward pass.
 
-One unpacked layer lives at a time, whoever shares the micro-batch. bitsandbytes' own forward pass takes other kernels
+One unpacked layer lives at a time, for all of a micro-batch. bitsandbytes' own forward pass takes other kernels
 for few tokens and for the passes of evaluations, which round otherwise, and knows no float64; this one is the same for
 all. torch.compile leaves the product in one piece, so that what lives of it is not the compiler's choice.
 Imported only where bitsandbytes is installed.

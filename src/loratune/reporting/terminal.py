@@ -301,8 +301,8 @@ def _scores(facts: RunFacts) -> Table:
 
 def _print_evidence(console: Console, facts: RunFacts, *, lines: int) -> None:
     """The claims, whole, that fit on `lines` lines; the others are counted, what the gains said left out."""
-    shown = [gain.interval for gain in headline_gains(facts) if gain.interval]
-    claims = by_weight([(state, each) for state, each in states(facts) if each.interval not in shown])
+    intervals = [gain.interval for gain in headline_gains(facts) if gain.interval]
+    claims = by_weight([(state, each) for state, each in states(facts) if each.interval not in intervals])
     for shown in range(len(claims), -1, -1):
         table = _claims(claims[:shown])
         if _lines(console, table) <= max(_FEWEST_LINES, lines - (shown < len(claims))):

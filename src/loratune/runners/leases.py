@@ -1,4 +1,4 @@
-"""Trials in a folder that processes of any number of hosts share: who may train which, and what came of it.
+"""Trials in a folder that processes of any number of hosts share: which process may train which, and with what result.
 
 Everything is a small file that appears whole and changes hands by one rename, which a file system does for one process
 alone; there is no server and no lock. A trial's file is in `waiting`, then in `running` under its worker's name, then

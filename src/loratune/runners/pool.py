@@ -67,7 +67,7 @@ class Pool(ABC):
     def receive(
         self, workers: Sequence[int], seconds: float | None = None
     ) -> tuple[int, Message | Died] | None:
-        """As `next_message`; an exception that a worker has sent is raised."""
+        """`next_message`, where an exception that a worker has sent is raised."""
         received = self.next_message(workers, seconds)
         if received is None:
             return None

@@ -36,7 +36,7 @@ _ALONE = 60.0
 
 @dataclass(kw_only=True, eq=False)
 class SharedRunner:
-    """A `Runner` whose trials of the search are trained by whoever takes them from the folder."""
+    """A `Runner` whose trials of the search are trained by the workers that take them from the folder."""
 
     place: LeaseFolder
     here: LocalRunner

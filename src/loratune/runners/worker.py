@@ -133,7 +133,7 @@ class Line(Protocol):
 
 
 def serve_process(setting: Setting, line: Line) -> None:
-    """As `serve`, in a process of the runner's own group."""
+    """`serve`, in a process of the runner's own group."""
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C reaches the whole group: the runner's process decides
@@ -181,7 +181,7 @@ class _Worker:
             self._line.send(Ended(peak_bytes=engines.peak_bytes()))
 
     def _exchange(self, offers: Sequence[bytes]) -> Sequence[bytes]:
-        """What other processes offer, for what this one does; through the driver, who does not look into it."""
+        """What other processes offer, for what this one does; through the driver, which does not look into it."""
         self._line.send(Offers(parts=tuple(offers)))
         answer = self._line.recv()
         assert isinstance(answer, Offers)

@@ -21,8 +21,8 @@ IN_QUESTION = 0.05
 """A rank at least this likely to be adequate is in question."""
 BOUND_Z, POWER_Z = 1.645, 0.84
 """Normal quantiles of the test's level and of its power."""
-MOST_TOLD = 400
-"""Above this, the claim does not say how many runs would decide."""
+MOST_RUNS_SHOWN = 400
+"""Above this, the claim leaves out how many runs would decide."""
 TOLD_EXCESS = 0.1
 """Share of the margin: a power law that expects a smaller loss of the chosen rank says nothing."""
 EDGE_OF_STABILITY = 10.0
@@ -194,7 +194,7 @@ def runs_to_decide(context: SearchContext, answer: RankAnswer) -> int:
         return 0
     needed = ceil(2 * answer.noise.variance * (BOUND_Z + POWER_Z) ** 2 / away**2)
     missing = sum(max(needed - len(m.tested), 0) for m in (subject, answer.reference))
-    return missing if missing <= MOST_TOLD else 0
+    return missing if missing <= MOST_RUNS_SHOWN else 0
 
 
 def _probability(value: float) -> str:

@@ -116,7 +116,7 @@ def read_ledger(path: Path) -> Entries:
 
 
 def read_entries(rows: Sequence[tuple[Any, ...]]) -> Entries:
-    """Of rows of key, time, directory, task and, in a team's ledger, owner."""
+    """Entries of rows with key, time, directory, task and, in a team's ledger, owner."""
     found = [(str(row[0]), _entry(*row)) for row in rows]
     return Entries(
         studies=tuple(entry for _, entry in found if entry is not None),

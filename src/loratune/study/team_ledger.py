@@ -43,7 +43,7 @@ _VERSION = 1
 _PATIENCE = 5
 """Seconds to wait for the server, and for another's transaction."""
 _LOCK = 0x6C6F7261
-"""Of the server, for who makes the tables: two at once would fail."""
+"""Number of the server's lock for making the tables: two processes at once would fail."""
 
 _TABLES = MetaData()
 _FORMAT = Table("loratune_ledger", _TABLES, Column("version", Integer, nullable=False))
@@ -58,7 +58,7 @@ _STUDIES = Table(
     Column("directory", Text, nullable=False),
     Column("task", Text, nullable=False),
 )
-"""Model and dataset are those of the task, for people who ask the database itself."""
+"""Model and dataset are those of the task, for people who query the database itself."""
 
 
 def owner() -> str:

@@ -65,7 +65,7 @@ class Setting:
     name: str
     value: Any
     stands: bool = True
-    """Whether it counts; else it is shown as a comment, for who wants to change it."""
+    """Whether it counts; else it is shown as a comment, ready to be changed."""
 
 
 def commented(parts: Iterable[tuple[Sequence[str], Sequence[Setting]]], path: Path) -> str:

@@ -87,7 +87,7 @@ class Corrections:
 
     @classmethod
     def of_proxy(cls, found: Carried) -> Self:
-        """The laws are not asked."""
+        """The laws are not used."""
         return cls(notes=(found.sentence,), carried=found)
 
 

@@ -252,7 +252,7 @@ class SearchOptions(PriorOptions):
     devices: tuple[str, ...] = option(
         (),
         "Train on devices of this machine, a process each: all, GPUs such as 0,1, or cpu as often as there are to be "
-        "processes; or workers: on any machine, by whoever runs loratune worker on the run directory.",
+        "processes; or workers: any machine that runs loratune worker on the run directory.",
         MODEL,
     )
     shard_base: bool = option(

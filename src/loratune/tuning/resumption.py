@@ -296,7 +296,7 @@ def predicted_seconds(study: Study, options: TuneOptions, priced: Forecast) -> f
 
 @contextmanager
 def resumable(options: TuneOptions, keep_costs: Callable[[], None]) -> Iterator[None]:
-    """However a run ends early, its costs so far are kept and the message says how to continue.
+    """If a run ends early, its costs so far are kept and the message says how to continue.
 
     Raises `Interrupted` for signals, `ResourceError` for a disk that is full; other errors pass.
     """
