@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -149,7 +150,7 @@ def test_a_gguf_base_needs_a_model_to_name(run: Path, tmp_path: Path, place: Pla
     values["training"]["model"] = "base.Q4_1.gguf"
     copied = tmp_path / "run"
     copied.mkdir()
-    (copied / "adapter").symlink_to(run / "adapter")
+    copytree(run / "adapter", copied / "adapter")
     (copied / "result.json").write_text(json.dumps(values))
     with pytest.raises(ModelError, match=r"a \.gguf base model cannot be trained by trl"):
         export(copied, to="trl")
