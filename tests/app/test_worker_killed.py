@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 import loratune
-from loratune.app import worker
+from loratune.app.worker import run_worker
 from loratune.costs import measuring
 from loratune.errors import OutputError
-from loratune.runners import shared
+from loratune.runners import lease_worker, shared
 from loratune.runners.leases import LeaseFolder
 from loratune.study.database import shared_folders
 from loratune.study.record import Study
@@ -69,8 +69,8 @@ def test_killed_one_after_the_other(storage: str, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(measuring, "SECONDS", 0.05)
     monkeypatch.setattr(shared, "_LOOK", 0.02)
     monkeypatch.setattr(shared, "SILENCE", 3.0)
-    monkeypatch.setattr(worker, "BEAT", 0.2)
-    monkeypatch.setattr(worker, "_LOOK", 0.05)
+    monkeypatch.setattr(lease_worker, "BEAT", 0.2)
+    monkeypatch.setattr(lease_worker, "_LOOK", 0.05)
     place: dict[str, Any] = {
         "model": save_tiny_model(tmp_path / "model"), "data": write_jsonl(tmp_path / "train.jsonl", animal_rows(60)),
         "dtype": "float32", "device": "cpu", "strategy": "grid", "ranks": [4, 2], "learning_rates": [3e-3, 1e-2],
@@ -81,7 +81,7 @@ def test_killed_one_after_the_other(storage: str, tmp_path: Path, monkeypatch: p
     queue = LeaseFolder(out / "queue")
 
     def work() -> None:
-        worker.run_worker(None, storage=storage, device="cpu", wait="5m", tell=lambda event: None)
+        run_worker(None, storage=storage, device="cpu", wait="5m", tell=lambda event: None)
 
     def recorded() -> dict[str, TrialResult]:
         return {each.asked.key: each for each in Study.load(out, storage=storage, reading=True).results()}
@@ -118,10 +118,10 @@ def test_a_database_without_studies_and_a_server_that_is_not_there(storage: str)
     with pytest.raises(
         OutputError, match=r"must be in a storage that can be read and written, but: .*nowhere"
     ) as caught:
-        worker.run_worker(None, storage=absent, tell=lambda event: None)
+        run_worker(None, storage=absent, tell=lambda event: None)
     assert PASSWORD not in str(caught.value)
     wrong = storage.replace("ann:", "bob:")
     with pytest.raises(OutputError, match="authentication failed") as caught:
-        worker.run_worker(None, storage=wrong, tell=lambda event: None)
+        run_worker(None, storage=wrong, tell=lambda event: None)
     assert PASSWORD not in str(caught.value)
     assert "s3cret" not in str(caught.value)
