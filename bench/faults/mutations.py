@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -114,10 +114,11 @@ def readers(folder: Path) -> dict[Path, Callable[[], object]]:
     def adapter() -> None:
         generate(run, "meow 1", max_new_tokens=1)
 
-    def exported() -> None:
+    def carried() -> None:
         out = folder / "exported"
         shutil.rmtree(out, ignore_errors=True)
         export(run, to="peft", out=out)
+        adapter()
 
     def prepared() -> None:
         prepare(DataOptions(data=str(rows)), tokenizer, end_of_turn=0, model_limit=256)
@@ -128,7 +129,7 @@ def readers(folder: Path) -> dict[Path, Callable[[], object]]:
         run / "loratune.toml": toml,
         run / "result.json": lambda: (load_result(run), load_run(run)),
         followed / "events.jsonl": live,
-        run / "adapter" / "adapter_config.json": lambda: (exported(), adapter()),
+        run / "adapter" / "adapter_config.json": carried,
         run / "adapter" / "adapter_model.safetensors": adapter,
         rows: prepared,
         ledger: entries,
@@ -145,7 +146,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     measuring.SECONDS = 0.05
-    seconds: Counter[str] = Counter()
+    seconds: dict[str, float] = defaultdict(float)
     random, found, troubles = Random(arguments.seed), Counter[str](), Counter[str]()
     with TemporaryDirectory(prefix="loratune-faults-") as name:
         reading = readers(Path(name))
@@ -171,7 +172,7 @@ def main() -> None:
                 troubles[f"{file.name}: {type(error).__name__}: {str(error)[:120]}"] += 1
             sound.replace(file)
             seconds[file.name] += time.process_time() - began
-    print({name: round(spent, 1) for name, spent in seconds.most_common()})
+    print({name: round(spent, 1) for name, spent in sorted(seconds.items(), key=lambda each: -each[1])})
     for trouble, times in troubles.most_common():
         print(times, trouble)
     kinds = {kind: found[kind] for kind in ("read", "sentences", "tracebacks", "hangs")}

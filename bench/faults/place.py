@@ -55,7 +55,8 @@ def search(folder: Path) -> dict[str, Any]:
 
 def warm_up(options: dict[str, Any], out: Path) -> None:
     """A whole run in this process, so that its children have all that a run loads; without figures, which take half."""
-    sys.modules["matplotlib"] = None  # type: ignore[assignment]  (as where the extra is not installed)
+    missing: Any = None  # as where the extra is not installed
+    sys.modules["matplotlib"] = missing
     import loratune
     from loratune.costs import measuring
 
@@ -177,7 +178,8 @@ def _child(
     return 0
 
 
-Item, Found = TypeVar("Item"), TypeVar("Found")
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
 def each_of(work: Callable[[Item], Found], items: Sequence[Item], jobs: int) -> list[Found]:
