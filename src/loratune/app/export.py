@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from json import dumps
 from pathlib import Path
@@ -14,13 +13,13 @@ from loratune.data.batches import total_steps
 from loratune.data.encode import Encoder
 from loratune.data.prepare import PreparedData, prepare
 from loratune.data.sources import DataOptions
-from loratune.data.table import TokenTable
 from loratune.engine.slot import warmup_steps
 from loratune.errors import DataError, InputError, ModelError, OutputError
 from loratune.export import find_target
 from loratune.export.preference import serving
 from loratune.export.recipe import Recipe
-from loratune.export.rows import Codec, Format, Written, rows_of
+from loratune.export.rows import Codec
+from loratune.export.shaped import ShapedRows, shaped
 from loratune.export.target import Exported, Target
 from loratune.files.paths import check_own, user_path
 from loratune.files.write import new_folder
@@ -136,66 +135,14 @@ def _modules(weights: Path) -> tuple[str, ...]:
 
 def _planned(
     run: TrainedRun, target: Target, recipe: Recipe, model: str | None
-) -> tuple[Exported, _Rows | None]:
+) -> tuple[Exported, ShapedRows | None]:
     """Files and rows of an export that is possible; nothing is written yet."""
     if not target.formats:
         return target.export(recipe, ""), None
     target.export(recipe, target.formats[-1].name)  # refuses before rows are read
-    rows = _read(run, target, model)
-    return target.export(recipe, rows.shape.name), rows
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Rows:
-    """Rows in the shape that was chosen for a target."""
-
-    target: str
-    shape: Format
-    tables: Mapping[str, TokenTable]
-    codec: Codec
-
-    def write(self, folder: Path, files: Mapping[str, str]) -> tuple[str, ...]:
-        """JSON lines by split; what they lose, a sentence each."""
-        losses = []
-        for split, table in self.tables.items():
-            other = 0
-            path = folder / files[split]
-            path.parent.mkdir(exist_ok=True)
-            with path.open("w", encoding="utf-8") as lines:
-                for written in _written(self.shape, table, self.codec):
-                    other += not written.exact
-                    lines.write(dumps(written.values, ensure_ascii=False) + "\n")
-            if other:
-                losses.append(
-                    f"{other} of {table.examples} {split} rows become other tokens there, as {self.target} tokenises "
-                    "them its own way."
-                )
-        return tuple(losses)
-
-
-def _read(run: TrainedRun, target: Target, model: str | None) -> _Rows:
-    """The run's rows in the first shape that holds all of them exactly, else in the last.
-
-    Raises `InputError` where that cannot hold them at all.
-    """
     data, codec = _data(run, model)
-    tables = {"train": data.train, "validation": data.validation}
-    for shape in target.formats:
-        if all(each.exact for table in tables.values() for each in _written(shape, table, codec)):
-            break
-    else:
-        held = (each.values for table in tables.values() for each in _written(shape, table, codec))
-        if any(values is None for values in held):
-            raise InputError(
-                f"{target.name} cannot learn several turns of one conversation as they were trained; export --to trl, "
-                "axolotl, llamafactory or transformers."
-            )
-    return _Rows(target=target.name, shape=shape, tables=tables, codec=codec)
-
-
-def _written(shape: Format, table: TokenTable, codec: Codec) -> Iterator[Written]:
-    for rows in rows_of(table):
-        yield from shape.write(rows, codec)
+    rows = shaped(target, {"train": data.train, "validation": data.validation}, codec)
+    return target.export(recipe, rows.shape.name), rows
 
 
 def _data(run: TrainedRun, model: str | None) -> tuple[PreparedData, Codec]:
