@@ -11,14 +11,12 @@ from typing import Literal
 
 from loratune.app.report import print_answer
 from loratune.app.watching import begin_loading, listening, tracking, watching
-from loratune.files.ahead import import_ahead
 from loratune.files.lock import FolderLock, check_free, forget_stop
 from loratune.files.paths import user_path
 from loratune.metrics import Metric
 from loratune.metrics.function import RowFunction
 from loratune.reporting.result import TuneResult, load_result
 from loratune.runners.engines import Host
-from loratune.study.database import LATER_MODULES
 from loratune.study.events import EventLog
 from loratune.trackers import make_tracker
 from loratune.tuning.configuration import resumed_options
@@ -187,7 +185,6 @@ def run_tune(
     scratch = scratch_in(options.directory)
     if host is None:
         host = host_of(options.devices, scratch, options.ray, sharded=options.shard_base)
-    import_ahead(*LATER_MODULES)
     trackers = {name: make_tracker(name) for name in options.report_to}
     existing = find_study(options)
     if existing is not None and is_finished(existing, options):

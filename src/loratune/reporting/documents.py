@@ -35,10 +35,6 @@ class Figure:
     html: Markup | None = None
 
 
-LATER_MODULES = ("matplotlib.figure", "matplotlib.backends.backend_svg", "scipy.stats")
-"""What a page's figures and intervals import when they are made: a second or two."""
-
-
 def write_html(facts: RunFacts, directory: Path) -> Path:
     """Write `report.html`. Raises `ImportError` with a sentence to pass on where matplotlib is not installed."""
     if find_spec("matplotlib") is None:

@@ -37,13 +37,6 @@ from loratune.study.secrets import reason_of, with_driver
 FILE = "study.db"
 _PATIENCE = 30.0
 """Seconds to wait for another process's transaction."""
-LATER_MODULES = (
-    "alembic.command",
-    "alembic.migration",
-    "sqlalchemy.dialects.sqlite",
-    "optuna.storages._rdb.models",
-)
-"""What Optuna imports at the first database: a second or two."""
 _FACT = "loratune:"
 """Prefix of the names of facts that only we read: Optuna's tools do not show a study's system attributes."""
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -9,12 +9,10 @@ from time import monotonic
 from loratune.analysis.diagnose import before_training
 from loratune.analysis.final import Final
 from loratune.costs.budget import Budget
-from loratune.files.ahead import import_ahead
 from loratune.files.lock import forget_stop, is_asked_to_stop
 from loratune.lora.peft_io import publish_adapter
 from loratune.model.source import portable_name
 from loratune.reporting.card import card_of
-from loratune.reporting.documents import LATER_MODULES
 from loratune.reporting.facts import RunCost, to_stored
 from loratune.reporting.result import TuneResult, load_result, write_result
 from loratune.reporting.wording import setting_words
@@ -139,7 +137,6 @@ class Job:
         self.tell(findings_of(decision))
         self.tell(Chosen(hyper_parameters=decision.hyper_parameters, settled=decision.settled))
         self.tell(PhaseBegan(phase=Phase.FINAL_RUN))
-        import_ahead(*LATER_MODULES)
         final = self._final(decision, runner)
         self.tell(PhaseBegan(phase=Phase.WRITING))
         result = self._write(decision, after.truncation, final, before, runner, cut=cut, stopped=stopped)
