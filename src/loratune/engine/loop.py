@@ -162,7 +162,7 @@ class PackLoop:
         )
 
     def _attempt(self, work: Callable[[], T]) -> T | Failure:
-        """Where no slot is live what fails is tried again, now that what it had made is given back."""
+        """Do the work; if it fails while no slot is live, once more, as its memory has been given back by then."""
         found = self._work.attempt(work)
         return self._work.attempt(work) if isinstance(found, Failure) and not self._live else found
 

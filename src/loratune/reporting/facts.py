@@ -191,7 +191,7 @@ class RunFacts:
 
     @property
     def shown_metrics(self) -> tuple[MetricInfo, ...]:
-        """All that may be shown: those built in, and the chosen one; of a head's answers none that is of text."""
+        """Metrics that may be shown: those built in, and the chosen one; for a head's answers none of text."""
         head = self.training is not None and self.training.classifier is not None
         built_in = tuple(each.info for each in metrics() if not (head and each.name in OF_TEXT))
         own = self.info(self.metric)

@@ -146,7 +146,7 @@ class LiveView:
 
     @property
     def seconds_left(self) -> float | None:
-        """Until all is done; None where nothing is known."""
+        """Seconds until all is done; None where nothing is known."""
         return self._run.seconds_left
 
     def picture(self) -> Group:

@@ -207,7 +207,7 @@ class RunProgress:
 
     @property
     def seconds_left(self) -> float | None:
-        """Until all is done; None where nothing is known."""
+        """Seconds until all is done; None where nothing is known."""
         under_way = sum(slot.trial.fraction * slot.share for slot in self.slots)
         return self._pace.left(self.elapsed, under_way)
 

@@ -176,7 +176,7 @@ def timeline_sentence(facts: RunFacts) -> str:
 
 
 def packs_sentence(packs: Sequence[PackSpan]) -> str:
-    """How many at most, and for how long anything trained."""
+    """The most trials that trained at once, and for how long any did."""
     if not packs:
         return ""
     busy = sum(each.ended - each.began for each in packs)

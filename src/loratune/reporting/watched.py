@@ -156,7 +156,7 @@ class WatchedRun:
         ]
 
     def _evidence(self) -> list[dict[str, str]]:
-        """While the search goes on what it has tested; what it leaves out is only known in the end."""
+        """What the search has tested so far; what it leaves out is only known at its end."""
         found = [claim(state_of(each), each) for each in self._findings.evidence] if self._findings else []
         return [each for each in found if each["state"] != NOTE or self.over]
 
