@@ -232,7 +232,7 @@ def _named(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers[:MOST_NAMED])) + (" and more" if len(numbers) > MOST_NAMED else "")
 
 
-def gentler(values: HyperParameters) -> str:
+def lower_rate(values: HyperParameters) -> str:
     """The remedies against instability, the first one first."""
     text = f"Halve the learning rate to {values.learning_rate / 2:.2g}"
     if values.lora_alpha >= 2 * values.r:
@@ -258,7 +258,7 @@ def unstable_losses(values: HyperParameters, losses: Floats) -> Diagnosis | None
             f"Training at learning rate {values.learning_rate:.2g} was unstable: the training loss rose by {rise:.2f} "
             "nats above its best and stayed there."
         ),
-        remedy=gentler(values),
+        remedy=lower_rate(values),
         value=rise,
         unit="nats",
         limit=tolerated,
@@ -309,7 +309,7 @@ def leaping_gradients(
     if share <= SPIKED_STEPS:
         return None
     finding = f"The gradient leapt to ten times its usual size and more in {_steps(leapt, steps)}"
-    remedy = gentler(values)
+    remedy = lower_rate(values)
     if suspects:
         rows, named = _rows(suspects)
         finding += f", all of them with training {rows} {named} (counted from 0), in no other step"
@@ -331,7 +331,7 @@ def diverged(values: HyperParameters, reason: str, *, done: str = "") -> Diagnos
         sign=Sign.UNSTABLE,
         finding=f"Training at learning rate {values.learning_rate:.2g} diverged: {reason.rstrip('.')}.",
         done=done,
-        remedy="" if done else gentler(values),
+        remedy="" if done else lower_rate(values),
         value=values.learning_rate,
         unit="learning rate",
     )
@@ -360,7 +360,7 @@ def edge_of_stability(
             f"Seeds disagree {ratio:.0f} times more at learning rate {values.learning_rate:.2g} than elsewhere: "
             "it is at the edge of stability."
         ),
-        remedy=gentler(values),
+        remedy=lower_rate(values),
         value=ratio,
         unit="times the usual sd",
         limit=SEED_RATIO,

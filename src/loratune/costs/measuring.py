@@ -200,7 +200,7 @@ def _measured(
     allowed: int,
     kept: InitialAdapters,
 ) -> Calibration:
-    steps, peaks = _climb(engine, limits, recipe, slots, allowed, kept)
+    steps, peaks = _measured_rungs(engine, limits, recipe, slots, allowed, kept)
     points = [(step.tokens, step.seconds) for step in steps.values()]
     best = efficient_tokens(points, allowed=max(tokens for tokens, _ in points))
     rung = next(rung for rung, step in steps.items() if step.tokens == best)
@@ -253,7 +253,7 @@ def _share_memory(limits: Limits, recipe: HyperParameters, slots: int) -> tuple[
         slots = max(1, slots // 2)
 
 
-def _climb(
+def _measured_rungs(
     engine: PackEngine,
     limits: Limits,
     recipe: HyperParameters,

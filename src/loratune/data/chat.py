@@ -73,7 +73,7 @@ class MessageStyle:
         return put
 
 
-_MANNERS = tuple(MessageStyle(*flags) for flags in sorted(product((False, True), repeat=4), key=sum))
+_STYLES = tuple(MessageStyle(*flags) for flags in sorted(product((False, True), repeat=4), key=sum))
 
 
 def _with_text_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,46 +124,46 @@ class Messages:
     def example(self, row: Row) -> Example:
         """Raises `DataError` for a broken conversation, or a template that cannot show it."""
         conversation = read_conversation(row, self.columns)
-        manner = self._manner(conversation, row.place)
+        style = self._style(conversation, row.place)
         self.remarks.read(conversation)
         if self.has_template:
-            segments = self._templated(conversation, manner, row.place)
+            segments = self._templated(conversation, style, row.place)
         else:
             segments = _plain(conversation.messages, conversation.learned)
         # The rendered text may hold today's date: the messages themselves are the identity.
         return Example(segments, conversation.identity, row.place, begins=not self.has_template)
 
-    def _manner(self, conversation: Conversation, place: str) -> MessageStyle:
-        """The first manner in which the template shows everything that must not be lost.
+    def _style(self, conversation: Conversation, place: str) -> MessageStyle:
+        """The first style in which the template shows everything that must not be lost.
 
         Raises `DataError` where there is none.
         """
         refusals: list[DataError] = []
         tried: list[list[Message]] = []
-        for manner in _MANNERS if self.has_template else _MANNERS[:1]:
-            put = [manner.put(message) for message in conversation.messages]
+        for style in _STYLES if self.has_template else _STYLES[:1]:
+            put = [style.put(message) for message in conversation.messages]
             if put in tried:
                 continue
             tried.append(put)
             try:
-                hidden, text = self._hidden(conversation, manner, place)
+                hidden, text = self._hidden(conversation, style, place)
             except DataError as error:
                 refusals.append(error)
                 continue
-            refusal = _lost(hidden, text, conversation, manner, "chat template" if self.has_template else "")
+            refusal = _lost(hidden, text, conversation, style, "chat template" if self.has_template else "")
             if refusal is None:
                 self.remarks.hidden(hidden, conversation)
-                if manner.developer_as_system:
+                if style.developer_as_system:
                     self.remarks.developers(conversation)
-                return manner
+                return style
             refusals.insert(
                 0, DataError(f"{place}: {refusal}.")
             )  # what is lost says more than what a template raised
         raise refusals[0]
 
-    def _hidden(self, conversation: Conversation, manner: MessageStyle, place: str) -> tuple[list[Part], str]:
+    def _hidden(self, conversation: Conversation, style: MessageStyle, place: str) -> tuple[list[Part], str]:
         def render(messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> str:
-            return self._render([manner.put(message) for message in messages], tools, place)
+            return self._render([style.put(message) for message in messages], tools, place)
 
         return hidden_parts(conversation.messages, conversation.tools, render)
 
@@ -190,8 +190,8 @@ class Messages:
             ) from None
         return str(text)
 
-    def _templated(self, conversation: Conversation, manner: MessageStyle, place: str) -> tuple[Segment, ...]:
-        messages = [manner.put(message) for message in conversation.messages]
+    def _templated(self, conversation: Conversation, style: MessageStyle, place: str) -> tuple[Segment, ...]:
+        messages = [style.put(message) for message in conversation.messages]
         tools = conversation.tools
         whole = self._render(messages, tools, place)
         turns = [turn for turn, learned in enumerate(conversation.learned) if learned]
@@ -243,7 +243,7 @@ class Messages:
 
 
 def _lost(
-    hidden: Sequence[Part], text: str, conversation: Conversation, manner: MessageStyle, template: str
+    hidden: Sequence[Part], text: str, conversation: Conversation, style: MessageStyle, template: str
 ) -> str | None:
     """What must not be lost and is, in words; None where nothing is."""
     it = f"the tokenizer's {template} does" if template else "without a chat template, plain lines do"
@@ -261,9 +261,7 @@ def _lost(
                 f"{it} not show the content of message {part.message + 1} (role {message['role']!r}); write it into "
                 "a turn of the user or the system"
             )
-    missing = not manner.empty_content and any(
-        message["content"] is None for message in conversation.messages
-    )
+    missing = not style.empty_content and any(message["content"] is None for message in conversation.messages)
     if missing and "None" in text:
         return f"{it} write a missing content as None; write an empty text in place of null"
     return None

@@ -58,10 +58,10 @@ def near_duplicates(
     pairs: list[Pair] = []
     for name in others:
         found = 0
-        for number, twin in _twins(rows[name], training, index):
+        for number, nearest in _nearest_rows(rows[name], training, index):
             found += 1
             if len(pairs) < _EXAMPLES:
-                pairs.append((name, int(chosen[name][number]), int(chosen["train"][twin])))
+                pairs.append((name, int(chosen[name][number]), int(chosen["train"][nearest])))
         leaks.append((name, len(rows[name]), found))
     facts = NearDuplicates(threshold=THRESHOLD, rows=len(training), training=repeated, leaks=tuple(leaks))
     return facts, tuple(pairs)
@@ -73,15 +73,15 @@ def _sample(table: TokenTable, seed: int) -> npt.NDArray[np.int64]:
     return np.sort(np.random.default_rng(seed).choice(len(table), MOST_ROWS, replace=False))
 
 
-def _twins(
+def _nearest_rows(
     rows: Sequence[Shingles], training: Sequence[Shingles], index: MinHashLSH
 ) -> Iterator[tuple[int, int]]:
     """(row, its most similar training row) of every row that has one above the threshold."""
     for number, each in enumerate(rows):
         similar = [(_jaccard(each, training[other]), -other) for other in index.query(_hashed(each))]
-        best, twin = max(similar, default=(0.0, 0))
+        best, nearest = max(similar, default=(0.0, 0))
         if best >= THRESHOLD:
-            yield number, -twin
+            yield number, -nearest
 
 
 def _shingles(table: TokenTable, row: int) -> Shingles:

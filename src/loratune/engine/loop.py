@@ -121,7 +121,7 @@ class PackLoop:
             self._enter()
             if not self._live:
                 return
-            progress = self._surely(self._step)
+            progress = self._parking(self._step)
             self._read()
             yield from self._end()
             if progress is not None and self._callers.on_progress is not None:
@@ -173,7 +173,7 @@ class PackLoop:
         self._slots = len(self._live)
         self._tell(failure)
 
-    def _surely(self, work: Callable[[], T], *, fewest: int = 1) -> T:
+    def _parking(self, work: Callable[[], T], *, fewest: int = 1) -> T:
         """What `work` returns, with half of the trials parked as often as memory runs out.
 
         Raises `DoesNotFit` where only `fewest` are left.
@@ -228,7 +228,7 @@ class PackLoop:
 
     def _read(self) -> None:
         """Evaluate the live trials whose reading is due, and ask whether they continue."""
-        self._surely(self._read_due)
+        self._parking(self._read_due)
         ask = self._callers.should_stop
         for entry in self._just_read:
             if ask is not None and not entry.ended and ask(entry.trial, tuple(entry.curve)):
@@ -277,7 +277,7 @@ class PackLoop:
         asked = complete if work.labels_at_end else []
         adapters = [entry.adapter() for entry in asked]
         verdicts = [entry.final for entry in asked if entry.final is not None]
-        predictions = self._surely(lambda: work.predict(adapters, work.validation, verdicts), fewest=0)
+        predictions = self._parking(lambda: work.predict(adapters, work.validation, verdicts), fewest=0)
         for entry in complete:
             entry.seconds += (perf_counter() - started) / len(complete)
         by_entry = dict(zip(map(id, asked), predictions, strict=True))

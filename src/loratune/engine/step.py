@@ -115,7 +115,7 @@ class TrainingStep:
         self._update(found)
         if self._looks_ahead:
             self._look_ahead(slots)
-        losses, norms = self._surely(found.read)
+        losses, norms = self._with_retry(found.read)
         for slot, loss, norm, count in zip(slots, losses, norms, tokens, strict=True):
             slot.record(loss, norm, count)
         return sum(tokens)
@@ -190,13 +190,13 @@ class TrainingStep:
         """Move all slots on, each exactly once; the host does not wait."""
         slots, factors, skipped = prepared.slots, prepared.factors, prepared.skipped
         if self._together is not None and prepared.numbers is not None:
-            self._surely(partial(self._together.take, slots, prepared.numbers, factors, skipped))
+            self._with_retry(partial(self._together.take, slots, prepared.numbers, factors, skipped))
             return
         for slot, factor, skips in zip(slots, factors[: len(slots)], skipped[: len(slots)], strict=True):
-            self._surely(partial(slot.clip, factor))
-            self._surely(partial(slot.update, skips))
+            self._with_retry(partial(slot.clip, factor))
+            self._with_retry(partial(slot.update, skips))
 
-    def _surely(self, work: Callable[[], T]) -> T:
+    def _with_retry(self, work: Callable[[], T]) -> T:
         """Work that fails, if at all, before it changes anything: tried a second time with all else given back.
 
         Raises `ResourceError` where that fails too: slots that have moved on must not be moved again.

@@ -20,7 +20,9 @@ class LargestAdapter:
         """`results`: those of the search so far; `alone`: whether the folders of earlier ones are removed."""
         self._folder = directory / "largest"
         self._alone = alone
-        self._result = max((each for each in results if self._path(each).is_dir()), key=_merit, default=None)
+        self._result = max(
+            (each for each in results if self._path(each).is_dir()), key=_rank_then_loss, default=None
+        )
 
     def _path(self, result: TrialResult) -> Path:
         return self._folder / result.asked.key
@@ -48,7 +50,7 @@ class LargestAdapter:
 
     def _wanted(self, result: TrialResult) -> bool:
         eligible = result.finished and result.asked.stage is Stage.RANK and result.asked.fraction >= FULL
-        return eligible and (self._result is None or _merit(result) > _merit(self._result))
+        return eligible and (self._result is None or _rank_then_loss(result) > _rank_then_loss(self._result))
 
     def _kept(self, result: TrialResult) -> Path:
         for other in self._folder.iterdir() if self._alone else ():
@@ -65,5 +67,5 @@ class LargestAdapter:
         return self._result, AdapterFile(folder=self._path(self._result), hyper_parameters=setting)
 
 
-def _merit(result: TrialResult) -> tuple[int, float]:
+def _rank_then_loss(result: TrialResult) -> tuple[int, float]:
     return result.asked.hyper_parameters.r, -result.nll

@@ -273,7 +273,7 @@ class ProcessRunner:
                 case Died():
                     self._replace(worker, message, queue.lost(worker))
                 case _:
-                    self._heard(worker, message)
+                    self._on_message(worker, message)
 
     def _rest(self, jobs: Sequence[Job]) -> Generator[Done, None, None]:
         """Shares go to whoever is there: a worker that has died need not come back."""
@@ -301,7 +301,7 @@ class ProcessRunner:
                     waiting.append(left)
                 self._replace(worker, message, ())
             else:
-                self._heard(worker, message)
+                self._on_message(worker, message)
 
     def _order(self, worker: int, order: Order) -> None:
         self.pool.send(worker, order)
@@ -329,7 +329,7 @@ class ProcessRunner:
         self.options.tell(Note(text=f"{str(died).capitalize()} and is replaced{again}."))
         self.pool.renew(worker)
 
-    def _heard(self, worker: int, message: Message) -> None:
+    def _on_message(self, worker: int, message: Message) -> None:
         """What needs no answer."""
         match message:
             case EngineFacts():

@@ -84,7 +84,7 @@ class SharedRunner:
                 ended.append(done.result)
                 fresh = True
                 yield done
-            self._revive()
+            self._requeue()
             running = {lease.key for lease in self.place.running()}
             idle = fresh and running and not self.place.waiting() and not self.late
             if more is not None and idle:
@@ -137,7 +137,7 @@ class SharedRunner:
                 yield TrialDone(job=TrialJob(trial=result.asked), result=result, adapter=kept)
                 self.place.forget(key, worker)
 
-    def _revive(self) -> None:
+    def _requeue(self) -> None:
         """What silent workers have taken waits again. With none at all the user is told, once."""
         live = set()
         for worker in {*self.place.workers(), *(lease.worker for lease in self.place.running())}:

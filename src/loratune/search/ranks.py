@@ -173,7 +173,7 @@ class RankStage:
         chosen = self.choice(field)
         for r in dict.fromkeys((chosen, field.lowest)):
             yield self._beyond(field, r)
-        yield from self._second_chances(field, chosen)
+        yield from self._retries(field, chosen)
         yield from self._middle(field)
         for r in dict.fromkeys((chosen, self.largest, field.lowest)):
             yield self._below_edge(field, r)
@@ -262,7 +262,7 @@ class RankStage:
             reached = r
         return reached
 
-    def _second_chances(self, field: Field, chosen: int) -> Iterator[Sequence[Trial]]:
+    def _retries(self, field: Field, chosen: int) -> Iterator[Sequence[Trial]]:
         """Other learning rates for the first rank that was found too small, before it is given up."""
         below = [r for r in field.ladders if r < chosen]
         if below and (max(below) not in field.best or field.within(max(below), field.lowest) > 0.02):

@@ -41,12 +41,12 @@ class EventLog:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             path = directory / FILE
-            torn = _torn(path)
+            cut_off = _is_cut_off(path)
             descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             self._file = FileIO(descriptor, "ab")
         except OSError:
             return
-        self._write(("\n" if torn else "") + "".join(waiting))
+        self._write(("\n" if cut_off else "") + "".join(waiting))
 
     def __enter__(self) -> Self:
         return self
@@ -85,7 +85,7 @@ class EventLog:
                 file.close()
 
 
-def _torn(path: Path) -> bool:
+def _is_cut_off(path: Path) -> bool:
     """Whether the last line has no end."""
     if not path.exists() or not path.stat().st_size:
         return False

@@ -85,7 +85,7 @@ class NoiseMemory:
         asked: Sequence[Any],
     ) -> None:
         """`asked`: digests of rows and weights, and how it is measured."""
-        about = {**_circumstances(facts, train, options), "noise": list(asked)}
+        about = {**_conditions(facts, train, options), "noise": list(asked)}
         self._path = folder / "noise" / _name(about)
 
     def kept(self) -> NoiseScale | None:
@@ -104,7 +104,7 @@ class NoiseMemory:
 
 def _path(folder: Path, facts: EngineFacts, train: TokenTable, options: SearchOptions) -> Path:
     """A name for all that the measurement depends on; lengths count in steps of a quarter doubling."""
-    return folder / _name(_circumstances(facts, train, options))
+    return folder / _name(_conditions(facts, train, options))
 
 
 def _name(about: dict[str, Any]) -> str:
@@ -112,7 +112,7 @@ def _name(about: dict[str, Any]) -> str:
     return f"{blake2b(text.encode(), digest_size=12).hexdigest()}.json"
 
 
-def _circumstances(facts: EngineFacts, train: TokenTable, options: SearchOptions) -> dict[str, Any]:
+def _conditions(facts: EngineFacts, train: TokenTable, options: SearchOptions) -> dict[str, Any]:
     profile = facts.profile
     return {
         "way": 0 if facts.on_cpu else 2,  # of measuring: on GPUs the first ones timed recordings

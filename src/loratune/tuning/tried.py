@@ -51,7 +51,7 @@ def try_metric(subject: Subject, runner: Runner, data: PreparedData, options: Da
     )
     done = only(runner.run([job]))
     assert isinstance(done, Evaluated)
-    return (*notes, *_oddities(scoring.metric, scoring.outputs(done.evaluations[0], table), table))
+    return (*notes, *_remarks(scoring.metric, scoring.outputs(done.evaluations[0], table), table))
 
 
 def _check_prompts(metric: Metric, data: PreparedData) -> None:
@@ -108,7 +108,7 @@ def _place_of(
     return ""
 
 
-def _oddities(metric: Metric, outputs: Outputs, table: TokenTable) -> tuple[str, ...]:
+def _remarks(metric: Metric, outputs: Outputs, table: TokenTable) -> tuple[str, ...]:
     scores = metric.scores(outputs)
     references = outputs.references
     generated = None if outputs.generated is None else references
