@@ -1,7 +1,9 @@
 """An engine from a pickled specification, in other processes: the runner's contract, results to the last bit."""
 
+import os
 import pickle
 import re
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -253,8 +255,12 @@ def test_what_kills_every_worker_is_an_error_that_says_what_is_kept(pool: Worker
     )
 
 
-def test_a_sharded_base_trains_as_a_whole_one(built: Built, tmp_path: Path) -> None:
-    """Each process holds half of the layers: results to the last bit; when one dies nothing of another is believed."""
+def test_a_sharded_base_trains_as_a_whole_one(
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process holds half of the layers: results to the last bit; one that hangs is killed and not replaced, and
+    when one has died nothing of another is believed.
+    """
     rows = write_rows(built.data, tmp_path / "rows")
     sealed = replace(built.spec.sealed(built.data), rows=str(rows))
     asked = trials()
@@ -275,6 +281,12 @@ def test_a_sharded_base_trains_as_a_whole_one(built: Built, tmp_path: Path) -> N
             assert one.curve == other.curve
             assert one.example_nll is not None
             assert np.array_equal(one.example_nll, other.example_nll)
-        pool._processes[1].kill()
+        hung = pool._processes[1]
+        assert hung.pid is not None
+        os.kill(hung.pid, signal.SIGSTOP)
+        monkeypatch.setattr("loratune.runners.pool.PATIENCE", 0.1)
+        pool.abandon([1])
+        hung.join(60)
+        assert not pool.whole
         with pytest.raises(ResourceError, match=r"held a part of the base model .* --resume"):
             list(runner.run([TrialJob(trial=t) for t in asked]))

@@ -165,6 +165,11 @@ class WorkerPool(Pool):
         return message
 
     def renew(self, worker: int) -> None:
+        if (
+            self.sharded
+        ):  # a new one would wait for the others to load too: whoever asks next hears of the death
+            self._processes[worker].kill()
+            return
         self._end(worker)
         self._lines[worker], self._processes[worker] = _started(self._settings[worker])
         self.beginning.add(worker)
