@@ -204,7 +204,7 @@ def test_the_ledger_in_words() -> None:
     assert "No study has finished yet." in out.getvalue()
     optimum = Optimum(r=8, lora_alpha=16, batch_size=16, learning_rate=3e-3, nll=0.2, inside=True)
     task = StudiedTask(dataset="d" * 20, model="[bold]m", rows=50.0, needed_rank=4.0, optima=(optimum,))
-    print_ledger(console, [("a1b2c3", "2026-11-22", "/runs/one", task)], "here.db")
+    print_ledger(console, [("a1b2c3", "2026-11-22", "/runs/one", "", task)], "here.db")
     text = out.getvalue()
     assert "1, best 3e-3 at r 8" in text
     assert "[bold]m" in text
