@@ -293,7 +293,7 @@ def test_micro_batches_are_halved_until_they_fit(undisturbed: Outcome) -> None:
 class Recordings:
     """In the place of recorded graphs: memory that is held whenever they may be made."""
 
-    largest = 0
+    largest, line = 0, None
 
     def __init__(self) -> None:
         self.held, self.calls = True, list[str]()

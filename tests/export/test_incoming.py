@@ -91,7 +91,7 @@ def test_what_was_exported_comes_back(target: str, tmp_path: Path) -> None:
         ({"base_model": "b", "datasets": [{"path": "a"}, {"path": "b"}]}, "one dataset for a search, got 2"),
         ({"model_name_or_path": "b", "datasets": [{"path": "json"}]}, "must name its files"),
         ({"model_name_or_path": "b", "stage": "sft", "dataset": "x,y"}, "one dataset for a search, got 2"),
-        ({"model_name_or_path": "b", "stage": "sft", "dataset": "x"}, "must stand in dataset_info.json"),
+        ({"model_name_or_path": "b", "stage": "sft", "dataset": "x"}, "must be listed in dataset_info.json"),
         ({"model_name_or_path": "b", "num_train_epochs": "many"}, "got|has 'many'"),
         ({"learning_rate": 1}, "has neither model_name_or_path nor base_model"),
         ("- a\n- b\n", "holds list"),

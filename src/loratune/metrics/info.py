@@ -45,6 +45,8 @@ class MetricInfo:
     """Name under which a result keeps the scores of its rows; empty: under its own."""
     by_nll: bool = False
     """Whether the NLL decides it, in nats: a metric that rises and falls with the NLL, or the NLL itself."""
+    of_tokens: bool = False
+    """Whether it says nothing new of a head's answers: of one class it is the NLL or the accuracy by another name."""
 
     @property
     def column(self) -> str:

@@ -65,6 +65,7 @@ class Perplexity(Nll):
         larger_is_better=False,
         margin=NLL_MARGIN,
         by_nll=True,
+        of_tokens=True,
     )
 
     def scores(self, outputs: Outputs) -> Floats | None:
@@ -89,6 +90,7 @@ class ExactMatch(Metric):
         larger_is_better=True,
         margin=1.0,
         counts_rows=True,
+        of_tokens=True,
     )
     needs = Needs.LIKELIHOOD
 

@@ -26,10 +26,6 @@ from loratune.values.analysis import Diagnosis, HeldOut, Sensitivity
 Floats = npt.NDArray[np.float64]
 
 
-OF_TEXT = ("perplexity", "exact_match")
-"""Metrics that say nothing where a head answers: of one class they are the NLL and the accuracy under other names."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelScores:
     """Metrics of one model on the two held-out splits, by metric name."""
@@ -193,7 +189,7 @@ class RunFacts:
     def shown_metrics(self) -> tuple[MetricInfo, ...]:
         """Metrics that may be shown: those built in, and the chosen one; for a head's answers none of text."""
         head = self.training is not None and self.training.classifier is not None
-        built_in = tuple(each.info for each in metrics() if not (head and each.name in OF_TEXT))
+        built_in = tuple(each.info for each in metrics() if not (head and each.info.of_tokens))
         own = self.info(self.metric)
         return built_in if any(each.name == own.name for each in built_in) else (*built_in, own)
 

@@ -18,7 +18,7 @@ from loratune.engine.scoring import table_rows
 from loratune.errors import ModelError, OutputError, ResourceError
 from loratune.lora.peft_io import saved_config
 from loratune.metrics import NLL, Metric, find, margin_in_nats, metrics, searched_by
-from loratune.reporting.facts import OF_TEXT, Floats, Gain, ModelScores, RunCost, RunFacts
+from loratune.reporting.facts import Floats, Gain, ModelScores, RunCost, RunFacts
 from loratune.reporting.opponent import gains_over_opponent
 from loratune.runners.local import early_stopping
 from loratune.runners.runner import AdapterFile, Runner
@@ -272,7 +272,7 @@ def _gains(final: Final, bench: Workbench, chosen: str) -> tuple[Gain, ...]:
                 (metric, ours.example_scores[metric.column], theirs.example_scores[metric.column])
                 for metric in metrics(chosen)
                 if metric.column in ours.example_scores.keys() & theirs.example_scores.keys()
-                and not (bench.data.classifier is not None and metric.name in OF_TEXT)
+                and not (bench.data.classifier is not None and metric.info.of_tokens)
             ]
             found += [
                 Gain.from_rows(mine, other, over=over, split=split, metric=metric, rows=rows)
