@@ -246,7 +246,7 @@ def test_a_better_alpha_is_adopted() -> None:
     assert taken.claim.endswith(f"is taken: it is better than alpha {2 * setting.r}.")
     assert taken.holds
     assert taken.value == pytest.approx(-0.05, abs=1e-3)
-    others = [c for c in decision.evidence if c.claim.startswith("Alpha ") and "is passed over" in c.claim]
+    others = [c for c in decision.evidence if c.claim.startswith("Alpha ") and "is not chosen" in c.claim]
     assert [c.holds for c in others] == [True]
 
 

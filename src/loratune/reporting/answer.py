@@ -9,7 +9,7 @@ from loratune.reporting.facts import RunFacts
 from loratune.reporting.opponent import OPPONENT, fair_opponent
 from loratune.reporting.wording import count, rate
 from loratune.values import Problem, Stage
-from loratune.values.tasks import PREFERENCE
+from loratune.values.tasks import TASKS
 
 
 def verdict(facts: RunFacts) -> list[str]:
@@ -97,7 +97,8 @@ def _counted(facts: RunFacts) -> str:
 
 def learns_pairs(facts: RunFacts) -> bool:
     """Whether rows are pairs of a preferred answer and another."""
-    return facts.training is not None and facts.training.objective in PREFERENCE.objectives
+    objective = "" if facts.training is None else facts.training.objective
+    return any(task.has_pairs and objective in task.objectives for task in TASKS.values())
 
 
 def head_answers(facts: RunFacts) -> bool:
