@@ -220,7 +220,10 @@ SHOWN_BETTER = Comparison(difference=-0.02, standard_error=0.001, degrees=inf, m
         ),
         (
             challenged((8, SHOWN_BETTER), (4, TIED), winner=0),
-            ["Batch size 8 (learning rate 0.001) is taken: it is better than batch size 16.", "is not chosen"],
+            [
+                "Batch size 8 (learning rate 0.001) is taken: it is better than batch size 16.",
+                "is not chosen",
+            ],
         ),
         (challenged((32, ADEQUATE), winner=0), ["is taken: it is non-inferior to batch size 16"]),
     ],
