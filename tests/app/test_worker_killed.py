@@ -65,6 +65,10 @@ def kill_with_a_lease(process: BaseProcess, place: LeaseFolder) -> list[str]:
         os.kill(process.pid, signal.SIGCONT)
 
 
+@pytest.mark.skipif(
+    os.environ.get("OMP_NUM_THREADS") != "1",
+    reason="forks this process, after whose threads OpenMP would hang in the child: run with OMP_NUM_THREADS=1",
+)
 def test_killed_one_after_the_other(storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "SECONDS", 0.05)
     monkeypatch.setattr(shared, "_LOOK", 0.02)

@@ -38,7 +38,8 @@ def merged(
     if directory is not None or given.get("resume"):
         given = _resumed(given, directory)
     known = {each.name for each in fields(cls)}
-    if _of_pairs(given.get("task")) and given.get("metric") == BUILT_IN_NAMES[0]:
+    # files that a run has written name the default too
+    if _of_pairs(given.get("task")) and values.get("metric") == BUILT_IN_NAMES[0]:
         raise InputError(
             f"--metric must be one of {', '.join(PREFERENCE_NAMES)} with --task {given['task']}, got "
             f"{given['metric']!r}, a loss that compares at one beta only; leave it out, or give --metric "
