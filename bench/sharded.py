@@ -99,15 +99,13 @@ def main() -> None:
         rows = write_rows(data, folder / "rows")
         spec = replace(EngineSpec(model=model, data=options).sealed(data), rows=str(rows), dtype=given.dtype)
         tokens = len(trials) * int(data.train.lengths.sum())
-        whole: list[TrialResult] | None = None
-        for sharded in (False, True):
-            if given.skip_whole and not sharded:
-                continue
+        other: list[TrialResult] | None = None
+        for sharded in (True,) if given.skip_whole else (True, False):
             results, seconds, peaks = trained(
                 spec, data, devices, trials, given.slots, folder, sharded=sharded
             )
-            differs = 0.0 if whole is None else largest_difference(results, whole)
-            whole = results
+            differs = 0.0 if other is None else largest_difference(results, other)
+            other = results
             row = {
                 "devices": given.devices, "shape": given.shape, "dtype": given.dtype, "sharded": int(sharded),
                 "trials": len(trials), "slots": given.slots, "batch": given.batch, "seconds": round(seconds, 2),
