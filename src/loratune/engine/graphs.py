@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from loratune.engine.memory import attempt
+from loratune.kernels.first_use import first_use
 from loratune.maths.sizes import MetSizes, few_sizes, filler, line_tokens, recorded_tokens
 
 _LARGEST_COUNT = 32
@@ -105,7 +106,8 @@ class Graphs:
             self.forget()
             self._largest = tokens
         try:
-            found = attempt(partial(self._record, body, inputs), inputs[0].device)
+            with first_use("recordings"):
+                found = attempt(partial(self._record, body, inputs), inputs[0].device)
         except RuntimeError as error:  # nothing has run: what is recorded is not executed
             _log.info("a micro-batch runs without a CUDA graph: %s", error)
             found = None

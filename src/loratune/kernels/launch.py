@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from loratune.kernels.first_use import first_use
+
 
 class KernelPath(NamedTuple):
     """Whether a device runs the kernels, and why (not)."""
@@ -62,7 +64,8 @@ def launch(
     )  # fmt: skip
     handle = _handles.get(key)
     if handle is None:
-        handle = kernel[grid](*arguments, **constants)
+        with first_use("kernels"):
+            handle = kernel[grid](*arguments, **constants)
         _handles[key] = handle if _launchable(handle) else kernel
     elif handle is kernel:
         kernel[grid](*arguments, **constants)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,6 +22,7 @@ from loratune.engine.live import EarlyStopping
 from loratune.engine.loop import PackProgress
 from loratune.engine.pack import PackEngine
 from loratune.engine.probe import base_loss, gradient_noise, probe
+from loratune.kernels import first_use
 from loratune.lora.layout import Adapter, find_targets
 from loratune.lora.peft_io import load_adapter, save_adapter
 from loratune.lora.spectrum import strengths
@@ -54,7 +55,7 @@ from loratune.runners.runner import (
     WritingMeasured,
 )
 from loratune.values import CurvePoint, ModelProfile, Trial, TrialState
-from loratune.values.events import LiveTrial, Progress, Tell
+from loratune.values.events import LiveTrial, Prepared, Progress, Tell, discard
 
 
 def read_adapter(file: AdapterFile, profile: ModelProfile, device: torch.device | None = None) -> Adapter:
@@ -64,6 +65,13 @@ def read_adapter(file: AdapterFile, profile: ModelProfile, device: torch.device 
     """
     targets = find_targets(profile.targets, file.hyper_parameters.target_modules)
     return load_adapter(file.folder, file.hyper_parameters, targets, device=device or torch.device("cpu"))
+
+
+def tell_first_uses(tell: Tell) -> None:
+    """Tell what was made for steps to come since this was last told to anybody."""
+    made = None if tell is discard else first_use.taken()
+    if made is not None:
+        tell(Prepared(**made._asdict()))
 
 
 SECONDS = 0.25
@@ -110,6 +118,7 @@ class PackTeller:
         self._last = self._clock()
         self._latest, self._steps, self._tokens, self._seconds, self._occupied = None, 0, 0, 0.0, 0.0
         self._tell(event)
+        tell_first_uses(self._tell)
 
 
 def early_stopping(train: TokenTable, validation: TokenTable, epochs: float, patience: int) -> EarlyStopping:
@@ -148,6 +157,12 @@ class LocalRunner:
         final = [job for job in jobs if isinstance(job, FinalJob)]
         if final:
             yield from self._final(final)
+        for done in self._others(jobs):
+            tell_first_uses(self.options.tell)
+            yield done
+
+    def _others(self, jobs: Sequence[Job]) -> Iterator[Done]:
+        """Jobs that train no trial to its end, one after the other."""
         for job in jobs:
             match job:
                 case CalibrationJob():
@@ -171,7 +186,7 @@ class LocalRunner:
                     written = measure_generation(self.engine, self.engine.validation, self.test)
                     yield WritingMeasured(job=job, generation=written)
                 case TrialJob() | FinalJob():
-                    pass  # done above, all together
+                    pass  # done before, all together
                 case _:
                     raise TypeError(f"a runner of this process does no {type(job).__name__}")
 

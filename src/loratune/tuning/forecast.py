@@ -20,6 +20,7 @@ from loratune.maths.laws import useful_batches
 from loratune.model.digest import weights_digest
 from loratune.model.source import locate
 from loratune.reporting.wording import duration, price
+from loratune.runners.local import tell_first_uses
 from loratune.runners.runner import NoiseJob, NoiseMeasured, only
 from loratune.search.carried import carried_context
 from loratune.search.layer_ranks import QUESTION
@@ -389,6 +390,7 @@ def first_forecast(
 
     A resumed search keeps its first range: its finished trials depend on it.
     """
+    tell_first_uses(tell)  # the calibration's, which nobody was told of
     priced = forecast(bench, options, calibration, started=started, corrections=corrections)
     if not _compares_batches(options, priced):
         return priced
@@ -445,6 +447,7 @@ def _noise(bench: Workbench, options: SearchOptions, job: NoiseJob, tell: Tell) 
     tell(Note(text="Measuring the gradient noise scale: it sets the range of batch sizes."))
     measured = only(bench.runner.run([job]))
     assert isinstance(measured, NoiseMeasured)
+    tell_first_uses(tell)
     if measured.noise is not None:
         memory.keep(measured.noise)
     return measured.noise

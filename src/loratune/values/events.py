@@ -139,6 +139,21 @@ class Progress(Event):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared(Event):
+    """What a GPU's steps need was made at first use: since the last such event, with its seconds, which steps have."""
+
+    kernels: int
+    """Kernels compiled, or loaded from a cache."""
+    kernel_seconds: float
+    recordings: int
+    """CUDA graphs recorded."""
+    recording_seconds: float
+    compiled: int
+    """Forms of layers and losses compiled, or loaded from a cache."""
+    compile_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrialEnded(Event):
     """What came of a trial, without the values of single rows, which the study keeps."""
 
