@@ -4,8 +4,9 @@
     python bench/whole.py --model M --train t.jsonl --validation v.jsonl --test e.jsonl -- --epochs 3
     python bench/whole.py --shapes tiny --rows 120 --runs 2 -- --ranks 2,4 --budget 5x --epochs 1
 
-What stands behind `--` is handed to `tune`. Each size runs `--runs` times: the first finds no calibration and no
-compiled kernels of its rows, later ones do. Prints a line a run and appends it to bench/results/whole.csv.
+What stands behind `--` is handed to `tune`. Each size runs `--runs` times: the first finds no calibration and nothing
+compiled, later ones do. Prints what was made at first use by phase, with `--sample` where the main thread spent its
+seconds too (`sampled.py`), and a line a run, which it appends to bench/results/whole.csv.
 """
 
 import argparse
@@ -13,6 +14,8 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter, time
@@ -26,10 +29,16 @@ SHAPES = "smollm2-135m,qwen2-0.5b,llama3-1b"
 
 
 def run(
-    model: str, rows: dict[str, Path], out: Path, more: list[str], calibrations: Path
+    model: str, rows: dict[str, Path], out: Path, more: list[str], kept: Path, sample: Path | None
 ) -> tuple[float, float]:
-    """When one command began, and its seconds. Ends where it fails."""
-    command = [sys.executable, "-m", "loratune", "tune", "--model", model, "--out", str(out), "--no-ledger"]
+    """When one command began, and its seconds. Ends where it fails.
+
+    `kept`: a folder for what later commands find, `sample`: a file for where its seconds went.
+    """
+    program = (
+        ["-m", "loratune"] if sample is None else [str(Path(__file__).parent / "sampled.py"), str(sample)]
+    )
+    command = [sys.executable, *program, "tune", "--model", model, "--out", str(out), "--no-ledger"]
     for name, path in rows.items():
         command += [f"--{name}", str(path)]
     began, started = time(), perf_counter()
@@ -38,12 +47,19 @@ def run(
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "LORATUNE_CALIBRATIONS": str(calibrations)},
+        env={**os.environ, **{name: str(kept / folder) for name, folder in KEPT.items()}},
     )
     if done.returncode not in (0, 3):
         sys.exit(f"tune ended with {done.returncode}:\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}")
     return began, perf_counter() - started
 
+
+KEPT = {
+    "LORATUNE_CALIBRATIONS": "calibrations",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "TRITON_CACHE_DIR": "triton",
+}
+"""Folders of what later commands find, by what names them."""
 
 MARKS = ("phase", "name", "text")
 """What names an event that is worth its time: a phase, a stage, a note."""
@@ -63,6 +79,27 @@ def marks(out: Path, began: float) -> list[tuple[float, str]]:
             named = next((str(event[name]) for name in MARKS if name in event), "")
             found.append((at, f"{event['event']} {named}"[:60]))
     return sorted(found)
+
+
+def first_uses(out: Path, began: float) -> list[str]:
+    """Lines of what was made at first use: events of at least half a second, and sums by phase or stage."""
+    lines: list[str] = []
+    sums: dict[str, Counter[str]] = {}
+    part = "start"
+    for line in (out / "events.jsonl").read_text(encoding="utf-8").splitlines():
+        event = json.loads(line)
+        if event["event"] in ("phase began", "stage began"):
+            part = next(str(event[name]) for name in MARKS if name in event)
+        if event["event"] == "prepared":
+            made = Counter({name: event[name] for name in event if name not in ("event", "time")})
+            sums.setdefault(part, Counter()).update(made)
+            if sum(seconds for name, seconds in made.items() if name.endswith("seconds")) >= 0.5:
+                lines.append(f"{event['time'] - began:8.1f} s  {part}: {_listed(made)}")
+    return [*lines, *(f"in all  {part}: {_listed(made)}" for part, made in sums.items())]
+
+
+def _listed(made: Mapping[str, float]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in made.items())
 
 
 def told(out: Path, began: float, taken: float) -> dict[str, Any]:
@@ -99,6 +136,9 @@ def main() -> None:
     parser.add_argument("--device-memory")
     for split in ("train", "validation", "test"):
         parser.add_argument(f"--{split}", type=Path)
+    parser.add_argument(
+        "--sample", action="store_true", help="print where the main thread spends its seconds"
+    )
     parser.add_argument("--keep", type=Path, help="a folder for result.json and report of each run")
     given = parser.parse_args(own)
     if given.device_memory:
@@ -112,10 +152,14 @@ def main() -> None:
             rows |= {each: getattr(given, each) for each in ("validation", "test") if getattr(given, each)}
             for number in range(given.runs):
                 out = folder / f"run{number}"
-                began, taken = run(model, rows, out, more, folder / "kept")
+                sample = folder / f"sample{number}.txt" if given.sample else None
+                began, taken = run(model, rows, out, more, folder / "kept", sample)
                 row = {"size": size, "run": number + 1, **told(out, began, taken)}
                 print(*(f"{at:8.1f} s  {what}" for at, what in marks(out, began)), sep="\n")
+                print(*first_uses(out, began), sep="\n")
                 print(row, flush=True)
+                if sample is not None:
+                    print(sample.read_text(encoding="utf-8"), flush=True)
                 append(RESULTS, about | row)
                 for kept in ("result.json", "report.html", "events.jsonl") if given.keep else ():
                     if (out / kept).is_file():

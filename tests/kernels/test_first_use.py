@@ -34,7 +34,8 @@ def test_a_recording_that_breaks_off_took_its_seconds_too() -> None:
     with pytest.raises(RuntimeError), first_use.first_use("recordings"):
         raise RuntimeError
     found = first_use.taken()
-    assert found is not None and found.recordings == 1
+    assert found is not None
+    assert found.recordings == 1
 
 
 def test_compiled_functions_are_counted() -> None:

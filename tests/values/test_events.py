@@ -44,7 +44,9 @@ EXAMPLES: list[Event] = [
         seconds=0.5,
         occupancy=1.0,
     ),
-    Prepared(kernels=3, kernel_seconds=0.5, recordings=0, recording_seconds=0.0, compiled=1, compile_seconds=2.0),
+    Prepared(
+        kernels=3, kernel_seconds=0.5, recordings=0, recording_seconds=0.0, compiled=1, compile_seconds=2.0
+    ),
     DIVERGED,
     Resumed(trials=(DIVERGED,)),
     Chosen(hyper_parameters=default_recipe(), settled=True),

@@ -1,4 +1,4 @@
-"""Counts of what is made at first use and serves many steps: kernels, recordings, compiled functions; and their seconds.
+"""Counts of what is made at first use and serves many steps: kernels, recordings, compiled functions; their seconds.
 
 Of the whole process, since `taken` was called last.
 """

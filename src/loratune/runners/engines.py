@@ -91,6 +91,7 @@ class LocalEngines:
         return measured_peak(self.built.base.device, self.built.limits.execution)
 
     def forget_peak(self) -> None:
+        self.engine.forget_recorded()  # what was measured with is not held any more
         forget_peak(self.built.base.device)
 
 
