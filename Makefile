@@ -36,7 +36,7 @@ demo: .venv/installed
 test: .venv/installed .venv/kernels
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 	CUDA_VISIBLE_DEVICES= TRITON_INTERPRET=1 $(BIN)/pytest -n 2 -m kernels
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/app/test_worker_killed.py
+	$(BIN)/pytest tests/app/test_worker_killed.py
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -24,10 +25,17 @@ def _own_places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def _ledgers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One folder each: `mktemp` looks through all that there are, which are thousands in the end."""
+    folder = tmp_path_factory.mktemp("ledgers")
+    return (folder / str(number) for number in count())
+
+
 @pytest.fixture(autouse=True)
-def ledger(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def ledger(_ledgers: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every test begins without earlier studies."""
-    path = tmp_path_factory.mktemp("ledger") / "ledger.db"
+    path = next(_ledgers) / "ledger.db"
     monkeypatch.setenv("LORATUNE_LEDGER", str(path))
     return path
 

@@ -312,6 +312,30 @@ def test_a_driver_that_was_killed_finds_what_came_meanwhile(built: Built, tmp_pa
     assert sorted(done.result.asked.key for done in found) == sorted(trial.key for trial in asked)
 
 
+def test_a_trial_whose_result_is_there_runs_no_more_though_its_lease_stands(
+    built: Built, tmp_path: Path
+) -> None:
+    """A worker writes the result, then takes back the lease; a driver that looks in between asks for no more."""
+    (trial,) = trials(1)
+    runner = shared_runner(built, tmp_path)
+    place = runner.place
+    place.begin({})
+    runner._offer([trial], [trial])
+    place.beat_worker("one")
+    one = Leases(place, "one")
+    one.next()
+    lease, _ = one.held[trial.key]
+    one.finish(result(trial), adapter=None)
+    (place.folder / "running" / f"{lease.name}@{lease.worker}").touch()
+
+    def more(done: Sequence[TrialResult], running: Sequence[Trial]) -> Sequence[Trial]:
+        raise AssertionError("nothing runs: it is the driver's turn")
+
+    (done,) = runner.run([TrialJob(trial=trial)], more)
+    assert isinstance(done, TrialDone)
+    assert done.result.asked == trial
+
+
 def test_a_damaged_result_begins_anew(built: Built, tmp_path: Path) -> None:
     (trial,), told = trials(1), list[str]()
     runner = shared_runner(built, tmp_path, told)

@@ -85,7 +85,8 @@ class SharedRunner:
                 fresh = True
                 yield done
             self._requeue()
-            running = {lease.key for lease in self.place.running()}
+            # a result is there before its lease goes: what is handed over already runs no more
+            running = open_keys & {lease.key for lease in self.place.running()}
             idle = fresh and running and not self.place.waiting() and not self.late
             if more is not None and idle:
                 fresh = False
