@@ -184,6 +184,10 @@ BROKEN = {
         r"lists\.json must hold one list of objects, got 2 in an object with the keys train, test;",
     ),
     "columns.json": (b'{"text": ["a", "b"]}', r"columns\.json must hold one list of objects, got 0"),
+    "numbered.json": (
+        json.dumps({f"row {n}": {"text": "a"} for n in range(99)}).encode(),
+        r"got 0 in an object with the keys row 0, row 1, .*, row 7 and more; write",
+    ),
     "semicolon.csv": (b"text;label\na;b\nc;d;e\n", r"semicolon\.csv:3 .* hold the separator ';'"),
     "not.jsonl.gz": (b"\x1f\x8babc", r"not\.jsonl\.gz is not readable gzip: .*; compress the file again"),
     "deep.jsonl": (b"[" * 100_000, r"deep\.jsonl:1, row 1 is not usable JSON"),

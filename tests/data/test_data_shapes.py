@@ -1,6 +1,7 @@
 """What the columns mean, by known answers."""
 
 import json
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,18 @@ ADVISED: dict[str, list[Any]] = {
         {"context": "c", "question": "q", "response": "r"},
         "--prompt-column question --completion-column response",
     ],
+    "answer beside a kind": [
+        {"instruction": "Name it.", "context": "moo", "response": "cow", "category": "qa"},
+        "--prompt-column instruction --completion-column response",
+    ],
+    "numbered labels": [
+        {"sentence": "fine", "label": 1, "idx": 0},
+        "--prompt-column sentence --completion-column label",
+    ],
+    "a name of two words": [
+        {"the text": "a", "the answer": "b"},
+        "--prompt-column 'the text' --completion-column 'the answer'",
+    ],
     "one text": [{"body": "all of it", "id": 3}, "--completion-column body"],
     "preferences": [
         {"prompt": "p", "chosen": "c", "rejected": "r"},
@@ -140,7 +153,7 @@ def test_the_advice_of_a_refusal_works(case: str) -> None:
     with pytest.raises(DataError, match=r"rows\.jsonl:1") as caught:
         read_as(source_of([row]))
     assert advice in str(caught.value)
-    words = advice.split()
+    words = shlex.split(advice)
     options = {key[2:].replace("-", "_"): value for key, value in zip(words[::2], words[1::2], strict=True)}
     assert len(read_as(source_of([row]), **options)[1]) == 1
 

@@ -38,7 +38,7 @@ def change(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "architectures no list": ({"architectures": 1}, "architectures"),
+    "architectures no list": ({"architectures": 1}, "must be a list of names, got 1;"),
     "architectures of numbers": ({"architectures": [1]}, "architectures"),
     "model_type no name": ({"model_type": ["llama"]}, "model_type"),
     "no layers": ({"num_hidden_layers": 0}, "num_hidden_layers"),

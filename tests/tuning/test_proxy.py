@@ -14,7 +14,7 @@ import loratune
 from command_fixture import Shell
 from loratune.app import tune as app
 from loratune.costs import measuring
-from loratune.errors import Interrupted
+from loratune.errors import Interrupted, OutputError
 from loratune.reporting.result import TuneResult
 from loratune.search.carried import CarriedStrategy, carried_context
 from loratune.study.record import Study
@@ -141,6 +141,11 @@ def test_a_run_that_was_interrupted_is_resumed_by_its_own_options(
 
     with pytest.raises(Interrupted, match=f"{out}/loratune.toml --resume"):
         app.run_tune(TuneOptions(**options), stop)
+    if when == "in the proxy's search":
+        with pytest.raises(
+            OutputError, match=rf"search on the proxy, in {out}/proxy, comes first; .* {out} --resume"
+        ):
+            loratune.report(out)
     again = read_options(out / "loratune.toml")
     result, code = app.run_tune(TuneOptions(**again | {"resume": True}), lambda _: None)
     assert code == 0

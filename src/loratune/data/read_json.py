@@ -6,7 +6,7 @@ Lines are read one at a time; an array is held as a whole.
 import json
 import re
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, BinaryIO
 
 from loratune.data.row import Row, first_line, kind_of
@@ -16,6 +16,7 @@ NumberedLine = tuple[int, str]
 """Its number, from 1, and its text."""
 
 _BETWEEN = re.compile(r"[\s,]*")
+_KEYS_NAMED = 8
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -138,9 +139,10 @@ def _wrapped(name: str, text: str) -> Iterator[Row]:
         if isinstance(value, list) and value and all(isinstance(each, dict) for each in value)
     ]
     if len(lists) != 1:
+        keys = ", ".join(islice(document, _KEYS_NAMED)) + (" and more" if len(document) > _KEYS_NAMED else "")
         raise DataError(
             f"{name} must hold one list of objects, got {len(lists)} in an object with the keys "
-            f"{', '.join(map(str, document)) or 'none'}; write an array of rows, or one object per line."
+            f"{keys or 'none'}; write an array of rows, or one object per line."
         )
     for number, values in enumerate(document[lists[0]], start=1):
         yield Row(values, f"{name}, row {number} of {lists[0]!r}")

@@ -47,7 +47,9 @@ _PROMPTS = (
     "article",
     "context",
 )
-_COMPLETIONS = ("completion", *LABEL_COLUMNS, "output", "response", "answer", "target", "summary", "chosen")
+_ANSWERS = ("completion", "output", "response", "answer")
+_COMPLETIONS = (*_ANSWERS, *LABEL_COLUMNS, "target", "summary", "chosen")
+"""An answer comes before a label: rows that have both are asked for the one and sorted by the other."""
 _OF_LABELS = {*LABEL_COLUMNS, "target", "sentiment", "topic", "tag", "tags"}
 _OF_CONVERSATIONS = {
     *conversation.COLUMNS, *conversation.EXTRA_COLUMNS, *conversation.REASONING,
@@ -170,9 +172,9 @@ class _Choice:
         prompt, completion = self.likely()
         if completion is None:
             return ""
-        named = "" if prompt is None else f" --prompt-column {prompt}"
+        named = "" if prompt is None else f" --prompt-column {shlex.quote(prompt)}"
         plain = " for plain text" if prompt is None and isinstance(self.first.values[completion], str) else ""
-        return f", for example{named} --completion-column {completion}{plain}"
+        return f", for example{named} --completion-column {shlex.quote(completion)}{plain}"
 
     def likely(self) -> tuple[str | None, str | None]:
         """Prompt and completion by the columns' names and values, where their names alone do not say it."""
@@ -181,7 +183,9 @@ class _Choice:
         lists = [column for column, value in values.items() if is_turns(value)]
         if not texts:
             return None, lists[0] if lists else None
-        completion = next((name for name in _COMPLETIONS if name in texts), None) or self._of_few_values()
+        numbers = [name for name in LABEL_COLUMNS if isinstance(values.get(name), int)]
+        completion = next((name for name in _COMPLETIONS if name in (*texts, *numbers)), None)
+        completion = completion or self._of_few_values()
         if completion is None:
             if len(texts) == 1 and not lists:
                 return None, texts[0]

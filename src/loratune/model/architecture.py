@@ -160,7 +160,7 @@ def _check_values(values: dict[str, Any], name: str, depth: int = 0) -> None:
                     )
         if key == "architectures" and value is not None and not _are_names(value):
             raise ModelError(
-                f"architectures in config.json of {name} must be a list of names, got {str(value)[:40]!r}; "
+                f"architectures in config.json of {name} must be a list of names, got {repr(value)[:40]}; "
                 "download the model again."
             )
         if key.endswith("_implementation") and not _is_known(value):

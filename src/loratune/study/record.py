@@ -70,6 +70,8 @@ def migrated(found: Fingerprint, version: Any, wanted: Mapping[str, Any]) -> Fin
     return found
 
 
+PROXY = "proxy"
+"""Folder of the run on a smaller model, whose study comes before that of the run itself."""
 _FINGERPRINT, _FORMAT, _METRIC = "fingerprint", "format", "metric"
 
 Fact = TypeVar("Fact")
@@ -146,9 +148,15 @@ class Study:
     def find(cls, directory: Path, *, storage: str | None = None, reading: bool = False) -> Self | None:
         """The study that is there, or None; with `reading` a copy of it, and nothing is written anywhere.
 
-        Raises `OutputError` where it is in a database that is not named, and where it cannot be read.
+        Raises `OutputError` where it is in a database that is not named, where a proxy's comes first, and where it
+        cannot be read.
         """
         if storage is None and not (directory / FILE).exists():
+            if (directory / PROXY).is_dir():
+                raise OutputError(
+                    f"{directory} must hold a study, but its search on the proxy, in {directory / PROXY}, comes "
+                    f"first; go on with tune {directory} --resume."
+                )
             if (directory / "loratune.toml").exists():
                 raise OutputError(
                     f"The study of {directory} is in a database elsewhere; name it by --storage URL."

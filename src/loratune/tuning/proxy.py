@@ -17,14 +17,13 @@ from loratune.model.profile import family_and_size
 from loratune.model.tokenizer import load_tokenizer
 from loratune.reporting.result import TuneResult
 from loratune.runners.spec import model_cache
+from loratune.study.record import PROXY
 from loratune.tuning.configuration import FILE as TOML
 from loratune.tuning.configuration import to_toml
 from loratune.tuning.options import SearchOptions, TuneOptions
 from loratune.values import Carried, HyperParameters
 from loratune.values.events import Note, Tell
 
-FOLDER = "proxy"
-"""Folder in the run directory of the larger model."""
 _SIZES = ("_moe", "_text")
 """Ends of transformers' names for parts and mixtures of one family."""
 _TRIED = "The 3 small models\nwrote café, 12,345.60 and {json: [true]}: größer, 模型, naïve."
@@ -38,7 +37,7 @@ def of_proxy(options: Options) -> Options:
     own = replace(options, model=options.proxy, proxy=None)
     if not isinstance(own, TuneOptions):
         return own
-    folder = options.directory / FOLDER  # type: ignore[attr-defined]
+    folder = options.directory / PROXY  # type: ignore[attr-defined]
     return replace(own, out=str(folder), resume=folder.exists())
 
 
@@ -122,7 +121,7 @@ def search_on_proxy(
 def belongs_to(directory: Path) -> Path:
     """The run directory that a proxy's belongs to, by which it is resumed; any other one itself."""
     outer = directory.parent
-    return outer if directory.name == FOLDER and (outer / TOML).exists() else directory
+    return outer if directory.name == PROXY and (outer / TOML).exists() else directory
 
 
 def _plain(family: str) -> str:

@@ -26,14 +26,13 @@ from loratune.model.source import locate
 from loratune.runners.leases import FOLDER as QUEUE
 from loratune.study.database import FILE
 from loratune.study.ledgers import team_of
-from loratune.study.record import Study
+from loratune.study.record import PROXY, Study
 from loratune.study.secrets import masked
 from loratune.tuning.configuration import FILE as TOML
 from loratune.tuning.configuration import hides_storage, to_toml
 from loratune.tuning.experience import Corrections, correct, gather, study_key, task_at_hand
 from loratune.tuning.forecast import Forecast, budget_values, first_forecast, forecast
 from loratune.tuning.options import TuneOptions
-from loratune.tuning.proxy import FOLDER as PROXY
 from loratune.tuning.proxy import belongs_to
 from loratune.tuning.workbench import Workbench, check_out, search_context
 from loratune.values import PLAIN, Carried, Pace
