@@ -4,8 +4,11 @@
     python bench/pictures.py draw runs/reuters --at 0.6 --images docs/images
 
 `run` gives the command a terminal of 110 columns and keeps what it writes beside the run directory, with the times;
-`draw` shows the terminal as it was at a share of the time, and lets Chromium take the report. Needs `pyte`.
+`draw` shows the terminal as it was at a share of the time, and lets Chromium take the report; it alone needs `pyte`
+and Chromium, so that another machine may have run the command.
 """
+
+from __future__ import annotations
 
 import argparse
 import fcntl
@@ -19,12 +22,15 @@ import termios
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
+from typing import TYPE_CHECKING
 
-import pyte
 from rich.color import ColorParseError
 from rich.console import Console
 from rich.style import Style
 from rich.text import Text
+
+if TYPE_CHECKING:
+    import pyte
 
 COLUMNS, LINES = 110, 34
 PAGE = "1280,1000"
@@ -71,6 +77,8 @@ def record(run: Path, command: list[str]) -> int:
 
 def screen(run: Path, share: float) -> list[Text]:
     """The lines of the terminal after this share of the time, empty ones at the end left out."""
+    import pyte
+
     pieces = [json.loads(line) for line in kept(run).read_text(encoding="utf-8").splitlines()]
     shown = pyte.Screen(COLUMNS, LINES)
     stream = pyte.ByteStream(shown)

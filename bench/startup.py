@@ -1,4 +1,4 @@
-"""How long the command line takes to answer: seconds of the wall and of the processor, the best of several starts.
+"""How long the command line takes to answer: seconds of the wall (least and median of several starts) and processor.
 
     python bench/startup.py
 
@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 
 from record import append, circumstances
@@ -19,15 +20,15 @@ PYTHON = {"python": ["-c", "pass"], "import loratune": ["-c", "import loratune; 
 COMMANDS = ("--version", "--help", "tune --help", "ledger --help")
 
 
-def measure(arguments: list[str]) -> tuple[float, float]:
-    """(wall, processor) seconds of the best start of each."""
+def measure(arguments: list[str]) -> tuple[list[float], list[float]]:
+    """(wall, processor) seconds of each start."""
     wall, processor = [], []
     for _ in range(STARTS):
         before, started = _used(), perf_counter()
         subprocess.run([sys.executable, *arguments], stdout=subprocess.DEVNULL, check=True)
         wall.append(perf_counter() - started)
         processor.append(_used() - before)
-    return min(wall), min(processor)
+    return wall, processor
 
 
 def _used() -> float:
@@ -40,12 +41,15 @@ def main() -> None:
     lines = PYTHON | {f"loratune {each}": ["-m", "loratune", *each.split()] for each in COMMANDS}
     for what, arguments in lines.items():
         wall, processor = measure(arguments)
-        print(f"{what}: {wall:.3f} s, {processor:.3f} s of the processor")
+        print(
+            f"{what}: {min(wall):.3f} s (median {median(wall):.3f}), {min(processor):.3f} s of the processor"
+        )
         row = {
             "what": what,
             "starts": STARTS,
-            "seconds": round(wall, 3),
-            "processor_seconds": round(processor, 3),
+            "seconds": round(min(wall), 3),
+            "median_seconds": round(median(wall), 3),
+            "processor_seconds": round(min(processor), 3),
         }
         append(RESULTS, about | row)
 
