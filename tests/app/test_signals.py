@@ -15,6 +15,7 @@ import pytest
 from command_fixture import Place
 from loratune.study.record import Study
 from tiny import animal_rows, save_tiny_model, write_jsonl
+from warm import WarmCommand
 
 SEARCH = (
     *("--strategy", "grid", "--epochs", "1", "--budget", "20x"),
@@ -30,23 +31,21 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return Place(save_tiny_model(folder / "model"), write_jsonl(folder / "train.jsonl", animal_rows(100)))
 
 
-def tune(place: Place, out: Path, **options: Any) -> subprocess.Popen[str]:
+def words_of(place: Place, out: Path) -> list[str | Path]:
+    return ["tune", "--model", place.model, "--data", place.data, "--out", out, *SEARCH]
+
+
+def tune(place: Place, out: Path, **options: Any) -> WarmCommand:
     """`loratune tune`, its temporary files in `temporary` beside `out`."""
-    words = ["tune", "--model", str(place.model), "--data", str(place.data), "--out", str(out), *SEARCH]
     temporary = out.with_name("temporary")
     temporary.mkdir(exist_ok=True)
-    return subprocess.Popen(
-        [sys.executable, "-m", "loratune", *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)},
-        text=True,
-        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
-    )
+    return WarmCommand(words_of(place, out), environment={"TMPDIR": str(temporary)}, **options)
 
 
-def wait_for(process: subprocess.Popen[str], out: Path, count: int) -> None:
+def wait_for(process: WarmCommand, out: Path, count: int) -> None:
     limit = time.monotonic() + 240
     while len(list(out.glob("trials/*.npz"))) < count:
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < limit
         time.sleep(0.01)
 
@@ -55,7 +54,7 @@ def wait_for(process: subprocess.Popen[str], out: Path, count: int) -> None:
 def test_a_signal_ends_a_run_as_ctrl_c_does(place: Place, tmp_path: Path, number: int, code: int) -> None:
     out = tmp_path / "run"
     # whoever runs the tests may have told them to ignore a hang-up, as nohup does
-    process = tune(place, out, preexec_fn=lambda: signal.signal(number, signal.SIG_DFL))
+    process = tune(place, out, handlers={number: signal.SIG_DFL})
     try:
         wait_for(process, out, 2)
         process.send_signal(number)
@@ -73,8 +72,6 @@ def test_a_signal_ends_a_run_as_ctrl_c_does(place: Place, tmp_path: Path, number
 def test_closed_pipes_do_not_end_a_run(place: Place, tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = tune(place, out)
-    assert process.stdout is not None
-    assert process.stderr is not None
     process.stdout.close()
     process.stderr.close()
     assert process.wait(timeout=240) == 0
@@ -85,14 +82,7 @@ def test_a_lost_terminal_does_not_end_a_run_that_ignores_its_hang_up(place: Plac
     """As under nohup: the signal that whoever started the command has told it to ignore stays ignored."""
     ours, theirs = pty.openpty()
     out = tmp_path / "run"
-    process = tune(
-        place,
-        out,
-        stdout=theirs,
-        stderr=theirs,
-        stdin=theirs,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
-    )
+    process = tune(place, out, terminal=os.ttyname(theirs), handlers={signal.SIGHUP: signal.SIG_IGN})
     os.close(theirs)
     os.close(ours)  # from now on writing to the terminal fails
     time.sleep(1)
@@ -104,8 +94,9 @@ def test_a_lost_terminal_does_not_end_a_run_that_ignores_its_hang_up(place: Plac
 def test_closed_descriptors_are_not_given_to_files(place: Place, tmp_path: Path) -> None:
     """Started with `>&- 2>&-`: nothing that is said may end up in study.db."""
     out = tmp_path / "run"
-    process = tune(
-        place, out, stdout=None, stderr=None, preexec_fn=lambda: [os.close(each) for each in (1, 2)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "loratune", *map(str, words_of(place, out))],
+        preexec_fn=lambda: [os.close(each) for each in (1, 2)],
     )
     assert process.wait(timeout=240) == 0
     assert Study.load(out).results()
@@ -134,8 +125,7 @@ def test_a_full_disk_is_named_and_the_run_goes_on_once_there_is_room(place: Plac
     """On a disk of 1 MiB, which the study fills."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    words = ["tune", "--model", place.model, "--data", place.data, "--out", disk / "run", *SEARCH]
-    command = f"{sys.executable} -m loratune {' '.join(map(str, words))}"
+    command = f"{sys.executable} -m loratune {' '.join(map(str, words_of(place, disk / 'run')))}"
     script = (
         f"mount -t tmpfs -o size=400k tmpfs {disk}\n{command}; echo code $?\n"
         f"mount -o remount,size=200m {disk}\n{command} --resume; echo code $?\n"
@@ -145,7 +135,6 @@ def test_a_full_disk_is_named_and_the_run_goes_on_once_there_is_room(place: Plac
         ["unshare", "-rm", "bash", "-c", script],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=False,
     )
     assert [line for line in done.stdout.splitlines() if line.startswith("code ")] == ["code 4", "code 0"], (

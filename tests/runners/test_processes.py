@@ -17,6 +17,7 @@ from loratune.costs.step_time import StepTime
 from loratune.data.sources import DataOptions
 from loratune.data.stored import write_rows
 from loratune.errors import DataError, InputError, ModelError, ResourceError
+from loratune.runners import processes
 from loratune.runners.largest import LargestAdapter
 from loratune.runners.local import LocalRunner
 from loratune.runners.options import RunnerOptions
@@ -27,6 +28,7 @@ from loratune.testing.runners import RunnerContract
 from loratune.values import Stage, Trial, default_recipe
 from loratune.values.events import Event, Note, Progress
 from tiny import animal_rows, save_tiny_model, write_jsonl
+from warm import warm_context
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,14 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     )
     with TemporaryDirectory() as rows:
         yield build(spec, Path(rows))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _warm() -> Iterator[None]:
+    """Fourteen processes with the imports made once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "get_context", warm_context)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,6 @@ import os
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -29,6 +27,7 @@ from loratune.tuning.resumption import model_digest, notice_times, resume_comman
 from loratune.values import Stage
 from loratune.values.events import Event, Note, Tell, TrialEnded, discard
 from tiny import animal_rows, save_tiny_model, write_jsonl
+from warm import WarmCommand
 
 WISHES: dict[str, Any] = {"ranks": [2, 8], "budget": "8x", "epochs": 1.0, "dtype": "float32", "device": "cpu"}
 
@@ -265,24 +264,17 @@ def test_costs_of_all_parts_count(copy: Path, place: Place) -> None:
     assert 5000 < cost["seconds"] < 6000
 
 
-def command(place: Place, out: Path, *more: str) -> subprocess.Popen[str]:
-    words = ["tune", "--model", str(place.model), "--data", str(place.data), "--out", str(out), *more]
+def command(place: Place, out: Path) -> WarmCommand:
+    words = ["tune", "--model", str(place.model), "--data", str(place.data), "--out", str(out)]
     for name, value in WISHES.items():
         words += [f"--{name}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
-    return subprocess.Popen(
-        [sys.executable, "-m", "loratune", *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    return WarmCommand(words)
 
 
-def wait_for(process: subprocess.Popen[str], out: Path, pattern: str, count: int = 1) -> None:
+def wait_for(process: WarmCommand, out: Path, pattern: str, count: int = 1) -> None:
     limit = time.monotonic() + 600
     while len(list(out.glob(pattern))) < count:
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < limit
         time.sleep(0.005)
 

@@ -12,12 +12,14 @@ from loratune.costs.calibration import Calibration
 from loratune.errors import InputError, Interrupted
 from loratune.model.device import pick_devices
 from loratune.reporting.result import TuneResult
+from loratune.runners import processes
 from loratune.study.record import Study
 from loratune.tuning.devices import host_of
 from loratune.tuning.options import TuneOptions, keyword_options
 from loratune.tuning.workbench import Workbench
 from loratune.values.events import Event, Planned, TrialEnded
 from tiny import animal_rows, save_tiny_model, write_jsonl
+from warm import warm_context
 
 WISHES: dict[str, Any] = {"ranks": [2, 8], "budget": "6x", "dtype": "float32", "epochs": 1.0, "device": "cpu"}
 
@@ -35,6 +37,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
         return known[0]
 
     patch = pytest.MonkeyPatch()
+    patch.setattr(processes, "get_context", warm_context)
     patch.setattr(measuring, "SECONDS", 0.1)
     patch.setattr(Workbench, "calibrate", once)
     yield {

@@ -2,11 +2,8 @@
 
 import json
 import math
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,6 +31,7 @@ from loratune.values import Stage
 from loratune.values.events import Event, Phase, TrialEnded
 from study_fixture import read_events
 from tiny import animal_rows, save_tiny_model, write_jsonl
+from warm import WarmCommand
 
 WISHES: dict[str, Any] = {
     "ranks": [2, 8],
@@ -283,13 +281,10 @@ def test_the_clock_cuts_the_search_and_the_result_is_usable(
 def test_kill_and_resume(place: Place, done: TuneResult, tmp_path: Path) -> None:
     """SIGKILL in the middle of the search; the resumed run keeps what was finished and decides the same."""
     out = tmp_path / "killed"
-    command = [
-        sys.executable, "-m", "loratune", "tune", "--model", str(place.model), "--data", str(place.data),
-        "--out", str(out), "--ranks", "2,8", "--budget", "14x", "--dtype", "float32", "--epochs", "2",
-        "--device", "cpu",
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = WarmCommand(
+        ["tune", "--model", place.model, "--data", place.data, "--out", out, "--ranks", "2,8", "--budget", "14x",
+         "--dtype", "float32", "--epochs", "2", "--device", "cpu"],
+    )  # fmt: skip
     try:
         limit = time.monotonic() + 600
         while len(list(out.glob("trials/*.npz"))) < 3:
