@@ -85,13 +85,13 @@ def test_a_time_budget_is_kept(metric: str, forward: float) -> None:
 def test_what_comes_between_search_and_final_run_fits_too(rank: int) -> None:
     """The truncation curve, and three more runs where a rank for each layer is asked for."""
     plain, further = (
-        SPEED.runs_within(SPEED.seconds_within(3600, FACTS, 6000, 200, 60, n), FACTS) for n in (0, 3)
+        SPEED.runs_within(SPEED.seconds_within(3300, FACTS, 6000, 200, 60, n), FACTS) for n in (0, 3)
     )
     trial = Trial(hyper_parameters=HyperParameters(r=8, lora_alpha=16, learning_rate=1e-3, batch_size=8))
     trials = int(further / FACTS.cost(trial))
     curve = SPEED.truncation_seconds(FACTS.changed(budget=further), rank, 200)
     seconds = SPEED.search_seconds(FACTS, further, trials) + SPEED.search_seconds(FACTS, 3, 3) + curve
-    assert seconds + SPEED.final_seconds(FACTS, 6000, 200) + 60 <= 3600
+    assert seconds + SPEED.final_seconds(FACTS, 6000, 200) + 60 <= 3300
     assert further < plain
     assert curve > 0
 
@@ -101,6 +101,29 @@ def test_one_slot_trains_the_final_run_no_faster_than_a_pack() -> None:
     one, many = (replace(SPEED, pack=200.0, slots=n).final_seconds(FACTS, 6000, 200) for n in (1, 8))
     assert one == many
     assert one > 2 * FACTS.wishes.epochs * FACTS.data.tokens / 200
+
+
+def test_the_final_pair_is_priced_by_its_own_steps() -> None:
+    """Where launches are all that counts a step of two trials takes what one takes, however short the rows are that
+    one trial alone was measured on."""
+    rows, launch = 6400, 0.02
+    tokens = 16 * 200.0  # of a trial's step
+    launches = replace(
+        SPEED,
+        pack=500_000.0,
+        alone=16_000.0,  # of steps of 320 tokens
+        forward=1e9,
+        slots=64,
+        steps=((320.0, launch), (2 * tokens, launch), (64 * tokens, 32 * launch)),
+        micro_batch_tokens=int(64 * tokens),
+    )
+    context = FACTS.changed(rows=rows, tokens=int(rows * 200), labels=0)
+    steps = rows / 16
+    assert launches.final_seconds(context, 6000, 200) == pytest.approx(steps * launch, rel=0.01)
+    apart = launches.final_seconds(context, 6000, 200, devices=2)
+    assert apart == pytest.approx(steps * launch, rel=0.01)
+    one_slot = replace(launches, slots=1).final_seconds(context, 6000, 200)
+    assert one_slot == pytest.approx(2 * steps * launch, rel=0.01)
 
 
 def test_a_small_budget_evaluates_fewer_rows() -> None:

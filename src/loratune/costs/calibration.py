@@ -14,7 +14,8 @@ from loratune.costs.readings import (
 )
 from loratune.costs.step_time import StepTime
 from loratune.errors import BudgetError
-from loratune.values import Pace, SearchContext
+from loratune.values import Pace, SearchContext, Trial
+from loratune.values.hyperparameters import default_recipe
 from loratune.values.plain import from_plain
 
 CALIBRATION = "calibration"
@@ -110,11 +111,12 @@ class Calibration:
     ) -> float:
         """Predicted time of the final pack, its evaluations and the test split, in full.
 
-        With several devices its trials train on one each.
+        Its trials train side by side, in the measured steps of that many tokens; with several devices on one each.
         """
         apart = min(devices, _FINAL_TRIALS)
-        speed = max(apart * self.alone, self.pack * min(1.0, _FINAL_TRIALS / self.slots))
-        trained = _FINAL_TRIALS * context.wishes.epochs * context.data.tokens / speed
+        recipe = default_recipe(context.wishes.epochs, context.wishes.warmup_ratio)
+        load = context.load(Trial(hyper_parameters=recipe))
+        trained = self.pace.wave([load] * (_FINAL_TRIALS // apart))
         looks = final_evaluations(context, validation_rows)
         at_end = context.costs.evaluation_passes * context.data.validation_tokens
         before_end = (looks.evaluated_rows / validation_rows - 1) * context.data.validation_tokens

@@ -13,14 +13,14 @@ from statistics import mode
 from loratune.metrics import NLL, Metric, Rows, metrics
 from loratune.reporting.facts import Gain, ModelScores, RunFacts
 from loratune.reporting.wording import rate
+from loratune.search.space import stands_for
 from loratune.values import Stage, TrialResult
+from loratune.values.hyperparameters import PUBLISHED_RATES
 
 RANK = 16
 BATCH_SIZE = 16
-LEARNING_RATES = (1e-4, 2e-4, 4e-4, 8e-4)
+LEARNING_RATES = PUBLISHED_RATES
 OPPONENT = "best of 4 learning rates at rank 16"
-_NEAR = log(2) / 2
-"""A learning rate stands in for one of the four within half their step, in logarithms."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -121,4 +121,4 @@ def _stands_for_it(result: TrialResult, epochs: float) -> bool:
 def _nearest(wanted: float, runs: list[TrialResult]) -> float | None:
     rates = {each.trial.hyper_parameters.learning_rate for each in runs}
     near = min(rates, key=lambda each: abs(log(each / wanted)), default=None)
-    return near if near is not None and abs(log(near / wanted)) < _NEAR else None
+    return near if near is not None and stands_for(near, wanted) else None

@@ -1,7 +1,9 @@
 """How much the evidence strategy tries, by what the budget buys on this device. Knows counts and costs only."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
+from loratune.search.procedure import ROUNDING
 from loratune.search.space import (
     base_batch,
     candidate_ranks,
@@ -9,12 +11,13 @@ from loratune.search.space import (
     other_betas,
     other_epochs,
     other_ratios,
+    prior_setting,
     screening_fraction,
     too_small,
     unit_cost,
 )
 from loratune.search.waves import is_wide, wave_cost
-from loratune.values import SearchContext
+from loratune.values import HyperParameters, SearchContext, Trial
 
 CORE_RUNS = 10
 """Full runs that the ranks need in sequence before anything else: a bracket, the way down, a repeat."""
@@ -22,6 +25,8 @@ FEWEST_RATES, MOST_RATES = 3, 5
 """Learning rates of a rank in the first wave."""
 OPENING = 0.6
 """Share of the budget, at most, in the first wave where width is nearly free; the rest follows up its results."""
+FOLLOW_UP = 12
+"""Trials, at least, that the budget keeps for a second request about the ranks there, before later stages."""
 FIRST_LOOK, LAST_LOOK = 2, 4
 """Test seeds of a rank at the two looks of the test where runs come one after the other."""
 WIDE_LOOKS = 3, 8
@@ -76,30 +81,15 @@ def fit_effort(context: SearchContext) -> tuple[Effort, tuple[str, ...]]:
     if context.wishes.budget + 1e-9 < cheapest:
         raise too_small(context, cheapest)
     ranks, rates = _opening(context, wide=wide and fraction == 1)
-    core = OPENING * context.wishes.budget if wide else CORE_RUNS * unit
+    core = CORE_RUNS * unit
+    if wide:
+        core = wave_cost(context, len(ranks) * rates) + wave_cost(context, FOLLOW_UP)
     left = min(context.wishes.budget - core, LATER_SHARE * context.wishes.budget) if fraction == 1 else 0.0
-    counts, reserve, dropped = {}, 0.0, []
-    for name, wanted, price, sentence in (
-        ("betas", len(other_betas(context)), 2.0, "beta is not searched"),
-        ("batches", min(BATCHES, len(other_batches(context, batch))), 1.0, "the batch size is not searched"),
-        ("alphas", min(ALPHAS, len(other_ratios(context))), 1.0, "alpha is not searched, it stays at 2r"),
-        ("epochs", len(other_epochs(context)), _longest(context), _epochs_kept(context)),
-        (
-            "regularisers",
-            REGULARISERS * context.wishes.regularise,
-            1.0,
-            "dropout and weight decay are not searched",
-        ),
-    ):
-        cost = price * wave_cost(context, wanted) if wanted else 0.0
-        counts[name] = wanted if reserve + cost <= left + 1e-9 else 0
-        if counts[name]:
-            reserve += cost
-        elif wanted:
-            dropped.append(sentence)
+    looks = _looks(context, wide)
+    counts, reserve = _later(context, left, looks[0] if wide else 0)
+    dropped = list(_left_out(context, counts))
     if fraction < 1:
         dropped.insert(0, "learning rates are compared on part of the rows, ranks not at all")
-    looks = _looks(context, wide)
     dropped_sentences = tuple(
         f"For the budget of {context.wishes.budget:.3g} full runs: {sentence}." for sentence in dropped
     )
@@ -109,13 +99,58 @@ def fit_effort(context: SearchContext) -> tuple[Effort, tuple[str, ...]]:
     return effort, dropped_sentences
 
 
-def _longest(context: SearchContext) -> float:
-    """Highest cost of the longest alternative number of passes, relative to the usual one."""
-    return max((count / context.wishes.epochs for count in other_epochs(context)), default=1.0)
+def _later(context: SearchContext, left: float, seeds: int) -> tuple[dict[str, int], float]:
+    """How many alternatives each later stage tries for at most `left`, and what they cost.
+
+    `seeds` of each where all stages share one request: then the cheapest beside the others first. 0 where a stage follows
+    the other: all of its alternatives or none, in the stages' order.
+    """
+    stages = _alternatives(context)
+    counts, taken, cost = dict.fromkeys(stages, 0), list[Trial](), 0.0
+    if not seeds:
+        for name, settings in stages.items():
+            price = context.wave_cost([Trial(hyper_parameters=each) for own in settings for each in own])
+            if settings and cost + price <= left + ROUNDING:
+                counts[name], cost = len(settings), cost + price
+        return counts, cost
+    while True:
+        further = {
+            name: [*taken, *(Trial(hyper_parameters=each) for each in settings[counts[name]] * seeds)]
+            for name, settings in stages.items()
+            if counts[name] < len(settings)
+        }
+        cheapest = min(further, key=lambda name: context.wave_cost(further[name]), default=None)
+        if cheapest is None or context.wave_cost(further[cheapest]) > left + ROUNDING:
+            return counts, cost
+        counts[cheapest], taken = counts[cheapest] + 1, further[cheapest]
+        cost = context.wave_cost(taken)
 
 
-def _epochs_kept(context: SearchContext) -> str:
-    return f"the epochs are not searched, they stay at {context.wishes.epochs:g}"
+def _alternatives(context: SearchContext) -> dict[str, list[tuple[HyperParameters, ...]]]:
+    """Settings that cost what the alternatives of each later stage do: one tuple for each alternative."""
+    base = prior_setting(context)
+    batches = other_batches(context, base.batch_size)[:BATCHES]
+    return {
+        "betas": [(base, base)] * len(other_betas(context)),
+        "batches": [(replace(base, batch_size=size),) for size in batches],
+        "alphas": [(base,)] * min(ALPHAS, len(other_ratios(context))),
+        "epochs": [(replace(base, epochs=count),) for count in other_epochs(context)],
+        "regularisers": [(base,) * REGULARISERS] * context.wishes.regularise,
+    }
+
+
+def _left_out(context: SearchContext, counts: Mapping[str, int]) -> Iterator[str]:
+    """A sentence for each later stage that is not tried."""
+    sentences = {
+        "betas": "beta is not searched",
+        "batches": "the batch size is not searched",
+        "alphas": "alpha is not searched, it stays at 2r",
+        "epochs": f"the epochs are not searched, they stay at {context.wishes.epochs:g}",
+        "regularisers": "dropout and weight decay are not searched",
+    }
+    for name, settings in _alternatives(context).items():
+        if settings and not counts[name]:
+            yield sentences[name]
 
 
 def _looks(context: SearchContext, wide: bool) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 Every stage is fitted to the budget beforehand (`effort`); the final run belongs to `tuning`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from loratune.search.challenge import ChallengeAnswer, Contender, challenge, overfits, regularised
@@ -32,6 +32,8 @@ from loratune.search.space import (
     other_epochs,
     other_ratios,
     rate_for_epochs,
+    test_seeds,
+    trial,
 )
 from loratune.search.staged import Answers, Conclusion, StagedStrategy
 from loratune.search.summary import challenge_words, plan_note, rank_details, rank_words
@@ -39,7 +41,7 @@ from loratune.search.targets_stage import QUESTION as TARGETS_QUESTION
 from loratune.search.targets_stage import targets_claims, targets_reserve, targets_stage
 from loratune.search.variants_stage import QUESTION as VARIANTS_QUESTION
 from loratune.search.variants_stage import variants_claims, variants_reserve, variants_stage
-from loratune.values import Evidence, HyperParameters, SearchContext, SearchPlan, Stage
+from loratune.values import Evidence, HyperParameters, SearchContext, SearchPlan, Stage, Trial
 
 QUESTIONS = {
     Stage.RANK: "Which is the smallest rank that is as good as the largest, each at its own learning rate?",
@@ -52,6 +54,8 @@ QUESTIONS = {
 ALL_QUESTIONS = {**QUESTIONS, Stage.TARGETS: TARGETS_QUESTION, Stage.VARIANT: VARIANTS_QUESTION}
 """The optional stages included."""
 BATCH_RATE_EXPONENT = 0.5
+Alternatives = Callable[[Effort, Contender], tuple[HyperParameters, ...]]
+"""What a later stage sets against a contender."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,18 +97,15 @@ class EvidenceStrategy(StagedStrategy):
         variants_kept = variants_reserve(context)
         kept = targets_reserve(context) + variants_kept
         stage_one = RankStage(context, effort, ledger)
-        ranks = yield from stage_one.run(effort.reserve + kept, prove=not effort.reserve)
+        ranks = yield from stage_one.run(effort.reserve + kept, prove=not (effort.reserve or effort.wide))
         best = self._contender(ranks)
+        if effort.wide:
+            ranks = yield from stage_one.beside(self._together(effort, best), kept)
+            best = self._contender(ranks)
         later: list[Evidence] = []
         answers: Answers = {}
         seen = ranks.all_results
-        for stage, alternatives, prefer in (
-            (Stage.BETA, self._betas, False),
-            (Stage.BATCH, self._batches, True),
-            (Stage.ALPHA, self._alphas, False),
-            (Stage.EPOCHS, self._epochs, True),
-            (Stage.REGULARISATION, self._regularisers, False),
-        ):
+        for stage, alternatives, prefer in self._later():
             settings = alternatives(effort, best)
             if not settings:
                 continue
@@ -146,6 +147,26 @@ class EvidenceStrategy(StagedStrategy):
             best = found.winner
         evidence += [note(sentence) for sentence in dropped]
         return Conclusion(hyper_parameters=best.setting, evidence=tuple(evidence), answers=answers)
+
+    def _later(self) -> tuple[tuple[Stage, Alternatives, bool], ...]:
+        """The challenges of a rank at its learning rate; whether an alternative with fewer steps wins a tie."""
+        return (
+            (Stage.BETA, self._betas, False),
+            (Stage.BATCH, self._batches, True),
+            (Stage.ALPHA, self._alphas, False),
+            (Stage.EPOCHS, self._epochs, True),
+            (Stage.REGULARISATION, self._regularisers, False),
+        )
+
+    def _together(self, effort: Effort, best: Contender) -> tuple[Trial, ...]:
+        """The trials of all challenges, as each asks for them, if the contender stays."""
+        seeds = test_seeds(self.context, effort.seeds)
+        return tuple(
+            trial(setting, seed, stage=stage)
+            for stage, alternatives, _ in self._later()
+            for setting in alternatives(effort, best)
+            for seed in seeds
+        )
 
     def _contender(self, ranks: RankAnswer) -> Contender:
         """The rank that was chosen, at the batch size and alpha of all comparisons of ranks."""

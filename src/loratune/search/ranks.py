@@ -19,17 +19,21 @@ from loratune.search.space import (
     RateScale,
     base_batch,
     candidate_ranks,
+    fitting_batches,
     hyper_parameters,
+    largest_batch,
     nearest,
     rank_prior,
     search_seed,
+    stands_for,
     test_seeds,
     trial,
     two_digits,
     usual_rate,
 )
 from loratune.search.waves import wave
-from loratune.values import SearchContext, Trial, TrialResult
+from loratune.values import SearchContext, Stage, Trial, TrialResult
+from loratune.values.hyperparameters import PUBLISHED_RATES, default_recipe
 
 STEP_DOWN = 4
 """Ratio of one rank to the next lower one."""
@@ -114,7 +118,25 @@ class RankStage:
             return tuple(
                 self._trial(r, rate, search_seed(self.context), self.effort.fraction) for rate in rates
             )
-        return tuple(t for r in self.effort.ranks for t in self._ladder(r, self.effort.rates))
+        ladders = tuple(t for r in self.effort.ranks for t in self._ladder(r, self.effort.rates))
+        return (*ladders, *self._published(ladders)) if self.effort.wide else ladders
+
+    def _published(self, ladders: Sequence[Trial]) -> tuple[Trial, ...]:
+        """The usual grid at the default recipe's rank and batch size as far as the ladders lack it: an opponent for
+        the answer that costs nearly nothing beside them."""
+        recipe, ours = default_recipe(), self.context.wishes
+        batches = (recipe.batch_size,) if not ours.batch_sizes else fitting_batches(self.context)
+        if self.scale.given or recipe.r not in self.candidates or recipe.batch_size not in batches:
+            return ()
+        if recipe.batch_size > largest_batch(self.context):
+            return ()
+        same = [t.hyper_parameters for t in ladders if t.hyper_parameters.r == recipe.r]
+        tried = [each.learning_rate for each in same if each.batch_size == recipe.batch_size]
+        missing = [rate for rate in PUBLISHED_RATES if not any(stands_for(near, rate) for near in tried)]
+        settings = [
+            hyper_parameters(self.context, r=recipe.r, rate=rate, batch=recipe.batch_size) for rate in missing
+        ]
+        return tuple(trial(setting, search_seed(self.context)) for setting in settings)
 
     def run(self, reserve: float, prove: bool) -> Procedure[RankAnswer]:
         """Wave after wave, until nothing is needed or the budget less `reserve` is spent.
@@ -126,11 +148,38 @@ class RankStage:
         while wanted:
             self.asked |= {each.key for each in wanted}
             results = yield wanted
-            self.results += results
-            if not results:
+            self._take(results)
+            if not results or (self.effort.wide and len(self.asked) > len(wanted) and not self._open):
                 break
             wanted = self._next(reserve)
         return self.answer()
+
+    def beside(self, others: Sequence[Trial], reserve: float) -> Procedure[RankAnswer]:
+        """One request for trials of later stages, and beside them what the ranks still need as far as the budget less
+        `reserve` pays for both."""
+        self.proving = True
+        room = self.ledger.left - reserve
+        field = self.field
+        wanted = self._wave((others, *self._rates(field), *self._proofs(field)), room, wide=True)
+        if wanted:
+            self.asked |= {each.key for each in wanted}
+            self._take((yield wanted))
+        return self.answer()
+
+    def _take(self, results: Results) -> None:
+        """Keeps what compares ranks: the stage's own trials at the batch size of all comparisons."""
+        for each in results:
+            if each.asked.stage is Stage.RANK and each.asked.hyper_parameters.batch_size == self.batch:
+                self.results.append(each)
+
+    @property
+    def _open(self) -> bool:
+        """Whether a rank that matters has its best learning rate at an edge, or a failure that is not looked into."""
+        field = self.field
+        if not field.best:
+            return True
+        ranks = dict.fromkeys((self.choice(field), field.lowest, self.largest))
+        return bool(field.suspects) or any(self._beyond(field, r) for r in ranks)
 
     # what to ask next
 
@@ -145,14 +194,7 @@ class RankStage:
         if self.effort.fraction < 1:
             return ()
         field, room = self.field, self.ledger.left - reserve
-        found = self._wave(self._rates(field), room, wide=self.effort.wide)
-        urgent = self._wave(self._proofs(field), room, wide=False)
-        # repeats are of the rates that these find, where both can be paid one after the other
-        if found and (
-            not self.effort.wide or self.context.wave_cost(found) + self.context.wave_cost(urgent) <= room
-        ):
-            return found
-        return self._wave((found, *self._proofs(field)), room, wide=self.effort.wide)
+        return self._wave((*self._rates(field), *self._proofs(field)), room, wide=self.effort.wide)
 
     def _wave(self, needs: Iterable[Sequence[Trial]], room: float, *, wide: bool) -> tuple[Trial, ...]:
         """The trials of these that were not asked before."""

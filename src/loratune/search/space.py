@@ -205,6 +205,11 @@ def two_digits(value: float) -> float:
     return round(value, 1 - floor(log10(value)))
 
 
+def stands_for(rate: float, published: float) -> bool:
+    """Whether a learning rate lies within half a step, in logarithms, of one of `PUBLISHED_RATES`."""
+    return abs(log(rate / published)) < log(2) / 2
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RateScale:
     """The learning rates that may be tried: the user's list, or steps of a factor 3 that all ranks share.

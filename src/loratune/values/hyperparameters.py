@@ -174,3 +174,7 @@ def default_recipe(epochs: float = 1.0, warmup_ratio: float = 0.05) -> HyperPara
     return HyperParameters(
         r=16, lora_alpha=32, learning_rate=2e-4, batch_size=16, epochs=epochs, warmup_ratio=warmup_ratio
     )
+
+
+PUBLISHED_RATES = (1e-4, 2e-4, 4e-4, 8e-4)
+"""Learning rates with which the default recipe's rank and batch size are usually tried."""
