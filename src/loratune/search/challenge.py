@@ -5,6 +5,7 @@ Knows settings and results, not which hyper-parameter is in question.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 from loratune.maths.noninferiority import Comparison, Verdict
 from loratune.metrics import margin_in_nats
@@ -34,6 +35,10 @@ class ChallengeAnswer:
     failed: int
     """Alternatives that diverged."""
     all_results: Results
+
+    def without_change(self) -> Self:
+        """The same where the incumbent is kept, whatever the alternatives showed."""
+        return replace(self, winner=self.incumbent, changed=False)
 
     @property
     def ties(self) -> tuple[Contender, ...]:

@@ -391,6 +391,8 @@ def _challenge_words(
         if better:
             return f"{name} is taken: it is better than {before}."
         return f"{name} is taken: it is non-inferior to {before} and takes fewer steps."
+    if better and not answer.changed:
+        return f"{name} is better than {before} but did not run beside what is taken: {before} is kept."
     if better:
         return f"{name} is better than {before} too, but measured worse than the one taken."
     if answer.changed:

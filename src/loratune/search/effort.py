@@ -102,7 +102,7 @@ def fit_effort(context: SearchContext) -> tuple[Effort, tuple[str, ...]]:
 def _later(context: SearchContext, left: float, seeds: int) -> tuple[dict[str, int], float]:
     """How many alternatives each later stage tries for at most `left`, and what they cost.
 
-    `seeds` of each where all stages share one request: then the cheapest beside the others first. 0 where a stage follows
+    `seeds` of each where all stages share one request: the cheapest beside the others first. 0 where a stage follows
     the other: all of its alternatives or none, in the stages' order.
     """
     stages = _alternatives(context)

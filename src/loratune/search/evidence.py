@@ -3,7 +3,7 @@
 Every stage is fitted to the budget beforehand (`effort`); the final run belongs to `tuning`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from loratune.search.challenge import ChallengeAnswer, Contender, challenge, overfits, regularised
@@ -18,10 +18,11 @@ from loratune.search.claims import (
     slope_note,
     stability_claim,
 )
+from loratune.search.compare import mean_loss
 from loratune.search.effort import Effort, fit_effort
 from loratune.search.expected import expected_history
 from loratune.search.power import power_words
-from loratune.search.procedure import Ledger, Procedure
+from loratune.search.procedure import Ledger, Procedure, Results
 from loratune.search.ranks import RankAnswer, RankStage
 from loratune.search.space import (
     RateScale,
@@ -54,8 +55,10 @@ QUESTIONS = {
 ALL_QUESTIONS = {**QUESTIONS, Stage.TARGETS: TARGETS_QUESTION, Stage.VARIANT: VARIANTS_QUESTION}
 """The optional stages included."""
 BATCH_RATE_EXPONENT = 0.5
-Alternatives = Callable[[Effort, Contender], tuple[HyperParameters, ...]]
-"""What a later stage sets against a contender."""
+LATER = (Stage.BETA, Stage.BATCH, Stage.ALPHA, Stage.EPOCHS, Stage.REGULARISATION)
+"""Stages that challenge a rank at its learning rate, in this order where one follows the other."""
+_Later = tuple[Contender, Results, list[Evidence], Answers]
+"""The contender after them, all results so far, and what they say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,7 @@ class EvidenceStrategy(StagedStrategy):
         return SearchPlan(stages=self.planned(counts, self.ask([]), notes), dropped=dropped)
 
     def search(self, ledger: Ledger) -> Procedure[Conclusion]:
-        """The ranks, then up to three challenges of what was found, then the proof with what is left."""
+        """The ranks, then challenges of what was found, then the proof with what is left."""
         context = self.context
         effort, dropped = self._effort()
         variants_kept = variants_reserve(context)
@@ -100,32 +103,12 @@ class EvidenceStrategy(StagedStrategy):
         ranks = yield from stage_one.run(effort.reserve + kept, prove=not (effort.reserve or effort.wide))
         best = self._contender(ranks)
         if effort.wide:
-            ranks = yield from stage_one.beside(self._together(effort, best), kept)
-            best = self._contender(ranks)
-        later: list[Evidence] = []
-        answers: Answers = {}
-        seen = ranks.all_results
-        for stage, alternatives, prefer in self._later():
-            settings = alternatives(effort, best)
-            if not settings:
-                continue
-            found = yield from challenge(
-                context,
-                best,
-                settings,
-                stage=stage,
-                seeds=effort.seeds,
-                at_once=effort.wide,
-                earlier=seen,
-                prefer=_fastest(settings, best) if prefer else None,
-                spare=ledger.left - kept,
-            )
-            later += alternatives_not_run(stage, settings, found.all_results, ledger)
-            if not found.all_results:
-                continue
-            best, seen = found.winner, (*seen, *found.all_results)
-            later += _stage_claims(context, stage, found)
-            answers[stage] = (challenge_words(stage, found), {})
+            wanted = {stage: self._alternatives(stage, effort, best) for stage in LATER}
+            ranks = yield from stage_one.beside(_trials(context, effort, wanted), kept)
+            after = yield from self._side_by_side(effort, best, self._contender(ranks), wanted, ledger, ranks)
+        else:
+            after = yield from self._one_by_one(effort, best, ledger, kept, ranks.all_results)
+        best, seen, later, answers = after
         if best.setting == self._contender(ranks).setting:  # the base of all comparisons of ranks, still
             ranks = yield from stage_one.run(kept, prove=True)
             best = self._contender(ranks)
@@ -148,25 +131,90 @@ class EvidenceStrategy(StagedStrategy):
         evidence += [note(sentence) for sentence in dropped]
         return Conclusion(hyper_parameters=best.setting, evidence=tuple(evidence), answers=answers)
 
-    def _later(self) -> tuple[tuple[Stage, Alternatives, bool], ...]:
-        """The challenges of a rank at its learning rate; whether an alternative with fewer steps wins a tie."""
-        return (
-            (Stage.BETA, self._betas, False),
-            (Stage.BATCH, self._batches, True),
-            (Stage.ALPHA, self._alphas, False),
-            (Stage.EPOCHS, self._epochs, True),
-            (Stage.REGULARISATION, self._regularisers, False),
+    def _one_by_one(
+        self, effort: Effort, best: Contender, ledger: Ledger, kept: float, seen: Results
+    ) -> Procedure[_Later]:
+        """Each challenge of what the one before it came to."""
+        later: list[Evidence] = []
+        answers: Answers = {}
+        for stage in LATER:
+            settings = self._alternatives(stage, effort, best)
+            if not settings:
+                continue
+            spare = ledger.left - kept
+            found = yield from self._challenge(stage, effort, best, settings, seen, spare)
+            later += alternatives_not_run(stage, settings, found.all_results, ledger)
+            if not found.all_results:
+                continue
+            best, seen = found.winner, (*seen, *found.all_results)
+            later += _stage_claims(self.context, stage, found)
+            answers[stage] = (challenge_words(stage, found), {})
+        return best, seen, later, answers
+
+    def _side_by_side(
+        self,
+        effort: Effort,
+        before: Contender,
+        best: Contender,
+        wanted: Mapping[Stage, tuple[HyperParameters, ...]],
+        ledger: Ledger,
+        ranks: RankAnswer,
+    ) -> Procedure[_Later]:
+        """All challenges of one contender, asked for together. The best alternative alone is taken, as no two of them
+        ran together, and none where the contender is no longer the `best`.
+        """
+        base = best if best.setting == before.setting else before
+        seen, later, answers = ranks.all_results, list[Evidence](), Answers()
+        found: dict[Stage, ChallengeAnswer] = {}
+        for stage, settings in wanted.items():
+            answer = yield from self._challenge(stage, effort, base, settings, seen, 0.0)
+            later += alternatives_not_run(stage, settings, answer.all_results, ledger)
+            seen = (*seen, *answer.all_results)
+            if answer.all_results:
+                found[stage] = answer
+        changed = [answer for answer in found.values() if answer.changed]
+        taken = None
+        if base is best and changed:
+            taken = min(changed, key=lambda answer: mean_loss(self.context, answer.winner.results))
+            best = taken.winner
+        for stage, answer in found.items():
+            shown = answer if answer is taken else answer.without_change()
+            later += _stage_claims(self.context, stage, shown)
+            answers[stage] = (challenge_words(stage, shown), {})
+        return best, seen, later, answers
+
+    def _challenge(
+        self,
+        stage: Stage,
+        effort: Effort,
+        best: Contender,
+        settings: tuple[HyperParameters, ...],
+        earlier: Results,
+        spare: float,
+    ) -> Procedure[ChallengeAnswer]:
+        prefer = _fastest(settings, best) if settings and stage in (Stage.BATCH, Stage.EPOCHS) else None
+        return challenge(
+            self.context,
+            best,
+            settings,
+            stage=stage,
+            seeds=effort.seeds,
+            at_once=effort.wide,
+            earlier=earlier,
+            prefer=prefer,
+            spare=spare,
         )
 
-    def _together(self, effort: Effort, best: Contender) -> tuple[Trial, ...]:
-        """The trials of all challenges, as each asks for them, if the contender stays."""
-        seeds = test_seeds(self.context, effort.seeds)
-        return tuple(
-            trial(setting, seed, stage=stage)
-            for stage, alternatives, _ in self._later()
-            for setting in alternatives(effort, best)
-            for seed in seeds
-        )
+    def _alternatives(self, stage: Stage, effort: Effort, best: Contender) -> tuple[HyperParameters, ...]:
+        """What a later stage sets against a contender."""
+        alternatives = {
+            Stage.BETA: self._betas,
+            Stage.BATCH: self._batches,
+            Stage.ALPHA: self._alphas,
+            Stage.EPOCHS: self._epochs,
+            Stage.REGULARISATION: self._regularisers,
+        }
+        return alternatives[stage](effort, best)
 
     def _contender(self, ranks: RankAnswer) -> Contender:
         """The rank that was chosen, at the batch size and alpha of all comparisons of ranks."""
@@ -218,6 +266,18 @@ class EvidenceStrategy(StagedStrategy):
         if not (effort.regularisers or overfits(self.context, best.results)):
             return ()
         return regularised(best.setting, self.context.data.rows)
+
+
+def _trials(
+    context: SearchContext, effort: Effort, wanted: Mapping[Stage, tuple[HyperParameters, ...]]
+) -> tuple[Trial, ...]:
+    """The trials of all challenges, as each asks for them."""
+    return tuple(
+        trial(setting, seed, stage=stage)
+        for stage, settings in wanted.items()
+        for setting in settings
+        for seed in test_seeds(context, effort.seeds)
+    )
 
 
 def _rank_evidence(context: SearchContext, ranks: RankAnswer) -> tuple[Evidence, ...]:

@@ -158,9 +158,9 @@ class RankStage:
         """One request for trials of later stages, and beside them what the ranks still need as far as the budget less
         `reserve` pays for both."""
         self.proving = True
-        room = self.ledger.left - reserve
-        field = self.field
-        wanted = self._wave((others, *self._rates(field), *self._proofs(field)), room, wide=True)
+        field, room = self.field, self.ledger.left - reserve
+        needs = (*self._rates(field), *self._proofs(field)) if self.effort.fraction == 1 else ()
+        wanted = self._wave((others, *needs), room, wide=True)
         if wanted:
             self.asked |= {each.key for each in wanted}
             self._take((yield wanted))

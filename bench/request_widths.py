@@ -1,23 +1,21 @@
 """How many requests a search makes on a GPU where width is nearly free, how wide they are, and what they take.
 
-    PYTHONPATH=src python bench/requests.py [--draws 4] [--budgets 8 10] [--worlds "label task"]
+    PYTHONPATH=src python bench/request_widths.py [--draws 4] [--budgets 8 10] [--worlds "label task"]
 
-Plays the default strategy in worlds whose truth is known (`worlds.py`), as if on 2,000 short labelled rows, 3 epochs, with
-batch size, alpha and epochs to choose as in a real `tune`, on the step times of an H200 (SmolLM2-135M, rows of 25.4
-tokens). Nothing is trained. A request takes what its trials take side by side and `--entering` seconds more, for entering
-them and recording its graphs. Prints a line for each world and one for all.
+Plays the default strategy in worlds whose truth is known (`worlds.py`), as if on 2,000 short labelled rows, 3 epochs,
+with batch size, alpha and epochs to choose as in a real `tune`, on the step times of an H200 (SmolLM2-135M, rows of
+25.4 tokens). Nothing is trained. A request takes what its trials take side by side and `--entering` seconds more, for
+entering them and recording its graphs. Prints a line for each world and one for all.
 """
 
 import argparse
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import log
 
 import numpy as np
 
 from loratune.search.make import make_strategy
-from loratune.search.space import usual_rate
-from loratune.values import HyperParameters, Pace, SearchContext, Trial, TrialResult
+from loratune.values import HyperParameters, Pace, SearchContext, TrialResult
 from worlds import BATCH, WORLDS, WorldRunner
 
 ROWS, LENGTH, EPOCHS, LABELS = 2_000, 25.4, 3.0, 77
@@ -25,7 +23,14 @@ RATES = ((1, 41_318), (16, 275_571), (32, 339_181), (64, 377_000), (128, 376_442
 """(trials of batch 16, tokens per second) of one step (docs/log.md, short rows)."""
 FORWARD = 800_000.0
 """Evaluated tokens per second."""
-STAGES = ("power law", "power law, noisy", "label task", "U-shaped", "law's level wrong by 3", "all equal, noisy")
+STAGES = (
+    "power law",
+    "power law, noisy",
+    "label task",
+    "U-shaped",
+    "law's level wrong by 3",
+    "all equal, noisy",
+)
 
 
 def pace() -> Pace:
@@ -39,9 +44,7 @@ class StagedRunner(WorldRunner):
 
     def ratio(self, context: SearchContext, setting: HyperParameters, fraction: float = 1.0) -> float:
         found = super().ratio(context, setting, fraction)
-        return float(
-            found * (setting.batch_size / BATCH) ** -0.5 * (setting.alpha_ratio / 2) ** 0.5
-        )
+        return float(found * (setting.batch_size / BATCH) ** -0.5 * (setting.alpha_ratio / 2) ** 0.5)
 
     def told(self, budget: float, margin: float) -> SearchContext:
         context = self.context(margin=margin, budget=budget, seed=self.draw)
@@ -91,7 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--budgets", type=float, nargs="+", default=[5.0, 8.0, 10.0])
     parser.add_argument("--worlds", nargs="+", default=list(STAGES), choices=list(WORLDS), metavar="NAME")
     parser.add_argument("--margin", type=float, default=0.011)
-    parser.add_argument("--entering", type=float, default=2.0, help="seconds that a request takes beside its steps")
+    parser.add_argument(
+        "--entering", type=float, default=2.0, help="seconds that a request takes beside its steps"
+    )
     options = parser.parse_args(arguments)
     for budget in options.budgets:
         everything: list[Played] = []
@@ -107,12 +112,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def line(name: str, found: Iterable[Played]) -> str:
     found = list(found)
-    mean = lambda values: float(np.mean(list(values)))  # noqa: E731
+    means = np.mean(
+        [(len(each.widths), sum(each.widths), each.seconds, each.regret) for each in found], axis=0
+    )
+    speed = sum(each.tokens for each in found) / sum(each.seconds for each in found)
     return (
-        f"{name:<32} requests {mean(len(each.widths) for each in found):4.1f}  trials "
-        f"{mean(sum(each.widths) for each in found):5.1f}  seconds {mean(each.seconds for each in found):5.1f}  tokens/s "
-        f"{sum(each.tokens for each in found) / sum(each.seconds for each in found):8,.0f}  regret "
-        f"{mean(each.regret for each in found):.4f}"
+        f"{name:<32} requests {means[0]:4.1f}  trials {means[1]:5.1f}  seconds {means[2]:5.1f}  "
+        f"tokens/s {speed:8,.0f}  regret {means[3]:.4f}"
     )
 
 
