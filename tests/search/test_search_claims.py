@@ -10,7 +10,7 @@ from loratune.maths.noninferiority import Comparison, SeedNoise
 from loratune.search.bracket import Bracket
 from loratune.search.challenge import ChallengeAnswer, Contender
 from loratune.search.claims import alpha_flatness, challenge_claims, rank_claims, slope_note, stability_claim
-from loratune.search.ranks import Measured, RankAnswer
+from loratune.search.rank_answer import Measured, RankAnswer
 from loratune.search.space import trial
 from loratune.values import (
     DataFacts,

@@ -10,7 +10,8 @@ from loratune.search.bracket import Bracket, shared_rate
 from loratune.search.challenge import ChallengeAnswer, Contender
 from loratune.search.compare import FULL, loss, mean_loss, rows_are_paired, unit
 from loratune.search.procedure import Ledger
-from loratune.search.ranks import LIKELY, Measured, RankAnswer
+from loratune.search.rank_answer import Measured, RankAnswer
+from loratune.search.ranks import LIKELY
 from loratune.search.space import RateScale, prior_setting
 from loratune.values import Evidence, HyperParameters, SearchContext, Stage, Trial, TrialResult
 

@@ -23,7 +23,8 @@ from loratune.search.effort import Effort, fit_effort
 from loratune.search.expected import expected_history
 from loratune.search.power import power_words
 from loratune.search.procedure import Ledger, Procedure, Results
-from loratune.search.ranks import RankAnswer, RankStage
+from loratune.search.rank_answer import RankAnswer
+from loratune.search.ranks import RankStage
 from loratune.search.space import (
     RateScale,
     base_batch,

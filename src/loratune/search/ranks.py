@@ -5,16 +5,15 @@ the first item (`waves`). Knows nothing of later stages.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from math import inf, log2
 
 from loratune.maths.curves import PowerLaw, fit_power_law
 from loratune.maths.noninferiority import Comparison, SeedNoise, Verdict, family_intervals
-from loratune.search.bracket import Bracket
 from loratune.search.compare import compare, finished, mean_loss, seed_noise
 from loratune.search.effort import Effort
 from loratune.search.field import Cell, Field
 from loratune.search.procedure import Ledger, Procedure, Results
+from loratune.search.rank_answer import Measured, RankAnswer
 from loratune.search.space import (
     RateScale,
     base_batch,
@@ -47,53 +46,6 @@ WORTH = 0.1
 """Margins that a rate between those tried is expected to gain, at least, where it is run."""
 NEAR = 3.0
 """Margins above the best within which a rank is still in question."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Measured:
-    """One rank at its own learning rate."""
-
-    r: int
-    learning_rate: float
-    bracket: Bracket | None
-    """The learning rates compared on all rows; None where it has one run or none."""
-    results: Results
-    """Finished runs on all rows at that learning rate; empty where there is none."""
-    tested: Results = ()
-    """Those whose seed chose no learning rate."""
-
-    @property
-    def fair(self) -> bool:
-        """Whether a worse learning rate lies on both sides of its own, all rows."""
-        return self.bracket is not None and self.bracket.closed
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RankAnswer:
-    """The answer to the first question."""
-
-    chosen: Measured
-    reference: Measured | None
-    """The largest rank that was measured; None where none was."""
-    measured: tuple[Measured, ...]
-    """Ascending by rank."""
-    comparisons: tuple[tuple[int, Comparison], ...]
-    """(rank, comparison with the reference), from the largest downwards, as far as the test went."""
-    best: Measured | None
-    """The one with the lowest expected loss."""
-    settled: bool
-    """Whether the chosen rank was shown adequate (or is the reference itself, and the best)."""
-    intervals: Mapping[int, tuple[float, float] | None]
-    """Intervals of the rank taken and of the first that was not shown adequate, against the reference."""
-    adequate: Mapping[int, float]
-    """How probably a rank loses at most the margin against the largest and against the best one."""
-    law: PowerLaw | None
-    noise: SeedNoise
-    correction: float
-    """Best learning rate at the reference over the law's."""
-    outliers: frozenset[int]
-    """Ranks that stand out above both neighbours, still."""
-    all_results: Results
 
 
 class RankStage:

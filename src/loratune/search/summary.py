@@ -7,7 +7,7 @@ from loratune.maths.curves import elbow
 from loratune.search.challenge import ChallengeAnswer
 from loratune.search.compare import mean_loss, unit
 from loratune.search.effort import Effort
-from loratune.search.ranks import RankAnswer
+from loratune.search.rank_answer import RankAnswer
 from loratune.values import SearchContext, Stage, StageSummary, TrialResult
 
 FIELDS = {Stage.BETA: "beta", Stage.BATCH: "batch_size", Stage.ALPHA: "lora_alpha", Stage.EPOCHS: "epochs"}
