@@ -11,6 +11,7 @@ from rich.console import Console
 from loratune.costs.memory import MemoryEstimate
 from loratune.reporting import live, subscribers
 from loratune.reporting.live import LiveView
+from loratune.reporting.tables import evidence_number
 from loratune.reporting.terminal import (
     print_memory,
     print_plan,
@@ -443,3 +444,11 @@ def test_without_a_plan_the_run_itself_tells_how_long(monkeypatch: pytest.Monkey
         view(PhaseBegan(phase=Phase.TESTING))
         assert view.seconds_left is None
     assert shown(target)[-1] == "40 s  testing"
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "said"),
+    [(0.03, "learning rate", "learning rate 0.03"), (8.0, "rank", "rank 8"), (0.001, "nats", "0.001 nats")],
+)
+def test_a_unit_that_is_a_name_stands_before_its_number(value: float, unit: str, said: str) -> None:
+    assert evidence_number(Evidence(claim="c", value=value, unit=unit, holds=True)) == said

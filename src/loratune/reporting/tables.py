@@ -11,6 +11,9 @@ from loratune.reporting.opponent import OPPONENT, fair_opponent
 from loratune.reporting.wording import count, duration, interval, number, rate, size
 from loratune.values import ALL_LINEAR, DataProfile, Evidence, HyperParameters, Probe, Stage, TrialState
 
+_NAMES = ("rank", "learning rate")
+"""Units that are names and stand before their number."""
+
 
 def value_tiles(facts: RunFacts) -> list[tuple[str, str, bool]]:
     """(name, value, wide) of every recommended hyper-parameter."""
@@ -91,15 +94,19 @@ def score_table(facts: RunFacts) -> tuple[list[str], list[tuple[str, list[str], 
 
 
 def evidence_number(evidence: Evidence) -> str:
-    """`0.001 nats, 95 % [-0.002, 0.004], margin 0.005`; empty for a note."""
+    """`0.001 nats, 95 % [-0.002, 0.004], margin 0.005`, or `rank 8`; empty for a note."""
     parts = []
     if evidence.value is not None and isfinite(evidence.value):
-        parts.append(f"{number(evidence.value, 3)} {evidence.unit}".strip())
+        parts.append(_quantity(number(evidence.value, 3), evidence.unit))
     if bounds := interval(evidence.interval):
         parts.append(f"95 % {bounds}")
     if evidence.margin is not None:
         parts.append(f"margin {evidence.margin:g}")
     return ", ".join(parts)
+
+
+def _quantity(value: str, unit: str) -> str:
+    return f"{unit} {value}" if unit in _NAMES else f"{value} {unit}".strip()
 
 
 def survey_lines(data: DataProfile) -> list[str]:
