@@ -10,7 +10,8 @@ torch.compile, and the seconds of its parts.
 import os
 import sys
 import threading
-from collections import Counter
+from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter, sleep
 from types import FrameType
@@ -56,7 +57,7 @@ class Sampler:
     """Seconds of the main thread by stack."""
 
     def __init__(self) -> None:
-        self._seconds: Counter[tuple[str, ...]] = Counter()
+        self._seconds: dict[tuple[str, ...], float] = defaultdict(float)
         self._main = threading.main_thread().ident
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -75,7 +76,7 @@ class Sampler:
         """The tree, as text."""
         self._ended.set()
         self._thread.join()
-        totals: Counter[tuple[str, ...]] = Counter()
+        totals: dict[tuple[str, ...], float] = defaultdict(float)
         for stack, seconds in self._seconds.items():
             for depth in range(len(stack)):
                 totals[stack[: depth + 1]] += seconds
@@ -85,7 +86,7 @@ class Sampler:
         return "\n".join(f"{totals[stack]:8.2f} {' ' * len(stack)}{stack[-1]}" for stack in shown)
 
 
-def _order(stack: tuple[str, ...], totals: Counter[tuple[str, ...]]) -> list[tuple[float, str]]:
+def _order(stack: tuple[str, ...], totals: Mapping[tuple[str, ...], float]) -> list[tuple[float, str]]:
     return [(-totals[stack[: depth + 1]], stack[depth]) for depth in range(len(stack))]
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import count
 
+import numpy as np
 import pytest
 import torch
 
@@ -121,3 +122,41 @@ def test_a_recording_that_fails_is_given_up() -> None:
             assert found.tolist() == [2.0, 2.0]
     assert next(calls) == 4
     assert not graphs.forget(), "there was nothing to give back"
+
+
+def test_sizes_are_planned_and_the_largest_is_recorded_first(recorded: list[int]) -> None:
+    graphs = Graphs(parameters=0)
+    tokens = np.array([5000, 5100, 6000, 5050, 6100, 5120] * 60)
+    graphs.expect(tokens, tokens // 5)
+    met = []
+    for wanted in tokens[:12].tolist():
+        line = graphs.line(wanted)
+        run(graphs, line)
+        met.append(line)
+    assert met == [6144, 6144, 6144, 5120, 6144, 5120, 5120, 5120, 6144, 5120, 6144, 5120]
+    assert recorded == [6144, 5120], "none is made again for the sake of a larger one"
+    assert (graphs.positions(900, 5120), graphs.positions(1000, 5120)) == (1024, 1024)
+    assert graphs.positions(1220, 6144) == 1280
+
+
+def test_what_is_recorded_serves_a_pack_that_has_shrunk(recorded: list[int]) -> None:
+    graphs = Graphs(parameters=0)
+    tokens = np.array([6000] * 40)
+    graphs.expect(tokens, tokens // 5)
+    for _ in range(3):
+        run(graphs, graphs.line(6000))
+    graphs.expect(tokens[3:] - 400, tokens[3:] // 6)
+    assert graphs.line(5600) == 6016
+    assert graphs.positions(1000, 6016) == 1216
+    graphs.forget()
+    graphs.expect(tokens[3:] - 400, tokens[3:] // 6)
+    assert graphs.line(5600) == 5632
+
+
+def test_counts_that_nobody_expected_have_sizes_too() -> None:
+    graphs = Graphs(parameters=0)
+    assert graphs.line(700) == 768
+    graphs.expect(np.array([700, 70000]), np.array([70, 7000]))
+    assert graphs.line(700) == 768
+    assert graphs.line(9000) == 9216
+    assert graphs.positions(700, 768) >= 700

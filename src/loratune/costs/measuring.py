@@ -72,9 +72,8 @@ def measure_step(
 
         tokens, each, count = _repeat(train, seconds, _fewest(engine))
     peak = peak_of_step(engine.base.device) if counted else None
-    return MeasuredStep(
-        tokens=tokens, seconds=each, largest=_largest(engine, trials, count + 1), peak_bytes=peak
-    )
+    largest = max(_largest(engine, trials, count + 1), step.largest_recorded)
+    return MeasuredStep(tokens=tokens, seconds=each, largest=largest, peak_bytes=peak)
 
 
 def _alike(engine: PackEngine, trials: Sequence[Trial], kept: InitialAdapters) -> list[Adapter]:

@@ -65,6 +65,14 @@ class TrialBatches:
             drawn = order[position * self.batch_size : (position + 1) * self.batch_size]
             yield whole_groups(drawn, self.group)
 
+    def sums(self, values: Rows) -> Rows:
+        """[steps] the sum of `values` [rows of the table] over each step's batch."""
+        own = values[: len(values) // self.group * self.group].reshape(-1, self.group).sum(1)[self.rows]
+        begins = np.arange(0, len(own), self.batch_size)
+        epochs = ceil(len(self) / len(begins))
+        orders = (np.random.default_rng([self.seed, epoch]).permutation(len(own)) for epoch in range(epochs))
+        return np.concatenate([np.add.reduceat(own[order], begins) for order in orders])[: len(self)]
+
 
 def batches_of(trial: Trial, rows: int, *, study_seed: int, group: int = 1) -> TrialBatches:
     """The batches of a trial on a table of `rows` rows."""

@@ -12,15 +12,22 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
+import numpy as np
 import torch
 
+from loratune.data.batches import Rows
 from loratune.engine.memory import attempt
 from loratune.kernels.first_use import first_use
-from loratune.maths.sizes import MetSizes, few_sizes, filler, line_tokens, recorded_tokens
+from loratune.maths.sizes import MetSizes, few_sizes, filler, line_tokens, planned_sizes, recorded_tokens
 
 _LARGEST_COUNT = 32
 _MULTIPLE = 128
 """Tokens of a line are a multiple of this: what matrix products like."""
+_POSITIONS = 64
+"""Predicting positions are a multiple of this."""
+_PRICE = 0.5
+"""What recording a size costs, in tokens: a share of the largest micro-batch that is recorded, which takes the device
+about as long to compute as the host to launch once."""
 _FILLED_POSITIONS = 0.5
 """Share by which the predicting positions may be filled up to fit a recording: they cost little beside the layers."""
 _SHORTAGES = 8
@@ -51,8 +58,12 @@ class Graphs:
             partial(line_tokens, multiple=_MULTIPLE, recorded=self.largest), filler, most=self.largest
         )
         self._positions = MetSizes(
-            partial(few_sizes, multiple=64, parts=2), lambda _: _FILLED_POSITIONS, most=self.largest
+            partial(few_sizes, multiple=_POSITIONS, parts=2), lambda _: _FILLED_POSITIONS, most=self.largest
         )
+        self._planned: dict[int, int] = {}
+        """Tokens of lines that are expected, and the positions that predict of each."""
+        self._sizes: set[int] = set()
+        """Tokens of the micro-batches that have been recorded."""
         self._recorded: dict[Hashable, _Recorded] = {}
         """The one used last is last."""
         self._warm: set[Hashable] = set()
@@ -66,13 +77,34 @@ class Graphs:
         """Whether micro-batches of `tokens` tokens are recorded."""
         return not self._waits and self._shortages < _SHORTAGES and tokens <= self.largest
 
+    def expect(self, tokens: Rows, positions: Rows) -> None:
+        """Plan the sizes of coming micro-batches of those tokens and positions that predict.
+
+        As many as cost least in all: each is recorded, and what fills micro-batches up is computed.
+        """
+        here = (tokens > 0) & (tokens <= self.largest)
+        tokens, positions = tokens[here], positions[here]
+        free = [size for size in self._planned if size in self._sizes]
+        sizes = planned_sizes(tokens, multiple=_MULTIPLE, price=_PRICE * self.largest, free=free)
+        most = np.zeros(len(sizes), np.int64)
+        np.maximum.at(most, np.searchsorted(sizes, tokens), positions)
+        needed = zip(sizes, (-(-most // _POSITIONS) * _POSITIONS).tolist(), strict=True)
+        before = {size: self._planned[size] for size in free}
+        self._planned = {size: max(count, before.get(size, 0)) for size, count in needed}
+
     def line(self, count: int) -> int:
         """Tokens of the line that holds `count`."""
-        return self._lines.of(count)
+        holding = [size for size in self._planned if size >= count]
+        if not holding:
+            return self._lines.of(count)
+        largest = max(holding)
+        # recorded first, as a larger one than those before makes all of them again; unless memory is short
+        return largest if self._largest < largest and not self._shortages else min(holding)
 
-    def positions(self, count: int) -> int:
-        """Positions that predict, of a line that has `count`."""
-        return self._positions.of(count)
+    def positions(self, count: int, line: int) -> int:
+        """Positions that predict, of a line of `line` tokens that has `count`."""
+        planned = self._planned.get(line, 0)
+        return planned if planned >= count else self._positions.of(count)
 
     def run(
         self, key: Hashable, body: Body, inputs: Sequence[torch.Tensor], *, kind: Hashable, tokens: int
@@ -112,6 +144,7 @@ class Graphs:
             _log.info("a micro-batch runs without a CUDA graph: %s", error)
             found = None
         if isinstance(found, _Recorded):
+            self._sizes.add(tokens)
             return found
         self._failures[key] += 1
         self._pool = None  # where a recording breaks off its pool stays taken
@@ -144,6 +177,7 @@ class Graphs:
         """Give the graphs' memory back; False where there were none."""
         found = bool(self._recorded)
         self._recorded.clear()
+        self._sizes.clear()
         self._largest = 0
         self._pool = None
         torch.cuda.empty_cache()

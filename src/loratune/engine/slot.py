@@ -138,7 +138,8 @@ class Slot:
         self.trained_tokens = 0
         self.failure = ""
         """Why the trial has diverged; empty while it has not."""
-        self._batches = iter(batches)
+        self.batches = batches
+        self._coming = iter(batches)
         self._drawn: deque[Rows] = deque()
         """Rows of the coming steps that somebody has asked for."""
         self._parked: Parked | None = None
@@ -170,7 +171,7 @@ class Slot:
 
     def rows_of(self, ahead: int) -> Rows | None:
         """Rows of the batch `ahead` steps after the coming one; None where there is none."""
-        while len(self._drawn) <= ahead and (rows := next(self._batches, None)) is not None:
+        while len(self._drawn) <= ahead and (rows := next(self._coming, None)) is not None:
             self._drawn.append(rows)
         return self._drawn[ahead] if ahead < len(self._drawn) else None
 

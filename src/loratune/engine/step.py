@@ -15,6 +15,7 @@ from torch import nn
 from loratune.data.batches import Rows
 from loratune.data.table import TokenTable
 from loratune.engine.body import Body, FlatRows, PaddedRows
+from loratune.engine.expected import ExpectedSizes
 from loratune.engine.graphs import Graphs
 from loratune.engine.memory import DoesNotFit, Failure, Place, Shortage, attempt, ignore
 from loratune.engine.portions import Cuts, Gathered, Portion, Portions
@@ -85,6 +86,9 @@ class TrainingStep:
         self._table = table
         self._cuts = cuts
         self._portions = Portions(body, objective, packed, table, cuts)
+        # a recording would have to know how many rows belong together, or how many positions each head has
+        self._records = graphs is not None and objective.group == 1 and not objective.head
+        self._expected = ExpectedSizes(table, cuts)
         self._device = body.device
         self._together = _together(self._device) if packed.triton else None
         self._on_shortage = on_shortage
@@ -92,6 +96,8 @@ class TrainingStep:
         self._ahead: _Ahead | None = None
         self.computed_tokens = 0
         """Tokens in all micro-batches so far, those that fill up a shape included."""
+        self.largest_recorded = 0
+        """Tokens of the largest micro-batch for which a graph was asked, those that fill it up included."""
 
     @property
     def micro_batch_tokens(self) -> int:
@@ -107,6 +113,8 @@ class TrainingStep:
         assert gathered is not None, "a step is taken by slots"
         assert gathered.slots == list(slots), "slots that are done take no step"
         lengths = self._table.lengths[gathered.row]
+        if self._graphs is not None and self._records and (expected := self._expected.new(slots)) is not None:
+            self._graphs.expect(*expected)
         while isinstance(found := attempt(partial(self._prepare, gathered), self._device), Failure):
             self._make_room(found, slots, lengths)
         if self._graphs is not None:
@@ -238,14 +246,15 @@ class TrainingStep:
         """
         batch, asked, _, plan, rows = portion
         tokens, positions = batch.tokens, batch.positions
-        # a recording would have to know how many rows belong together, or how many positions each head has
-        plain = asked.rows is None and not asked.heads
-        record = self._graphs is not None and self._graphs.takes(tokens.numel()) and plain
+        record = self._records and self._graphs is not None and self._graphs.takes(tokens.numel())
         if not record or not isinstance(rows, FlatRows) or plan.route is None or self._graphs is None:
             return self._pass(tokens, positions, asked, rows, plan, layers)
         assert isinstance(rows.bounds, torch.Tensor), "graphs are recorded on GPUs only"
+        self.largest_recorded = max(self.largest_recorded, tokens.numel())
         count = len(positions)
-        rest = self._graphs.positions(count) - count  # of the line's last token, with weight zero
+        rest = (
+            self._graphs.positions(count, tokens.numel()) - count
+        )  # of the line's last token, with weight zero
         positions = nn.functional.pad(positions, (0, rest), value=tokens.numel() - 1)
         filled = tokens, positions, *(nn.functional.pad(each, (0, rest)) for each in asked[:2])
         route = plan.route
