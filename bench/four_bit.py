@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bitsandbytes.nn import Linear4bit, Params4bit
 from peft import prepare_model_for_kbit_training
 
 from loratune.costs.limits import Limits, execution_of
@@ -71,6 +70,11 @@ CPU_CELLS = {
 
 def pack(base: BaseModel) -> BaseModel:
     """The same model with its linear layers in NF4, one after the other; `base` is used up."""
+    from bitsandbytes.nn import (
+        Linear4bit,
+        Params4bit,
+    )  # other benches import this file for what runs without it
+
     model = base.model
     for name in layers_to_pack(model):
         plain = model.get_submodule(name)

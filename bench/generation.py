@@ -9,7 +9,7 @@ GSM8K: `loratune tune --metric 'regex:#### (\\S+)'` on published rows with a rea
 default recipe and base model, and predicted beside measured seconds.
 
 python bench/generation.py --shape smollm2-135m --models 8 --rows 64 --new 128
-python bench/generation.py --task gsm8k --data folder --model M --train-rows 2000 --test-rows 500
+python bench/generation.py --task gsm8k --data folder --model M --train-rows 3000 --test-rows 500 --budget 2x
 """
 
 import argparse
@@ -25,7 +25,7 @@ import torch
 from peft import PeftModel
 
 import loratune
-from answer import write_splits
+from answer import TASKS, write_splits
 from loratune.costs.generation import cached_tokens
 from loratune.costs.limits import limits_here
 from loratune.data.table import TokenTable
@@ -144,23 +144,28 @@ def speed(arguments: argparse.Namespace) -> None:
 def gsm8k(arguments: argparse.Namespace) -> None:
     """One row of results, and the sentence on the finalists."""
     with TemporaryDirectory() as folder:
-        paths = write_splits("gsm8k", arguments.data, Path(folder), arguments.seed)
+        scale = max(1.0, arguments.train_rows / TASKS["gsm8k"].train_rows)
+        paths = write_splits("gsm8k", arguments.data, Path(folder), arguments.seed, scale)
+        out = arguments.out or Path(folder) / "run"
         started = perf_counter()
         result = loratune.tune(
             model=arguments.model, data=paths["train"], validation=paths["validation"], test=paths["test"],
             train_rows=arguments.train_rows, validation_rows=arguments.validation_rows,
             test_rows=arguments.test_rows, metric=METRIC, max_new_tokens=arguments.new, budget=arguments.budget,
-            out=Path(folder) / "run", no_ledger=True,
+            epochs=arguments.epochs, out=out, no_ledger=True,
         )  # fmt: skip
         seconds = perf_counter() - started
-        document: dict[str, Any] = json.loads((Path(folder) / "run" / "result.json").read_text())
+        document: dict[str, Any] = json.loads((out / "result.json").read_text())
     for evidence in result.evidence:
         if "choice by NLL" in evidence.claim or METRIC.removeprefix("regex:") in evidence.claim:
             print(evidence.claim, evidence.value, evidence.interval, evidence.holds, flush=True)
     stages = {each["name"]: each for each in document["stages"]}
-    print(json.dumps(stages.get("finalists", {}), indent=1))
+    print(json.dumps(stages.get("finalists", {}), indent=1), document["timeline"], sep="\n")
     row = {
         "what": "gsm8k", "model": Path(arguments.model).name, "new": arguments.new,
+        "train_rows": arguments.train_rows, "test_rows": arguments.test_rows, "epochs": result.recommended.epochs,
+        "budget": arguments.budget, "rank": result.recommended.r, "learning_rate": result.recommended.learning_rate,
+        "trials": document["cost"]["trials"],
         "test": result.metrics["test"][METRIC], "default": result.metrics["default_recipe"]["test"].get(METRIC),
         "base": result.metrics["base_model"]["test"][METRIC], "seconds": round(seconds),
         "finalists_seconds": round(stages.get("finalists", {}).get("seconds", 0.0), 1),
@@ -185,9 +190,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--model")
     parser.add_argument("--budget", default="auto")
+    parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--train-rows", type=int, default=2000)
     parser.add_argument("--validation-rows", type=int, default=300)
     parser.add_argument("--test-rows", type=int, default=500)
+    parser.add_argument("--out", type=Path, help="the run directory, to be kept; of --task gsm8k")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     (speed if arguments.task == "speed" else gsm8k)(arguments)
