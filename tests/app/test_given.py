@@ -164,7 +164,7 @@ def kept(tmp_path: Path) -> Path:
 
 
 def test_resume_needs_nothing_but_the_directory(kept: Path) -> None:
-    expected = {**asdict(RUN), "out": str(kept), "resume": True}
+    expected = {**asdict(RUN), "metric": RUN.optimised, "out": str(kept), "resume": True}
     assert asdict(merged(TuneOptions, {"resume": True}, directory=kept)) == expected
     assert asdict(merged(TuneOptions, {"resume": True, "out": str(kept)})) == expected
     more = merged(TuneOptions, {"resume": True, "budget": "20x"}, directory=kept)

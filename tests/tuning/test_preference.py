@@ -8,9 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+import loratune
 from command_fixture import Ran, Shell
 from loratune.costs import measuring
 from loratune.engine.pack import PackEngine
+from loratune.errors import InputError
+from loratune.tuning.configuration import named_metric
+from loratune.tuning.options import TuneOptions, keyword_options
 from tiny import save_tiny_model, write_jsonl
 
 pytest_plugins = ["command_fixture"]
@@ -122,6 +126,22 @@ REFUSED: dict[str, tuple[dict[str, object] | None, tuple[str, ...], str]] = {
     "beta": (None, ("--betas", "0"), "beta must be above 0"),
     "layers": (None, ("--layer-ranks",), "--layer-ranks rests on a truncation curve"),
 }
+
+
+def test_a_named_loss_is_refused_from_python_too(place: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"model": place / "model", "data": place / "pairs.jsonl", "task": "preference"}
+    with pytest.raises(InputError, match="got 'nll', a loss that compares at one beta only; leave it out"):
+        loratune.tune(**options, metric="nll", out=tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+    assert TuneOptions(**keyword_options(options)).optimised == "preference_accuracy"
+
+
+def test_a_file_of_an_earlier_version_names_the_default(tmp_path: Path) -> None:
+    """It held `metric = "nll"` whatever the task; named by the user it is refused."""
+    kept = {"model": "m", "data": "d", "task": "preference", "metric": "nll"}
+    assert "metric" not in named_metric(kept, {})
+    assert named_metric(kept, {"metric": "nll"}) == kept
+    assert named_metric({**kept, "task": "causal"}, {})["metric"] == "nll"
 
 
 @pytest.mark.parametrize("case", REFUSED)

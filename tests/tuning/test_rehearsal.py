@@ -25,6 +25,7 @@ from loratune.values import (
     ModelProfile,
     SearchContext,
     Stage,
+    Trial,
     TrialResult,
 )
 
@@ -240,3 +241,15 @@ def test_a_budget_in_time_that_pays_for_nothing_smaller_keeps_the_plan(
     whole = pricing("evidence", LAUNCHES, **facts)
     found = whole.within(share * whole.expected_seconds)
     assert found is whole or found.expected_seconds <= share * whole.expected_seconds
+
+
+def test_trials_of_dora_take_as_much_longer_as_was_measured() -> None:
+    plain = HyperParameters(r=8, lora_alpha=16, learning_rate=1e-3, batch_size=8)
+    slower = replace(planner(WORK), dora=2.5)
+    plans = {
+        each.use_dora: slower.plan([Trial(hyper_parameters=each, seed=seed) for seed in range(3)])
+        for each in (plain, replace(plain, use_dora=True))
+    }
+    assert plans[True].seconds == pytest.approx(2.5 * plans[False].seconds, rel=1e-3)
+    assert plans[True].tokens == plans[False].tokens, "a step holds what it holds"
+    assert planner(WORK).load(Trial(hyper_parameters=replace(plain, use_dora=True))).steps == ROWS / 8

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import loratune
 from loratune.costs import measuring
+from loratune.costs.calibration import CALIBRATION
 from loratune.errors import ModelError
 from loratune.study.record import Study
 from loratune.values import Stage
@@ -49,6 +50,7 @@ def test_a_search_of_one_variant_that_compares_others(place: dict[str, Any], tmp
         "the default recipe stays plain"
     )
     assert any("rsLoRA, DoRA" in each.claim for each in result.evidence)
+    assert Study.load(result.directory).get_fact(CALIBRATION)["dora"] >= 1, "measured beside plain LoRA"
     config = json.loads((result.directory / "adapter" / "adapter_config.json").read_text())
     assert config["use_rslora"] is True
     assert config["use_dora"] is result.recommended.use_dora

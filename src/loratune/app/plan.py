@@ -49,7 +49,7 @@ def plan(
     proxy: str | Path | None = None,
     budget: str = "auto",
     strategy: str = "evidence",
-    metric: str | Metric | RowFunction = "nll",
+    metric: str | Metric | RowFunction | None = None,
     margin: float | None = None,
     max_new_tokens: int | None = None,
     ranks: Sequence[int] = (),
@@ -97,8 +97,8 @@ def plan(
         proxy: Smaller model of the same family: the search runs on it, and three learning rates around what it found on
             `model`.
         budget: "30m", "2h", "3x" (as long as three final runs) or "auto".
-        strategy, metric, margin: How is searched, what decides (a name, "package.module:function", or the function),
-            and the loss of it that a cheaper choice may have.
+        strategy, metric, margin: How is searched, what decides (a name, "package.module:function", a function; None:
+            "nll", of pairs "preference_accuracy"), and the loss of it that a cheaper choice may have.
         max_new_tokens: Generated tokens of a row at most: for metrics of generated text (by default those of the
             longest completion), and in the report's rows (at most 96).
         ranks, learning_rates, batch_sizes: Candidates, e.g. [4, 8, 16]; by default chosen from the data.

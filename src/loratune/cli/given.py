@@ -10,10 +10,8 @@ from typing import Any, TypeVar
 
 from loratune.errors import InputError, printable
 from loratune.files.paths import user_path
-from loratune.metrics.names import BUILT_IN_NAMES, PREFERENCE_NAMES
-from loratune.tuning.configuration import FILE, check_named, read_options, resumed_options
+from loratune.tuning.configuration import FILE, check_named, named_metric, read_options, resumed_options
 from loratune.tuning.options import RUNS, CommonOptions, TrainOptions, TuneOptions
-from loratune.values.tasks import TASKS
 
 Options = TypeVar("Options", bound=CommonOptions)
 
@@ -37,23 +35,11 @@ def merged(
     given = _incoming(from_config) | file | dict(values)
     if directory is not None or given.get("resume"):
         given = _resumed(given, directory)
-    known = {each.name for each in fields(cls)}
-    # files that a run has written name the default too
-    if _of_pairs(given.get("task")) and values.get("metric") == BUILT_IN_NAMES[0]:
-        raise InputError(
-            f"--metric must be one of {', '.join(PREFERENCE_NAMES)} with --task {given['task']}, got "
-            f"{given['metric']!r}, a loss that compares at one beta only; leave it out, or give --metric "
-            f"{PREFERENCE_NAMES[0]}."
-        )
+    given, known = named_metric(given, values), {each.name for each in fields(cls)}
     missing = [each.name for each in fields(cls) if each.default is MISSING and each.name not in given]
     if missing:
         raise _missing(missing, given)
     return cls(**{name: value for name, value in given.items() if name in known})
-
-
-def _of_pairs(task: Any) -> bool:
-    """Whether a task, as it was given, is one of pairs; other values are refused later."""
-    return isinstance(task, str) and task in TASKS and TASKS[task].has_pairs
 
 
 def _checked(path: Path | None, values: Mapping[str, Any], cls: type[CommonOptions]) -> dict[str, Any]:

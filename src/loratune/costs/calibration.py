@@ -48,6 +48,8 @@ class Calibration:
     """The same in evaluation; 0: in proportion."""
     threads: int = 0
     """The number with which steps were fastest on a CPU that other programs use too; 0: not measured."""
+    dora: float = 0.0
+    """Measured: a DoRA trial's seconds in those of a plain one; 0: not measured."""
     correction: Correction = UNCORRECTED
     """Correction of the memory model on this device."""
 

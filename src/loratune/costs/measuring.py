@@ -166,6 +166,7 @@ def calibrate(
     *,
     pack_size: int | None = None,
     least_rate: float = 0.0,
+    dora: bool = False,
 ) -> Calibration:
     """A few measured steps of a recipe: packs of growing steps, one trial alone, evaluation.
 
@@ -175,6 +176,7 @@ def calibrate(
         pack_size: trials in a pack; None: `PACK_SIZE` of the device.
         least_rate: tokens per second; a first step on a CPU that is far below, or a GPU that cannot reach it by its
             products alone, raises `TooSlow`.
+        dora: whether one DoRA trial is measured beside a plain one.
     """
     recipe = replace(recipe, r=min(recipe.r, engine.base.profile.largest_rank))
     small = limits.execution.device == "cuda" and limits.model.parameters < _SMALL
@@ -188,7 +190,8 @@ def calibrate(
         threads = fastest(lambda: measure_step(engine, trials, seconds=SECONDS, kept=kept).rate)
     with running(threads):
         found = _measured(engine, limits, recipe, slots, allowed, kept)
-    return replace(found, threads=threads)
+        factor = _dora_factor(engine, recipe, found, kept) if dora else 0.0
+    return replace(found, threads=threads, dora=factor)
 
 
 def _measured(
@@ -203,7 +206,7 @@ def _measured(
     points = [(step.tokens, step.seconds) for step in steps.values()]
     best = efficient_tokens(points, allowed=max(tokens for tokens, _ in points))
     rung = next(rung for rung, step in steps.items() if step.tokens == best)
-    lonely = replace(recipe, batch_size=min(recipe.batch_size, engine.train.examples))
+    lonely = _lonely(engine, recipe)
     initial = [Trial(hyper_parameters=lonely, seed=seed) for seed in range(min(slots, PACK_SIZE["cpu"]))]
     seconds = _seconds(engine)
     alone = measure_step(engine, initial[:1], seconds=seconds, kept=kept)
@@ -218,6 +221,23 @@ def _measured(
         micro_batch_tokens=max(min(rung, engine.micro_batch_tokens), limits.max_length),
         correction=fit_correction(peaks),
     )
+
+
+def _dora_factor(
+    engine: PackEngine, recipe: HyperParameters, found: Calibration, kept: InitialAdapters
+) -> float:
+    """How many times as long a DoRA trial's steps take as a plain one's, each alone; never below 1.
+
+    Alone, so that it has the batch that trials have: a part of the work is done once a step, whatever its rows.
+    """
+    trial = Trial(hyper_parameters=replace(_lonely(engine, recipe), use_dora=True, lora_dropout=0.0))
+    step = measure_step(engine, [trial], seconds=_seconds(engine), kept=kept)
+    return max(1.0, found.alone / step.rate)
+
+
+def _lonely(engine: PackEngine, recipe: HyperParameters) -> HyperParameters:
+    """The recipe where its batch is more than all rows."""
+    return replace(recipe, batch_size=min(recipe.batch_size, engine.train.examples))
 
 
 def _seconds(engine: PackEngine) -> float:
@@ -235,7 +255,7 @@ def _check_first_step(
         if most < least_rate:
             raise TooSlow(most, ceiling=True)
         return
-    lonely = replace(recipe, batch_size=min(recipe.batch_size, engine.train.examples))
+    lonely = _lonely(engine, recipe)
     first = measure_step(engine, [Trial(hyper_parameters=lonely)], seconds=0.0, kept=kept)
     if first.rate * _HOPE < least_rate:
         raise TooSlow(first.rate)

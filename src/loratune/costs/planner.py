@@ -40,6 +40,8 @@ class Planner:
     """Trials in a pack, at most."""
     evaluated_tokens: int = 0
     """Tokens of the largest micro-batch of an evaluation; 0: nothing is evaluated."""
+    dora: float = 1.0
+    """A DoRA trial's seconds in those of a plain one; 1 where times were measured with DoRA trials."""
     spread: float = 0.0
     """Standard deviation of the tokens of a row, as a share of their mean."""
     devices: int = 1
@@ -48,12 +50,13 @@ class Planner:
     """Bytes of memory that each device has beyond the limits, where they differ."""
 
     def load(self, trial: Trial) -> TrialLoad:
-        """What one trial asks for; a row counts the mean tokens."""
+        """What one trial asks for; a row counts the mean tokens. A step of DoRA counts as `dora` steps."""
         chosen = trial.hyper_parameters
         rows = ceil(round(trial.fraction * self.rows, 9))
         steps = total_steps(rows, chosen.batch_size, chosen.epochs)
         trained = chosen.epochs * rows * self.tokens / self.rows
-        return TrialLoad(steps=steps, tokens=trained / steps, memory=self.limits.adapter_bytes(chosen))
+        priced = ceil(steps * self.dora) if chosen.use_dora else steps
+        return TrialLoad(steps=priced, tokens=trained / steps, memory=self.limits.adapter_bytes(chosen))
 
     def equal_loads(self, trials: int, trained_tokens: float, recipe: HyperParameters) -> list[TrialLoad]:
         """Equal loads of trials of one recipe that train `trained_tokens` together: of a stage not known in detail."""

@@ -31,14 +31,21 @@ def is_address(name: str) -> bool:
     return not name.startswith(REGEX) and _ADDRESS.fullmatch(name.removeprefix(GENERATED)) is not None
 
 
-def metric_of_pairs(name: str) -> str | None:
-    """By which metric preference pairs are compared where the user has named this one; None where they cannot be.
+def usual_metric(pairs: bool) -> str:
+    """What is optimised where the user names nothing; of preference pairs no loss, which compares at one beta only."""
+    return PREFERENCE_NAMES[0] if pairs else BUILT_IN_NAMES[0]
 
-    In place of the default, a loss that compares at one beta only, it is the usual metric of pairs.
-    """
-    if name in PREFERENCE_NAMES:
-        return name
-    return PREFERENCE_NAMES[0] if name == BUILT_IN_NAMES[0] else None
+
+def is_of_pairs(name: str) -> bool:
+    """Whether it is a metric of preference pairs."""
+    return name in PREFERENCE_NAMES
+
+
+def why_not_of_pairs(name: str) -> str:
+    """What pairs lack for a metric that is none of theirs: the end of a sentence that names it."""
+    if name == usual_metric(pairs=False):
+        return ", a loss that compares at one beta only"
+    return ": pairs have no completion to match"
 
 
 def usual_seed_sd(labels: int) -> float:

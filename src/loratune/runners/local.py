@@ -259,7 +259,14 @@ class LocalRunner:
         if references is not None:
             train, validation = references.unknown(engine.train), references.unknown(engine.validation)
             engine = replace(engine, train=train, validation=validation)
-        found = calibrate(engine, self.limits, job.recipe, pack_size=job.pack_size, least_rate=job.least_rate)
+        found = calibrate(
+            engine,
+            self.limits,
+            job.recipe,
+            pack_size=job.pack_size,
+            least_rate=job.least_rate,
+            dora=job.dora,
+        )
         return Calibrated(job=job, calibration=found)
 
     def _noise(self, job: NoiseJob) -> NoiseMeasured:

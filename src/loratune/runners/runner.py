@@ -52,6 +52,8 @@ class CalibrationJob(Job):
     """Trials of a pack; None: what suits the device."""
     least_rate: float = 0.0
     """Tokens per second below which nothing more need be measured: a far slower first step raises `TooSlow`."""
+    dora: bool = False
+    """Whether a DoRA trial is measured too, beside a plain one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,9 +14,10 @@ from textwrap import wrap
 from typing import Any
 
 from loratune.errors import InputError, nearest, printable
-from loratune.metrics.names import is_address
+from loratune.metrics.names import is_address, usual_metric
 from loratune.study.ledgers import keys_of, team_of
 from loratune.tuning.options import CommonOptions, TuneOptions
+from loratune.values.tasks import TASKS
 
 FILE = "loratune.toml"
 """File in a run directory."""
@@ -39,7 +40,7 @@ def to_toml(options: TuneOptions) -> str:
 
     Unset options are left out, and so are a storage URL with secrets in it and a team's ledger.
     """
-    values = asdict(options) | {"ledger": keys_of(options.ledger)}
+    values = asdict(options) | {"ledger": keys_of(options.ledger), "metric": options.optimised}
     if hides_storage(options):
         del values["storage"]
     lines = [f"{name} = {toml_value(value)}" for name, value in values.items() if value is not None]
@@ -152,7 +153,15 @@ def resumed_options(directory: Path, given: Mapping[str, Any]) -> dict[str, Any]
     """
     kept = kept_options(directory)
     check_named(kept, given, directory / FILE)
-    return kept | dict(given)
+    return named_metric(kept | dict(given), given)
+
+
+def named_metric(options: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options without a default metric of pairs that only a file names: earlier versions wrote `nll` there."""
+    task, usual = options.get("task"), usual_metric(pairs=False)
+    of_pairs = isinstance(task, str) and task in TASKS and TASKS[task].has_pairs
+    drops = of_pairs and options.get("metric") == usual and given.get("metric") != usual
+    return {name: value for name, value in options.items() if not (drops and name == "metric")}
 
 
 def check_named(found: Mapping[str, Any], given: Mapping[str, Any], path: Path) -> None:

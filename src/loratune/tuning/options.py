@@ -19,8 +19,10 @@ from loratune.maths.sizes import CAPACITY
 from loratune.metrics.names import (
     BUILT_IN_NAMES,
     PREFERENCE_NAMES,
-    metric_of_pairs,
+    is_of_pairs,
+    usual_metric,
     usual_seed_sd,
+    why_not_of_pairs,
 )
 from loratune.search.names import STRATEGY_NAMES
 from loratune.study.ledgers import team_of
@@ -188,10 +190,11 @@ class SearchOptions(PriorOptions):
         "For the search: 30m, 2h, 3x (as long as three final runs) or auto (5x; on a GPU up to a minute in all).",
     )
     strategy: str = option("evidence", f"One of {', '.join(STRATEGY_NAMES)}.")
-    metric: str = option(
-        "nll",
+    metric: str | None = option(
+        None,
         f"What is optimised: {', '.join(BUILT_IN_NAMES)}, regex:EXPRESSION, or your own as package.module:function "
-        "(generated:package.module:function to be given generated text).",
+        f"(generated:package.module:function to be given generated text); default: {BUILT_IN_NAMES[0]}, of preference "
+        f"pairs {PREFERENCE_NAMES[0]}.",
     )
     max_new_tokens: int | None = option(
         None,
@@ -277,7 +280,7 @@ class SearchOptions(PriorOptions):
             self.proxy, self.model, budget=self.budget, layer_ranks=self.layer_ranks, devices=self.devices
         )
         self._check_task()
-        check_metric(self.metric)
+        check_metric(self.optimised)
         if self.tune_targets and self.strategy != "evidence":
             raise InputError(
                 f"--tune-targets is a stage of --strategy evidence, got {self.strategy!r}; leave one of them out."
@@ -318,17 +321,17 @@ class SearchOptions(PriorOptions):
 
     def _check_task(self) -> None:
         """Raise `InputError` for what does not go with the task: pairs are judged by metrics of their own."""
-        of_pairs = metric_of_pairs(self.metric)
         if self.betas and not self.kind.betas:
             raise InputError("--betas needs preference pairs; give --task preference, or leave it out.")
-        if not self.kind.has_pairs and of_pairs == self.metric:
+        if not self.kind.has_pairs and is_of_pairs(self.optimised):
             raise InputError(
                 f"--metric {self.metric} needs preference pairs; give --task preference, or leave it out."
             )
-        if self.kind.has_pairs and of_pairs is None:
+        if self.kind.has_pairs and not is_of_pairs(self.optimised):
             raise InputError(
-                f"--metric must be one of {', '.join(PREFERENCE_NAMES)} with --task {self.task}, got {self.metric!r}: "
-                f"pairs have no completion to match; leave it out, or give --metric {PREFERENCE_NAMES[0]}."
+                f"--metric must be one of {', '.join(PREFERENCE_NAMES)} with --task {self.task}, got "
+                f"{self.metric!r}{why_not_of_pairs(self.optimised)}; leave it out, or give --metric "
+                f"{PREFERENCE_NAMES[0]}."
             )
         if self.kind.betas and self.strategy != "evidence":
             raise InputError(
@@ -352,8 +355,8 @@ class SearchOptions(PriorOptions):
 
     @property
     def optimised(self) -> str:
-        """Name of the metric: for pairs the usual one of pairs in place of the default."""
-        return (metric_of_pairs(self.metric) if self.kind.has_pairs else None) or self.metric
+        """Name of the metric that decides."""
+        return self.metric or usual_metric(self.kind.has_pairs)
 
     @property
     def beta(self) -> float | None:
@@ -488,7 +491,7 @@ def keyword_options(options: dict[str, Any]) -> dict[str, Any]:
     }
     if isinstance(devices := plain.get("devices"), tuple):
         plain["devices"] = tuple(str(each) if isinstance(each, int) else each for each in devices)
-    if not isinstance(plain.get("metric", ""), str):
+    if not isinstance(plain.get("metric"), str | None):
         from loratune.metrics import as_metric, register
 
         plain["metric"] = register(as_metric(plain["metric"])).name

@@ -60,6 +60,7 @@ class Pricing:
             tokens=int(lengths.sum()),
             spread=float(lengths.std() / lengths.mean()),
             slots=calibration.slots,
+            dora=calibration.dora or 1.0,
             devices=bench.facts.devices,
             beyond=bench.facts.beyond,
             evaluated_tokens=calibration.evaluated_tokens(

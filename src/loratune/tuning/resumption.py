@@ -321,7 +321,7 @@ def resume_command(options: TuneOptions) -> str:
     """
     directory = belongs_to(options.directory)
     command = f"loratune tune --config {quote(str(directory / TOML))} --resume"
-    if is_address(options.metric):
+    if is_address(options.optimised):
         command += f" --metric {options.metric}"
     if options.ray is not None:
         command += f" --ray {quote(options.ray)}"

@@ -147,16 +147,18 @@ class Workbench:
         known = (
             None if options.recalibrate else remembered(calibrations(), self.facts, self.data.train, options)
         )
-        if known is not None:
-            return known
         recipe, budget = options.hyper_parameters(**options.variant), Budget.parse(options.budget)
+        # where all trials are DoRA every step is measured with it
+        dora = options.may_be_dora and not recipe.use_dora
+        if known is not None and (known.dora or not dora):
+            return known
         if options.proxy is None:
             _check_runs(self, options, budget)
         epochs = passes(options.epochs, len(self.data.train))
         tokens = _FINAL_TRIALS * epochs * float(self.data.train.lengths.sum())
         left = None if budget.seconds is None else _left(options, budget.seconds - spent, spent)
         least = 0.0 if left is None else tokens / left / min(self.facts.devices, _FINAL_TRIALS)
-        job = CalibrationJob(recipe=recipe, pack_size=options.pack_size, least_rate=least)
+        job = CalibrationJob(recipe=recipe, pack_size=options.pack_size, least_rate=least, dora=dora)
         try:
             found = only(self.runner.run([job]))
         except TooSlow as slow:
