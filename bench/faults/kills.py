@@ -8,65 +8,39 @@ and trained again, and answers other than that of an undisturbed run.
 
 from __future__ import annotations
 
-import argparse
 from functools import partial
-from pathlib import Path
 from random import Random
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import operations
-from place import Run, each_of, keep, search, warm_up
+from runs import Outcome, Run, disturbance
 
 
-def moments(changes: int, number: int, length: float, random: Random) -> list[partial[Any] | float]:
-    """Half before changes, evenly spread from the first to the last, half at any time."""
-    spread = [1 + round(each * (changes - 1) / max(1, number // 2 - 1)) for each in range(number // 2)]
-    times = [random.uniform(0, length) for _ in range(number - number // 2)]
-    found: list[partial[Any] | float] = [partial(operations.watch, kill_at=each) for each in spread]
-    return found + list(times)
+def moments(changes: int, number: int, length: float, random: Random) -> list[int | float]:
+    """Half before changes, evenly spread from the first to the last, half after any number of seconds."""
+    half = number // 2
+    spread = [1 + round(each * (changes - 1) / max(1, half - 1)) for each in range(half)]
+    return [*spread, *(random.uniform(0, length) for _ in range(number - half))]
 
 
-def resumed(
-    options: dict[str, Any], folder: Path, planned: tuple[int, partial[Any] | float]
-) -> tuple[bool, int, object]:
-    """Whether a run was killed at this moment, trials that it trained again, and its answer."""
-    number, moment = planned
-    run = Run(options, folder / f"run{number}")
-    ended = run.go(until=moment) if isinstance(moment, float) else run.go(before=partial(moment, run.out))
-    if ended.killed:
+def resumed(planned: tuple[Run, int | float]) -> Outcome:
+    """A run that was killed before this change, or after this many seconds."""
+    run, moment = planned
+    if isinstance(moment, int):
+        killed = run.go(before=partial(operations.watch, run.out, kill_at=moment))
+    else:
+        killed = run.go(until=moment)
+    if killed:
         run.go()
-    found = ended.killed, run.trained_again, run.answer()
-    run.remove()
-    return found
+    return run.outcome(killed)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=100, help="Kills.")
-    parser.add_argument("--jobs", type=int, default=1, help="Runs at once.")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    operations.preload()
-    random = Random(arguments.seed)
-    with TemporaryDirectory(prefix="loratune-faults-") as name:
-        folder = Path(name)
-        options = search(folder)
-        warm_up(options, folder / "first")
-        whole = Run(options, folder / "undisturbed")
-        whole.go(before=partial(operations.watch, whole.out), after=lambda: operations.count())
-        expected = whole.answer()
-        planned = moments(whole.returned, arguments.count, whole.seconds, random)
-        found = each_of(partial(resumed, options, folder), list(enumerate(planned)), arguments.jobs)
-        answers = [answer for _, _, answer in found]
-        keep(
-            "kill -9",
-            count=sum(killed for killed, _, _ in found),
-            runs=len(planned),
-            changes=whole.returned,
-            trained_again=sum(again for _, again, _ in found),
-            other_answers=sum(answer != expected for answer in answers),
-        )
+    with disturbance(__doc__, count=100) as runs:
+        whole = runs.whole
+        whole.go(before=partial(operations.watch, whole.out), after=operations.count)
+        planned = moments(whole.returned, runs.count, whole.seconds, runs.random)
+        items = [(runs.run(f"run{number}"), moment) for number, moment in enumerate(planned)]
+        runs.keep("kill -9", resumed, items, changes=whole.returned)
 
 
 if __name__ == "__main__":

@@ -8,59 +8,44 @@ again, and the answer must be that of the undisturbed run.
 
 from __future__ import annotations
 
-import argparse
 import os
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from random import Random
-from tempfile import TemporaryDirectory
 
 import operations
-from place import Run, each_of, keep, search, warm_up
+from runs import Disturbance, Outcome, Run, disturbance
 
 
-def resumed(run: Run) -> tuple[int, object]:
-    """Trials that it trained again, and its answer."""
+def resumed(run: Run) -> Outcome:
+    """What becomes of what is left."""
     run.go()
-    return run.trained_again, run.answer()
+    return run.outcome()
+
+
+def left(runs: Disturbance, changes: list[operations.Change]) -> Iterator[Run]:
+    """Runs as the disk has them after some of the changes, the last time after all."""
+    moments = sorted(runs.random.sample(range(1, len(changes) + 1), min(runs.count, len(changes))))
+    moments[-1] = len(changes)
+    disk, done, told = operations.Disk(runs.whole.out.parent), 0, set[str]()
+    for number, moment in enumerate(moments):
+        for change in changes[done:moment]:
+            disk.apply(change)
+            if change.kind == "m":
+                told.add(change.path)
+        done, run = moment, runs.run(f"left{number}", told)
+        disk.leave(run.out.parent, runs.random if number % 2 else None)
+        yield run
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=40, help="Losses.")
-    parser.add_argument("--jobs", type=int, default=1, help="Runs at once.")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    operations.preload()
-    random = Random(arguments.seed)
-    with TemporaryDirectory(prefix="loratune-faults-") as name:
-        folder = Path(name)
-        options = search(folder)
-        warm_up(options, folder / "first")
-        whole, log = Run(options, folder / "place" / "run"), folder / "log"
-        whole.out.parent.mkdir()
+    with disturbance(__doc__, count=40) as runs:
+        place = runs.whole.out.parent
+        log = Path(f"{place}.log")
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        whole.go(before=partial(operations.watch, whole.out.parent, log=descriptor), mark=True)
-        expected, changes = whole.answer(), operations.read(log)
-        moments = sorted(random.sample(range(1, len(changes) + 1), min(arguments.count, len(changes))))
-        moments[-1] = len(changes)
-        disk, done, told, lost = operations.Disk(whole.out.parent), 0, set[str](), list[Run]()
-        for number, moment in enumerate(moments):
-            for change in changes[done:moment]:
-                disk.apply(change)
-                if change.kind == "m":
-                    told.add(change.path)
-            done, place = moment, folder / f"left{number}"
-            disk.leave(place, random if number % 2 else None)
-            lost.append(Run(options, place / "run", told=set(told)))
-        found = each_of(resumed, lost, arguments.jobs)
-        keep(
-            "power lost",
-            count=len(moments),
-            changes=len(changes),
-            trained_again=sum(again for again, _ in found),
-            other_answers=sum(answer != expected for _, answer in found),
-        )
+        runs.whole.go(before=partial(operations.watch, place, log=descriptor), mark=True)
+        changes = operations.read(log)
+        runs.keep("power lost", resumed, list(left(runs, changes)), changes=len(changes))
 
 
 if __name__ == "__main__":
