@@ -172,6 +172,8 @@ def main() -> None:
                 troubles[f"{file.name}: {type(error).__name__}: {str(error)[:120]}"] += 1
             sound.replace(file)
             seconds[file.name] += time.process_time() - began
+            if number % 1000 == 999:
+                print(number + 1, dict(found), flush=True)
     print({name: round(spent, 1) for name, spent in sorted(seconds.items(), key=lambda each: -each[1])})
     for trouble, times in troubles.most_common():
         print(times, trouble)
