@@ -187,5 +187,6 @@ def test_a_template_of_two_fields_takes_a_json_object(place: Place, tmp_path: Pa
     options = {**SHORT, "epochs": 1}
     train(model=place.model, data=data, template="{sound} {ask}", out=tmp_path / "run", **options)
     assert isinstance(generate(tmp_path / "run", '{"sound": "moo 7", "ask": "Who?"}', max_new_tokens=2), str)
-    with pytest.raises(DataError, match="the fields sound, ask"):
-        generate(tmp_path / "run", "moo 7")
+    for text in ("moo 7", '{"sound": ' + "7" * 5000, '{"sound":' * 5000):
+        with pytest.raises(DataError, match="the fields sound, ask"):
+            generate(tmp_path / "run", text)

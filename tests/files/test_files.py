@@ -11,6 +11,7 @@ from rich.text import Text
 from loratune.cli.main import explain
 from loratune.errors import OutputError, printable
 from loratune.files.paths import disk_is_full
+from loratune.files.read_json import parse_json
 from loratune.files.write import make_folder, new_folder, remove_unfinished, replacing, write_atomically
 from loratune.reporting.screen import Screen
 
@@ -149,3 +150,24 @@ def test_a_full_disk_is_known_through_other_errors() -> None:
     assert disk_is_full(error)
     assert disk_is_full(RuntimeError("I/O error: No space left on device (os error 28)"))
     assert not disk_is_full(OSError(2, "No such file or directory"))
+
+
+def test_json_that_was_written_is_read() -> None:
+    text = f'{{"a": [1, -2.5, 1e300, true, null], "b": {2**63}, "c": -{2**63}}}'
+    assert parse_json(text) == {"a": [1, -2.5, 1e300, True, None], "b": 2**63, "c": -(2**63)}
+    assert parse_json(text.encode()) == parse_json(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("9" * 20, "an integer in it has 20 digits"),
+        ("[-" + "9" * 5000 + "]", "an integer in it has 5000 digits"),
+        ("[" * 100_000, "nested too deep"),
+        (b"\xff\xfe\xff", "codec can't decode"),
+        ("{", "Expecting"),
+    ],
+)
+def test_damaged_json_is_one_kind_of_error(text: str | bytes, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        parse_json(text)

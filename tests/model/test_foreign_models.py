@@ -154,6 +154,13 @@ def test_every_tensor_is_in_the_digest_of_the_weights(model: Path) -> None:
         assert weights_digest(source, every_byte=True) != before[1], name
 
 
+@pytest.mark.parametrize("place", [-(10**6), 10**15, 2**64, 10**400])
+def test_a_header_that_points_elsewhere_does_not_stop_the_digest(tmp_path: Path, place: int) -> None:
+    header = json.dumps({"x": {"dtype": "F32", "shape": [1], "data_offsets": [place, place]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    assert len(weights_digest(Source(name="m", folder=tmp_path))) == 16
+
+
 def test_the_middle_of_a_large_tensor_is_seen_by_the_whole_digest_only(tmp_path: Path) -> None:
     """What the sample costs and what it misses: 16 KiB of every 16 MiB are read."""
     file = tmp_path / "model.safetensors"

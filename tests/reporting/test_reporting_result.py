@@ -155,6 +155,8 @@ def test_lora_config_is_pefts(tmp_path: Path) -> None:
         ("", "is not readable"),
         ("[1]", "is not readable"),
         ('{"schema": 1}', "is not readable"),
+        ('{"schema": ' + "9" * 400 + "}", "an integer in it has 400 digits"),
+        ("[" * 100_000, "nested too deep"),
         ('{"schema": 2}', "schema 1, got 2"),
     ],
 )

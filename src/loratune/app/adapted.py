@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from json import JSONDecodeError, dumps, loads
+from json import dumps, loads
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +160,7 @@ def _values(given: PromptFormat, text: str | Mapping[str, Any]) -> str | Mapping
         return text
     try:
         values = loads(text)
-    except JSONDecodeError:
+    except (ValueError, RecursionError):  # among them an integer of 5,000 digits
         return text
     return values if isinstance(values, dict) and set(template.columns) <= set(values) else text
 

@@ -1,7 +1,6 @@
 """Rows of tables: delimited text under a line of column names, and Parquet."""
 
 import csv
-import json
 from collections.abc import Iterator, Sequence
 from io import TextIOWrapper
 from itertools import islice
@@ -10,6 +9,7 @@ from typing import Any, BinaryIO
 
 from loratune.data.row import Row, first_line
 from loratune.errors import DataError
+from loratune.files.read_json import parse_json
 
 LONGEST_FIELD = 64 * 2**20
 """A quote that is never closed swallows the rest of a file: name it instead of growing without bound."""
@@ -131,7 +131,7 @@ def parquet_class_names(path: Path) -> dict[str, Sequence[str]]:
     from pyarrow.parquet import read_schema
 
     try:
-        features = json.loads((read_schema(path).metadata or {})[b"huggingface"])["info"]["features"]
+        features = parse_json((read_schema(path).metadata or {})[b"huggingface"])["info"]["features"]
         return {column: tuple(each["names"]) for column, each in features.items() if "names" in each}
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+    except (pa.ArrowException, OSError, KeyError, TypeError, AttributeError, ValueError):
         return {}

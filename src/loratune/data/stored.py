@@ -5,7 +5,7 @@ Nothing is pickled, and no text of a row is in it beyond the labels' words and t
 
 from __future__ import annotations
 
-from json import dumps, loads
+from json import dumps
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from loratune.data.prepare import PreparedData
 from loratune.data.table import TokenTable
 from loratune.errors import DataError
+from loratune.files.read_json import parse_json
 from loratune.files.write import new_folder, replacing, write_atomically
 from loratune.values import Classifier, DataProfile, PromptFormat
 from loratune.values.plain import from_plain, to_plain
@@ -62,7 +63,7 @@ def _kept(array: npt.NDArray[Any], folder: Path, files: dict[int, str]) -> str:
 def read_rows(folder: Path) -> PreparedData:
     """What `write_rows` wrote, its arrays mapped and not read. Raises `DataError` where it is damaged."""
     try:
-        facts = loads((folder / _FACTS).read_text(encoding="utf-8"))
+        facts = parse_json((folder / _FACTS).read_text(encoding="utf-8"))
         tables = {split: _table(facts["tables"][split], folder) for split in _SPLITS}
         profile = from_plain(DataProfile, facts["profile"])
         return PreparedData(
@@ -75,7 +76,7 @@ def read_rows(folder: Path) -> PreparedData:
             prompt=from_plain(PromptFormat, facts["prompt"]),
             classifier=None if facts["classifier"] is None else from_plain(Classifier, facts["classifier"]),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, EOFError) as error:
         reason = str(error).partition("\n")[0]
         raise DataError(
             f"The tokenised rows in {str(folder)!r} must be as they were written, but: {reason}; "

@@ -6,7 +6,6 @@ parsed files, but for `options_from`, which reads them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import yaml
 
 from loratune.errors import InputError
+from loratune.files.read_json import parse_json
 
 _LOADERS = ("json", "csv", "parquet", "text")
 """Names that `datasets` has for formats of files, where a path or hub name may stand too."""
@@ -138,7 +138,7 @@ def _information(folder: Path) -> Mapping[str, Any]:
     """LLaMA-Factory's names of datasets; none where the file is elsewhere."""
     path = folder / "dataset_info.json"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
     except OSError:
         return {}
     except ValueError as error:

@@ -7,7 +7,7 @@ import socket
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from json import dumps, loads
+from json import dumps
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,6 +15,7 @@ from typing import Self
 from filelock import FileLock, Timeout
 
 from loratune.errors import OutputError, printable
+from loratune.files.read_json import parse_json
 from loratune.files.write import make_folder, write_atomically
 
 _LOCK, _OWNER = ".lock", ".lock.json"
@@ -95,7 +96,7 @@ def seems_held(folder: Path) -> bool:
     On another host it is believed; here the process must be there.
     """
     try:
-        owner = Owner(**loads((folder / _OWNER).read_text(encoding="utf-8")))
+        owner = Owner(**parse_json((folder / _OWNER).read_text(encoding="utf-8")))
         if owner.host == socket.gethostname():
             os.kill(int(owner.process), 0)
     except PermissionError:
@@ -108,7 +109,7 @@ def seems_held(folder: Path) -> bool:
 def owner_of(folder: Path) -> str:
     """The process that has written its name into the folder's lock."""
     try:
-        owner = Owner(**loads((folder / _OWNER).read_text(encoding="utf-8")))
+        owner = Owner(**parse_json((folder / _OWNER).read_text(encoding="utf-8")))
         return printable(str(owner)[:200])
     except (OSError, ValueError, TypeError):
         return "another process"

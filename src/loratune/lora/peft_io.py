@@ -3,7 +3,6 @@
 The config goes through `peft.LoraConfig`, so that the folder is what the installed PEFT itself writes.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -15,6 +14,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from loratune.errors import ModelError
+from loratune.files.read_json import parse_json
 from loratune.files.write import new_folder
 from loratune.lora.layout import Adapter, AdapterLayout, Target
 from loratune.values import HyperParameters
@@ -211,7 +211,7 @@ def _head_of(folder: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, tor
     if all(".lora_" in name for name in tensors):
         return {}
     try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        config = parse_json((folder / "adapter_config.json").read_text(encoding="utf-8"))
         modules = {str(name) for name in config.get("modules_to_save") or ()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ModelError(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
-from json import loads
 from pathlib import Path
 from typing import BinaryIO
 
+from loratune.files.read_json import parse_json
 from loratune.model.source import WEIGHTS_INDEX, Source
 
 _TOKENIZER = (
@@ -84,7 +84,8 @@ def _sample(file: BinaryIO, size: int) -> Iterator[bytes]:
     file.seek(0)
     content = file.read(header)
     yield content
-    for place in sorted({*range(header, size, _STRIDE), *_tensors(content), max(header, size - _BLOCK)}):
+    tensors = {place for place in _tensors(content) if header <= place < size}
+    for place in sorted({*range(header, size, _STRIDE), *tensors, max(header, size - _BLOCK)}):
         file.seek(place)
         yield file.read(_BLOCK)
 
@@ -98,11 +99,11 @@ def _header_length(file: BinaryIO, size: int) -> int:
 def _tensors(header: bytes) -> Iterable[int]:
     """Where the tensors of a safetensors file begin; none where this is no such header."""
     try:
-        entries = loads(header[8:])
+        entries = parse_json(header[8:])
         return [
             len(header) + int(each["data_offsets"][0])
             for name, each in entries.items()
             if name != "__metadata__"
         ]
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         return []

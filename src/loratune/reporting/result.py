@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from json import dumps, loads
+from json import dumps
 from math import inf
 from pathlib import Path
 from typing import Any
 
 from loratune.errors import HyperParameterError, InputError, OutputError
+from loratune.files.read_json import parse_json
 from loratune.files.write import write_atomically
 from loratune.reporting.answer import verdict
 from loratune.reporting.facts import ModelScores, RunCost, RunFacts
@@ -208,7 +209,7 @@ def load_result(directory: Path) -> TuneResult:
     """Read `result.json`. Raises `OutputError` where the run is not complete or of another version."""
     path = directory / _FILE
     try:
-        values = loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
         if values["schema"] != SCHEMA:
             raise OutputError(
                 f"{path} must have schema {SCHEMA}, got {values['schema']!r}; read it with its own version."

@@ -14,13 +14,14 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from json import dumps, loads
+from json import dumps
 from math import ceil
 from pathlib import Path
 from secrets import token_hex
 from time import monotonic
 from typing import Any
 
+from loratune.files.read_json import parse_json
 from loratune.files.write import write_atomically
 from loratune.study.rows import arrays_of, plain_result, read_arrays, result_of_plain, write_arrays
 from loratune.values import Trial, TrialResult
@@ -99,7 +100,7 @@ class LeaseFolder:
             text = (self.folder / _ENGINE).read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
-        kept = loads(text)
+        kept = parse_json(text)
         if not isinstance(kept, dict) or kept.get("format") != FORMAT:
             raise ValueError(f"its queue must be of format {FORMAT}")
         return kept["engine"]
@@ -164,7 +165,7 @@ class LeaseFolder:
     def look(self, name: str) -> Offer | None:
         """What waits under a name; None where another has taken it."""
         try:
-            kept = loads((self.folder / "waiting" / name).read_text(encoding="utf-8"))
+            kept = parse_json((self.folder / "waiting" / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         return Offer(
@@ -227,7 +228,7 @@ class LeaseFolder:
         """What a worker found, and the folder of the adapter if it kept it. Raises `ValueError` where it is damaged."""
         place = self.folder / "done" / f"{key}@{worker}"
         try:
-            values = loads(place.with_name(f"{place.name}.json").read_text(encoding="utf-8"))
+            values = parse_json(place.with_name(f"{place.name}.json").read_text(encoding="utf-8"))
             arrays = read_arrays(place.with_name(f"{place.name}.npz"), values["arrays"])
             found = result_of_plain(values["result"], arrays)
         except Exception as error:  # whatever reading makes of what is no longer what was written

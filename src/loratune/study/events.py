@@ -9,12 +9,12 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from io import FileIO
-from json import loads
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
 from typing import Self
 
+from loratune.files.read_json import parse_json
 from loratune.values.events import Event, Progress, event_from, json_line
 
 FILE = "events.jsonl"
@@ -119,8 +119,8 @@ class EventTail:
 
 def _event(line: bytes) -> tuple[float, Event] | None:
     try:
-        values = loads(line)
+        values = parse_json(line)
         event = event_from(values)
         return None if event is None else (float(values["time"]), event)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None

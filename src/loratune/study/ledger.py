@@ -12,11 +12,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from json import dumps, loads
+from json import dumps
 from pathlib import Path
 from typing import Any
 
 from loratune.files.paths import user_path
+from loratune.files.read_json import parse_json
 from loratune.values import StudiedTask
 from loratune.values.plain import to_plain
 
@@ -138,9 +139,9 @@ def _entry(key: Any, finished: Any, directory: Any, task: Any, owner: Any = "") 
     if not all(isinstance(each, str) for each in (key, finished, directory, task, owner)):
         return None
     try:
-        known = StudiedTask.from_dict(loads(task))
+        known = StudiedTask.from_dict(parse_json(task))
         return Entry(key=key, finished=finished, directory=directory, task=known, owner=owner)
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError):
         return None
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from functools import partial
 from io import StringIO
-from json import loads
 from math import isfinite
 from pathlib import Path
 from queue import SimpleQueue
@@ -17,6 +16,7 @@ from threading import Thread
 from types import TracebackType
 from typing import Any, Self
 
+from loratune.files.read_json import parse_json
 from loratune.trackers.tracker import TrackedAnswer, TrackedRun, TrackedTrial, Tracker, Value
 from loratune.values import HyperParameters
 from loratune.values.events import (
@@ -174,7 +174,7 @@ def flat(values: Mapping[str, Any]) -> dict[str, Value]:
 
 def answer_of(directory: Path) -> TrackedAnswer:
     """What `result.json` says, whose keys are fixed."""
-    result = loads((directory / "result.json").read_text(encoding="utf-8"))
+    result = parse_json((directory / "result.json").read_text(encoding="utf-8"))
     metrics = {
         f"{split}/{name}": value
         for split in ("validation", "test")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import MISSING, Field, fields
+from math import log10
 from reprlib import Repr
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -58,7 +59,7 @@ def _check_size(flag: str, value: Any) -> None:
     """Numbers that 64 bits hold, and text that a file can hold: everything later relies on both."""
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise InputError(
-            f"{flag} must be a number of at most 18 digits, got one of {len(hex(value)) * 6 // 5}; lower it."
+            f"{flag} must be a number of at most 18 digits, got one of {int(log10(abs(value))) + 1}; lower it."
         )
     if isinstance(value, str) and ("\0" in value or any("\ud800" <= each <= "\udfff" for each in value)):
         raise InputError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from json import loads
 from pathlib import Path
 
 import loratune
@@ -16,6 +15,7 @@ from loratune.analysis.written import write_rows
 from loratune.data.table import TokenTable
 from loratune.engine.scoring import table_rows
 from loratune.errors import ModelError, OutputError, ResourceError
+from loratune.files.read_json import parse_json
 from loratune.lora.peft_io import saved_config
 from loratune.metrics import NLL, Metric, find, margin_in_nats, metrics, searched_by
 from loratune.reporting.facts import Floats, Gain, ModelScores, RunCost, RunFacts
@@ -93,7 +93,7 @@ def load_run(directory: Path) -> TrainedRun:
     """Read `result.json`. Raises `OutputError` where there is none, or one of a version that kept too little."""
     path = directory / _FILE
     try:
-        values = loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
         chosen = values["recommended"] if "recommended" in values else values["hyper_parameters"]
         return TrainedRun(
             directory=directory,

@@ -24,6 +24,7 @@ import torch
 from loratune.costs.calibration import Calibration
 from loratune.costs.threads import is_shared
 from loratune.data.table import TokenTable
+from loratune.files.read_json import parse_json
 from loratune.files.write import write_atomically
 from loratune.runners.spec import EngineFacts
 from loratune.tuning.options import SearchOptions
@@ -42,7 +43,7 @@ def remembered(
     try:
         if time() - path.stat().st_mtime > _OLDEST:
             return None
-        found = Calibration.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        found = Calibration.from_dict(parse_json(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     limits = facts.limits
@@ -91,7 +92,7 @@ class NoiseMemory:
     def kept(self) -> NoiseScale | None:
         """None where none was measured, or it cannot be read."""
         try:
-            return from_plain(NoiseScale, json.loads(self._path.read_text(encoding="utf-8")))
+            return from_plain(NoiseScale, parse_json(self._path.read_text(encoding="utf-8")))
         except (OSError, ValueError):
             return None
 
