@@ -2,12 +2,13 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 
 from command_fixture import Place, Shell
-from loratune.costs import measuring
+from loratune.costs import ceiling, measuring
 from loratune.costs.budget import Budget, TooSlow
 from loratune.costs.calibration import Calibration
 from loratune.costs.execution import ON_CUDA
@@ -88,6 +89,8 @@ def test_a_gpu_by_its_products(shell: Shell, place: Place, monkeypatch: pytest.M
     real_check = measuring._check_first_step
     monkeypatch.setattr(measuring, "_check_first_step", first_step)
     monkeypatch.setattr(measuring, "_measured", lambda *_: pytest.fail("it went on measuring"))
+    # what fills a GPU takes a core seconds
+    monkeypatch.setattr(ceiling, "product_rate", partial(ceiling.product_rate, side=512))
     monkeypatch.setattr(workbench, "_left", lambda *_: 1e-9)
     ran = shell("plan", *place.options, "--budget", "30s", "--recalibrate")
     assert ran.code == 2

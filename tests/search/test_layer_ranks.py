@@ -245,8 +245,8 @@ def test_an_adopted_pattern_is_written_and_loaded(tmp_path: Path, monkeypatch: p
     out = tmp_path / "run"
     data = write_jsonl(tmp_path / "train.jsonl", animal_rows(120))
     loratune.tune(
-        model=model, data=data, out=out, ranks=[2, 8], budget="24x", dtype="float32", epochs=2.0,
-        device="cpu", layer_ranks=True, margin=10.0,
+        model=model, data=data, out=out, ranks=[2, 8], learning_rates=[1e-2], batch_sizes=[16], budget="16x",
+        dtype="float32", epochs=1.0, device="cpu", layer_ranks=True, margin=10.0,
     )  # fmt: skip
     result = load_result(out)
     config = json.loads((out / "adapter" / "adapter_config.json").read_text())
