@@ -39,7 +39,7 @@ def peak(
     tokens: int = 2048,
 ) -> tuple[int, float]:
     """Measured and predicted bytes of an evaluation whose rows fill one micro-batch."""
-    rows = table(vocabulary, supervised)
+    rows = table(vocabulary, supervised).take(range(tokens // LENGTH))
     engine = PackEngine(
         base=model,
         train=rows,

@@ -1,18 +1,15 @@
 """The memory model against real tensors: parts that must be exact are exact, the rest within stated bounds."""
 
 from dataclasses import replace
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from engine_fixture import initial_adapter
 from families import EXPERTS, FAMILIES, random_model
-from loratune.costs.correction import UNCORRECTED, Correction, Peak, corrected, fit_correction
-from loratune.costs.execution import NF4_BYTES, ON_CPU, ON_CPU_PADDED, ON_CUDA
-from loratune.costs.limits import Limits
+from llama_8b import llama_8b, on_cuda, trial
+from loratune.costs.execution import NF4_BYTES, ON_CPU_PADDED, ON_CUDA
 from loratune.costs.memory import (
     MemoryEstimate,
     adapter_bytes,
@@ -20,39 +17,13 @@ from loratune.costs.memory import (
     tokens_in_flight,
     weight_bytes,
 )
-from loratune.costs.packing import Admission
-from loratune.costs.planner import LivePack, Planner
-from loratune.costs.step_time import StepTime
 from loratune.lora.layout import find_targets
 from loratune.lora.packed import PackedAdapters
 from loratune.lora.segments import PackMember, Segment
 from loratune.model.profile import profile_of
-from loratune.values import ALL_LINEAR, HyperParameters, ModelProfile, Trial
-from loratune.values.plain import from_plain, to_plain
+from loratune.values import HyperParameters, ModelProfile
 
-GIB = 2**30
-ROWS, LENGTH = 8, 32
-
-
-def trial(r: int = 4, batch_size: int = ROWS, targets: tuple[str, ...] = ALL_LINEAR) -> HyperParameters:
-    return HyperParameters(
-        r=r, lora_alpha=2 * r, learning_rate=1e-3, batch_size=batch_size, target_modules=targets
-    )
-
-
-def llama_8b() -> ModelProfile:
-    """Shapes of Llama-3.1-8B, built on the meta device."""
-    config = LlamaConfig(
-        vocab_size=128256,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        dtype="bfloat16",
-    )
-    with torch.device("meta"):
-        return profile_of(LlamaForCausalLM._from_config(config, dtype=torch.bfloat16), "llama-8b")
+LENGTH = 32
 
 
 def passengers_of(
@@ -189,11 +160,6 @@ def test_a_layer_more_adds_exactly_what_autograd_saves_for_it(dtype: torch.dtype
     assert measured[1] - measured[0] == predicted[1] - predicted[0]
 
 
-def on_cuda(pack: list[HyperParameters], model: ModelProfile | None = None, **changes: Any) -> MemoryEstimate:
-    facts: dict[str, Any] = {"max_length": 128, "micro_batch_tokens": 4096, "execution": ON_CUDA}
-    return estimate_pack(model or llama_8b(), pack, **facts | changes)
-
-
 def test_parts_add_up_and_grow_with_what_they_depend_on() -> None:
     small = on_cuda([trial(8, 4)] * 4)
     assert small.total == sum(small.parts.values())
@@ -266,242 +232,3 @@ def test_verdicts_turn_at_eight_per_cent_below_the_limit() -> None:
         "fits",
     ]
     assert [estimate.fits(limit) for limit in (99, 100)] == [False, True]
-
-
-def limits(**changes: Any) -> Limits:
-    facts: dict[str, Any] = {"max_length": 512, "micro_batch_tokens": 2048, "device_bytes": 40 * GIB}
-    return Limits(model=llama_8b(), execution=ON_CUDA, **facts | changes)
-
-
-def test_limits_are_the_last_values_that_fit() -> None:
-    subject, recipe = limits(), trial(16, 8)
-    row_by_row = replace(subject, micro_batch_tokens=512)
-    trials = subject.largest_pack(recipe, 256)
-    assert trials > 1
-    assert all(row_by_row.fits([recipe] * count) == (count <= trials) for count in range(1, trials + 20))
-    assert subject.largest_pack(recipe, 2) == 2
-    rank = subject.largest_rank(recipe, trials=4)
-    assert 16 < rank < 1024
-    fitting = [row_by_row.fits([replace(recipe, r=r)] * 4) for r in range(1, 1025)]
-    assert fitting == [r <= rank for r in range(1, 1025)]
-    tokens = subject.largest_micro_batch([recipe] * 4)
-    crowd = [replace(recipe, batch_size=1000)] * 4
-    assert replace(subject, micro_batch_tokens=tokens).fits(crowd)
-    assert not replace(subject, micro_batch_tokens=tokens + 512).fits(crowd)
-    batch = subject.largest_batch(recipe)
-    whole = replace(subject, micro_batch_tokens=2**30)
-    assert whole.fits([replace(recipe, batch_size=batch)])
-    assert not whole.fits([replace(recipe, batch_size=batch + 1)])
-
-
-@pytest.mark.parametrize("device", [40, 60, 80, 140])
-def test_the_largest_micro_batch_fits_where_a_step_fills_it(device: int) -> None:
-    """Longer steps are cut into equal parts, which are smaller than the largest allowed."""
-    subject, recipe = limits(device_bytes=device * GIB), trial(16, 8)
-    tokens = subject.largest_micro_batch([recipe])
-    full = replace(recipe, batch_size=tokens // 512)
-    assert replace(subject, micro_batch_tokens=tokens).fits([full])
-    more = replace(recipe, batch_size=tokens // 512 + 1)
-    assert not replace(subject, micro_batch_tokens=tokens + 512).fits([more])
-
-
-def test_what_adapters_may_take_is_what_is_left() -> None:
-    """Trials whose adapters fill the room fit together; with one more they do not."""
-    subject, recipe = limits(), trial(16, 8)
-    each = subject.adapter_bytes(recipe)
-    count = subject.room([recipe] * 64) // each
-    assert subject.fits([recipe] * count)
-    assert not subject.fits([recipe] * (count + 1))
-
-
-@pytest.mark.parametrize(("device", "micro_batch", "rank", "batch"), [(80, 8192, 64, 4), (40, 12288, 16, 8)])
-def test_what_is_left_of_a_pack_fits_too(device: int, micro_batch: int, rank: int, batch: int) -> None:
-    """Fewer rows may be in one micro-batch that is larger than each of two."""
-    subject = limits(device_bytes=device * GIB, micro_batch_tokens=micro_batch, max_length=128)
-    recipe = trial(rank, batch)
-    for trials in range(1, 40):
-        together = min(trials, subject.room([recipe] * trials) // subject.adapter_bytes(recipe))
-        for left in range(1, together + 1):
-            assert subject.estimate([recipe] * left).fits(subject.device_bytes)
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_plans_fit_by_the_model_that_made_them(seed: int) -> None:
-    """Mixed trials on devices that hold the largest just so; it runs alone, and the others no fuller than they fit."""
-    random = np.random.default_rng(seed)
-    packs = [trial(int(random.choice([4, 16, 64, 128])), int(random.choice([1, 4, 16]))) for _ in range(12)]
-    tight = limits(device_bytes=1, micro_batch_tokens=8192, max_length=128)
-    alone = max(tight.fullest([each]).total for each in packs)
-    subject = replace(tight, device_bytes=round(alone * random.uniform(1.0, 1.3)))
-    times = StepTime(points=((1000, 0.2), (8000, 0.6)), micro_batch_tokens=8192)
-    planner = Planner(limits=subject, times=times, rows=500, tokens=500 * 60, slots=8)
-    (plan,) = planner.plan([Trial(hyper_parameters=each, seed=i) for i, each in enumerate(packs)]).parts
-    memory = [subject.adapter_bytes(each) for each in packs]
-    admission = Admission(memory, plan.order, slots=plan.slots, room=plan.memory)
-    live: list[int] = []
-    while not admission.empty or live:
-        while (number := admission.next()) is not None:
-            live.append(number)
-        together = subject.estimate([packs[number] for number in live])
-        assert len(live) == 1 or together.fits(subject.device_bytes)
-        admission.ended(live.pop(int(random.integers(len(live)))))
-
-
-def planner_of(subject: Limits, *, evaluated_tokens: int = 0, spread: float = 0.0) -> Planner:
-    times = StepTime(points=((1000, 0.2), (16000, 0.9)), micro_batch_tokens=subject.micro_batch_tokens)
-    return Planner(
-        limits=subject,
-        times=times,
-        rows=1000,
-        tokens=50_000,
-        slots=12,
-        evaluated_tokens=evaluated_tokens,
-        spread=spread,
-    )
-
-
-def pack_of(recipe: HyperParameters, count: int) -> LivePack:
-    return LivePack((recipe,) * count, 50.0 * count * recipe.batch_size)
-
-
-def step_of(subject: Limits, pack: LivePack) -> MemoryEstimate:
-    return subject.fullest(pack.trials, step_tokens=pack.tokens)
-
-
-SEARCH = {"device_bytes": 140 * GIB, "micro_batch_tokens": 65536, "max_length": 100}
-
-
-def test_the_peak_of_a_search_is_that_of_its_largest_pack() -> None:
-    """With a step's tokens in flight; not of all trials together, and not of one alone."""
-    subject = replace(limits(**SEARCH), execution=ON_CPU)
-    planner = planner_of(subject)
-    packs = [pack_of(trial(r, 16), count) for r, count in ((4, 4), (64, 12), (16, 1))]
-    assert planner.peak_bytes(packs) == step_of(subject, packs[1]).total
-    assert planner.peak_bytes(packs) == max(planner.peak_bytes([pack]) for pack in packs)
-    assert planner.peak_bytes(packs[:1]) > subject.estimate(packs[0].trials[:1]).steady
-
-
-def test_steps_of_uneven_rows_are_larger_than_their_mean() -> None:
-    """Fewer rows vary more: log-normal lengths, the largest of 300 steps."""
-    random = np.random.default_rng(0)
-    lengths = np.clip(random.lognormal(3.0, 0.7, 20_000), 1, 400)
-    spread = float(lengths.std() / lengths.mean())
-    subject = replace(limits(**SEARCH), execution=ON_CPU)
-    for rows in (16, 32, 128):
-        pack = LivePack((trial(8, rows),), rows * float(lengths.mean()))
-        largest = max(random.choice(lengths, rows).sum() for _ in range(300))
-        expected = subject.fullest(pack.trials, step_tokens=largest).transient
-        predicted = planner_of(subject, spread=spread).peak_bytes([pack])
-        even = planner_of(subject).peak_bytes([pack])
-        steady = step_of(subject, pack).total - step_of(subject, pack).transient
-        assert predicted - steady == pytest.approx(expected, rel=0.15)
-        assert predicted > even
-
-
-def test_what_recorded_steps_hold_stands_beside_others_and_evaluations() -> None:
-    subject = limits(**SEARCH)
-    small, recorded, larger = (pack_of(trial(8, rows), 8) for rows in (2, 4, 100))
-    other = pack_of(trial(32, 4), 8)
-    assert recorded.tokens < subject.recorded_tokens < larger.tokens
-    planner = planner_of(subject)
-    kept = step_of(subject, recorded).transient
-    assert planner.peak_bytes([recorded]) == step_of(subject, recorded).total
-    assert planner.peak_bytes([recorded, small, recorded]) == step_of(subject, recorded).total
-    # the first step of another kind is not recorded, as it compiles
-    assert planner.peak_bytes([recorded, other]) == step_of(subject, other).total + kept
-    assert planner.peak_bytes([recorded, larger]) >= step_of(subject, larger).total + kept
-    beyond = subject.evaluating(131_072) + subject.execution.evaluation_slack
-    evaluating = planner_of(subject, evaluated_tokens=131_072)
-    assert evaluating.peak_bytes([recorded]) == step_of(subject, recorded).total + beyond
-
-
-def test_the_peak_of_a_search_never_falls_as_steps_grow() -> None:
-    """Least of all where the largest are just not recorded any more."""
-    subject = limits(**SEARCH)
-    for tokens in (0, 8_192, 131_072):
-        planner = planner_of(subject, evaluated_tokens=tokens, spread=0.5)
-        peaks = [planner.peak_bytes([pack_of(trial(8, rows), 4)]) for rows in range(1, 40)]
-        assert peaks == sorted(peaks)
-
-
-def test_on_a_cpu_nothing_is_recorded() -> None:
-    """So the peak of packs one after the other is the largest of theirs."""
-    subject = replace(limits(device_bytes=140 * GIB, max_length=100), execution=ON_CPU)
-    packs = [pack_of(trial(8, rows), 8) for rows in (1, 4, 20)]
-    planner = planner_of(subject)
-    assert planner.peak_bytes(packs) == max(planner.peak_bytes([pack]) for pack in packs)
-
-
-def test_nothing_fits_on_a_small_card_and_ranks_stop_at_the_layers() -> None:
-    tiny = limits(device_bytes=8 * GIB)
-    assert (
-        tiny.largest_pack(trial(16), 9) == tiny.largest_rank(trial(16)) == tiny.largest_batch(trial(16)) == 0
-    )
-    assert replace(tiny, device_bytes=4000 * GIB).largest_rank(trial(16)) == 1024
-
-
-def test_a_correction_is_found_again_and_applied() -> None:
-    """A device that takes 1.3 times the short-lived bytes and 100 MiB less for libraries, measured twice."""
-    packs = [[trial(8, 4)], [trial(8, 16)]]
-    estimates = [on_cuda(pack) for pack in packs]
-    truth = [e.total + round(0.3 * e.transient) - 100 * 2**20 for e in estimates]
-    found = fit_correction([e.peak(measured) for e, measured in zip(estimates, truth, strict=True)])
-    assert found.scale == pytest.approx(1.3, rel=1e-6)
-    assert found.fixed == pytest.approx(-100 * 2**20, rel=1e-3)
-    later = on_cuda([trial(64, 32)], correction=found)
-    plain = on_cuda([trial(64, 32)])
-    assert later.total == pytest.approx(plain.total + 0.3 * plain.transient - 100 * 2**20, rel=1e-6)
-    assert later.steady == plain.steady
-    assert from_plain(Correction, to_plain(found)) == found
-
-
-def peak(transient: int, measured: int) -> Peak:
-    return Peak(steady=1000, runtime=500, transient=transient, measured=measured)
-
-
-def test_peaks_of_about_one_size_are_all_covered() -> None:
-    """The largest may be measured where less was in flight."""
-    peaks = [
-        Peak(steady=10**10, runtime=10**9, transient=7_360_000_000, measured=18_600_000_000),
-        Peak(steady=10**10, runtime=10**9, transient=7_100_000_000, measured=25_700_000_000),
-    ]
-    found = fit_correction(peaks)
-    for peak in peaks:
-        assert (
-            peak.steady + peak.runtime + found.scale * peak.transient + found.fixed
-            >= 0.999999 * peak.measured
-        )
-
-
-def test_a_correction_never_falls_below_what_was_measured() -> None:
-    random = np.random.default_rng(0)
-    for _ in range(50):
-        peaks = [peak(t, 1500 + round(t * random.uniform(0.3, 3))) for t in (1000, 2500, 5000)]
-        found = fit_correction(peaks)
-        assert 0.5 <= found.scale <= 2.0
-        for each in peaks:
-            assert (
-                each.steady + each.runtime + found.fixed + found.scale * each.transient >= each.measured - 1
-            )
-
-
-def test_corrections_from_little() -> None:
-    assert fit_correction([]) == UNCORRECTED
-    assert fit_correction([peak(1000, 2300)]) == Correction(fixed=-200)
-    assert fit_correction([peak(1000, 1600)]) == Correction(
-        fixed=-500
-    )  # the process cannot take less than nothing
-    assert fit_correction([peak(1000, 3000)]) == Correction(scale=1.5)
-    assert fit_correction([peak(1000, 5000)]) == Correction(scale=2.0, fixed=1500)
-
-
-def test_after_running_out_of_memory_the_same_pack_is_predicted_above_what_it_needed() -> None:
-    before = Correction(scale=1.2, fixed=100)
-    failed = peak(1000, 0)
-    after = corrected(before, 3000, failed)
-    assert after.fixed == before.fixed
-    assert 1500 + after.fixed + after.scale * 1000 == pytest.approx(1.01 * 3000)
-    assert corrected(before, 2000, failed) == before  # predicted above that already: something else is wrong
-    beyond = corrected(before, 50_000, failed)  # more than any allocator wastes
-    assert beyond.scale == before.scale
-    assert 1500 + beyond.fixed + beyond.scale * 1000 == pytest.approx(1.01 * 50_000, abs=1)
