@@ -12,6 +12,7 @@ import argparse
 import json
 import re
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -30,14 +31,16 @@ SHARES = {"validation": 300, "test": 500}
 def near_labels(labels: Iterable[str]) -> dict[str, str]:
     """For each label the other one that shares most of its words; the first by name among equals."""
     names = sorted(set(labels))
-    words = {name: set(name.split()) for name in names}
     return {
-        name: max(
-            (other for other in names if other != name),
-            key=lambda other, name=name: len(words[name] & words[other]) / len(words[name] | words[other]),
-        )
+        name: max((other for other in names if other != name), key=partial(shared_words, name))
         for name in names
     }
+
+
+def shared_words(one: str, other: str) -> float:
+    """Share of the words of both that they have in common."""
+    words, others = set(one.split()), set(other.split())
+    return len(words & others) / len(words | others)
 
 
 def miscalculated(answer: str, random: Random) -> str | None:
@@ -90,7 +93,8 @@ def measure(arguments: argparse.Namespace, objective: str, paths: dict[str, Path
     """One whole `tune`; prints and appends a row."""
     started = perf_counter()
     result = loratune.tune(
-        model=arguments.model, **paths, task="preference", objective=objective, budget=arguments.budget,
+        model=arguments.model, data=paths["data"], validation=paths["validation"], test=paths["test"],
+        task="preference", objective=objective, budget=arguments.budget,
         epochs=arguments.epochs, out=out, no_ledger=True,
     )  # fmt: skip
     seconds = perf_counter() - started

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from loratune.reporting.live import LiveView
 from loratune.reporting.result import result_values
+from loratune.reporting.subscribers import print_planned
 from loratune.reporting.takeaways import cost_sentence
 from loratune.reporting.terminal import print_plan
 from loratune.reporting.wording import money
@@ -21,6 +22,19 @@ MODEL = ModelProfile(
 )  # fmt: skip
 PLAN = SearchPlan(
     stages=(PlannedStage(name="rank", question="?", trials=9, cost=5.0, packs=2, seconds=1800.0),)
+)
+
+PLANNED = Planned(
+    data=make_facts().profile,
+    model=MODEL,
+    plan=PLAN,
+    slots=8,
+    peak_bytes=1,
+    memory_bytes=2,
+    search_seconds=1800.0,
+    final_seconds=600.0,
+    final_run_seconds=600.0,
+    test_seconds=60.0,
 )
 
 
@@ -45,25 +59,23 @@ def test_the_plan() -> None:
     assert "price" not in printed(0.0)
 
 
+def test_trials_after_the_search_count_once() -> None:
+    """They are a row of their own, and not in that of the final run."""
+    after = PlannedStage(name="layer ranks", question="?", trials=3, cost=3.0, packs=1, seconds=600.0)
+    console = Console(file=StringIO(), width=100)
+    plan = replace(PLAN, stages=(*PLAN.stages, after))
+    print_planned(console, replace(PLANNED, plan=plan, final_seconds=1200.0, after_seconds=600.0))
+    assert isinstance(console.file, StringIO)
+    lines = console.file.getvalue().splitlines()
+    rows = [line for line in lines if line.strip().startswith(("final", "total"))]
+    assert [row.split()[-2:] for row in rows] == [["10.0", "min"], ["50.0", "min"]]
+
+
 @pytest.mark.parametrize("price", [0.0, 3.6e6])
 def test_the_progress(price: float) -> None:
     console = Console(file=StringIO(), width=120)
     view = LiveView(console, plain=True)
-    view(
-        Planned(
-            data=make_facts().profile,
-            model=MODEL,
-            plan=PLAN,
-            slots=8,
-            peak_bytes=1,
-            memory_bytes=2,
-            search_seconds=1800.0,
-            final_seconds=600.0,
-            final_run_seconds=600.0,
-            test_seconds=60.0,
-            price_per_hour=price,
-        )
-    )
+    view(replace(PLANNED, price_per_hour=price))
     with console.capture() as capture:
         console.print(view.picture())
     assert ("40.0 min left (" in capture.get()) is bool(price)

@@ -38,6 +38,7 @@ from loratune.values import (
     Truncation,
     Wishes,
 )
+from loratune.values.events import Event, Planned
 from report_fixture import make_facts, make_trial
 from tiny import animal_rows, save_tiny_model, write_jsonl
 
@@ -202,7 +203,13 @@ def test_tune_with_all_of_it(tmp_path: Path) -> None:
         "model": model, "data": data, "out": tmp_path / "run", "ranks": [2, 8], "budget": "24x", "dtype": "float32",
         "epochs": 2.0, "device": "cpu", "layer_ranks": True, "heal": True, "tune_targets": True, "margin": 10.0,
     }  # fmt: skip
-    result = loratune.tune(**wishes)
+    events: list[Event] = []
+    result = loratune.tune(**wishes, on_event=events.append)
+    (planned,) = [event for event in events if isinstance(event, Planned)]
+    *searched, after = planned.plan.stages
+    assert planned.search_seconds == pytest.approx(sum(stage.seconds for stage in searched))
+    assert (after.name, after.seconds) == (str(Stage.LAYER_RANKS), planned.after_seconds)
+    assert 0 < planned.after_seconds < planned.final_seconds - planned.final_run_seconds
     assert result.recommended.r == 2, "with such a margin the smaller rank is adequate"
     results = Study.load(result.directory).results()
     (kept,) = (result.directory / "largest").iterdir()

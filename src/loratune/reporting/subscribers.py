@@ -59,10 +59,10 @@ class Terminal(LiveView):
                 self._say(note)
             return
         with self.paused():
-            _print_planned(self._out, event)
+            print_planned(self._out, event)
 
 
-def _print_planned(out: Console, planned: Planned) -> None:
+def print_planned(out: Console, planned: Planned) -> None:
     print_profile(out, planned.data, planned.model)
     for note in planned.data_notes:
         out.print(f"– {note}", markup=False, highlight=False)
@@ -70,7 +70,7 @@ def _print_planned(out: Console, planned: Planned) -> None:
     print_plan(
         out,
         planned.plan,
-        final_seconds=planned.final_seconds,
+        final_seconds=planned.final_seconds - planned.after_seconds,
         slots=planned.slots,
         peak_bytes=planned.peak_bytes,
         memory_bytes=planned.memory_bytes,

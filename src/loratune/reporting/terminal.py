@@ -99,7 +99,8 @@ def print_plan(
     price_per_hour: float = 0.0,
     devices: int = 1,
 ) -> None:
-    """The priced plan. `slots`: trials per pack; `memory_bytes`: what the device offers, each of several."""
+    """The priced plan. `final_seconds`: what its stages do not hold; `slots`: trials per pack; `memory_bytes`: what the
+    device offers, each of several."""
     priced = (f"price at {price_per_hour:g}/h",) if price_per_hour else ()
     table = _table("stage", "trials", "packs", "full runs", "time", *priced, right=range(1, 6))
 
@@ -109,11 +110,11 @@ def print_plan(
     for stage in plan.stages:
         counts = str(stage.trials), str(stage.packs), f"{stage.cost:.2f}"
         table.add_row(escape(stage.name), *counts, *times(stage.seconds))
-    search = sum(stage.seconds for stage in plan.stages)
+    stages = sum(stage.seconds for stage in plan.stages)
     table.add_row("final, beside the default recipe", "2", "1", "", *times(final_seconds))
     table.add_section()
     trials = str(plan.trials + 2)
-    table.add_row("total", trials, "", f"{plan.cost:.2f}", *times(search + final_seconds), style="bold")
+    table.add_row("total", trials, "", f"{plan.cost:.2f}", *times(stages + final_seconds), style="bold")
     console.print(table)
     room = f" of {size(memory_bytes)}" if memory_bytes else ""
     each = f" on each of {devices} devices" if devices > 1 else ""

@@ -76,6 +76,8 @@ class Forecast:
     """What is written, where the metric is one of generated text."""
     generation_seconds: float = 0.0
     """The part of `final_seconds` that generates text."""
+    after_seconds: float = 0.0
+    """The part of it that trains what the plan's last stages name, after the search."""
     proxy: Forecast | None = None
     """The search on a smaller model that goes before; None in a run, where that has ended."""
 
@@ -148,6 +150,7 @@ class Forecast:
             final_seconds=self.final_seconds,
             final_run_seconds=self.final_run_seconds,
             test_seconds=self.test_seconds,
+            after_seconds=self.after_seconds,
             data_notes=bench.notes,
             notes=self.notes,
             price_per_hour=self.price_per_hour,
@@ -268,7 +271,8 @@ def forecast(
     after = tuple(pricing.stage(stage) for stage in _after_search(options))
     at_end = written_at_end + shown
     final_run = calibration.final_seconds(context, test_tokens, validation_rows, devices) + at_end
-    final = final_run + written - written_at_end + sum(stage.seconds for stage in after)
+    after_seconds = sum(stage.seconds for stage in after)
+    final = final_run + written - written_at_end + after_seconds
     if options.kind.is_cut:
         final += calibration.truncation_seconds(context, largest.r, validation_rows)
     return Forecast(
@@ -294,6 +298,7 @@ def forecast(
         corrections=corrections,
         generation=bench.generation,
         generation_seconds=written,
+        after_seconds=after_seconds,
     )
 
 

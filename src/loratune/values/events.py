@@ -88,6 +88,8 @@ class Planned(Event):
     """The part of it that follows the last step."""
     final_trials: int = 2
     """The recommended one and the default recipe."""
+    after_seconds: float = 0.0
+    """The part of `final_seconds` that the plan's stages name: trials between the search and the final run."""
     price_per_hour: float = 0.0
     """Price of the machine, in the user's currency; 0 where it is not known."""
     data_notes: tuple[str, ...] = ()
