@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from loratune.tuning.options import TuneOptions
 from loratune.values import DataFacts, HyperParameters, SearchContext, Stage, Trial, TrialResult, TrialState
 from loratune.values.events import Event, Planned, Started, TrialEnded
 from tiny import animal_rows, byte_tokenizer, save_tiny_model, write_jsonl
+from warm import WarmCommand
 
 pytest_plugins = ("command_fixture",)
 
@@ -155,6 +157,37 @@ def test_a_run_that_was_interrupted_is_resumed_by_its_own_options(
         assert len(keys) == len(set(keys))
     assert result.directory == out
     assert app.run_tune(TuneOptions(**again | {"resume": True}), lambda _: None)[1] == 0
+
+
+def test_a_run_killed_in_the_proxys_search_goes_on(places: dict[str, str], tmp_path: Path) -> None:
+    """SIGKILL, without a word: what the proxy had finished stays as it is, and is not trained again."""
+    out = tmp_path / "run"
+    words = [f"--{name.replace('_', '-')}" for name, value in WISHES.items() if value is True]
+    for name, value in {**places, **WISHES, "out": out}.items():
+        if value is not True:
+            words += [f"--{name}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+    process = WarmCommand(["tune", *words])
+    try:
+        limit = monotonic() + 300
+        while len(list(out.glob("proxy/trials/*.npz"))) < 2:
+            assert process.poll() is None, process.stderr.read()
+            assert monotonic() < limit
+            sleep(0.005)
+    finally:
+        process.kill()
+        process.communicate()
+    assert not (out / "result.json").exists()
+    files = {path: path.stat().st_mtime_ns for path in out.glob("proxy/trials/*.npz")}
+    kept = {each.asked.key for each in searched(out / "proxy")}
+    again = read_options(out / "loratune.toml")
+    result, code = app.run_tune(TuneOptions(**again | {"resume": True}), lambda _: None)
+    assert code == 0
+    keys = [each.asked.key for each in searched(out / "proxy")]
+    assert len(keys) == len(set(keys)) > len(kept) > 0
+    assert kept <= set(keys)
+    recorded = {path: seen for path, seen in files.items() if path.stem in kept}
+    assert recorded == {path: path.stat().st_mtime_ns for path in recorded}
+    assert result.recommended.r == document(out / "proxy")["recommended"]["r"]
 
 
 def test_the_plan_prices_both(places: dict[str, str], shell: Shell) -> None:
