@@ -43,8 +43,8 @@ from loratune.values.plain import finite, to_plain
 PROBE_SECONDS = 90.0
 UNVALIDATED = (
     "The laws of rank and learning rate were measured on causal language models; for classifiers with a trained head "
-    "they are not validated: on one encoder the best learning rates were 2.4 to 6 times the law's, and small ranks were "
-    "better at their own (docs/classification.md). Let tune measure."
+    "they are not validated: on one encoder the best learning rates were 2.4 to 6 times the law's, and small ranks "
+    "were better at their own (docs/classification.md). Let tune measure."
 )
 _LOSS_SECONDS = 8.0
 _LARGEST_ON_CPU = 1_000_000_000
