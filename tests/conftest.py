@@ -40,9 +40,20 @@ def ledger(_ledgers: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+_SEARCHES = ("tuning", "runners", "app", "search", "engine")
+"""Folders with files that take half a minute and more: whole searches, processes that are killed."""
+
+
+def _place(item: pytest.Item) -> int:
+    if item.get_closest_marker("real") is not None:
+        return 0
+    folder = item.path.parent.name
+    return 1 + _SEARCHES.index(folder) if folder in _SEARCHES else 1 + len(_SEARCHES)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest tests first, so that no worker is left with them; a missing GPU skips unless it was asked for."""
-    items.sort(key=lambda item: item.get_closest_marker("real") is None)
+    items.sort(key=_place)
     if torch.cuda.is_available() or os.environ.get("LORATUNE_REQUIRE_GPU"):
         return
     for item in items:

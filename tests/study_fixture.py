@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 from dataclasses import fields
 from json import JSONDecodeError, loads
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from loratune.study.events import FILE
+from loratune.study.record import Study
 from loratune.values import CurvePoint, HyperParameters, Trial, TrialResult
 
 
@@ -65,3 +67,15 @@ def read_events(directory: Path) -> Iterator[dict[str, Any]]:
                 yield loads(line)
             except JSONDecodeError:
                 continue
+
+
+def write_until_killed(directory: Path, said: Connection) -> None:
+    """Record trials, and say which, in a process of its own; -1: it begins."""
+    study = Study.open(directory, fingerprint={}, resume=True)
+    done = {result.asked.key for result in study.results()}
+    said.send(-1)
+    for seed in range(10_000):
+        result = make_result(seed=seed)
+        if result.asked.key not in done:
+            study.record(result)
+            said.send(seed)

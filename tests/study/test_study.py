@@ -2,11 +2,13 @@
 
 import json
 import signal
-import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from math import inf, nan
+from multiprocessing.connection import Connection
 from pathlib import Path
 from random import Random
 
@@ -19,7 +21,8 @@ from loratune.study.record import Study
 from loratune.study.secrets import has_secrets, masked
 from loratune.values import CurvePoint, Stage, TrialResult, TrialState
 from loratune.values.plain import to_plain
-from study_fixture import assert_equal, make_result
+from study_fixture import assert_equal, make_result, write_until_killed
+from warm import warm_context
 
 FINGERPRINT = {"options": {"ranks": (4, 8), "margin": 0.005}, "model": "tiny", "data": "abc"}
 
@@ -230,41 +233,30 @@ def test_nothing_is_pickled(tmp_path: Path) -> None:
         assert sorted(arrays) == ["nll", "score.exact_match", "score.prediction"]
 
 
-_WRITER = """
-import sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from study_fixture import make_result
-from loratune.study.record import Study
-from loratune.study.secrets import has_secrets, masked
-study = Study.open(Path(sys.argv[1]), fingerprint={{}}, resume=True)
-done = {{result.asked.key for result in study.results()}}
-print("ready", flush=True)
-for seed in range(10_000):
-    result = make_result(seed=seed)
-    if result.asked.key not in done:
-        study.record(result)
-        print(seed, flush=True)
-"""
+def _rest(said: Connection) -> Iterator[int]:
+    """What was said until then."""
+    with suppress(EOFError, OSError):  # nothing more, or half a message
+        while True:
+            yield said.recv()
 
 
 def test_kill_9_leaves_whole_trials_only(tmp_path: Path) -> None:
     """Killed at random moments, resumed each time: all that was announced is there, whole and once."""
-    random, announced = Random(0), set()
-    program = _WRITER.format(tests=str(Path(__file__).parent.parent))
+    random, announced = Random(0), set[int]()
+    context = warm_context()
     for _ in range(4):
-        child = subprocess.Popen(
-            [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True
-        )
-        assert child.stdout is not None
-        assert child.stdout.readline() == "ready\n"
+        heard, said = context.Pipe(duplex=False)
+        child = context.Process(target=write_until_killed, args=(tmp_path, said))
+        child.start()
+        said.close()
+        assert heard.recv() == -1
         began, count = time.monotonic(), random.randint(2, 8)
-        announced |= {int(child.stdout.readline()) for _ in range(count)}
+        announced |= {heard.recv() for _ in range(count)}
         # somewhere within the next trial, however fast or busy the machine is
         time.sleep(random.random() * (time.monotonic() - began) / count)
         child.kill()
-        announced |= {int(line) for line in child.stdout.read().split("\n")[:-1]}
-        child.wait()
+        announced |= set(_rest(heard))
+        child.join()
         results = Study.open(tmp_path, fingerprint={}, resume=True).results()
         seeds = [result.trial.seed for result in results]
         assert len(seeds) == len(set(seeds))
