@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from math import ceil
 from statistics import median
 from time import perf_counter
 
@@ -282,10 +283,13 @@ def _measured_rungs(
 ) -> tuple[dict[int, MeasuredStep], list[Peak]]:
     """Steps by rung, ascending, and the peaks of memory where they can be measured."""
     rungs = _rungs(engine, limits, recipe, slots, allowed)
+    most = rungs[-1]
+    if limits.execution.device == "cuda" and len(rungs) > _FEWEST_RUNGS:
+        most = min(most, ceil(_full(engine, recipe, slots)))  # memory beyond it no pack takes
     steps: dict[int, MeasuredStep] = {}
     peaks: list[Peak] = []
     for rung in rungs:
-        trials = _filling(engine, recipe, slots, rung)
+        trials = _filling(engine, recipe, slots, rung if rung < rungs[-1] else most)
         room = engine.micro_batch_tokens
         engine.forget_recorded()  # or a card with room for this step would have none beside those recorded before
         step = measure_step(engine, trials, seconds=_seconds(engine), kept=kept)
@@ -313,9 +317,14 @@ def _rungs(
     every = [rung for rung in _RUNGS[limits.execution.device] if rung <= allowed] or [allowed]
     if limits.execution.device == "cpu":
         return every
-    full = slots * min(recipe.batch_size, engine.train.examples) * float(engine.train.example_lengths.mean())
+    full = _full(engine, recipe, slots)
     enough = next((place for place, rung in enumerate(every) if rung >= full), len(every))
     return every[: max(enough + 1, _FEWEST_RUNGS)]
+
+
+def _full(engine: PackEngine, recipe: HyperParameters, slots: int) -> float:
+    """Tokens of a step of a full pack, on average."""
+    return slots * min(recipe.batch_size, engine.train.examples) * float(engine.train.example_lengths.mean())
 
 
 def _again(
