@@ -10,6 +10,7 @@ import torch
 from failing import failing
 from loratune.engine import graphs as subject
 from loratune.engine.graphs import Body, Graphs
+from loratune.kernels import first_use
 
 KIND = "kind"
 
@@ -103,9 +104,13 @@ def test_a_recording_that_breaks_off_is_tried_twice(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(Graphs, "_record", record)
     graphs = Graphs(parameters=0)
+    first_use.taken()
     for _ in range(5):
         run(graphs, 8)
     assert tried == [8, 8]
+    made = first_use.taken()
+    assert made is not None
+    assert (made.recordings, made.broken_off) == (2, 2)
 
 
 def test_a_recording_that_fails_is_given_up() -> None:

@@ -45,7 +45,13 @@ EXAMPLES: list[Event] = [
         occupancy=1.0,
     ),
     Prepared(
-        kernels=3, kernel_seconds=0.5, recordings=0, recording_seconds=0.0, compiled=1, compile_seconds=2.0
+        kernels=3,
+        kernel_seconds=0.5,
+        recordings=0,
+        recording_seconds=0.0,
+        broken_off=0,
+        compiled=1,
+        compile_seconds=2.0,
     ),
     DIVERGED,
     Resumed(trials=(DIVERGED,)),

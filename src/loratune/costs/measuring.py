@@ -72,6 +72,8 @@ def measure_step(
             return step(slots)
 
         tokens, each, count = _repeat(train, seconds, _fewest(engine))
+        for slot in slots:
+            slot.release()
     peak = peak_of_step(engine.base.device) if counted else None
     largest = max(_largest(engine, trials, count + 1), step.largest_recorded)
     return MeasuredStep(tokens=tokens, seconds=each, largest=largest, peak_bytes=peak)

@@ -58,7 +58,8 @@ class CompiledLayers:
             layer._compiled_call_impl = form
         alike = self._embeddings.register_forward_hook(_like_the_others) if self._embeddings else None
         try:
-            with torch._dynamo.config.patch(recompile_limit=_FORMS):
+            # a layer's scale is a constant: as a variable it is found to be one only when all has been traced
+            with torch._dynamo.config.patch(recompile_limit=_FORMS, specialize_float=True):
                 yield
         finally:
             if alike is not None:

@@ -8,6 +8,7 @@ that its kernels read. Knows nothing of what it records.
 import logging
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 
 from loratune.data.batches import Rows
 from loratune.engine.memory import attempt
-from loratune.kernels.first_use import first_use
+from loratune.kernels.first_use import count_broken_off, first_use
 from loratune.maths.sizes import MetSizes, few_sizes, filler, line_tokens, planned_sizes, recorded_tokens
 
 _LARGEST_COUNT = 32
@@ -147,7 +148,9 @@ class Graphs:
             self._sizes.add(tokens)
             return found
         self._failures[key] += 1
-        self._pool = None  # where a recording breaks off its pool stays taken
+        count_broken_off()
+        _end_broken_off(inputs[0].device, self._pool)
+        self._pool = None
         return None
 
     def _record(self, body: Body, inputs: Sequence[torch.Tensor]) -> _Recorded:
@@ -198,6 +201,18 @@ class Graphs:
     def go_on(self) -> None:
         """Record again: the step for which the graphs gave way has been taken."""
         self._waits = False
+
+
+def _end_broken_off(device: torch.device, pool: Any) -> None:
+    """Let go of the memory of a recording that CUDA broke off, for which PyTorch goes on to hold it.
+
+    Of any other that has ended, and whose memory went with it, PyTorch says that there is nothing to end.
+    """
+    if device.type != "cuda" or pool is None:
+        return
+    with suppress(RuntimeError, AttributeError):  # a version of PyTorch without these: as before
+        torch._C._cuda_endAllocateToPool(device.index or 0, pool)
+        torch._C._cuda_releasePool(device.index or 0, pool)
 
 
 @cache

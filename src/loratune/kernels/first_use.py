@@ -26,6 +26,8 @@ class FirstUses(NamedTuple):
     kernel_seconds: float
     recordings: int
     recording_seconds: float
+    broken_off: int
+    """Recordings of those."""
     compiled: int
     compile_seconds: float
 
@@ -41,6 +43,11 @@ def first_use(kind: Kind) -> Iterator[None]:
         _seconds[kind] = _seconds.get(kind, 0.0) + perf_counter() - started
 
 
+def count_broken_off() -> None:
+    """One of the recordings came to nothing."""
+    _counts["broken off"] += 1
+
+
 def taken() -> FirstUses | None:
     """What was made since this was last called; None for nothing."""
     global _compiled
@@ -50,6 +57,7 @@ def taken() -> FirstUses | None:
         kernel_seconds=_seconds.get("kernels", 0.0),
         recordings=_counts["recordings"],
         recording_seconds=_seconds.get("recordings", 0.0),
+        broken_off=_counts["broken off"],
         compiled=_compiled[0] - before[0],
         compile_seconds=_compiled[1] - before[1],
     )

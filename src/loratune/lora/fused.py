@@ -103,9 +103,17 @@ class Route:
     places: Places | None
 
     @property
+    def width(self) -> int:
+        """Numbers that a token has in the inner products."""
+        return self.largest * self.rank_blocks
+
+    @property
     def inner(self) -> torch.Tensor:
-        """[N, largest block of ranks] without memory of its own: the shape of the inner products."""
-        return self.anchor.detach().expand(self.tokens, self.largest * self.rank_blocks)
+        """[N · width] without memory of its own: the shape of the inner products.
+
+        One number, since a compiler takes lengths that are equal at first, as a width and a head's may be, for one.
+        """
+        return self.anchor.detach().expand(self.tokens * self.width)
 
 
 def route_of(
@@ -195,7 +203,7 @@ def _shrink(x: torch.Tensor, h: torch.Tensor, table: torch.Tensor, column: int) 
     target = h if parts == 1 else torch.empty((parts, *h.shape), dtype=torch.float32, device=h.device)
     launch(
         kernels.shrink, (*grid, parts),
-        (x, target, table, now.blocks, *dropout, x.shape[-1], h.shape[1], h.numel()),
+        (x, target, table, now.blocks, *dropout, x.shape[-1], now.route.width, h.numel()),
         **constants, BLOCK_M=_BLOCK_M, **_SHRINK, STAGES=_stages(x.device), PARTS=parts,
     )  # fmt: skip
     if parts > 1:
@@ -215,7 +223,7 @@ def _expand(h: torch.Tensor, y: torch.Tensor, out: torch.Tensor, table: torch.Te
     sizes = _EXPAND_SMALL_A if small else _EXPAND
     launch(
         kernels.expand, (len(now.blocks) * sizes["PARTS"], -(-features // sizes["BLOCK_N"])),
-        (h, y, out, table, now.blocks, *dropout, features, h.shape[1]),
+        (h, y, out, table, now.blocks, *dropout, features, now.route.width),
         **constants, **sizes,
     )  # fmt: skip
 
@@ -227,7 +235,7 @@ def _gradient(x: torch.Tensor, h: torch.Tensor, table: torch.Tensor, column: int
     sizes = _GRADIENT if programs >= _processors(x.device) else _GRADIENT_NARROW
     launch(
         kernels.gradient, (len(now.runs), -(-features // sizes["BLOCK_N"]), now.route.rank_blocks),
-        (x, h, table, now.runs, *dropout, features, h.shape[1]),
+        (x, h, table, now.runs, *dropout, features, now.route.width),
         **constants, **sizes, STAGES=_stages(x.device),
     )  # fmt: skip
 
@@ -269,7 +277,9 @@ def _launching(
 def low_rank(
     x: torch.Tensor, y: torch.Tensor, anchor: torch.Tensor, table: torch.Tensor, inner: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """y [.., O] + scaling · (dropout(x [.., D]) Aᵀ) Bᵀ, and the inner products; `anchor` as in `segments`."""
+    """y [.., O] + scaling · (dropout(x [.., D]) Aᵀ) Bᵀ, and the inner products; `anchor` as in
+    `segments`. See `Route.inner` for their shape.
+    """
     assert _current is not None, "operators of an adapter run inside a route"
     if x.shape[:-1].numel() != _current.route.tokens:
         raise ModelError(unseen_tokens(x.shape, _current.route.tokens))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -91,7 +92,9 @@ class LocalEngines:
         return measured_peak(self.built.base.device, self.built.limits.execution)
 
     def forget_peak(self) -> None:
-        self.engine.forget_recorded()  # what was measured with is not held any more
+        # what was measured with is not held any more, optimisers that refer to themselves neither
+        gc.collect()
+        self.engine.forget_recorded()
         forget_peak(self.built.base.device)
 
 

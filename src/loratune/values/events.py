@@ -150,6 +150,8 @@ class Prepared(Event):
     recordings: int
     """CUDA graphs recorded."""
     recording_seconds: float
+    broken_off: int
+    """Recordings that came to nothing."""
     compiled: int
     """Forms of layers and losses compiled, or loaded from a cache."""
     compile_seconds: float
