@@ -272,6 +272,11 @@ def test_sentences_carry_the_figures_numbers() -> None:
     )
 
 
+ON_CONDITION = PlannedStage(
+    name="alpha", question="?", trials=0, cost=0.0, note="only if validation NLL rises"
+)
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -285,6 +290,14 @@ def test_sentences_carry_the_figures_numbers() -> None:
         ),
         (
             {"plan": SearchPlan(stages=(PlannedStage(name="alpha", question="?", trials=3, cost=3.0),))},
+            "Planned, but the search ended before it.",
+        ),
+        (
+            {"plan": SearchPlan(stages=(ON_CONDITION,))},
+            "Not needed: it is asked only if validation NLL rises.",
+        ),
+        (
+            {"plan": SearchPlan(stages=(ON_CONDITION,)), "cut_by_clock": True},
             "Planned, but the search ended before it.",
         ),
         (

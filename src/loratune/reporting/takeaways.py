@@ -198,7 +198,9 @@ def missing(facts: RunFacts, stage: Stage) -> str:
         return f"Not run: {planned_stage.answer.rstrip('.')}."
     if any(word in text.lower() for text in facts.plan.dropped for word in _WORDS.get(stage, ())):
         return "Not run; the reason is given under what the budget left out."
-    if any(planned.name == stage for planned in facts.plan.stages):
+    if planned := next((each for each in facts.plan.stages if each.name == stage), None):
+        if planned.note.startswith("only if") and not facts.cut_by_clock:
+            return f"Not needed: it is asked {planned.note}."
         return "Planned, but the search ended before it."
     return f"Not part of this plan of the strategy “{facts.strategy}”."
 
