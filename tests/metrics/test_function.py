@@ -159,3 +159,8 @@ def test_a_unit_of_its_own_must_have_a_margin() -> None:
         metric(own_metrics.overlap, margin=0)
     with pytest.raises(InputError, match="unit of own_metrics:overlap"):
         metric(own_metrics.overlap, unit="nats", margin=1)
+
+
+def test_a_large_perplexity_has_no_fraction() -> None:
+    text = find("perplexity").info.text
+    assert (text(1.91254), text(395392.3139)) == ("1.9125", "395,392")

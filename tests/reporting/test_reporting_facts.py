@@ -317,6 +317,13 @@ def test_why_a_stage_is_missing(changes: dict[str, object], expected: str) -> No
     assert takeaways.missing(facts, Stage.ALPHA) == expected
 
 
+def test_a_single_rank_that_was_measured_is_named() -> None:
+    facts = make_facts(
+        results=[make_trial(r=16), make_trial(r=16, seed=1), make_trial(r=4, state=TrialState.DIVERGED)]
+    )
+    assert takeaways.missing(facts, Stage.RANK) == "Too little to draw: only rank 16 was measured."
+
+
 def test_a_stage_that_diverged_throughout_says_so() -> None:
     facts = make_facts(results=[make_trial(Stage.ALPHA, state=TrialState.DIVERGED, lora_alpha=64)])
     assert (

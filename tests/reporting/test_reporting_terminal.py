@@ -111,9 +111,9 @@ def test_summary_says_the_answer() -> None:
     words = " ".join(text.split())
     assert "84.6 %" in words
     assert "423 of 500 test rows right; the untrained model 102, always “activate_my_card” about 175" in words
-    assert "yes rank 8 is non-inferior to rank 32 (0.0021 nats, 95 % ≤ 0.0043, margin 0.005)" in words
-    assert "no rank 2 is non-inferior to rank 32" in words
-    assert "note ranks 1, 4, 16 and 64 were not tried" in words
+    assert "yes Rank 8 is non-inferior to rank 32 (0.0021 nats, 95 % ≤ 0.0043, margin 0.005)" in words
+    assert "no Rank 2 is non-inferior to rank 32" in words
+    assert "note Ranks 1, 4, 16 and 64 were not tried" in words
     assert "how sure 3 claims tested: 2 yes, 1 no; the clock cut the search" in words
     assert "exit code 3: the budget's clock cut the search" in words
     assert "loratune tune --config runs/mine/loratune.toml --out runs/mine --resume" in words

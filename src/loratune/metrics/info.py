@@ -6,6 +6,7 @@ from math import isfinite
 
 NATS, POINTS = "nats", "points"
 _DASH = "–"
+_WITHOUT_FRACTION = 1000.0
 
 
 class Needs(StrEnum):
@@ -71,12 +72,14 @@ class MetricInfo:
         return 1 - loss / 100 if self.unit == POINTS else -loss
 
     def text(self, value: float | None) -> str:
-        """A value: `0.1234`, `81.5 %`; a dash where there is none."""
+        """A value: `0.1234`, `81.5 %`, a perplexity of `395,392`; a dash where there is none."""
         if value is None or not isfinite(value):
             return _DASH
         if self.unit == POINTS:
             return f"{100 * value:.1f} %"
-        return f"{value:.4f}" if self.by_nll else f"{value:.4g}"
+        if not self.by_nll:
+            return f"{value:.4g}"
+        return f"{value:.4f}" if abs(value) < _WITHOUT_FRACTION else f"{value:,.0f}"
 
     def amount(self, difference: float) -> str:
         """The size of a difference in `unit`, without it: `0.0120`, `1.5`."""

@@ -232,9 +232,8 @@ def divergence_sentence(facts: RunFacts) -> str:
         return ""
     lowest = min(result.trial.hyper_parameters.learning_rate for result in diverged)
     chosen = facts.decision.hyper_parameters.learning_rate
-    trials = "trial" if len(diverged) == 1 else "trials"
     return (
-        f"{len(diverged)} of {len(facts.results)} {trials} diverged, at learning rates from {lowest:.2g} on; "
+        f"{len(diverged)} of {len(facts.results)} trials diverged, at learning rates from {lowest:.2g} on; "
         f"the recommended one is {chosen:.2g}."
     )
 

@@ -192,6 +192,9 @@ def missing(facts: RunFacts, stage: Stage) -> str:
     trials = [result for result in facts.results if result.asked.stage is stage]
     if trials:
         finished = sum(result.finished for result in trials)
+        ranks = {result.trial.hyper_parameters.r for result in trials if result.finished}
+        if stage is Stage.RANK and len(ranks) == 1:
+            return f"Too little to draw: only rank {ranks.pop()} was measured."
         return f"Too little to draw: {finished} of {len(trials)} trials of this stage finished."
     planned_stage = _summary(facts.decision.stages, stage)
     if planned_stage:

@@ -320,7 +320,8 @@ def _claims(claims: Sequence[tuple[str, Evidence]]) -> Table:
     table.show_header = False
     for state, each in claims:
         measured = evidence_number(each)
-        text = f"{each.claim.rstrip('.')} ({measured})" if measured else each.claim
+        claim = each.claim[:1].upper() + each.claim[1:]
+        text = f"{claim.rstrip('.')} ({measured})" if measured else claim
         table.add_row(Text(state, style=_STYLES[state], no_wrap=True), Text(text))
     return table
 
