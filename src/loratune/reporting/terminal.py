@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -52,8 +52,8 @@ from loratune.values import (
 )
 
 _MOST_SIGNS = 2
-_ABOVE = 14
-"""Lines of the summary above and below claims and ending."""
+_BESIDE = 2
+"""Lines of the summary beside answer, claims, ending and empty ones: the next command, the shell's prompt."""
 _LOW = 30
 """Lines of a screen below which only what is needed is said."""
 _FEWEST_LINES = 2
@@ -237,26 +237,25 @@ def print_memory(
 def print_summary(console: Console, facts: RunFacts) -> None:
     """The answer on one screen: fewer claims where the screen is low, at most 40 lines of 100 columns."""
     values = facts.decision.hyper_parameters
-    console.print(
+    low = console.height < _LOW
+    others = [f"{name} {value}" for name, value, wide in value_tiles(facts)[4:] if not wide]
+    answer = Group(
         Text(
             f"Recommended: r {values.r}, alpha {values.lora_alpha:g}, "
             f"learning rate {rate(values.learning_rate)}, batch size {values.batch_size}{variant(values)}",
             style="bold",
-        )
+        ),
+        *([] if low else [Text(", ".join(others), style="dim")]),
+        *map(Text, verdict(facts)),
+        _scores(facts),
+        *(Text(f"  {gain_sentence(gain)}") for gain in headline_gains(facts)),
     )
-    low = console.height < _LOW
-    others = [f"{name} {value}" for name, value, wide in value_tiles(facts)[4:] if not wide]
-    if not low:
-        console.print(", ".join(others), markup=False, highlight=False, style="dim")
-    for sentence in verdict(facts):
-        _line(console, sentence)
-    console.print(_scores(facts))
-    for gain in headline_gains(facts):
-        console.print(f"  {gain_sentence(gain)}", markup=False, highlight=False)
     end = _ending(facts, low=low)
+    console.print(answer)
     if not low:
         console.print()
-    _print_evidence(console, facts, lines=console.height - _lines(console, end) - _ABOVE)
+    room = console.height - _lines(console, answer) - _lines(console, end) - _BESIDE
+    _print_evidence(console, facts, lines=room if low else room - 2)
     if not low:
         console.print()
     console.print(end)
@@ -326,8 +325,10 @@ def _claims(claims: Sequence[tuple[str, Evidence]]) -> Table:
     return table
 
 
-def _lines(console: Console, table: Table) -> int:
-    return len(console.render_lines(table, pad=False)) if table.row_count else 0
+def _lines(console: Console, shown: RenderableType) -> int:
+    if isinstance(shown, Table) and not shown.row_count:
+        return 0
+    return len(console.render_lines(shown, pad=False))
 
 
 def _table(*heads: str, right: range | tuple[int, ...] | None = None) -> Table:
