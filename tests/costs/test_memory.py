@@ -6,7 +6,6 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from engine_fixture import initial_adapter
 from families import EXPERTS, FAMILIES, random_model
 from llama_8b import llama_8b, on_cuda, trial
 from loratune.costs.execution import NF4_BYTES, ON_CPU_PADDED, ON_CUDA
@@ -17,63 +16,9 @@ from loratune.costs.memory import (
     tokens_in_flight,
     weight_bytes,
 )
-from loratune.lora.layout import find_targets
-from loratune.lora.packed import PackedAdapters
-from loratune.lora.segments import PackMember, Segment
 from loratune.model.profile import profile_of
 from loratune.values import HyperParameters, ModelProfile
-
-LENGTH = 32
-
-
-def passengers_of(
-    model: PreTrainedModel, profile: ModelProfile, pack: list[HyperParameters]
-) -> list[PackMember]:
-    return [
-        PackMember(
-            initial_adapter(
-                hp,
-                find_targets(profile.targets, hp.target_modules),
-                seed=seed,
-                base_dtype=model.dtype,
-                device=torch.device("cpu"),
-            ),
-            trainable=True,
-        )
-        for seed, hp in enumerate(pack)
-    ]
-
-
-def saved_bytes(model: PreTrainedModel, profile: ModelProfile, pack: list[HyperParameters]) -> int:
-    """Bytes that autograd keeps for the decoder's backward pass over every trial's batch, weights left out."""
-    model.requires_grad_(False).eval()
-    members = passengers_of(model, profile, pack)
-    bounds = [sum(hp.batch_size for hp in pack[:i]) for i in range(len(pack) + 1)]
-    segments = [
-        Segment(member=member, start=start * LENGTH, stop=stop * LENGTH)
-        for member, start, stop in zip(members, bounds, bounds[1:], strict=False)
-    ]
-    weights = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
-    kept: dict[int, int] = {}
-    alive: list[torch.Tensor] = []
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        alive.append(tensor)
-        return tensor
-
-    tokens = torch.randint(0, profile.vocabulary, (bounds[-1], LENGTH))
-    packed = PackedAdapters(model, [name for name, _, _ in profile.targets])
-    with (
-        packed.attached(),
-        packed.route(segments, bounds[-1] * LENGTH),
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-    ):
-        hidden = model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state
-    assert hidden.requires_grad
-    return sum(kept.values())
+from memory_fixture import LENGTH, passengers_of, saved_bytes
 
 
 def estimated(profile: ModelProfile, pack: list[HyperParameters]) -> MemoryEstimate:

@@ -23,15 +23,19 @@ def base_bytes_per_token(model: ModelProfile, adapted: frozenset[str], execution
     keys and values (after their rotation), its output and a float32 sum per head. A gated MLP keeps gate and
     up; its activated gate and the product only without recomputation (the product is the input of an adapted
     `down_proj`). A norm keeps a float32 number, and without recomputation a float32 copy of what it sees; with it,
-    the residual stream before it and what it gives to the layers behind it stay, in the base's type.
+    the residual stream before it and what it gives to the layers behind it stay, in the base's type. A layer that
+    passes a state on keeps what was counted when the model was read.
 
     Args:
         adapted: full names of the layers that any trial adapts.
     """
     features = 0.0
     has_mlp = False
+    recurrent = dict(model.recurrent_layers)
     for parent, members in groupby(model.targets, key=lambda target: target[0].rpartition(".")[0]):
         group = list(members)
+        if parent in recurrent:
+            continue
         if _ATTENTION in parent.lower():
             features += _attention(group, adapted, model, execution)
         else:
@@ -40,7 +44,8 @@ def base_bytes_per_token(model: ModelProfile, adapted: frozenset[str], execution
     if not has_mlp:
         features += _experts(model, execution)
     sums = model.layers * model.attention_heads
-    return features * model.bytes_per_parameter + FLOAT32 * (sums + _norms(model, execution))
+    kept = sum(recurrent.values())
+    return features * model.bytes_per_parameter + FLOAT32 * (sums + _norms(model, execution)) + kept
 
 
 def kept_bytes_per_token(

@@ -21,6 +21,7 @@ from loratune.model.nf4 import (
     weight_parameters,
 )
 from loratune.model.quiet import first_sentence, quiet
+from loratune.model.recurrent import recurrent_layers
 from loratune.model.rows import body_of
 from loratune.model.source import locate, read_json
 from loratune.values import Classifier, ModelProfile
@@ -124,6 +125,7 @@ def profile_of(model: PreTrainedModel, name: str, packed: Sequence[str] | None =
     counts = weight_parameters(model)
     in_four_bits = [counts[f"{path}.weight"] for path in (packed_layers(model) if packed is None else packed)]
     plain = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
+    targets, recurrent = adaptable_layers(model), is_recurrent(model.config, type(model))
     return ModelProfile(
         name=name,
         family=text.model_type,
@@ -133,13 +135,16 @@ def profile_of(model: PreTrainedModel, name: str, packed: Sequence[str] | None =
         vocabulary=model.get_input_embeddings().weight.shape[0],
         parameters=sum(counts.values()),
         embedding_parameters=sum(table.numel() for table in unique.values()),
-        targets=adaptable_layers(model),
+        targets=targets,
         intermediate_size=intermediate_size(text),
         experts_per_token=experts_per_token(text),
         expert_parameters=expert_parameters(model),
         head_parameters=0 if head is not None else head_parameters(model),
         outputs=0 if head is not None else int(model.config.num_labels),
-        recurrent=is_recurrent(model.config, type(model)),
+        recurrent=recurrent,
+        recurrent_layers=recurrent_layers(model.config, plain.dtype, [name for name, _, _ in targets])
+        if recurrent
+        else (),
         norm_features=norm_features(model),
         cached_features=cached_features(text),
         bytes_per_parameter=float(plain.element_size()),

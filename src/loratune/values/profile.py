@@ -212,6 +212,8 @@ class ModelProfile:
     """Outputs of a classifier's head; 0: the vocabulary."""
     recurrent: bool = False
     """Whether some layers pass a state from token to token, as hybrids of attention and Mamba do."""
+    recurrent_layers: tuple[tuple[str, float], ...] = ()
+    """(full name, bytes that it keeps of a token) of such layers, as PyTorch runs them; empty: not known."""
     norm_features: int = 0
     """Features per token that normalisation layers see, all of them together."""
     cached_features: int = 0
@@ -253,8 +255,12 @@ class ModelProfile:
             )
         if self.recurrent:
             found.append(
-                "Some layers pass a state from token to token: rows are padded, and the predicted memory leaves out "
-                "what those layers keep."
+                "Some layers pass a state from token to token: rows are padded, and "
+                + (
+                    "predicted memory is that of PyTorch's own operations there, more than kernels of their own need."
+                    if self.recurrent_layers
+                    else "the predicted memory leaves out what those layers keep."
+                )
             )
         return tuple(found)
 
