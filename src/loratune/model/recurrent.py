@@ -8,6 +8,7 @@ operations: with kernels of their own (mamba_ssm, flash-linear-attention) they k
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,8 +32,11 @@ def recurrent_layers(
     Args:
         adapted: full names of adapted linear layers, whose inputs are kept too.
     """
-    with torch.device("meta"), quiet():
-        model = name_body(auto_class(config).from_config(config, dtype=dtype, trust_remote_code=False))
+    try:
+        with torch.device("meta"), quiet():
+            model = name_body(auto_class(config).from_config(config, dtype=dtype, trust_remote_code=False))
+    except Exception:  # whatever an architecture raises, its weights may be there already
+        return ()
     model.requires_grad_(False).eval()
     names = set(adapted)
     for name in names:
@@ -41,16 +45,23 @@ def recurrent_layers(
     first = min(order.index(name) for name in names)
     inner = {id(part) for part in model.get_decoder().modules() if isinstance(part, nn.Conv1d)}
     mixers = [name.rpartition(".")[0] for name, part in model.named_modules() if id(part) in inner]
-    found = []
+    found: list[tuple[str, float]] = []
+    of_kind: dict[tuple[Any, ...], int] = {}  # most layers are alike, and some take a step a token
     for name in mixers:
         inside = any(other.startswith(f"{name}.") for other in names)
         if order.index(name) < first and not inside:
             continue
         try:
-            kept = _kept(model.get_submodule(name), config.get_text_config().hidden_size)
+            layer = model.get_submodule(name)
+            kind = (
+                type(layer),
+                *((own, each.shape, each.requires_grad) for own, each in layer.named_parameters()),
+            )
+            if kind not in of_kind:
+                of_kind[kind] = _kept(layer, config.get_text_config().hidden_size)
         except (RuntimeError, TypeError, NotImplementedError):
             return ()
-        found.append((name, kept / _TOKENS))
+        found.append((name, of_kind[kind] / _TOKENS))
     return tuple(found)
 
 
