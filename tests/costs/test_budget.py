@@ -38,10 +38,10 @@ def test_auto_is_five_runs_and_a_minute_at_least_on_a_gpu() -> None:
     assert budget == Budget(runs=5, least_seconds=60)
     assert budget.runs_on(alone=2.0, gpu=False) == 5
     assert budget.runs_on(alone=100.0, gpu=True) == 5
-    assert 19 < (budget.runs_on(alone=2.0, gpu=True) or 0) <= 24, (
-        "a minute for everything, 12 s to the first step"
+    assert 15 < (budget.runs_on(alone=2.0, gpu=True) or 0) <= 0.85 * 24, (
+        "a minute for everything, 12 s to the first step, and some of it kept back as in a budget in time"
     )
-    assert 16 <= (budget.runs_on(alone=2.0, gpu=True, others=8) or 0) <= 20
+    assert 12 < (budget.runs_on(alone=2.0, gpu=True, others=8) or 0) <= 0.85 * 20
     assert budget.runs_on(alone=2.0, gpu=True, others=100) == 5
     assert Budget.parse("3x").runs_on(alone=2.0, gpu=True) == 3
     assert Budget.parse("90s").runs_on(alone=2.0, gpu=True) is None

@@ -12,6 +12,9 @@ AUTO_SECONDS = 60.0
 """What `auto` lets a whole command take at least on a GPU, from its start to `result.json`."""
 START_SECONDS = 12.0
 """The part of it for what precedes the first step: not measured, so that one calibration always gives the same plan."""
+SAFETY = 0.85
+"""Share of the time left that a plan may fill: devices slow down, requests take a while to begin, and results ask for
+more than is expected."""
 STEPS_PER_DOUBLING = 3
 """Steps that `coarse` has between a number and its double."""
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -48,7 +51,7 @@ class Budget:
         if self.runs is None or not gpu or not alone:
             return self.runs
         left = self.least_seconds - START_SECONDS - others
-        return max(self.runs, coarse(left / alone))
+        return max(self.runs, coarse(SAFETY * left / alone))
 
 
 class TooSlow(Exception):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Self
 
-from loratune.costs.budget import coarse, in_words
+from loratune.costs.budget import SAFETY, coarse, in_words
 from loratune.costs.correction import UNCORRECTED, Correction
 from loratune.costs.readings import (
     READINGS_SHARE,
@@ -21,8 +21,6 @@ from loratune.values.plain import from_plain
 CALIBRATION = "calibration"
 """The fact of a study that holds it."""
 
-_SAFETY = 0.85
-"""Share of the time left that the plan may fill: devices slow down, and results ask for more than is expected."""
 _ONE_TRIAL = 1.5
 """Time that is enough for one trial, in final runs: budgets are rounded down, evaluations come on top."""
 _FINAL_TRIALS = 2
@@ -168,17 +166,17 @@ class Calibration:
                 f"--budget {seconds:.0f}s leaves no time to search: loading took {spent:.0f} s, the final run "
                 f"needs about {final:.0f} s{texts}; raise --budget to at least {least} or lower {ways}."
             )
-        return _SAFETY * left / (1 + TRUNCATION_SHARE)
+        return SAFETY * left / (1 + TRUNCATION_SHARE)
 
     def _smallest(self, context: SearchContext, others: float) -> float:
         """Seconds that pay for one trial of the search beside `others`."""
         alone = context.seconds_alone if context.costs.pace is not None else context.full_run / self.alone
-        return others + _ONE_TRIAL * alone * (1 + TRUNCATION_SHARE) / _SAFETY
+        return others + _ONE_TRIAL * alone * (1 + TRUNCATION_SHARE) / SAFETY
 
     def more_seconds(self, runs: float, context: SearchContext, seconds: float, devices: int = 1) -> float:
         """Seconds by which a budget must rise whose plan may take `seconds`, for `runs` of it (as `runs_within`)."""
         each = seconds / max(self._runs(seconds, context), 1e-12)
-        return (1.01 * runs * each / devices - seconds) * (1 + TRUNCATION_SHARE) / _SAFETY
+        return (1.01 * runs * each / devices - seconds) * (1 + TRUNCATION_SHARE) / SAFETY
 
     def runs_within(self, seconds: float, context: SearchContext) -> float:
         """What a search of this time may cost: final runs alone where the context has a pace.
