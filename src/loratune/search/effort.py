@@ -60,7 +60,7 @@ class Effort:
     regularisers: int
     """Settings with dropout or weight decay."""
     reserve: float
-    """What the budget keeps for the stages after the ranks."""
+    """What the budget keeps for the stages after the ranks, with repeats beside them where width is nearly free."""
 
     @property
     def seeds(self) -> int:
@@ -94,7 +94,13 @@ def fit_effort(context: SearchContext) -> tuple[Effort, tuple[str, ...]]:
         f"For the budget of {context.wishes.budget:.3g} full runs: {sentence}." for sentence in dropped
     )
     effort = Effort(
-        wide=wide, fraction=fraction, ranks=ranks, rates=rates, looks=looks, reserve=reserve, **counts
+        wide=wide,
+        fraction=fraction,
+        ranks=ranks,
+        rates=rates,
+        looks=looks,
+        reserve=reserve,
+        **counts,
     )
     return effort, dropped_sentences
 
@@ -102,17 +108,21 @@ def fit_effort(context: SearchContext) -> tuple[Effort, tuple[str, ...]]:
 def _later(context: SearchContext, left: float, seeds: int) -> tuple[dict[str, int], float]:
     """How many alternatives each later stage tries for at most `left`, and what they cost.
 
-    `seeds` of each where all stages share one request: the cheapest beside the others first. 0 where a stage follows
-    the other: all of its alternatives or none, in the stages' order.
+    `seeds` of each where all stages share one request: the cheapest beside the others first, and beside them repeats
+    of two ranks, alone if need be. 0 where a stage follows the other: all of its alternatives or none, in the stages'
+    order.
     """
     stages = _alternatives(context)
-    counts, taken, cost = dict.fromkeys(stages, 0), list[Trial](), 0.0
+    taken = [Trial(hyper_parameters=prior_setting(context))] * 2 * seeds
+    counts, cost = dict.fromkeys(stages, 0), context.wave_cost(taken)
     if not seeds:
         for name, settings in stages.items():
             price = context.wave_cost([Trial(hyper_parameters=each) for own in settings for each in own])
             if settings and cost + price <= left + ROUNDING:
                 counts[name], cost = len(settings), cost + price
         return counts, cost
+    if cost > left + ROUNDING:
+        return counts, 0.0
     while True:
         further = {
             name: [*taken, *(Trial(hyper_parameters=each) for each in settings[counts[name]] * seeds)]
