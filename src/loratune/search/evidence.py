@@ -162,9 +162,10 @@ class EvidenceStrategy(StagedStrategy):
         ranks: RankAnswer,
     ) -> Procedure[_Later]:
         """All challenges of one contender, asked for together. The best alternative alone is taken, as no two of them
-        ran together, and none where the contender is no longer the `best`.
+        ran together, and none where the rank is no longer the `best`; another learning rate of it is what they are
+        compared with.
         """
-        base = best if best.setting == before.setting else before
+        base = best if best.setting.r == before.setting.r else before
         seen, later, answers = ranks.all_results, list[Evidence](), Answers()
         found: dict[Stage, ChallengeAnswer] = {}
         for stage, settings in wanted.items():
