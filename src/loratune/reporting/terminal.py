@@ -54,7 +54,7 @@ from loratune.values import (
 _MOST_SIGNS = 2
 _BESIDE = 2
 """Lines of the summary beside answer, claims, ending and empty ones: the next command, the shell's prompt."""
-_LOW = 30
+_LOW = 32
 """Lines of a screen below which only what is needed is said."""
 _FEWEST_LINES = 2
 """Lines that claims have on a low screen."""
