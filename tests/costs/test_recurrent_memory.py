@@ -1,5 +1,7 @@
 """What hybrids keep for the backward pass, against what autograd saves: layers with a state are counted too."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
@@ -11,7 +13,7 @@ from memory_fixture import saved_bytes, trial
 
 ROWS, LENGTH = 8, 64
 """Tokens of a row; the delta rule works in chunks of this size, shorter rows are padded to it."""
-COMMON = {
+COMMON: dict[str, Any] = {
     "vocab_size": 260, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2,
     "bos_token_id": None, "eos_token_id": 0, "pad_token_id": None,
 }  # fmt: skip
@@ -19,7 +21,7 @@ MAMBA = {
     "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_n_groups": 1, "mamba_d_state": 8, "mamba_expand": 2,
     "mamba_chunk_size": 16, "mamba_d_conv": 4,
 }  # fmt: skip
-HYBRIDS = {
+HYBRIDS: dict[str, dict[str, Any]] = {
     "bamba": {**COMMON, **MAMBA, "num_hidden_layers": 4, "attn_layer_indices": [2]},
     "falcon_h1": {**COMMON, **MAMBA, "num_hidden_layers": 2, "mamba_d_ssm": 128},
     "qwen3_5_text": {
