@@ -204,3 +204,32 @@ def test_text_from_outside_stays_text(name: str, shell: Shell) -> None:
     found = read_options(shell.folder / name)
     assert found["data"] == str(folder / "rows.jsonl")
     assert (found["budget"], found["metric"]) == ("auto", "nll")
+
+
+@pytest.mark.parametrize("turns", [False, True])
+def test_pairs_are_read_as_preferences(turns: bool, shell: Shell) -> None:
+    def answer(text: str) -> Any:
+        return [{"role": "assistant", "content": text}] if turns else text
+
+    rows: list[dict[str, object]] = [
+        {"prompt": f"meow {i}", "chosen": answer("cat"), "rejected": answer("a long dog")} for i in range(20)
+    ]
+    write_jsonl(shell.folder / "pairs.jsonl", rows)
+    ran = shell("init", "pairs.jsonl", "--out", "pairs.toml")
+    assert ran.code == 0, ran.err
+    assert "column 'rejected'" in " ".join(ran.out.split()) or turns
+    options = read_options(shell.folder / "pairs.toml", TuneOptions)
+    assert (options["task"], options["metric"]) == ("preference", "preference_accuracy")
+    assert "completion_column" not in options
+    TuneOptions(**{"model": "M", **options})
+
+
+def test_one_of_two_answers_is_read_alone_where_it_is_named(shell: Shell) -> None:
+    rows: list[dict[str, object]] = [
+        {"prompt": f"meow {i}", "chosen": f"cat {i}", "rejected": "dog"} for i in range(20)
+    ]
+    write_jsonl(shell.folder / "pairs.jsonl", rows)
+    assert shell("init", "pairs.jsonl", "--completion-column", "chosen", "--out", "one.toml").code == 0
+    options = read_options(shell.folder / "one.toml", TuneOptions)
+    assert options["completion_column"] == "chosen"
+    assert "task" not in options

@@ -47,7 +47,7 @@ def test_auto_is_five_runs_and_a_minute_at_least_on_a_gpu() -> None:
     assert Budget.parse("90s").runs_on(alone=2.0, gpu=True) is None
 
 
-@pytest.mark.parametrize("text", ["", "30", "m", "-3x", "0x", "3 weeks", "1e3x"])
+@pytest.mark.parametrize("text", ["", "30", "m", "-3x", "0x", "3 weeks", "1e3x", f"{'9' * 400}h"])
 def test_what_is_no_budget(text: str) -> None:
     with pytest.raises(BudgetError, match="30m"):
         Budget.parse(text)

@@ -17,6 +17,7 @@ from tiny import byte_tokenizer, write_jsonl
     [
         ([[]] * 20, "at least two different ones, got an empty list in all 20 rows"),
         ([["cat"], []] * 10, "at least two different ones, got only 'cat'"),
+        ([["cat", "dog"], ["dog", "cat"]] * 10, "must differ, got 'cat', 'dog' together in all 20 rows"),
         ([2.5] * 20, "the numbers in column 'label' must differ, got 2.5 in all 20 rows"),
         (["cat"] * 20, "at least two classes, got only 'cat'"),
         (["cat"] + [["dog"], ["cat", "dog"]] * 10, "rows.jsonl:1: 'label' must be a list of labels as in other rows"),

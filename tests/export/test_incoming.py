@@ -94,7 +94,15 @@ def test_what_was_exported_comes_back(target: str, tmp_path: Path) -> None:
         ({"model_name_or_path": "b", "stage": "sft", "dataset": "x"}, "must be listed in dataset_info.json"),
         ({"model_name_or_path": "b", "num_train_epochs": "many"}, "got|has 'many'"),
         ({"learning_rate": 1}, "has neither model_name_or_path nor base_model"),
-        ("- a\n- b\n", "holds list"),
+        ("- a\n- b\n", "holds a list"),
+        ("", "holds null"),
+        ("base_model: a\nbase_model: b\n", "the key 'base_model' is there twice"),
+        ({"base_model": "b", "datasets": "foo"}, r"datasets of --from-config .*, got text \('foo'\)"),
+        ({"base_model": "b"}, "one dataset for a search, got 0"),
+        (
+            {"model_name_or_path": "b", "stage": "sft", "dataset": 5},
+            "'5' must be listed in dataset_info.json",
+        ),
         ("a: [", "must be a readable YAML file"),
     ],
 )
@@ -102,3 +110,15 @@ def test_what_cannot_be_taken_over_is_one_sentence(values: Any, told: str, tmp_p
     with pytest.raises(InputError, match=told) as refused:
         read(tmp_path, values)
     assert "\n" not in str(refused.value)
+
+
+def test_a_dataset_described_by_no_mapping_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps({"mine": {"columns": "x"}}))
+    with pytest.raises(InputError, match="columns of --from-config must hold keys and values, got text"):
+        read(tmp_path, {"model_name_or_path": "b", "stage": "sft", "dataset": "mine"})
+
+
+def test_a_name_longer_than_a_file_may_have_is_the_hubs(tmp_path: Path) -> None:
+    long = "x" * 300
+    assert read(tmp_path, {"model_name_or_path": long, "dataset_name": "r"})["model"] == long

@@ -33,6 +33,13 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "--target-modules must be a list of names, got 'q_proj'",
     ),
     "text for an optional": ({"margin": "0.1"}, "--margin must be a number or unset, got '0.1'"),
+    "an empty name": ({"model": ""}, "--model must be text that is not empty, got ''; give a name or a path"),
+    "an empty path": (
+        {"out": " "},
+        "--out must be text that is not empty, got ' '; leave it out, or give runs/",
+    ),
+    "an empty name in a list": ({"target_modules": [""]}, "--target-modules must be text that is not empty"),
+    "an empty metric": ({"metric": ""}, "--metric must be text that is not empty, got ''; leave it out"),
     "text for a switch": ({"regularise": "yes"}, "--regularise must be true or false, got 'yes'"),
 }
 

@@ -16,6 +16,7 @@ from loratune.errors import InputError
 from loratune.files.paths import user_path
 from loratune.files.write import write_atomically
 from loratune.maths.laws import epochs_law
+from loratune.metrics.names import PREFERENCE_NAMES
 from loratune.reporting.screen import Screen
 from loratune.tuning.configuration import ENDINGS, FILE, Setting, commented
 from loratune.tuning.options import TuneOptions, data_options
@@ -120,6 +121,16 @@ def _inputs(found: Start) -> Iterator[Part]:
     split_off = [name for name in ("validation", "test") if name not in seen.rows]
     given = [f"Split off, unless files are named: {' and '.join(split_off)}."] if split_off else []
     yield [*found.facts(), *given], [Setting("data", seen.options.data)]
+    if seen.options.kind.has_pairs:
+        yield (
+            [
+                "What the rows teach: the preferred of two answers, by DPO; objective orpo or simpo for another way."
+            ],
+            [
+                Setting("task", seen.options.task),
+                Setting("objective", seen.options.kind.objectives[0], False),
+            ],
+        )
     if settings := list(_columns(seen)):
         yield [_of_columns(seen)], settings
     if (length := found.suggested_length()) is not None:
@@ -145,7 +156,7 @@ def _columns(seen: Overview) -> Iterator[Setting]:
     given = seen.options
     if given.prompt_column is not None:
         yield Setting("prompt_column", given.prompt_column)
-    if given.completion_column is not None or seen.template is not None:
+    if seen.completion is not None and (given.completion_column is not None or seen.template is not None):
         yield Setting("completion_column", seen.completion, given.completion_column is not None)
     if given.template is not None:
         yield Setting("template", given.template)
@@ -154,14 +165,7 @@ def _columns(seen: Overview) -> Iterator[Setting]:
 
 
 def _search(found: Start) -> Iterator[Part]:
-    labelled = "; accuracy and f1 too, as there are labels" if found.seen.labels else ""
-    yield (
-        [
-            "What decides: nll, which separates models best on few rows, perplexity or exact_match"
-            f"{labelled}; or a function of yours, package.module:function.",
-        ],
-        [Setting("metric", "nll")],
-    )
+    yield _metric(found)
     usual = epochs_law(found.train_rows).value
     yield (
         [
@@ -182,6 +186,17 @@ def _search(found: Start) -> Iterator[Part]:
             Setting("learning_rates", (1e-4, 3e-4, 1e-3), False),
         ],
     )
+
+
+def _metric(found: Start) -> Part:
+    if found.seen.options.kind.has_pairs:
+        usual, *others = PREFERENCE_NAMES
+        return [f"What decides: {usual}, or {' or '.join(others)}."], [Setting("metric", usual)]
+    labelled = "; accuracy and f1 too, as there are labels" if found.seen.labels else ""
+    return [
+        "What decides: nll, which separates models best on few rows, perplexity or exact_match"
+        f"{labelled}; or a function of yours, package.module:function.",
+    ], [Setting("metric", "nll")]
 
 
 def init_command(*, model: str | None, out: Path, **data: Any) -> None:

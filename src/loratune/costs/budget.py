@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from math import ceil, floor, log2
+from math import ceil, floor, inf, log2
 from typing import Self
 
 from loratune.errors import BudgetError
@@ -35,7 +35,7 @@ class Budget:
         if text == "auto":
             return cls(runs=AUTO_RUNS, least_seconds=AUTO_SECONDS)
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdx])", text.strip())
-        if not match or float(match[1]) <= 0:
+        if not match or not 0 < float(match[1]) < inf:
             raise BudgetError(
                 f"--budget must be a duration such as 30m or 2h, a multiple of one final run such as 3x, "
                 f"or auto, got {text!r}; give e.g. --budget 30m."

@@ -7,11 +7,13 @@ from statistics import median
 
 from loratune.data.chat import Messages
 from loratune.data.conversation import read_conversation
+from loratune.data.pairs import CHOSEN, REJECTED, Pairs
 from loratune.data.recognise import likely_columns, recognise, unread_notes
 from loratune.data.row import Example
 from loratune.data.shapes import PromptCompletion, Shape, check_classes, examples, filled, prompt_format
 from loratune.data.sources import DataOptions, Source, find_sources
 from loratune.errors import DataError
+from loratune.values.tasks import PREFERENCE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,7 +21,7 @@ class Overview:
     """What was seen, all rows read once."""
 
     options: DataOptions
-    """The options given, with the columns that were guessed."""
+    """The options given, with the columns that were guessed; the task that of pairs where the rows are some."""
     guessed: bool
     """Whether columns had to be named to read the rows, and nobody did."""
     columns: tuple[str, ...]
@@ -51,9 +53,9 @@ class Overview:
         return prompt_format(self.shape).template or None
 
     @property
-    def completion(self) -> str:
-        """The column that is learnt."""
-        return self.shape.columns[-1]
+    def completion(self) -> str | None:
+        """The column that is learnt; None where there are two of them."""
+        return None if isinstance(self.shape, Pairs) else self.shape.columns[-1]
 
 
 def look(options: DataOptions) -> Overview:
@@ -75,7 +77,7 @@ def look(options: DataOptions) -> Overview:
     check_classes(shape, tuple(labels))
     return Overview(
         options=read_with,
-        guessed=read_with != options,
+        guessed=read_with.completion_column != options.completion_column,
         columns=tuple(next(iter(train)).values),
         shape=shape,
         rows=rows,
@@ -87,10 +89,18 @@ def look(options: DataOptions) -> Overview:
 
 
 def _read_as(train: Source, options: DataOptions) -> tuple[DataOptions, Shape]:
-    """The shape; where the columns' names do not say it, and the user does not, with the likely columns named."""
+    """The shape; where the columns' names do not say it, and the user does not, with the likely columns named.
+
+    Rows with two answers are pairs, unless one answer is named or another shape is found.
+    """
+    two = options.completion_column is None and {CHOSEN, REJECTED} <= set(next(iter(train)).values)
+    if two and (options.prompt_column or options.template):
+        return _as_pairs(train, options)
     try:
         return options, recognise(train, options, None)
     except DataError:
+        if two:
+            return _as_pairs(train, options)
         if options.prompt_column or options.completion_column or options.template:
             raise
         prompt, completion = likely_columns(train, options)
@@ -98,6 +108,11 @@ def _read_as(train: Source, options: DataOptions) -> tuple[DataOptions, Shape]:
             raise
         named = replace(options, prompt_column=prompt, completion_column=completion)
         return named, recognise(train, named, None)
+
+
+def _as_pairs(train: Source, options: DataOptions) -> tuple[DataOptions, Shape]:
+    paired = replace(options, task=PREFERENCE.name)
+    return paired, recognise(train, paired, None)
 
 
 def _facts(shape: Shape, source: Source, unread: Counter[str]) -> Iterator[tuple[int, str | None]]:
@@ -114,4 +129,6 @@ def _facts(shape: Shape, source: Source, unread: Counter[str]) -> Iterator[tuple
 
 
 def _characters(example: Example) -> int:
-    return sum(len(segment.text) for segment in example.segments)
+    """Of both answers, where there are two, the longer one's."""
+    both = (example.segments, example.rejected or ())
+    return max(sum(len(segment.text) for segment in segments) for segments in both)

@@ -222,12 +222,17 @@ def _answered(
 
 
 def _check_answers(shape: Labelled, labels: tuple[str, ...], answers: list[Any]) -> None:
-    """Raise `DataError` where nothing can be learnt: fewer than two labels, or one number in all rows."""
+    """Raise `DataError` where nothing can be learnt: fewer than two labels, or one answer in all rows."""
     if shape.problem is Problem.SEVERAL and len(labels) < 2:
         got = f"only {labels[0]!r}" if labels else f"an empty list in all {len(answers)} rows"
         raise DataError(
             f"rows with several labels must have at least two different ones, got {got}; add rows, or name "
             f"another column with --completion-column."
+        )
+    if shape.problem is Problem.SEVERAL and len(set(map(frozenset, answers))) < 2:
+        raise DataError(
+            f"the labels in column {shape.label!r} must differ, got {', '.join(map(repr, labels[:5]))} together in all "
+            f"{len(answers)} rows; add rows, or name another column with --completion-column."
         )
     if shape.problem is Problem.NUMBER and len(set(answers)) < 2:
         raise DataError(

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os.path import exists
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from loratune.data.row import kind_of
 from loratune.errors import InputError
 from loratune.files.read_json import parse_json
+from loratune.files.read_yaml import parse_yaml
 
 _LOADERS = ("json", "csv", "parquet", "text")
 """Names that `datasets` has for formats of files, where a path or hub name may stand too."""
@@ -100,7 +101,7 @@ def llamafactory(values: Mapping[str, Any], information: Mapping[str, Any]) -> d
     """Options from the keys of `llamafactory-cli train` and its dataset_info.json."""
     data, entry = _named(values.get("dataset"), information)
     validation, _ = _named(values.get("eval_dataset"), information)
-    columns = entry.get("columns") or {}
+    columns = _mapping(entry.get("columns"), "columns")
     paired = entry.get("formatting", "alpaca") == "alpaca" and not columns.get("query")
     return {
         "model": values.get("model_name_or_path"),
@@ -119,8 +120,8 @@ def llamafactory(values: Mapping[str, Any], information: Mapping[str, Any]) -> d
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error.strerror if isinstance(error, OSError) else error).split())
         raise InputError(
             f"--from-config must be a readable YAML file, but {str(path)!r} is not ({reason}); give the file that "
@@ -128,7 +129,7 @@ def _read(path: Path) -> Mapping[str, Any]:
         ) from None
     if not isinstance(values, dict):
         raise InputError(
-            f"--from-config must hold keys and values, but {str(path)!r} holds {type(values).__name__}; give the "
+            f"--from-config must hold keys and values, but {str(path)!r} holds {kind_of(values)}; give the "
             "file that trl sft, axolotl train or llamafactory-cli train is called with."
         )
     return values
@@ -153,21 +154,32 @@ def _kept(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     kept = {name: value for name, value in options.items() if value is not None}
     for name in ("model", "data", "validation"):
         given = kept.get(name)
-        if isinstance(given, str) and not Path(given).exists() and (folder / given).exists():
+        if isinstance(given, str) and not exists(given) and exists(folder / given):
             kept[name] = str(folder / given)
     return kept
 
 
 def _only(entries: Any, key: str) -> Mapping[str, Any]:
     """The one dataset of a list."""
-    found = [entries] if isinstance(entries, Mapping) else entries
-    if not isinstance(found, list) or len(found) != 1 or not isinstance(found[0], Mapping):
-        count = len(found) if isinstance(found, list) else 0
+    found = entries if isinstance(entries, list) else [] if entries is None else [entries]
+    if len(found) != 1:
         raise InputError(
-            f"{key} must name one dataset for a search, got {count}; join their rows in one file and give it with "
+            f"{key} must name one dataset for a search, got {len(found)}; join their rows in one file and give it with "
             "--data."
         )
-    return found[0]
+    return _mapping(found[0], key)
+
+
+def _mapping(value: Any, key: str) -> Mapping[str, Any]:
+    """Keys and values, none of them where nothing is written."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise InputError(
+            f"{key} of --from-config must hold keys and values, got {kind_of(value)}; mend it, or give --data "
+            "train.jsonl in place of --from-config."
+        )
+    return value
 
 
 def _files(entry: Mapping[str, Any]) -> tuple[str | None, str | None]:
@@ -203,7 +215,9 @@ def _named(name: Any, information: Mapping[str, Any]) -> tuple[str | None, Mappi
     """Data of one of LLaMA-Factory's names, and what is said of it."""
     if name is None:
         return None, {}
-    names = [each.strip() for each in name.split(",")] if isinstance(name, str) else list(name)
+    names = [
+        each.strip() for each in (name if isinstance(name, list) else [name]) for each in str(each).split(",")
+    ]
     if len(names) != 1:
         raise InputError(
             f"dataset must name one dataset for a search, got {len(names)}; join their rows in one file and give it "
@@ -212,7 +226,7 @@ def _named(name: Any, information: Mapping[str, Any]) -> tuple[str | None, Mappi
     entry = information.get(names[0])
     if not isinstance(entry, Mapping):
         raise InputError(
-            f"dataset {names[0]!r} must be listed in dataset_info.json beside its rows, which has "
+            f"dataset {names[0]!r:.80} must be listed in dataset_info.json beside its rows, which has "
             f"{', '.join(map(str, information)) or 'no such file or names'}; give the rows with --data."
         )
     source = entry.get("file_name") or _hub(entry.get("hf_hub_url"), entry.get("subset"))
@@ -243,7 +257,7 @@ def _number(value: Any) -> float | None:
         return None if value is None else float(value)
     except (TypeError, ValueError):
         raise InputError(
-            f"--from-config must hold a number where it has {value!r}; write one there, for example 3."
+            f"--from-config must hold a number where it has {value!r:.80}; write one there, for example 3."
         ) from None
 
 

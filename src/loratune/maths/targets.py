@@ -47,7 +47,7 @@ def check_rank(targets: Sequence[Shape], r: int) -> None:
     if r > min(inputs, outputs):
         raise HyperParameterError(
             f"r must be at most {min(inputs, outputs)}, the smaller side of {name} ({inputs} to {outputs}), "
-            f"got {r}; lower --rank or leave that layer out."
+            f"got {r}; lower it, or leave that layer out by --target-modules."
         )
 
 

@@ -36,6 +36,10 @@ def check_types(options: DataclassInstance) -> None:
         flag = f"--{name.replace('_', '-')}"
         for each in value if isinstance(value, tuple) else (value,):
             _check_size(flag, each)
+            if isinstance(each, str) and not each.strip():
+                raise InputError(
+                    f"{flag} must be text that is not empty, got {each!r}; {_advice(each_field)}."
+                )
         if not _is_of(value, hint):
             plain = list(value) if isinstance(value, tuple) else value
             raise InputError(
