@@ -2,9 +2,9 @@
 
     python bench/faults/soak.py --trials 5000
 
-The driver, packs on a tiny model, and the study, as `tune` puts them together; `--storage sqlite` is its usual file, in
-which Optuna takes some 50 statements and .1 s a trial, several times what its training takes. What a search keeps of each
-trial for its decisions (a result, its row in Optuna's cache) is no leak: it is told per trial.
+The driver, packs on a tiny model, and the study, as `tune` puts them together; `--storage sqlite` is its usual file,
+in which Optuna takes some 50 statements and .1 s a trial, several times what its training takes. What a search keeps
+of each trial for its decisions (a result, its row in Optuna's cache) is no leak: it is told per trial.
 """
 
 from __future__ import annotations
