@@ -144,6 +144,16 @@ def test_sizes_are_planned_and_the_largest_is_recorded_first(recorded: list[int]
     assert graphs.positions(1220, 6144) == 1280
 
 
+def test_few_sizes_are_planned_however_many_steps_are_to_come(recorded: list[int]) -> None:
+    graphs = Graphs(parameters=0)
+    tokens = np.random.default_rng(0).integers(50_000, 55_000, 100_000)
+    graphs.expect(tokens, tokens // 5)
+    for wanted in tokens[:400].tolist():
+        run(graphs, graphs.line(wanted))
+    assert recorded[0] == max(recorded)
+    assert len(recorded) == len(set(recorded)) <= 12, "each is recorded once"
+
+
 def test_what_is_recorded_serves_a_pack_that_has_shrunk(recorded: list[int]) -> None:
     graphs = Graphs(parameters=0)
     tokens = np.array([6000] * 40)
