@@ -110,3 +110,24 @@ def test_leftovers_of_a_kill_do_not_count(options: dict[str, Any]) -> None:
         (out / name).write_text("")
     loratune.tune(**options)
     assert (out / "result.json").exists()
+
+
+def test_a_folder_made_for_nothing_goes_with_its_lock(tmp_path: Path) -> None:
+    def begin(folder: Path, *names: str) -> None:
+        with FolderLock(folder) as lock:
+            lock.acquire()
+            for name in names:
+                (folder / name).touch()
+            raise OutputError("no such storage")
+
+    there = tmp_path / "there"
+    there.mkdir()
+    for folder, names in ((tmp_path / "new", ()), (tmp_path / "begun", ("study.db",)), (there, ())):
+        with pytest.raises(OutputError, match="no such storage"):
+            begin(folder, *names)
+    assert not (tmp_path / "new").exists()
+    assert (tmp_path / "begun" / "study.db").exists()
+    assert there.is_dir(), "the user made it"
+    with FolderLock(tmp_path / "new") as lock:
+        lock.acquire()
+    assert (tmp_path / "new").is_dir()

@@ -124,6 +124,7 @@ BAD = [
     (["--metric", "regex:#### ("], "must hold a regular expression"),
     (["--metric", r"regex:#### (\S+)"], "must match the completions, but none of 46 has a match"),
     (["--metric", "generated:own_metrics:raises"], "must return a finite score for each row, but failed on"),
+    (["--metric", "generated:own_metrics:leaves"], "failed on 23 rows with SystemExit: 7"),
     (["--metric", "generated:own_metrics:one_number"], "but gave shape () for"),
     (["--metric", "generated:own_metrics:too_few"], "scores for"),
     (["--metric", "generated:own_metrics:nothing"], "must name a function of own_metrics"),

@@ -38,6 +38,16 @@ def test_values_out_of_range_are_refused(change: dict[str, object]) -> None:
         replace(default_recipe(), **change)
 
 
+@pytest.mark.parametrize(
+    "name", ["lora_alpha", "learning_rate", "weight_decay", "epochs", "loraplus_lr_ratio", "beta"]
+)
+def test_values_that_float32_lacks_are_refused(name: str) -> None:
+    with pytest.raises(
+        HyperParameterError, match=rf"{name} must be .* and at most 1e\+30, got 1e\+300; give e.g."
+    ):
+        replace(default_recipe(), **{name: 1e300})
+
+
 def test_scaling_is_peft_s() -> None:
     assert HyperParameters(r=8, lora_alpha=16, learning_rate=1, batch_size=1).scaling == 2
 

@@ -46,12 +46,15 @@ class Owner:
 class FolderLock:
     """Released at the latest when the process ends, however it ends; nothing is written before `acquire`.
 
+    A folder that it made goes with it where an error came before anything else was written.
+
     On a file system without locks it has no effect.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._lock = FileLock(folder / _LOCK)
+        self._is_ours = False
 
     def __enter__(self) -> Self:
         return self
@@ -62,12 +65,17 @@ class FolderLock:
         if self._lock.is_locked:
             with suppress(OSError):
                 (self.folder / _OWNER).unlink(missing_ok=True)
+            with suppress(OSError):
+                if error is not None and self._is_ours and is_empty(self.folder):
+                    (self.folder / _LOCK).unlink(missing_ok=True)  # while it is held: nobody else begins here
+                    self.folder.rmdir()
             self._lock.release()
 
     def acquire(self) -> None:
         """Make the folder and hold it. Raises `OutputError` with the owner where another process does."""
         if self._lock.is_locked:
             return
+        self._is_ours = not self.folder.exists()
         make_folder(self.folder)
         try:
             self._lock.acquire(timeout=0)

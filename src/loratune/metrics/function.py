@@ -45,7 +45,7 @@ class FunctionMetric(Metric):
         asked, rows = f"--metric {self.name} must return a finite score for each row", len(texts)
         try:
             found = np.asarray(self.function(texts, references), dtype=np.float64)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(f"{asked}, but failed on {rows} rows with {_said(error)}.") from error
         if found.shape != (rows,):
             shape = f"shape {found.shape}" if found.ndim != 1 else f"{len(found)} scores"

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
-from math import inf, isfinite, sqrt
+from math import sqrt
 from typing import Any, Self
 
 from loratune.errors import HyperParameterError
@@ -26,6 +26,9 @@ _EXAMPLES = {
     "beta": "0.1",
 }
 """A value that works, by field."""
+
+_LARGEST = 1e30
+"""Of any value: float32, in which adapters are trained, holds 3e38."""
 
 VARIANT = ("use_rslora", "loraplus_lr_ratio", "use_dora")
 """Fields that make an adapter something else than plain LoRA, under PEFT's names."""
@@ -67,16 +70,16 @@ class HyperParameters:
     def __post_init__(self) -> None:
         rules = (
             ("r", self.r >= 1 and self.r == int(self.r), "a whole number of at least 1"),
-            ("lora_alpha", self.lora_alpha > 0 and isfinite(self.lora_alpha), "above 0, such as 16"),
+            ("lora_alpha", 0 < self.lora_alpha <= _LARGEST, "above 0, such as 16"),
             (
                 "learning_rate",
-                self.learning_rate > 0 and isfinite(self.learning_rate),
+                0 < self.learning_rate <= _LARGEST,
                 "above 0, such as 2e-4",
             ),
             ("batch_size", self.batch_size >= 1 and self.batch_size == int(self.batch_size), "at least 1"),
             ("lora_dropout", 0 <= self.lora_dropout < 1, "in [0, 1), such as 0.1"),
-            ("weight_decay", self.weight_decay >= 0 and isfinite(self.weight_decay), "at least 0"),
-            ("epochs", self.epochs > 0 and isfinite(self.epochs), "above 0, such as 3"),
+            ("weight_decay", 0 <= self.weight_decay <= _LARGEST, "at least 0"),
+            ("epochs", 0 < self.epochs <= _LARGEST, "above 0, such as 3"),
             ("warmup_ratio", 0 <= self.warmup_ratio < 1, "in [0, 1), such as 0.05"),
             ("target_modules", len(self.target_modules) > 0, "at least one name, such as all-linear"),
             (
@@ -86,17 +89,20 @@ class HyperParameters:
             ),
             (
                 "loraplus_lr_ratio",
-                1 <= self.loraplus_lr_ratio < inf,
+                1 <= self.loraplus_lr_ratio <= _LARGEST,
                 "at least 1, such as 16",
             ),
             ("use_dora", not (self.use_dora and self.lora_dropout), "off where lora_dropout is not 0"),
-            ("beta", self.beta is None or 0 < self.beta < inf, "above 0, such as 0.1"),
+            ("beta", self.beta is None or 0 < self.beta <= _LARGEST, "above 0, such as 0.1"),
         )
         for name, holds, rule in rules:
             if not holds:
                 flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
                 advice = f"give e.g. {flag} {_EXAMPLES[name]}" if name in _EXAMPLES else f"leave {flag} out"
-                raise HyperParameterError(f"{name} must be {rule}, got {getattr(self, name)!r}; {advice}.")
+                above = f" and at most {_LARGEST:g}" if _is_too_large(getattr(self, name)) else ""
+                raise HyperParameterError(
+                    f"{name} must be {rule}{above}, got {getattr(self, name)!r}; {advice}."
+                )
 
     @property
     def variant(self) -> str:
@@ -147,6 +153,10 @@ class HyperParameters:
         """Inverse of `to_dict`."""
         pattern = tuple(values.get("rank_pattern", {}).items())
         return cls(**{**values, "target_modules": tuple(values["target_modules"]), "rank_pattern": pattern})
+
+
+def _is_too_large(value: Any) -> bool:
+    return isinstance(value, float) and value > _LARGEST
 
 
 _USUAL: dict[str, Any] = {each.name: each.default for each in fields(HyperParameters)}
