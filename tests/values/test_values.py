@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from math import inf
+from typing import Any
 
 import pytest
 
@@ -42,10 +43,11 @@ def test_values_out_of_range_are_refused(change: dict[str, object]) -> None:
     "name", ["lora_alpha", "learning_rate", "weight_decay", "epochs", "loraplus_lr_ratio", "beta"]
 )
 def test_values_that_float32_lacks_are_refused(name: str) -> None:
+    change: dict[str, Any] = {name: 1e300}
     with pytest.raises(
         HyperParameterError, match=rf"{name} must be .* and at most 1e\+30, got 1e\+300; give e.g."
     ):
-        replace(default_recipe(), **{name: 1e300})
+        replace(default_recipe(), **change)
 
 
 def test_scaling_is_peft_s() -> None:
