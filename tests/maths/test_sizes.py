@@ -1,11 +1,8 @@
 """Sizes that repeat: never smaller, hardly larger, few."""
 
 from functools import partial
-from itertools import combinations
 
-import numpy as np
-
-from loratune.maths.sizes import MetSizes, few_sizes, filler, line_tokens, planned_sizes
+from loratune.maths.sizes import MetSizes, few_sizes, filler, line_tokens
 
 
 def test_few_and_hardly_larger() -> None:
@@ -50,31 +47,3 @@ def test_met_sizes_are_filled_up_by_a_bounded_share() -> None:
         found = sizes.of(count)
         roomy = line_tokens(int((1 + filler(count) / 2) * count) + 1, multiple=128, recorded=65536)
         assert count <= found <= max((1 + filler(count)) * count, roomy)
-
-
-def filled(counts: list[int], sizes: tuple[int, ...]) -> int:
-    return sum(min(size for size in sizes if size >= count) - count for count in counts)
-
-
-def test_planned_sizes_cost_least_of_all_choices() -> None:
-    """Against every choice there is; a size that is there already costs nothing."""
-    random = np.random.default_rng(3)
-    for price in (1.0, 40.0, 300.0):
-        for free in ([], [96], [40, 160]):
-            counts = random.integers(30, 140, size=12)
-            found = planned_sizes(counts, multiple=8, price=price, free=free)
-            possible = sorted({*(-(-counts // 8) * 8).tolist(), *free})
-            choices = [
-                filled(counts.tolist(), chosen) + price * len({*chosen} - {*free})
-                for number in range(1, len(possible) + 1)
-                for chosen in combinations(possible, number)
-                if max(chosen) >= counts.max()
-            ]
-            cost = filled(counts.tolist(), tuple(found)) + price * len({*found} - {*free})
-            assert cost == min(choices)
-            assert found == sorted(found)
-
-
-def test_equal_counts_have_one_planned_size_and_none_have_none() -> None:
-    assert planned_sizes(np.full(50, 4096), multiple=128, price=1e9) == [4096]
-    assert planned_sizes(np.zeros(0, np.int64), multiple=128, price=1.0) == []

@@ -19,7 +19,8 @@ import torch
 from loratune.data.batches import Rows
 from loratune.engine.memory import attempt
 from loratune.kernels.first_use import count_broken_off, first_use
-from loratune.maths.sizes import MetSizes, few_sizes, filler, line_tokens, planned_sizes, recorded_tokens
+from loratune.maths.planned_sizes import planned_sizes
+from loratune.maths.sizes import MetSizes, few_sizes, filler, line_tokens, recorded_tokens
 
 _LARGEST_COUNT = 32
 _MULTIPLE = 128
