@@ -8,7 +8,9 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
-from typing import Literal, NamedTuple
+from typing import Literal
+
+from loratune.values.events import Prepared
 
 Kind = Literal["kernels", "recordings"]
 _COMPILING = ("entire_frame_compile", "entire_backward_compile")
@@ -17,19 +19,6 @@ _COMPILING = ("entire_frame_compile", "entire_backward_compile")
 _counts: Counter[str] = Counter()
 _seconds: dict[str, float] = {}
 _compiled = (0, 0.0)
-
-
-class FirstUses(NamedTuple):
-    """What was made, each with its seconds; those of compiling may lie within those of a recording."""
-
-    kernels: int
-    kernel_seconds: float
-    recordings: int
-    recording_seconds: float
-    broken_off: int
-    """Recordings of those."""
-    compiled: int
-    compile_seconds: float
 
 
 @contextmanager
@@ -48,11 +37,11 @@ def count_broken_off() -> None:
     _counts["broken off"] += 1
 
 
-def taken() -> FirstUses | None:
+def taken() -> Prepared | None:
     """What was made since this was last called; None for nothing."""
     global _compiled
     before, _compiled = _compiled, _compiled_so_far()
-    found = FirstUses(
+    found = Prepared(
         kernels=_counts["kernels"],
         kernel_seconds=_seconds.get("kernels", 0.0),
         recordings=_counts["recordings"],

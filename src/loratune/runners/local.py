@@ -55,7 +55,7 @@ from loratune.runners.runner import (
     WritingMeasured,
 )
 from loratune.values import CurvePoint, ModelProfile, Trial, TrialState
-from loratune.values.events import LiveTrial, Prepared, Progress, Tell, discard
+from loratune.values.events import LiveTrial, Progress, Tell, discard
 
 
 def read_adapter(file: AdapterFile, profile: ModelProfile, device: torch.device | None = None) -> Adapter:
@@ -71,7 +71,7 @@ def tell_first_uses(tell: Tell) -> None:
     """Tell what was made for steps to come since this was last told to anybody."""
     made = None if tell is discard else first_use.taken()
     if made is not None:
-        tell(Prepared(**made._asdict()))
+        tell(made)
 
 
 SECONDS = 0.25

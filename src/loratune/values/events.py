@@ -142,7 +142,8 @@ class Progress(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared(Event):
-    """What a GPU's steps need was made at first use: since the last such event, with its seconds, which steps have."""
+    """What a GPU's steps need was made at first use: since the last such event, with its seconds, which are part of the
+    steps'. Those of compiling may lie within those of a recording."""
 
     kernels: int
     """Kernels compiled, or loaded from a cache."""
