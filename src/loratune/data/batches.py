@@ -61,7 +61,7 @@ class TrialBatches:
         for step in range(len(self)):
             epoch, position = divmod(step, per_epoch)
             if position == 0:
-                order = self.rows[np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))]
+                order = self.rows[self._order(epoch)]
             drawn = order[position * self.batch_size : (position + 1) * self.batch_size]
             yield whole_groups(drawn, self.group)
 
@@ -70,8 +70,13 @@ class TrialBatches:
         own = values[: len(values) // self.group * self.group].reshape(-1, self.group).sum(1)[self.rows]
         begins = np.arange(0, len(own), self.batch_size)
         epochs = ceil(len(self) / len(begins))
-        orders = (np.random.default_rng([self.seed, epoch]).permutation(len(own)) for epoch in range(epochs))
-        return np.concatenate([np.add.reduceat(own[order], begins) for order in orders])[: len(self)]
+        return np.concatenate([np.add.reduceat(own[self._order(epoch)], begins) for epoch in range(epochs)])[
+            : len(self)
+        ]
+
+    def _order(self, epoch: int) -> Rows:
+        """[rows] the places in `rows` as an epoch draws them."""
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
 
 
 def batches_of(trial: Trial, rows: int, *, study_seed: int, group: int = 1) -> TrialBatches:
