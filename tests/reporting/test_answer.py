@@ -60,9 +60,7 @@ def test_states_are_in_the_document() -> None:
     (told,) = result_values(facts)["evidence"]
     assert told["holds"] is None
     assert told["state"] == "cannot tell"
-    assert (
-        sureness(facts) == "1 claim tested: 1 cannot tell; the search ended with all its questions answered."
-    )
+    assert sureness(facts) == "1 claim tested: 1 cannot tell; the search ran to its planned end."
 
 
 def test_rows_right_in_words() -> None:

@@ -124,7 +124,7 @@ def sureness(facts: RunFacts) -> str:
         return f"{verdicts}; the clock cut the search, so more time could change the answer."
     if not facts.decision.settled:
         return f"{verdicts}; the search was not settled, so more budget could change the answer."
-    return f"{verdicts}; the search ended with all its questions answered."
+    return f"{verdicts}; the search ran to its planned end."
 
 
 GLOSSARY: tuple[tuple[str, str], ...] = (
