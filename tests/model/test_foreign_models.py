@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,9 @@ from loratune.errors import ModelError
 from loratune.model.base import load_model
 from loratune.model.digest import tokenizer_digest, weights_digest
 from loratune.model.profile import profile_from_config
-from loratune.model.source import Source, drop_copy, find_copy, keep_copy, locate
+from loratune.model.source import Source, locate
 from loratune.model.tokenizer import load_tokenizer
-from tiny import byte_tokenizer, save_tiny_model
+from tiny import save_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -176,62 +174,3 @@ def test_the_middle_of_a_large_tensor_is_seen_by_the_whole_digest_only(tmp_path:
     content[16 * 2**20 + 5000] = 1
     file.write_bytes(content)
     assert weights_digest(source) != before[0]
-
-
-KEEP = """
-import sys
-from pathlib import Path
-from loratune.model.source import Source
-from loratune.model.source import find_copy, keep_copy
-
-class Tokenizer:
-    def save_pretrained(self, folder):
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            (folder / name).write_text("{}" * 10_000)
-
-source, cache = Source(name="m", folder=Path(sys.argv[1]), gguf="m.gguf"), Path(sys.argv[2])
-print("ready", flush=True)
-sys.stdin.readline()
-for part in "abcdefgh":
-    keep_copy(source, cache, part, Tokenizer())
-    assert (find_copy(source, cache, part).folder / "tokenizer_config.json").stat().st_size == 20_000
-"""
-
-
-def test_eight_processes_unpack_at_once_from_a_cold_cache(tmp_path: Path) -> None:
-    (tmp_path / "m.gguf").write_bytes(b"GGUF")
-    command = [sys.executable, "-c", KEEP, str(tmp_path), str(tmp_path / "cache")]
-    running = [
-        subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for _ in range(8)
-    ]
-    for each in running:
-        assert each.stdout is not None
-        assert each.stdout.readline() == "ready\n"
-    for each in running:
-        assert each.stdin is not None
-        each.stdin.write("go\n")
-        each.stdin.flush()
-    said = [each.communicate(timeout=240)[1] for each in running]
-    assert [each.returncode for each in running] == [0] * 8, said
-    (folder,) = (tmp_path / "cache").iterdir()
-    assert sorted(path.name for path in folder.iterdir()) == list("abcdefgh")
-
-
-def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
-    (tmp_path / "m.gguf").write_bytes(b"GGUF")
-    (tmp_path / "file").write_text("")
-    source = Source(name="m", folder=tmp_path, gguf="m.gguf")
-    keep_copy(source, tmp_path / "file" / "cache", "tokenizer", byte_tokenizer())
-    assert find_copy(source, tmp_path / "file" / "cache", "tokenizer") is source
-
-
-def test_a_copy_is_dropped(tmp_path: Path) -> None:
-    (tmp_path / "m.gguf").write_bytes(b"GGUF")
-    source = Source(name="m", folder=tmp_path, gguf="m.gguf")
-    keep_copy(source, tmp_path / "cache", "tokenizer", byte_tokenizer())
-    assert find_copy(source, tmp_path / "cache", "tokenizer") is not source
-    drop_copy(source, tmp_path / "cache", "tokenizer")
-    assert find_copy(source, tmp_path / "cache", "tokenizer") is source

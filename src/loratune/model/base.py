@@ -10,12 +10,13 @@ from transformers import GgufConfig, PreTrainedConfig, PreTrainedModel, PreTrain
 from loratune.errors import ModelError, ResourceError
 from loratune.maths.targets import NEW_WEIGHTS
 from loratune.model.architecture import auto_class, name_body, read_config
+from loratune.model.copies import drop_copy, keep_copy, one_unpacks
 from loratune.model.device import DType, pick_device, resolve_dtype
 from loratune.model.nf4 import NF4, adopt_layers, check_packing, check_source, quantisation
 from loratune.model.profile import profile_of
 from loratune.model.quiet import first_sentence, quiet
 from loratune.model.sharded import Shard, shard, shardable
-from loratune.model.source import Source, drop_copy, find_copy, keep_copy, locate
+from loratune.model.source import Source, locate
 from loratune.model.tokenizer import open_tokenizer
 from loratune.values import Classifier, ModelProfile
 
@@ -66,18 +67,18 @@ def load_model(
     kind = resolve_dtype(dtype, place)
     original = locate(name)
     check_source(original, dtype)
-    source = find_copy(original, cache, _label(kind))
-    try:
-        model, tokenizer = _read(source, original, dtype, place, cache, classifier)
-    except ModelError:
-        if source is original or cache is None:
-            raise
-        drop_copy(original, cache, _label(kind))
-        source = original
-        model, tokenizer = _read(source, original, dtype, place, cache, classifier)
-    if source.gguf is not None and cache is not None:
-        with quiet():
-            keep_copy(source, cache, _label(kind), model)
+    with one_unpacks(original, cache, _label(kind)) as source:
+        try:
+            model, tokenizer = _read(source, original, dtype, place, cache, classifier)
+        except ModelError:
+            if source is original or cache is None:
+                raise
+            drop_copy(original, cache, _label(kind))
+            source = original
+            model, tokenizer = _read(source, original, dtype, place, cache, classifier)
+        if source.gguf is not None and cache is not None:
+            with quiet():
+                keep_copy(source, cache, _label(kind), model)
     if tokenizer is not None:
         _check_vocabulary(model, tokenizer, name)
     _freeze(model)

@@ -6,8 +6,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from loratune.errors import ModelError, panics_as
 from loratune.model.architecture import read_config
+from loratune.model.copies import drop_copy, keep_copy, one_unpacks
 from loratune.model.quiet import first_sentence, quiet, silent_libraries
-from loratune.model.source import Source, drop_copy, find_copy, keep_copy, locate
+from loratune.model.source import Source, locate
 
 _REPLY = "loratune"
 _SAMPLE = "A text: 1 + 1 = 2, größer 猫🐈\n"
@@ -40,16 +41,16 @@ def open_tokenizer(
         raise ModelError(
             f"{original.name} holds no tokenizer (tokenizer.json); copy its files there with save_pretrained."
         )
-    source = find_copy(original, cache, "tokenizer")
-    try:
-        tokenizer = _read(source, classifies)
-    except ModelError:
-        if source is original or cache is None:
-            raise
-        drop_copy(original, cache, "tokenizer")
-        source, tokenizer = original, _read(original, classifies)
-    if source.gguf is not None and cache is not None:
-        keep_copy(source, cache, "tokenizer", tokenizer)
+    with one_unpacks(original, cache, "tokenizer") as source:
+        try:
+            tokenizer = _read(source, classifies)
+        except ModelError:
+            if source is original or cache is None:
+                raise
+            drop_copy(original, cache, "tokenizer")
+            source, tokenizer = original, _read(original, classifies)
+        if source.gguf is not None and cache is not None:
+            keep_copy(source, cache, "tokenizer", tokenizer)
     return tokenizer
 
 
