@@ -100,9 +100,17 @@ sbom: .venv/installed .tools/installed
 	.tools/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --of JSON -o .tools/sbom.json $(BIN)/python
 	@echo Written: .tools/sbom.json
 
-# Known vulnerabilities, from PyPI's service.
+# Known vulnerabilities, from PyPI's service. Where that does not answer pip-audit breaks off with a traceback, or takes
+# a package for one that PyPI lacks.
+UNANSWERED := could not be audited|requests\.exceptions|ConnectionError|HTTPError
+
 audit: .tools/installed
-	.tools/bin/pip-audit --strict --progress-spinner off --require-hashes --disable-pip -r requirements/dev.txt
+	@.tools/bin/pip-audit --strict --progress-spinner off --require-hashes --disable-pip -r requirements/dev.txt \
+		> .tools/audit.txt 2>&1 && cat .tools/audit.txt || { \
+		if grep -Eq '$(UNANSWERED)' .tools/audit.txt; then \
+			echo "No dependency was looked up, as PyPI's service of known vulnerabilities does not answer from here;" \
+				"run make audit where it does (what pip-audit said: .tools/audit.txt)." >&2; \
+		else cat .tools/audit.txt; fi; exit 1; }
 
 # On the oldest and on the newest versions that pyproject.toml allows: exactness, the engine, every architecture, PEFT's
 # files, a model from GGUF, exports and one search. The whole suite takes half an hour of two cores; this, some minutes.
