@@ -1,6 +1,7 @@
 """Every command but tune and demo, as other programs and people call it: on the tiny model, in this process."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,6 +20,7 @@ from command_fixture import Place, Shell
 from loratune.cli.commands import app
 from loratune.costs import measuring
 from loratune.errors import HyperParameterError
+from loratune.files.lock import FolderLock
 from loratune.values import HyperParameters
 
 pytest_plugins = ["command_fixture"]
@@ -197,7 +199,7 @@ def test_train(shell: Shell, place: Place) -> None:
     told = ran.document
     run = shell.folder / "run"
     assert json.loads((run / "result.json").read_text()) == told
-    assert {path.name for path in run.iterdir()} == {"adapter", "result.json"}
+    assert {path.name for path in run.iterdir()} == {"adapter", "result.json", ".lock"}
     assert told["hyper_parameters"]["r"] == 4
     assert told["hyper_parameters"]["lora_alpha"] == 8
     assert told["steps"] > 10
@@ -215,6 +217,23 @@ def test_train(shell: Shell, place: Place) -> None:
     assert again.code == 2
     assert "--out" in again.error
     assert (run / "result.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("command", ["train", "tune"])
+def test_memory_that_is_too_small_for_one_trial(command: str, shell: Shell, place: Place) -> None:
+    ran = shell(command, *place.options, "--device-memory", "1MiB", "--out", "run")
+    assert ran.code == 4
+    assert "needs" in ran.error
+    assert "the device or --device-memory has 1 MiB; lower --rank" in ran.error
+    assert shell.written == []
+
+
+def test_train_where_another_run_is_at_work(shell: Shell, place: Place) -> None:
+    with FolderLock(shell.folder / "run") as lock:
+        lock.acquire()
+        ran = shell("train", *place.options, *TRAINING, "--out", "run")
+    assert ran.code == 2
+    assert f"in use by process {os.getpid()}" in ran.error
 
 
 def test_train_as_a_function_repeats_itself(shell: Shell, place: Place) -> None:

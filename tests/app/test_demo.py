@@ -1,5 +1,6 @@
 """The demo without its training: what it deletes, what it goes on with, and what its budget can compare."""
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from loratune.app.demo import clear, demo_command, demo_options
 from loratune.costs.budget import Budget
 from loratune.data.prepare import prepare
 from loratune.errors import OutputError
+from loratune.files.lock import FolderLock
 from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
 from loratune.runners.spec import model_cache
 from loratune.search.effort import fit_effort
@@ -26,7 +28,16 @@ real = pytest.mark.skipif(
 def test_only_an_earlier_demo_is_deleted(tmp_path: Path) -> None:
     clear(tmp_path / "new")
     Study.open(tmp_path / "earlier", fingerprint={})
-    (tmp_path / "earlier" / "loratune.toml").write_text("")
+    toml = tmp_path / "earlier" / "loratune.toml"
+    toml.write_text(f'data = "{tmp_path}/mine/train.csv"\n')
+    with pytest.raises(OutputError, match="new or empty"):
+        clear(tmp_path / "earlier")  # a run of the user's own
+    toml.write_text(f'data = "{tmp_path}/earlier-data/train.csv"\n')
+    with FolderLock(tmp_path / "earlier") as lock:
+        lock.acquire()
+        with pytest.raises(OutputError, match=f"in use by process {os.getpid()}"):
+            clear(tmp_path / "earlier")
+    assert toml.exists()
     clear(tmp_path / "earlier")
     assert not (tmp_path / "earlier").exists()
     (tmp_path / "work").mkdir()

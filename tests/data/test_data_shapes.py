@@ -230,6 +230,17 @@ def test_a_named_column_with_few_short_values_is_a_label(answers: list[str], sha
         ({"text": "a", "label": "b"}, {"template": "{text:>9}"}, "plain {column} fields only"),
         ({"text": "a", "label": "b"}, {"template": "{text"}, "is not valid: expected '}'"),
         ({"text": "a", "label": "b"}, {"template": "text"}, "must hold at least one {column} field"),
+        (
+            {"text": "a", "label": "b"},
+            {"prompt_column": "text", "completion_column": "text"},
+            "--prompt-column must not show what is to be learnt, got the column 'text'",
+        ),
+        (
+            {"text": "a", "label": "b"},
+            {"prompt_column": "label"},
+            "got the column 'label', which is the answer",
+        ),
+        ({"text": "a", "label": "b"}, {"template": "{text} {label?}"}, "--template must not show .* 'label'"),
         ({"text": None, "label": "b"}, {}, "rows.jsonl:1: 'text' must be text or a number .*, got null"),
         ({"text": "a", "label": None}, {}, "rows.jsonl:1: label 'label' must be .*, got null"),
         ({"text": "a", "label": 0.5}, {}, r"label 'label' must be .*, got a number \(0.5\)"),

@@ -28,3 +28,10 @@ def test_answers_from_which_nothing_is_learnt(labels: list[Any], says: str, tmp_
     options = DataOptions(data=str(write_jsonl(tmp_path / "rows.jsonl", rows)), task=CLASSIFICATION.name)
     with pytest.raises(DataError, match=says):
         prepare(options, byte_tokenizer(), end_of_turn=-1)
+
+
+def test_a_text_that_is_the_answer(tmp_path: Path) -> None:
+    data = str(write_jsonl(tmp_path / "rows.jsonl", [{"text": "a", "label": "b"}] * 20))
+    options = DataOptions(data=data, task=CLASSIFICATION.name, prompt_column="label")
+    with pytest.raises(DataError, match=r"--prompt-column must not show .* 'label'"):
+        prepare(options, byte_tokenizer(), end_of_turn=-1)

@@ -104,6 +104,8 @@ def test_columns_that_are_missing_and_options_that_cannot_be() -> None:
         read({"text": "a"})
     with pytest.raises(DataError, match="--completion-column must be left out"):
         read({"prompt": "a", "chosen": "b", "rejected": "c"}, completion_column="chosen")
+    with pytest.raises(DataError, match=r"--prompt-column must not show .* 'rejected'"):
+        read({"prompt": "a", "chosen": "b", "rejected": "c"}, prompt_column="rejected")
     with pytest.raises(DataError, match="task must be one of causal, preference, classification, got 'dpo'"):
         DataOptions(data="rows.jsonl", task="dpo")
     source = Source(name="rows", open=lambda: iter([Row({"chosen": "b", "rejected": "c"}, "rows:1")]))

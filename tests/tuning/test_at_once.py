@@ -78,6 +78,9 @@ def test_a_second_run_on_a_directory_is_refused(options: dict[str, Any]) -> None
     with pytest.raises(OutputError, match=f"in use by process {process.pid}"):
         loratune.tune(**options)
     assert not (out / "study.db").exists()
+    (out / "study.db").touch()  # it has begun
+    with pytest.raises(OutputError, match=f"in use by process {process.pid}"):
+        loratune.tune(**options)
     process.kill()
     process.wait()
     first = loratune.tune(**options)

@@ -15,6 +15,7 @@ from loratune.data.encode import Encoder
 from loratune.data.shapes import render_prompt
 from loratune.data.template import Template
 from loratune.errors import InputError, ModelError
+from loratune.files.lock import check_new
 from loratune.files.paths import user_path
 from loratune.files.write import new_folder
 from loratune.model.architecture import read_config
@@ -24,7 +25,6 @@ from loratune.model.quiet import first_sentence, quiet
 from loratune.model.source import locate
 from loratune.runners.spec import model_cache
 from loratune.tuning.outcome import TrainedRun, load_run
-from loratune.tuning.workbench import check_out
 from loratune.values import PLAIN, PromptFormat, PromptKind
 
 _WEIGHTS = "adapter_model.safetensors"
@@ -80,7 +80,7 @@ def merge(directory: str | Path, out: str | Path, *, model: str | None = None, d
     a base in 4 bits is added to the whole weights. Raises `InputError`.
     """
     run, folder = load_run(user_path(directory)), user_path(out)
-    check_out(folder)
+    check_new(folder)
     base, tuned = _opened(run, model, device, whole=True)
     merged = tuned.merge_and_unload(safe_merge=True)
     for config in (merged.config, merged.config.get_text_config()):

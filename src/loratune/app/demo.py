@@ -11,9 +11,10 @@ from time import monotonic
 
 from loratune.app.plan import plan_command
 from loratune.app.tune import tune_command
-from loratune.errors import InputError
+from loratune.errors import InputError, LoratuneError
+from loratune.files.lock import check_new, seems_held
+from loratune.tuning.configuration import FILE, read_options
 from loratune.tuning.options import SearchOptions, TuneOptions
-from loratune.tuning.workbench import check_out
 
 CLASSES = ("acq", "crude", "earn", "grain", "interest", "money-fx", "ship", "trade")
 _HEADER_ROWS = 3
@@ -104,10 +105,19 @@ def _beside(out: Path, name: str) -> Path:
 
 
 def clear(out: Path) -> None:
-    """Delete an earlier demo. Raises `OutputError` where the folder holds no study of ours."""
-    if (out / "study.db").is_file() and (out / "loratune.toml").is_file():
+    """Delete an earlier demo. Raises `OutputError` where the folder holds anything else, or one that goes on."""
+    if (out / "study.db").is_file() and _is_demo(out) and not seems_held(out):
         shutil.rmtree(out)
-    check_out(out)
+    check_new(out)
+
+
+def _is_demo(out: Path) -> bool:
+    """Whether the run there is on the demo's rows, which lie beside it, and no run of the user's own."""
+    try:
+        data = Path(read_options(out / FILE).get("data", ""))
+    except LoratuneError:
+        return False
+    return data.parent == _beside(out, "data")
 
 
 def demo_command(out: Path, *, fresh: bool) -> int:

@@ -14,13 +14,14 @@ from loratune.data.encode import Encoder
 from loratune.data.prepare import PreparedData, prepare
 from loratune.data.sources import DataOptions
 from loratune.engine.slot import warmup_steps
-from loratune.errors import DataError, InputError, ModelError, OutputError
+from loratune.errors import DataError, InputError, ModelError
 from loratune.export import find_target
 from loratune.export.preference import serving
 from loratune.export.recipe import Recipe
 from loratune.export.rows import Codec
 from loratune.export.shaped import ShapedRows, shaped
 from loratune.export.target import Exported, Target
+from loratune.files.lock import check_new
 from loratune.files.paths import check_own, user_path
 from loratune.files.write import new_folder
 from loratune.model.source import portable_name, read_json
@@ -63,8 +64,7 @@ def export(
     if out is None:
         check_own(run.directory)
     folder = run.directory / "export" / target.name if out is None else user_path(out)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"--out must be a new or empty folder, but {folder} is not; choose another --out.")
+    check_new(folder)
     recipe = _recipe(run, target, model)
     target = serving(target, recipe)
     exported, rows = _planned(run, target, recipe, model)

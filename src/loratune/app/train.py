@@ -9,10 +9,11 @@ from tempfile import TemporaryDirectory
 from time import monotonic
 
 from loratune.app.watching import begin_loading, listening, watching
+from loratune.files.lock import FolderLock, check_new
 from loratune.files.paths import user_path
 from loratune.tuning.options import TrainOptions, keyword_options
 from loratune.tuning.single import Single, Trained
-from loratune.tuning.workbench import check_out, open_workbench
+from loratune.tuning.workbench import open_workbench
 from loratune.values import ALL_LINEAR
 from loratune.values.events import Finished, Note, Phase, PhaseBegan, Tell, discard
 
@@ -96,9 +97,10 @@ def run_train(options: TrainOptions, tell: Tell = discard) -> Trained:
     """`train` with a subscriber of its events. Raises `ResourceError` where the trial diverges."""
     started, directory = monotonic(), user_path(options.out)
     chosen = options.hyper_parameters()
-    check_out(directory)
+    check_new(directory)
     begin_loading("train", options, tell, directory=options.out)
     with (
+        FolderLock(directory) as lock,
         open_workbench(
             options,
             targets=chosen.target_modules,
@@ -108,6 +110,8 @@ def run_train(options: TrainOptions, tell: Tell = discard) -> Trained:
         ) as bench,
         TemporaryDirectory(prefix="loratune-") as folder,
     ):
+        bench.limits.check_alone(chosen, "--rank or --max-length")
+        lock.acquire()
         run = Single(options=options, bench=bench, folder=Path(folder), tell=tell)
         for note in bench.notes:
             tell(Note(text=note))

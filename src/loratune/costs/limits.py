@@ -28,7 +28,7 @@ from loratune.costs.memory import TIGHT, MemoryEstimate, adapter_bytes, adapter_
 from loratune.data.table import TokenTable
 from loratune.engine.machinery import Paths
 from loratune.engine.recompute import why_not
-from loratune.errors import InputError
+from loratune.errors import InputError, ResourceError
 from loratune.maths.sizes import LAUNCH_TOKENS, recorded_tokens
 from loratune.maths.targets import select_targets
 from loratune.model.base import BaseModel
@@ -132,6 +132,15 @@ class Limits:
     def fits(self, pack: Sequence[HyperParameters]) -> bool:
         """Whether a pack, and any part of it, fits with room to spare."""
         return self.fullest(pack).fits(self.device_bytes)
+
+    def check_alone(self, recipe: HyperParameters, smaller: str) -> None:
+        """Raise `ResourceError` where not even one trial fits. `smaller`: the options that make it smaller."""
+        needed = self.estimate([recipe]).total
+        if needed > self.device_bytes:
+            raise ResourceError(
+                f"One trial of rank {recipe.r} needs {needed / MIB:,.0f} MiB of memory, and the device or "
+                f"--device-memory has {self.device_bytes / MIB:,.0f} MiB; lower {smaller}, or raise --device-memory."
+            )
 
     def adapter_bytes(self, recipe: HyperParameters) -> int:
         """What one more trial holds between steps."""

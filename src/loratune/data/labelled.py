@@ -11,7 +11,7 @@ from math import isfinite
 from typing import Any, ClassVar
 
 from loratune.data.encode import Encoded, Encoder
-from loratune.data.recognise import LABEL_COLUMNS
+from loratune.data.recognise import LABEL_COLUMNS, check_apart
 from loratune.data.row import Example, Overflow, Row, Segment, kind_of
 from loratune.data.shapes import text_of
 from loratune.data.sources import DataOptions, Source
@@ -150,6 +150,7 @@ def recognise_labelled(source: Source, options: DataOptions) -> Labelled:
         raise refuse(
             "a label column" if label is None else f"the label column {label!r}", "--completion-column"
         )
+    check_apart(options, label)
     if options.template is not None:
         prompt = Template.parse(options.template)
     else:

@@ -183,6 +183,7 @@ def prepare(
             *_class_kind(shape, labels),
             *shape.notes,
             *unread_notes(reading.unread, sources["train"]),
+            *_unused_options(options),
             *notes,
             *_length_notes(reading),
         ),
@@ -190,6 +191,13 @@ def prepare(
         prompt=prompt_format(shape),
         classifier=classifier,
     )
+
+
+def _unused_options(options: DataOptions) -> tuple[str, ...]:
+    """A sentence where the prompt is said twice."""
+    if options.template is None or options.prompt_column is None:
+        return ()
+    return (f"--prompt-column {options.prompt_column!r} has no effect: --template says what the prompt is.",)
 
 
 def _classifies(shape: Shape) -> bool:

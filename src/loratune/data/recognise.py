@@ -92,6 +92,7 @@ class _Choice:
         completion = given.completion_column or self.first_of(*_COMPLETIONS)
         if completion is None:
             raise self.refuse("must have a completion column", "name it with --completion-column")
+        check_apart(given, completion)
         prompt = given.prompt_column or self.first_of("prompt", "text")
         if given.template is None and is_turns(self.first.values.get(completion)):
             asked = (prompt,) if prompt and is_turns(self.first.values.get(prompt)) else ()
@@ -160,6 +161,7 @@ class _Choice:
                 f"must have {' and '.join(map(repr, missing))} for --task preference",
                 "rename the columns to prompt, chosen and rejected",
             )
+        check_apart(self.options, CHOSEN, REJECTED)
         turns = isinstance(conversation.parsed(self.first.values[CHOSEN]), list)
         if self.options.template is not None:
             prompt: Template | str | None = Template.parse(self.options.template)
@@ -235,6 +237,21 @@ def recognise(source: Source, options: DataOptions, tokenizer: Tokenizer | None)
     if isinstance(shape, PromptCompletion) and has_few_values(source, shape.text, fewest=2):
         return replace(shape, labelled=True)
     return shape
+
+
+def check_apart(options: DataOptions, *answers: str) -> None:
+    """Raise `DataError` where the prompt that the user named shows the answer."""
+    if options.template is not None:
+        option, template = "--template", Template.parse(options.template)
+        shown = {*template.columns, *template.optional}
+    else:
+        option, shown = "--prompt-column", {options.prompt_column}
+    for answer in answers:
+        if answer in shown:
+            raise DataError(
+                f"{option} must not show what is to be learnt, got the column {answer!r}, which is the answer itself; "
+                "name another column."
+            )
 
 
 def is_label_column(source: Source, column: str) -> bool:

@@ -80,15 +80,31 @@ class FolderLock:
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise OutputError(
-                f"A run directory takes one run at a time, but {str(self.folder)!r} is in use by "
-                f"{owner_of(self.folder)}; wait until it has ended, or choose another --out."
-            ) from None
+            raise _in_use(self.folder) from None
         except (OSError, NotImplementedError):
             if not os.access(self.folder, os.W_OK):
                 raise
             return
         write_atomically(self.folder / _OWNER, dumps(asdict(Owner.here())) + "\n")
+
+
+def _in_use(folder: Path) -> OutputError:
+    return OutputError(
+        f"A run directory takes one run at a time, but {str(folder)!r} is in use by {owner_of(folder)}; wait until it "
+        "has ended, or choose another --out."
+    )
+
+
+def check_new(folder: Path, otherwise: str = "choose another --out") -> None:
+    """Raise `OutputError` where a folder to write into is not new or empty, with the run that is at work in it.
+
+    `otherwise`: what the user may do where none is.
+    """
+    if not folder.exists() or (folder.is_dir() and is_empty(folder)):
+        return
+    if seems_held(folder):
+        raise _in_use(folder)
+    raise OutputError(f"--out must be a new or empty folder, but {folder} is not; {otherwise}.")
 
 
 def check_free(folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Self
 from loratune.costs.budget import STEPS_PER_DOUBLING, coarse
 from loratune.costs.calibration import Calibration
 from loratune.costs.planner import LivePack, Planner
-from loratune.errors import BudgetError, ResourceError
+from loratune.errors import BudgetError
 from loratune.search.make import make_strategy
 from loratune.search.space import candidate_ranks
 from loratune.search.strategy import Strategy
@@ -46,12 +46,7 @@ class Pricing:
         strategy = make_strategy(options.strategy, context)
         plan = strategy.plan()
         largest = _largest(options, context, plan)
-        needed, there = bench.limits.estimate([largest]).total, bench.limits.device_bytes
-        if needed > there:
-            raise ResourceError(
-                f"One trial of rank {largest.r} needs {needed / 2**30:.1f} GiB and {there / 2**30:.1f} GiB are "
-                "free; lower --ranks or --max-length."
-            )
+        bench.limits.check_alone(largest, "--ranks or --max-length")
         lengths = bench.data.train.example_lengths
         planner = Planner(
             limits=bench.limits,

@@ -15,7 +15,7 @@ from typing import Any
 
 from loratune.costs.calibration import CALIBRATION, Calibration
 from loratune.errors import OutputError, ResourceError, interrupted
-from loratune.files.lock import FolderLock, is_empty
+from loratune.files.lock import FolderLock, check_new, is_empty
 from loratune.files.paths import check_own, disk_is_full, fullest_disk
 from loratune.files.write import remove_unfinished, write_atomically
 from loratune.metrics import find, is_address, searched_by
@@ -34,7 +34,7 @@ from loratune.tuning.experience import Corrections, correct, gather, study_key, 
 from loratune.tuning.forecast import Forecast, budget_values, first_forecast, forecast
 from loratune.tuning.options import TuneOptions
 from loratune.tuning.proxy import belongs_to
-from loratune.tuning.workbench import Workbench, check_out, search_context
+from loratune.tuning.workbench import Workbench, search_context
 from loratune.values import PLAIN, Carried, Pace
 from loratune.values.events import Note, Phase, PhaseBegan, Tell
 from loratune.values.plain import from_plain, to_plain
@@ -153,7 +153,7 @@ def find_study(options: TuneOptions) -> Study | None:
     """
     directory = options.directory
     if not options.resume:
-        check_out(directory)
+        check_new(directory, "continue its study with --resume, or choose another --out")
         return None
     check_own(directory)
     begun = options.proxy is None or (directory / FILE).exists()  # else it was at the proxy's search

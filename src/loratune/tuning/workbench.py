@@ -28,8 +28,7 @@ from loratune.costs.threads import running
 from loratune.data.prepare import PreparedData
 from loratune.data.survey import Decoder, survey
 from loratune.engine.labels import labelling_passes
-from loratune.errors import BudgetError, InputError, OutputError
-from loratune.files.lock import is_empty
+from loratune.errors import BudgetError, InputError
 from loratune.lora.layout import find_targets
 from loratune.lora.outputs import in_own_unit
 from loratune.maths.laws import EPOCH_CHOICES, passes
@@ -231,15 +230,6 @@ def _left(options: SearchOptions, left: float, spent: float) -> float:
         f"--budget {options.budget} leaves no time to search: loading alone took {spent:.0f} s; give for example "
         f"{in_words(60 + 10 * spent)}, or 3x, three times the seconds of one final run."
     )
-
-
-def check_out(directory: Path) -> None:
-    """Raise `OutputError` where a run directory is not new or empty."""
-    if directory.exists() and (not directory.is_dir() or not is_empty(directory)):
-        raise OutputError(
-            f"--out must be a new or empty folder, but {directory} is not; continue its study with --resume, "
-            "or choose another --out."
-        )
 
 
 def calibrations() -> Path:
