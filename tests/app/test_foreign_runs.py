@@ -135,3 +135,65 @@ def test_a_name_is_shown_escaped(tmp_path: Path) -> None:
     with pytest.raises(OutputError) as caught:
         check_own(folder)
     assert "\x1b" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "says"),
+    [
+        ("adapter_config.json", lambda text: text[: len(text) // 2], "must be what tune or train wrote"),
+        ("adapter_config.json", lambda text: b"{}", "must be what tune or train wrote"),
+        ("adapter_model.safetensors", lambda text: text[:-9], "must be what tune or train wrote"),
+        ("adapter_model.safetensors", None, "must hold adapter/adapter_model.safetensors, but does not"),
+    ],
+)
+def test_an_adapter_that_is_damaged_is_no_other_model(
+    file: str, damage: Callable[[bytes], bytes] | None, says: str, run: Path, shell: Shell
+) -> None:
+    path = run / "adapter" / file
+    if damage is None:
+        path.unlink()
+    else:
+        path.write_bytes(damage(path.read_bytes()))
+    for command in (("export", run, "--to", "peft"), ("generate", run, "x"), ("merge", run, "--out", "m")):
+        ran = shell(*command)
+        assert ran.code == 2
+        assert says in ran.error
+        assert "--model" not in ran.error
+    assert not shell.written
+
+
+def test_a_lost_answer_is_made_again(run: Path) -> None:
+    """From the study: its trials are not trained again."""
+    before = json.loads((run / "result.json").read_text())
+    for lose in (
+        lambda: shutil.rmtree(run / "adapter"),
+        lambda: (run / "result.json").write_bytes(b'{"schema": 1, "recomm'),
+    ):
+        lose()
+        loratune.resume(run)
+        after = json.loads((run / "result.json").read_text())
+        for name in ("recommended", "metrics", "evidence", "stages"):
+            assert after[name] == before[name]
+        assert after["cost"]["trials"] == before["cost"]["trials"]
+        assert (run / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_trials_that_are_lost_are_not_passed_over_in_silence(run: Path, shell: Shell) -> None:
+    shutil.rmtree(run / "trials")
+    for form in ("html", "json"):
+        ran = shell("report", run, "--format", form)
+        assert ran.code == 0
+        assert "trials cannot be read, as their files" in " ".join(ran.err.split())
+
+
+def test_a_run_that_was_moved_says_where_it_is(run: Path, shell: Shell) -> None:
+    moved = run.rename(run.parent / "moved")
+    assert f"loratune generate {moved}" in " ".join(shell("report", moved).out.split())
+
+
+def test_a_finished_run_is_finished_without_its_events(run: Path) -> None:
+    (run / "events.jsonl").write_bytes(b"")
+    with watch([run], port=0) as server:
+        (state,) = [each.state() for each in server.runs]
+    assert (state["status"], state["report"]) == ("finished", True)
+    assert state["verdict"]

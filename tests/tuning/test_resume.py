@@ -113,8 +113,8 @@ def test_a_study_elsewhere_must_be_named(
     out = Path(shutil.copytree(done.directory, tmp_path / "run"))
     toml = out / "loratune.toml"
     toml.write_text("".join(line for line in toml.open() if not line.startswith("storage")))
-    refused(place, out, "database elsewhere; name it by --storage")
-    with pytest.raises(OutputError, match="database elsewhere; name it by --storage"):
+    refused(place, out, "name the database by --storage")
+    with pytest.raises(OutputError, match="name the database by --storage"):
         loratune.report(out)
     assert loratune.report(out, storage=elsewhere) == out / "report.html"
 

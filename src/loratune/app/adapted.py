@@ -18,6 +18,7 @@ from loratune.errors import InputError, ModelError
 from loratune.files.lock import check_new
 from loratune.files.paths import user_path
 from loratune.files.write import new_folder
+from loratune.lora.peft_io import described
 from loratune.model.architecture import read_config
 from loratune.model.base import BaseModel, load_model
 from loratune.model.nf4 import is_packed
@@ -27,7 +28,6 @@ from loratune.runners.spec import model_cache
 from loratune.tuning.outcome import TrainedRun, load_run
 from loratune.values import PLAIN, PromptFormat, PromptKind
 
-_WEIGHTS = "adapter_model.safetensors"
 _NOT_AN_ADAPTER = (
     *(SafetensorError, RuntimeError, ValueError, OSError),
     *(TypeError, AttributeError, KeyError, AssertionError, NotImplementedError, RecursionError),
@@ -96,10 +96,7 @@ def _opened(
     run: TrainedRun, model: str | None, device: str, *, whole: bool = False
 ) -> tuple[BaseModel, PeftModel]:
     """The base model as it was held in the run, or with `whole` its plain weights; the adapter on it."""
-    if not (run.adapter / _WEIGHTS).is_file():
-        raise ModelError(
-            f"{run.directory} must hold adapter/{_WEIGHTS}, but does not; run tune or train again."
-        )
+    described(run.adapter)
     record = run.training
     kind = record.dtype if whole or record.weight_format == PLAIN else record.weight_format
     name = model or record.model

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from json import dumps
 from pathlib import Path
 from shlex import quote
-
-from safetensors import SafetensorError, safe_open
 
 from loratune.data.batches import total_steps
 from loratune.data.encode import Encoder
@@ -24,13 +23,13 @@ from loratune.export.target import Exported, Target
 from loratune.files.lock import check_new
 from loratune.files.paths import check_own, user_path
 from loratune.files.write import new_folder
-from loratune.model.source import portable_name, read_json
+from loratune.lora.peft_io import described
+from loratune.model.source import portable_name
 from loratune.model.tokenizer import end_of_turn_id, load_tokenizer
 from loratune.runners.spec import context_length, model_cache
 from loratune.tuning.outcome import TrainedRun, load_run
 from loratune.values.plain import to_plain
 
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _LETTER = ".lora_A.weight"
 
 
@@ -84,7 +83,7 @@ def export(
 
 def _recipe(run: TrainedRun, target: Target, model: str | None) -> Recipe:
     chosen, record = run.hyper_parameters, run.training
-    config = read_json(run.adapter / _CONFIG)
+    config, tensors = described(run.adapter)
     steps = total_steps(record.rows, chosen.batch_size, chosen.epochs)
     names = config.get("target_modules") or ()
     named = type(chosen).from_dict(
@@ -94,7 +93,7 @@ def _recipe(run: TrainedRun, target: Target, model: str | None) -> Recipe:
     return Recipe(
         model=_base_name(model or record.model, target),
         hyper_parameters=named,
-        modules=_modules(run.adapter / _WEIGHTS),
+        modules=_modules(tensors),
         steps=steps,
         warmup_steps=warmup_steps(chosen, steps),
         rows=record.rows,
@@ -122,15 +121,10 @@ def _base_name(name: str, target: Target) -> str:
     return str(path.resolve()) if path.exists() else portable_name(name)
 
 
-def _modules(weights: Path) -> tuple[str, ...]:
+def _modules(tensors: Sequence[str]) -> tuple[str, ...]:
     """Full names of the adapted modules, from the names of the adapter's tensors."""
-    try:
-        with safe_open(weights, framework="numpy") as file:
-            names = [name for name in file.keys() if name.endswith(_LETTER)]  # noqa: SIM118 (no mapping)
-    except (OSError, SafetensorError):
-        raise ModelError(f"{weights} must be readable, but is not; run tune or train again.") from None
-    prefix = "base_model.model."
-    return tuple(sorted(name.removeprefix(prefix).removesuffix(_LETTER) for name in names))
+    names = [name for name in tensors if name.endswith(_LETTER)]
+    return tuple(sorted(name.removeprefix("base_model.model.").removesuffix(_LETTER) for name in names))
 
 
 def _planned(

@@ -45,10 +45,10 @@ class RunFolder:
                 **state_now,
                 "title": self.directory.name,
                 "status": self._status(held=held, stopping=stopping),
-                "over": self._run.over or not held,
+                "over": not held or self._run.over,
                 "stopping": stopping and self._run.searching,
                 "can_stop": held and self._run.searching and not stopping,
-                **self._ending(),
+                **self._ending(held=held),
             }
 
     def stop(self) -> bool:
@@ -75,7 +75,7 @@ class RunFolder:
             self._run.take(when, event)
 
     def _status(self, *, held: bool, stopping: bool) -> str:
-        if self._run.over:
+        if self._is_finished(held=held):
             return "finished"
         if not held:
             return "ended without a result; continue with tune --resume"
@@ -83,9 +83,13 @@ class RunFolder:
             return "stopping when the running trials reach their next evaluation"
         return "running"
 
-    def _ending(self) -> dict[str, Any]:
+    def _is_finished(self, *, held: bool) -> bool:
+        """By its events or, where they were lost, by the answer, which a run writes last and takes away to go on."""
+        return self._run.over or (not held and (self.directory / "result.json").is_file())
+
+    def _ending(self, *, held: bool) -> dict[str, Any]:
         """The verdict of a finished run, from its study; nothing before, and where it cannot be read."""
-        if not self._run.over:
+        if not self._is_finished(held=held):
             self._end = {}
         elif not self._end:
             self._end = _verdict(self.directory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,7 @@ from loratune.reporting.terminal import print_summary
 from loratune.study.record import Study
 from loratune.tuning.configuration import storage_of
 from loratune.tuning.outcome import write_report
-from loratune.values.events import Event, Note, discard
+from loratune.values.events import Event, Note, Tell, discard
 
 
 def report(directory: str | Path, *, storage: str | None = None) -> Path:
@@ -30,7 +31,7 @@ def report(directory: str | Path, *, storage: str | None = None) -> Path:
 
 def print_answer(directory: Path, storage: str | None = None) -> None:
     """The summary of a finished run on one screen. Raises `OutputError` where there is none."""
-    _print(facts_of(directory, storage))
+    _print(facts_of(directory, storage, _warn))
 
 
 def _print(facts: RunFacts) -> None:
@@ -39,8 +40,11 @@ def _print(facts: RunFacts) -> None:
     print_summary(console, facts)
 
 
-def facts_of(directory: Path, storage: str | None = None) -> RunFacts:
-    """The facts of a finished run, from a copy of its study. Raises `OutputError` where there is none."""
+def facts_of(directory: Path, storage: str | None = None, tell: Tell = discard) -> RunFacts:
+    """The facts of a finished run, from a copy of its study, and a note of what could not be read of it.
+
+    Raises `OutputError` where there is none.
+    """
     study = Study.load(directory, storage=storage or storage_of(directory), reading=True)
     results = study.results()
     facts = study.decode_fact("facts", lambda values: from_stored(values, results))
@@ -48,7 +52,14 @@ def facts_of(directory: Path, storage: str | None = None) -> RunFacts:
         raise OutputError(
             f"{directory} must hold a finished run, but its search has not ended; tune --resume it."
         )
-    return facts
+    if study.damaged:
+        tell(
+            Note(
+                text=f"{study.damaged} of {study.damaged + len(results)} trials cannot be read, as their files in "
+                f"{directory / 'trials'} are damaged or missing: counts, figures and tables here are without them."
+            )
+        )
+    return replace(facts, directory=str(directory))  # where it is now
 
 
 def report_command(
@@ -56,7 +67,7 @@ def report_command(
 ) -> None:
     """Write the page and print the summary; Markdown and JSON are printed instead."""
     folder = user_path(directory)
-    facts = facts_of(folder, storage)
+    facts = facts_of(folder, storage, _warn)
     if form != "html":
         print(to_json(facts) if form == "json" else to_markdown(facts), end="")
         return

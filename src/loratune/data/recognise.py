@@ -243,7 +243,7 @@ def check_apart(options: DataOptions, *answers: str) -> None:
     """Raise `DataError` where the prompt that the user named shows the answer."""
     if options.template is not None:
         option, template = "--template", Template.parse(options.template)
-        shown = {*template.columns, *template.optional}
+        shown: set[str | None] = {*template.columns, *template.optional}
     else:
         option, shown = "--prompt-column", {options.prompt_column}
     for answer in answers:

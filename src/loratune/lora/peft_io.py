@@ -5,10 +5,10 @@ The config goes through `peft.LoraConfig`, so that the folder is what the instal
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # PEFT brings bitsandbytes along, and that the compiler: seco
     from peft import LoraConfig
 
 _PREFIX = "base_model.model."
-_WEIGHTS = "adapter_model.safetensors"
+_CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _MAGNITUDE = "lora_magnitude_vector"
 """DoRA's, under the name that PEFT saves it by."""
 
@@ -134,6 +134,32 @@ def saved_config(folder: Path) -> "LoraConfig":
     return config
 
 
+def described(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """An adapter folder's configuration, and the names of its tensors, of which none is loaded.
+
+    Raises `ModelError` where one of the two files is missing or not what was written.
+    """
+    for name in (_CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise ModelError(
+                f"{folder.parent} must hold {folder.name}/{name}, but does not; tune --resume trains a lost adapter "
+                "again, or train another."
+            )
+    path = folder / _CONFIG
+    try:
+        config = parse_json(path.read_text(encoding="utf-8"))
+        if not config["peft_type"] or not config["target_modules"]:
+            raise ValueError("it names no modules")
+        path = folder / WEIGHTS
+        with safe_open(path, framework="pt") as file:
+            return config, tuple(file.keys())
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ModelError(
+            f"{path} must be what tune or train wrote, but is not readable as such ({error}); delete the folder "
+            f"{folder} and go on with tune --resume, which trains a lost adapter again, or train another."
+        ) from None
+
+
 def publish_adapter(
     source: Path,
     folder: Path,
@@ -149,7 +175,7 @@ def publish_adapter(
     """
     config = saved_config(source)
     config.base_model_name_or_path = base_name
-    _write(changed(load_file(source / _WEIGHTS)), config, folder, tokenizer, card)
+    _write(changed(load_file(source / WEIGHTS)), config, folder, tokenizer, card)
 
 
 def _write(
@@ -160,7 +186,7 @@ def _write(
     card: str,
 ) -> None:
     with new_folder(folder, replace=True) as fresh:
-        save_file(tensors, fresh / _WEIGHTS, metadata={"format": "pt"})
+        save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
         config.save_pretrained(str(fresh))
         if tokenizer is not None:
             tokenizer.save_pretrained(str(fresh))
@@ -175,7 +201,7 @@ def load_adapter(
 
     Raises `ModelError` where the file is missing, broken, or holds other modules or shapes.
     """
-    path = folder / _WEIGHTS
+    path = folder / WEIGHTS
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
@@ -211,7 +237,7 @@ def _head_of(folder: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, tor
     if all(".lora_" in name for name in tensors):
         return {}
     try:
-        config = parse_json((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        config = parse_json((folder / _CONFIG).read_text(encoding="utf-8"))
         modules = {str(name) for name in config.get("modules_to_save") or ()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ModelError(

@@ -35,19 +35,15 @@ class Figure:
     html: Markup | None = None
 
 
-def write_html(facts: RunFacts, directory: Path) -> Path:
-    """Write `report.html`. Raises `ImportError` with a sentence to pass on where matplotlib is not installed."""
-    if find_spec("matplotlib") is None:
-        raise ImportError(
-            "report.html needs matplotlib, which is not installed; pip install 'loratune[report]'."
-        )
-    return write_atomically(directory / "report.html", render(facts))
+def write_html(facts: RunFacts, directory: Path, drawn: dict[str, Figure] | None = None) -> Path:
+    """Write `report.html`; `drawn` and what it raises as `draw` has them."""
+    return write_atomically(directory / "report.html", render(facts, drawn))
 
 
-def render(facts: RunFacts) -> str:
-    """The whole page."""
+def render(facts: RunFacts, drawn: dict[str, Figure] | None = None) -> str:
+    """The whole page, its figures drawn where they are not given."""
     template = templates(autoescape=True).get_template("report.html.j2")
-    return template.render(**contents(facts), figures=_figures(facts))
+    return template.render(**contents(facts), figures=draw(facts) if drawn is None else drawn)
 
 
 def templates(*, autoescape: bool) -> Environment:
@@ -74,7 +70,15 @@ def _breakable(text: str) -> Markup:
     return Markup("_<wbr>").join(text.split("_"))
 
 
-def _figures(facts: RunFacts) -> dict[str, Figure]:
+def draw(facts: RunFacts) -> dict[str, Figure]:
+    """The page's figures, which takes seconds.
+
+    Raises `ImportError` with a sentence to pass on where matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise ImportError(
+            "report.html needs matplotlib, which is not installed; pip install 'loratune[report]'."
+        )
     own, single = own_rate_curve(facts), single_rate_curve(facts)
     shown = facts.shown_metric
     metric = own_rate_curve(facts, facts.info(shown)) if shown else None

@@ -91,7 +91,7 @@ class RunCost:
     """What the run took, beside what was predicted."""
 
     seconds: float
-    """Wall clock up to `result.json`, earlier parts of a resumed run included."""
+    """Wall clock until the report was drawn, earlier parts of a resumed run included."""
     predicted_seconds: float
     predicted_bytes: int = 0
     """Peak memory by the memory model."""

@@ -223,7 +223,8 @@ def load_result(directory: Path) -> TuneResult:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise OutputError(
-            f"{path} must be what tune wrote, but is not readable as such ({error!r}); run tune again."
+            f"{path} must be what tune wrote, but is not readable as such ({type(error).__name__}: {error}); "
+            "delete it and go on with tune --resume."
         ) from None
 
 

@@ -283,7 +283,7 @@ def storage_errors(directory: Path, storage: str | None) -> Iterator[None]:
         whose = f" of {directory}" if directory.parts else ""
         raise OutputError(
             f"The study{whose} must be in a storage that can be read and written, but: {reason}; "
-            "check --storage, or choose another --out."
+            "check --storage; where the database is damaged put a copy of it back, or tune again with another --out."
         ) from None
 
 

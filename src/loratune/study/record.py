@@ -159,7 +159,8 @@ class Study:
                 )
             if (directory / "loratune.toml").exists():
                 raise OutputError(
-                    f"The study of {directory} is in a database elsewhere; name it by --storage URL."
+                    f"{directory} must hold {FILE}, but does not; name the database by --storage URL if the run was "
+                    "started with one, else put the file back."
                 )
             return None
         with storage_errors(directory, storage), uninterrupted():
@@ -178,7 +179,9 @@ class Study:
         study = cls.find(directory, storage=storage, reading=reading)
         if study is None:
             if storage is None:
-                raise OutputError(f"A run directory must hold {FILE}, but {directory} does not; tune first.")
+                raise OutputError(
+                    f"A run directory must hold a study in {FILE}, but {directory} has none; give the --out of a tune."
+                )
             raise OutputError(
                 f"The database of --storage must hold the study of {directory}, but does not; tune first."
             )

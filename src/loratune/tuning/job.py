@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import monotonic
 
 from loratune.analysis.diagnose import before_training
@@ -245,12 +245,12 @@ class Job:
             changed=in_unit_of_rows(self.bench),
         )
         task = self._studied(decision)
+        facts = write_report(facts, directory, self.tell, self._cost)
         self.study.put_fact("facts", to_stored(facts))
         self.study.put_fact(TASK, to_plain(task))
         self.study.put_fact(CUT, cut)
         self.study.show("recommended", setting_words(decision.hyper_parameters))
-        write_report(facts, directory, self.tell)
-        write_result(replace(facts, cost=self._cost()), directory)
+        write_result(facts, directory)
         shutil.rmtree(directory / FOLDER, ignore_errors=True)
         if not (cut or self.options.no_ledger) and self.options.kind.has_laws:
             key = study_key(fingerprint(self.options, self.bench))

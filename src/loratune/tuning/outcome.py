@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -93,6 +93,8 @@ def load_run(directory: Path) -> TrainedRun:
     """Read `result.json`. Raises `OutputError` where there is none, or one of a version that kept too little."""
     path = directory / _FILE
     try:
+        if not path.is_file():
+            raise FileNotFoundError(path)
         values = parse_json(path.read_text(encoding="utf-8"))
         chosen = values["recommended"] if "recommended" in values else values["hyper_parameters"]
         return TrainedRun(
@@ -308,11 +310,22 @@ def _cut_note(cut: bool, stopped: bool) -> list[Evidence]:
     return [Evidence(claim=text)] if cut else []
 
 
-def write_report(facts: RunFacts, directory: Path, tell: Tell) -> None:
-    """`report.html`, or a note where matplotlib is not installed."""
-    from loratune.reporting.documents import write_html
+def write_report(
+    facts: RunFacts, directory: Path, tell: Tell, cost: Callable[[], RunCost] | None = None
+) -> RunFacts:
+    """`report.html`, or a note where matplotlib is not installed; returns the facts that it shows.
+
+    `cost`: what the run has taken, asked for when the figures are drawn, so that every document says the same.
+    """
+    from loratune.reporting.documents import draw, write_html
 
     try:
-        write_html(facts, directory)
+        drawn = draw(facts)
     except ImportError as error:
         tell(Note(text=str(error)))
+        drawn = None
+    if cost is not None:
+        facts = replace(facts, cost=cost())
+    if drawn is not None:
+        write_html(facts, directory, drawn)
+    return facts

@@ -17,7 +17,9 @@ from loratune.costs.calibration import CALIBRATION, Calibration
 from loratune.errors import OutputError, ResourceError, interrupted
 from loratune.files.lock import FolderLock, check_new, is_empty
 from loratune.files.paths import check_own, disk_is_full, fullest_disk
+from loratune.files.read_json import parse_json
 from loratune.files.write import remove_unfinished, write_atomically
+from loratune.lora.peft_io import WEIGHTS
 from loratune.metrics import find, is_address, searched_by
 from loratune.metrics.function import source_digest
 from loratune.model.device import WORKERS
@@ -177,8 +179,17 @@ def _only_begun(options: TuneOptions) -> bool:
 
 def is_finished(study: Study, options: TuneOptions) -> bool:
     """Whether nothing is left to do: complete, not cut by the clock, and planned for the same budget."""
-    complete = (options.directory / _RESULT).exists() and not study.get_fact(CUT, False)
+    complete = _has_answer(options.directory) and not study.get_fact(CUT, False)
     return complete and _planned(study, options) is not None
+
+
+def _has_answer(directory: Path) -> bool:
+    """Whether the answer is still what was written; what has been lost of it is made again from the study."""
+    try:
+        written = parse_json((directory / _RESULT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(written, dict) and "schema" in written and (directory / "adapter" / WEIGHTS).is_file()
 
 
 def _planned(study: Study, options: TuneOptions) -> dict[str, Any] | None:
