@@ -54,6 +54,7 @@ def answer(
     settled: bool = False,
     outliers: frozenset[int] = frozenset(),
     law: PowerLaw | None = None,
+    against_best: dict[int, Comparison] | None = None,
 ) -> RankAnswer:
     return RankAnswer(
         chosen=ranks[chosen],
@@ -61,6 +62,7 @@ def answer(
         measured=ranks,
         comparisons=comparisons,
         best=min(ranks, key=lambda m: m.results[0].nll),
+        against_best=against_best or {},
         settled=settled,
         intervals={m.r: (-0.01, 0.01) for m in ranks[:-1]},
         adequate={m.r: 0.995 for m in ranks},
@@ -160,9 +162,22 @@ def test_not_compared_fairly_where_a_learning_rate_is_open() -> None:
 def test_nothing_is_adequate_while_a_measured_rank_is_better() -> None:
     """A U-shaped curve: rank 4 as good as 64, rank 8 better than both."""
     best = measured(8, {3e-4: 0.52, 1e-3: 0.48, 3e-3: 0.5})
-    claim = told(answer(RANKS[0], best, RANKS[2], comparisons=((4, ADEQUATE),)), "Rank 4 is non-inferior")
+    behind = Comparison(difference=0.02, standard_error=0.001, degrees=inf, margin=0.005)
+    found = answer(RANKS[0], best, RANKS[2], comparisons=((4, ADEQUATE),), against_best={4: behind})
+    claim = told(found, "Rank 4 is non-inferior")
     assert claim.holds is None
-    assert "rank 8 measured better than both by more than the margin" in claim.claim
+    assert "rank 8 measured better by more than the margin" in claim.claim
+
+
+@pytest.mark.parametrize(("difference", "holds"), [(0.001, True), (0.004, None)])
+def test_a_better_rank_must_be_shown_to_be_within_the_margin(difference: float, holds: bool | None) -> None:
+    """.004 measured, with a standard error of .001, may be more than the margin of .005."""
+    best = measured(8, {3e-4: 0.52, 1e-3: 0.499, 3e-3: 0.5})
+    behind = replace(ADEQUATE, difference=difference)
+    found = answer(RANKS[0], best, RANKS[2], comparisons=((4, ADEQUATE),), against_best={4: behind})
+    claim = told(found, "Rank 4 is non-inferior")
+    assert claim.holds is holds
+    assert ("rank 8 measured better and may be so by more than the margin" in claim.claim) == (holds is None)
 
 
 def test_undecided_in_words_that_help() -> None:

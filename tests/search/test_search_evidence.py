@@ -12,6 +12,7 @@ from loratune.search.effort import fit_effort
 from loratune.search.evidence import EvidenceStrategy
 from loratune.search.field import Field
 from loratune.search.procedure import Ledger
+from loratune.search.rank_choice import choice
 from loratune.search.ranks import RankStage
 from loratune.search.space import candidate_ranks, hyper_parameters, screening_fraction, usual_rate
 from loratune.values import (
@@ -182,7 +183,7 @@ def test_what_the_margin_tolerates_buys_no_larger_rank() -> None:
                     asked = Trial(hyper_parameters=setting, seed=seed)
                     nll = 0.5 + extra + worse + 1e-5 * seed
                     results.append(TrialResult(asked=asked, trial=asked, nll=nll))
-        assert stage.choice(Field(context, stage.batch, results)) == chosen
+        assert choice(Field(context, stage.batch, results)) == chosen
 
 
 def test_noise_that_hides_everything_is_told(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from loratune.search.challenge import ChallengeAnswer, Contender
 from loratune.search.compare import FULL, loss, mean_loss, rows_are_paired, unit
 from loratune.search.procedure import Ledger
 from loratune.search.rank_answer import Measured, RankAnswer
-from loratune.search.ranks import LIKELY
+from loratune.search.rank_choice import likely_enough
 from loratune.search.space import RateScale, prior_setting
 from loratune.values import Evidence, HyperParameters, SearchContext, Stage, Trial, TrialResult
 
@@ -78,7 +78,11 @@ def _rank_claim(context: SearchContext, answer: RankAnswer, r: int, comparison: 
         text += f": not compared fairly, {_open_words(context, unfair)}."
     elif comparison.verdict is Verdict.ADEQUATE:
         assert answer.best is not None
-        text += f": cannot tell, rank {answer.best.r} measured better than both by more than the margin."
+        lead = answer.against_best[r].difference if r in answer.against_best else 0.0
+        by = (
+            "by more than the margin" if lead > comparison.margin else "and may be so by more than the margin"
+        )
+        text += f": cannot tell, rank {answer.best.r} measured better {by}."
     else:
         text += f": undecided, {_power(context, comparison)}."
     return Evidence(
@@ -92,18 +96,15 @@ def _rank_claim(context: SearchContext, answer: RankAnswer, r: int, comparison: 
 
 
 def rank_verdict(context: SearchContext, answer: RankAnswer, r: int, comparison: Comparison) -> bool | None:
-    """True: shown as good as the largest, at the best learning rate of both, and not beaten by another rank by more
-    than the margin. False: shown worse, with a learning rate of its own that has worse ones on both sides."""
+    """True: shown as good as the largest and as the best one measured, at the best learning rate of both. False: shown
+    worse, with a learning rate of its own that has worse ones on both sides."""
     assert answer.reference is not None
     own = next(m for m in answer.measured if m.r == r)
     if comparison.verdict is Verdict.INFERIOR:
         return False if own.fair else None
     if comparison.verdict is not Verdict.ADEQUATE or not (own.fair and answer.reference.fair):
         return None
-    beaten = answer.best is not None and mean_loss(context, own.results) > (
-        mean_loss(context, answer.best.results) + context.wishes.margin
-    )
-    return None if beaten or r in answer.outliers else True
+    return True if answer.shown_unbeaten(r) and r not in answer.outliers else None
 
 
 def _open_words(context: SearchContext, unfair: Sequence[Measured]) -> str:
@@ -154,7 +155,7 @@ def _taken_claim(context: SearchContext, answer: RankAnswer) -> Evidence:
     comparison = dict(answer.comparisons).get(chosen.r)
     value = None if comparison is None else comparison.difference
     if chosen.r == reference.r:
-        likely = any(answer.adequate.get(m.r, 0) >= LIKELY for m in near if m is not chosen)
+        likely = any(answer.adequate.get(m.r, 0) >= likely_enough(context) for m in near if m is not chosen)
         why = (
             "smaller ones are expected to lose too large a part of the margin"
             if likely

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from loratune.maths.curves import PowerLaw
-from loratune.maths.noninferiority import Comparison, SeedNoise
+from loratune.maths.noninferiority import Comparison, SeedNoise, Verdict
 from loratune.search.bracket import Bracket
 from loratune.search.procedure import Results
 
@@ -41,6 +41,8 @@ class RankAnswer:
     """(rank, comparison with the reference), from the largest downwards, as far as the test went."""
     best: Measured | None
     """The one with the lowest expected loss."""
+    against_best: Mapping[int, Comparison]
+    """Of ranks compared: with the best one, where that is a third."""
     settled: bool
     """Whether the chosen rank was shown adequate (or is the reference itself, and the best)."""
     intervals: Mapping[int, tuple[float, float] | None]
@@ -54,3 +56,7 @@ class RankAnswer:
     outliers: frozenset[int]
     """Ranks that stand out above both neighbours, still."""
     all_results: Results
+
+    def shown_unbeaten(self, r: int) -> bool:
+        """Whether no measured rank may be better than this one by more than the margin (one-sided 95 %)."""
+        return r not in self.against_best or self.against_best[r].verdict is Verdict.ADEQUATE

@@ -5,7 +5,7 @@ the first item (`waves`). Knows nothing of later stages.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from math import inf, log2
+from math import log2
 
 from loratune.maths.curves import PowerLaw, fit_power_law
 from loratune.maths.noninferiority import Comparison, SeedNoise, Verdict, family_intervals
@@ -14,6 +14,7 @@ from loratune.search.effort import Effort
 from loratune.search.field import Cell, Field
 from loratune.search.procedure import Ledger, Procedure, Results
 from loratune.search.rank_answer import Measured, RankAnswer
+from loratune.search.rank_choice import adequate, choice
 from loratune.search.space import (
     RateScale,
     base_batch,
@@ -38,10 +39,6 @@ STEP_DOWN = 4
 """Ratio of one rank to the next lower one."""
 MOST_RATES = 7
 """Learning rates of a rank, at most, on the way to a worse one on both sides."""
-LIKELY = 0.8
-"""Probability of losing at most the margin from which on a smaller rank is taken."""
-LITTLE = 1 / 3
-"""Margins above the best, at most, that are expected of a rank that is taken where width is nearly free."""
 WORTH = 0.1
 """Margins that a rate between those tried is expected to gain, at least, where it is run."""
 NEAR = 3.0
@@ -130,7 +127,7 @@ class RankStage:
         field = self.field
         if not field.best:
             return True
-        ranks = dict.fromkeys((self.choice(field), field.lowest, self.largest))
+        ranks = dict.fromkeys((choice(field), field.lowest, self.largest))
         return bool(field.suspects) or any(self._beyond(field, r) for r in ranks)
 
     # what to ask next
@@ -164,7 +161,7 @@ class RankStage:
         if not field.best:
             return
         yield from self._way_down(field)
-        chosen = self.choice(field)
+        chosen = choice(field)
         for r in dict.fromkeys((chosen, field.lowest)):
             yield self._beyond(field, r)
         yield from self._retries(field, chosen)
@@ -181,7 +178,7 @@ class RankStage:
         """Repeats with the seeds of the test, in order of urgency."""
         if not field.best:
             return
-        chosen = self.choice(field)
+        chosen = choice(field)
         first, last = self.effort.looks
         yield self._repeats(field, (chosen, self.largest), first)
         if self.effort.wide:
@@ -331,21 +328,6 @@ class RankStage:
 
     # what is known
 
-    def choice(self, field: Field) -> int:
-        """The smallest rank that is likely to be within the margin of the best and of the largest one; where none is,
-        that with the lowest expected loss. One that stands out above its neighbours is not taken.
-
-        Where width is nearly free the best was measured and not only expected: the loss has to be small as well.
-        """
-        allowed = sorted(r for r in field.best if r not in field.outliers) or sorted(field.best)
-        most = field.level(field.lowest) + LITTLE * self.context.wishes.margin if self.effort.wide else inf
-        likely = (r for r in allowed if self._adequate(field, r) >= LIKELY and field.level(r) <= most)
-        return next(likely, min(allowed, key=field.level))
-
-    def _adequate(self, field: Field, r: int) -> float:
-        others = {field.lowest, max(field.best)}
-        return min(field.within(r, other) for other in others)
-
     def _measured(self, field: Field, r: int) -> Measured:
         cell, ladder = field.best[r], field.ladders[r]
         results = finished(self.context, cell.results)
@@ -401,21 +383,23 @@ class RankStage:
         if not field.best:
             return self._unmeasured(field)
         measured = {r: self._measured(field, r) for r in field.best}
-        chosen, reference = measured[self.choice(field)], measured[max(measured)]
+        chosen, reference = measured[choice(field)], measured[max(measured)]
         comparisons = self._tests(measured, reference)
         verdicts = {r: c.verdict for r, c in comparisons}
         best = measured[field.lowest]
-        beaten = field.level(chosen.r) > field.level(best.r) + self.context.wishes.margin
         shown = verdicts.get(chosen.r) is Verdict.ADEQUATE and chosen.fair and reference.fair
+        against_best = self._against_best(best, {r: measured[r] for r in verdicts}, reference)
+        beaten = chosen.r in against_best and against_best[chosen.r].verdict is not Verdict.ADEQUATE
         return RankAnswer(
             chosen=chosen,
             reference=reference,
             measured=tuple(measured[r] for r in sorted(measured)),
             comparisons=comparisons,
             best=best,
+            against_best=against_best,
             settled=shown and not beaten,
             intervals=self._intervals(chosen.r, reference.r, comparisons),
-            adequate={r: self._adequate(field, r) for r in field.best},
+            adequate={r: adequate(field, r) for r in field.best},
             law=self._law(field, measured),
             noise=self._noise(),
             correction=field.correction(reference.r),
@@ -436,6 +420,20 @@ class RankStage:
             if comparison.verdict is not Verdict.ADEQUATE:
                 break
         return tuple(found)
+
+    def _against_best(
+        self, best: Measured, tested: Mapping[int, Measured], reference: Measured
+    ) -> dict[int, Comparison]:
+        """Comparisons with the best rank, of ranks that were compared with the reference: as low as it measured, luck
+        is part of it, so that its test seeds alone count where it has any."""
+        if best.r == reference.r:
+            return {}
+        noise = self._noise()
+        return {
+            r: compare(self.context, m.tested or m.results, best.tested or best.results, noise)
+            for r, m in tested.items()
+            if r != best.r
+        }
 
     def _intervals(
         self, chosen: int, reference: int, comparisons: Sequence[tuple[int, Comparison]]
@@ -466,6 +464,7 @@ class RankStage:
             measured=(),
             comparisons=(),
             best=None,
+            against_best={},
             settled=False,
             intervals={},
             adequate={},
