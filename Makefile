@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test check check-ray docs check-exports locked lock sbom audit test-oldest test-newest clean
+.PHONY: demo test test-kernels test-killed check check-ray docs check-exports locked lock sbom audit test-oldest test-newest clean
 
 # Every file has its hash in requirements/, but for torch and what its build brings: which build there is (for a CPU,
 # for which GPU) is the machine's affair.
@@ -35,7 +35,12 @@ demo: .venv/installed
 
 test: .venv/installed .venv/kernels
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
-	CUDA_VISIBLE_DEVICES= TRITON_INTERPRET=1 $(BIN)/pytest -n 2 -m kernels
+	$(MAKE) --jobs 2 --output-sync test-kernels test-killed
+
+test-kernels: .venv/installed .venv/kernels
+	CUDA_VISIBLE_DEVICES= TRITON_INTERPRET=1 $(BIN)/pytest -m kernels tests/engine tests/kernels tests/model
+
+test-killed: .venv/installed
 	$(BIN)/pytest tests/app/test_worker_killed.py
 
 check: .venv/installed

@@ -1,5 +1,6 @@
 """One thread per test process (two 2-thread processes on two cores slow each other many times), no network."""
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -40,8 +41,21 @@ def ledger(_ledgers: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-_SEARCHES = ("tuning", "runners", "app", "search", "engine")
-"""Folders with files that take half a minute and more: whole searches, processes that are killed."""
+_SEARCHES = [
+    "tuning",
+    "runners",
+    "app",
+    "search",
+    "engine",
+    "study",
+    "analysis",
+    "costs",
+    "tests",
+    "docs",
+    "reporting",
+]
+"""Folders with files that take half a minute and more, those with the longest first: whole searches, processes that are
+killed, exactness."""
 
 
 def _place(item: pytest.Item) -> int:
@@ -61,3 +75,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
         elif item.get_closest_marker("kernels") and os.environ.get("TRITON_INTERPRET") != "1":
             item.add_marker(pytest.mark.skip(reason="no CUDA device, and Triton's interpreter not asked for"))
+
+
+def pytest_collection_finish() -> None:
+    """What the imports have made stays: without this every search for cycles, and there are many, goes through it."""
+    gc.collect()
+    gc.freeze()

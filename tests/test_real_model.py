@@ -32,18 +32,18 @@ class Tuned:
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Tuned:
     folder = tmp_path_factory.mktemp("reuters")
-    train, test = write_reuters(folder / "data", 8)
+    train, test = write_reuters(folder / "data", 5)
     arguments = {
         "model": str(smollm2()), "data": str(train), "test": str(test), "out": str(folder / "run"), "dtype": "float32",
         "template": r"News: {text}\nTopic:", "ranks": "8", "budget": "2x", "max-length": "32",
-        "train-rows": "64", "validation-rows": "24", "test-rows": "24", "pack-size": "2", "epochs": "2",
-        "learning-rates": "3e-3", "batch-sizes": "8",  # one search run: higher rates are a matter of luck with 16 steps
+        "train-rows": "48", "validation-rows": "16", "test-rows": "16", "pack-size": "2", "epochs": "2",
+        "learning-rates": "3e-3", "batch-sizes": "8",  # one search run: higher rates are a matter of luck with 12 steps
     }  # fmt: skip
     command = [word for name, value in arguments.items() for word in (f"--{name}", value)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measuring, "SECONDS", 0.05)
         # the usual ones have more tokens than all training here
-        patch.setitem(measuring._RUNGS, "cpu", (64, 128))
+        patch.setitem(measuring._RUNGS, "cpu", (32, 64))
         patch.setattr(sys, "argv", ["loratune", "tune", *command, "--json"])
         with pytest.raises(SystemExit) as stop:
             main()

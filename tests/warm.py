@@ -5,6 +5,7 @@ nothing works as well is shown by the tests that start one: of closed descriptor
 """
 
 import atexit
+import gc
 import os
 import signal
 import sys
@@ -102,6 +103,7 @@ def _run(
     pipes: list[Connection],
     terminal: str | None,
 ) -> None:
+    gc.freeze()  # as in conftest.py
     os.environ.clear()
     os.environ.update(environment)
     for number, handler in handlers.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from json import dumps
 from pathlib import Path
@@ -46,8 +47,9 @@ def render(facts: RunFacts, drawn: dict[str, Figure] | None = None) -> str:
     return template.render(**contents(facts), figures=draw(facts) if drawn is None else drawn)
 
 
+@cache
 def templates(*, autoescape: bool) -> Environment:
-    """Where the templates are, with the words of numbers as filters."""
+    """Where the templates are, with the words of numbers as filters; compiled once a process."""
     environment = Environment(
         loader=PackageLoader("loratune.reporting"),
         autoescape=autoescape,
@@ -61,6 +63,8 @@ def templates(*, autoescape: bool) -> Environment:
         "duration": wording.duration,
         "size": wording.size,
         "breakable": _breakable,
+        "md": _escaped,
+        "share": _share,
     }
     return environment
 
@@ -169,9 +173,7 @@ _MARKS = re.compile(r"([\\`*_{}\[\]<>#|~])")
 
 def to_markdown(facts: RunFacts) -> str:
     """The page's words and tables, without its figures; everything from outside is escaped."""
-    environment = templates(autoescape=False)
-    environment.filters |= {"md": _escaped, "share": _share}
-    text = environment.get_template("report.md.j2").render(**contents(facts))
+    text = templates(autoescape=False).get_template("report.md.j2").render(**contents(facts))
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 

@@ -99,6 +99,7 @@ class Drawing:
         written = BytesIO()
         with rc_context({**_STYLE, "svg.hashsalt": self.name}):
             nothing: dict[str, Any] = {"Date": None, "Creator": None, "Format": None, "Type": None}
+            self._place()
             self.figure.savefig(written, format="svg", transparent=True, metadata=nothing)
         root = ElementTree.fromstring(written.getvalue())
         self._describe(root, title, description)
@@ -106,6 +107,15 @@ class Drawing:
             link.set("href", link.attrib.pop(f"{{{_LINK}}}href"))
         ElementTree.register_namespace("", _SVG)
         return Markup(_coloured(_own_names(ElementTree.tostring(root, encoding="unicode"), self.name)))
+
+    def _place(self) -> None:
+        """Lay out for the letters of SVG, once: `savefig` would draw all of it for that, and then again."""
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+        FigureCanvasSVG(self.figure)
+        if (layout := self.figure.get_layout_engine()) is not None:
+            layout.execute(self.figure)
+            self.figure.set_layout_engine(None)
 
     def _describe(self, root: ElementTree.Element, title: str, description: str) -> None:
         for name in ("width", "height", "version"):
