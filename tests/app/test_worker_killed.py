@@ -11,6 +11,7 @@ from time import monotonic, sleep
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine, inspect, text
 
 import loratune
 from loratune.app.worker import run_worker
@@ -20,6 +21,7 @@ from loratune.runners import lease_worker, shared
 from loratune.runners.leases import LeaseFolder
 from loratune.study.database import shared_folders
 from loratune.study.record import Study
+from loratune.study.secrets import with_driver
 from loratune.values import TrialResult
 from postgresql_fixture import PASSWORD, server
 from tiny import animal_rows, save_tiny_model, write_jsonl
@@ -44,7 +46,7 @@ def until(found: Callable[[], Any], *processes: BaseProcess) -> None:
     while not found():
         assert monotonic() < end
         assert all(process.is_alive() for process in processes)
-        sleep(0.01)
+        sleep(0.05)
 
 
 def kill(process: BaseProcess) -> None:
@@ -53,11 +55,11 @@ def kill(process: BaseProcess) -> None:
     assert process.exitcode == -signal.SIGKILL
 
 
-def kill_with_a_lease(process: BaseProcess, place: LeaseFolder) -> list[str]:
+def kill_with_a_lease(process: BaseProcess, place: LeaseFolder, driver: BaseProcess) -> list[str]:
     """Kill a worker that holds trials; returns their keys."""
     assert process.pid is not None
     while True:
-        until(place.running, process)
+        until(place.running, process, driver)
         os.kill(process.pid, signal.SIGSTOP)  # so that it cannot hand them over meanwhile
         if held := [lease.key for lease in place.running()]:
             kill(process)
@@ -92,7 +94,7 @@ def test_killed_one_after_the_other(storage: str, tmp_path: Path, monkeypatch: p
 
     first = forked(work)  # before there is a table in the database
     driver = forked(lambda: loratune.tune(out=out, devices=["workers"], storage=storage, **place))
-    lost = kill_with_a_lease(first, queue)
+    lost = kill_with_a_lease(first, queue, driver)
     second = forked(work)
     until(lambda: any(key in recorded() for key in lost), driver, second)
     kill(driver)
@@ -114,6 +116,17 @@ def test_killed_one_after_the_other(storage: str, tmp_path: Path, monkeypatch: p
     ends = [json.loads(line) for line in told.splitlines()]
     trained = [each["key"] for each in ends if each["event"] == "trial_ended"]
     assert sorted(trained) == sorted(set(trained)), "a trial ended twice"
+
+
+def test_tables_that_are_just_being_made_are_left_to_whoever_makes_them(storage: str) -> None:
+    with create_engine(with_driver(storage), isolation_level="AUTOCOMMIT").connect() as connection:
+        connection.execute(text("CREATE DATABASE begun"))
+    begun = storage.replace("/postgres", "/begun")
+    engine = create_engine(with_driver(begun))
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE studies (study_id INTEGER)"))
+    assert shared_folders(begun) == []
+    assert inspect(engine).get_table_names() == ["studies"]
 
 
 def test_a_database_without_studies_and_a_server_that_is_not_there(storage: str) -> None:

@@ -105,10 +105,14 @@ def read_storage(directory: Path, storage: str | None) -> BaseStorage | None:
 
 
 def _of_server(url: str) -> BaseStorage | None:
-    """The storage, for reading; None for a database that nobody has written a study to."""
+    """The storage, for reading; None for a database that nobody has written a study to.
+
+    Optuna makes the table of its version last, and whoever opens the database before that makes it, too: of two that do
+    so at once one fails.
+    """
     engine = create_engine(url)
     try:
-        begun = inspect(engine).has_table("studies")
+        begun = inspect(engine).has_table("alembic_version")
     finally:
         engine.dispose()
     return optuna.storages.get_storage(RDBStorage(url, skip_table_creation=True)) if begun else None
