@@ -64,6 +64,10 @@ class WarmCommand:
         began.close()
 
     @property
+    def pid(self) -> int | None:
+        return self._process.pid
+
+    @property
     def returncode(self) -> int | None:
         """None as long as it runs; negative where a signal ended it."""
         return self._process.exitcode
