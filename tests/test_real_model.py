@@ -37,7 +37,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Tuned:
         "model": str(smollm2()), "data": str(train), "test": str(test), "out": str(folder / "run"), "dtype": "float32",
         "template": r"News: {text}\nTopic:", "ranks": "8", "budget": "2x", "max-length": "32",
         "train-rows": "48", "validation-rows": "16", "test-rows": "16", "pack-size": "2", "epochs": "2",
-        "learning-rates": "3e-3", "batch-sizes": "8",  # one search run: higher rates are a matter of luck with 12 steps
+        "learning-rates": "3e-3", "batch-sizes": "4",  # one search run: higher rates are a matter of luck with 24 steps
     }  # fmt: skip
     command = [word for name, value in arguments.items() for word in (f"--{name}", value)]
     with pytest.MonkeyPatch.context() as patch:
