@@ -197,3 +197,13 @@ def test_a_finished_run_is_finished_without_its_events(run: Path) -> None:
         (state,) = [each.state() for each in server.runs]
     assert (state["status"], state["report"]) == ("finished", True)
     assert state["verdict"]
+
+
+def test_a_link_to_itself_is_no_run(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    assert "needs the run directory of a tune" in shell("watch", tmp_path / "loop").error
+    for command in (
+        ("report", tmp_path / "loop"),
+        ("tune", tmp_path / "loop", "--resume", "--out", tmp_path),
+    ):
+        assert shell(*command).code == 2

@@ -11,7 +11,7 @@ from typing import Any
 from loratune.app.page_server import PageServer
 from loratune.errors import InputError, LoratuneError, Stop
 from loratune.files.lock import ask_to_stop, is_asked_to_stop, seems_held
-from loratune.files.paths import user_path
+from loratune.files.paths import real_path
 from loratune.reporting.watched import HEADS, WatchedRun, claim
 from loratune.study.events import FILE, EventTail
 
@@ -122,7 +122,7 @@ def watch(directories: list[Path], port: int = PORT) -> PageServer:
 
     Raises `InputError` for a directory without a run, and for a port that is taken.
     """
-    folders = list(dict.fromkeys(user_path(each).resolve() for each in directories))
+    folders = list(dict.fromkeys(real_path(each) for each in directories))
     runs = [RunFolder(folder) for folder in folders]
     if not 0 <= port < 2**16:
         raise InputError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from loratune.errors import InputError, printable
-from loratune.files.paths import user_path
+from loratune.files.paths import real_path, user_path
 from loratune.tuning.configuration import FILE, check_named, named_metric, read_options, resumed_options
 from loratune.tuning.options import RUNS, CommonOptions, TrainOptions, TuneOptions
 
@@ -61,7 +61,7 @@ def _resumed(given: dict[str, Any], directory: Path | None) -> dict[str, Any]:
                 f"A run directory given beside options needs --resume, got {str(directory)!r} without it; add "
                 "--resume, or name a new directory by --out."
             )
-        if out is not None and user_path(out).resolve() != user_path(directory).resolve():
+        if out is not None and real_path(out) != real_path(directory):
             raise InputError(
                 f"--resume must continue one directory, got {str(directory)!r} and --out {out!r}; give one of them."
             )

@@ -30,6 +30,11 @@ def user_path(text: str | Path) -> Path:
         ) from None
 
 
+def real_path(text: str | Path) -> Path:
+    """The path in full, with links followed; as far as they lead, where they go in a circle."""
+    return Path(os.path.realpath(user_path(text)))
+
+
 def check_own(directory: Path) -> None:
     """Raise `OutputError` where a run directory that may come from elsewhere would have us write outside of it."""
     for path in directory.iterdir() if directory.is_dir() else ():
