@@ -38,7 +38,7 @@ test: .venv/installed .venv/kernels
 	$(MAKE) --jobs 2 --output-sync test-kernels test-killed
 
 test-kernels: .venv/installed .venv/kernels
-	CUDA_VISIBLE_DEVICES= TRITON_INTERPRET=1 $(BIN)/pytest -m kernels tests/engine tests/kernels tests/model
+	CUDA_VISIBLE_DEVICES= TRITON_INTERPRET=1 $(BIN)/pytest -n 2 -m kernels tests/engine tests/kernels tests/model
 
 test-killed: .venv/installed
 	$(BIN)/pytest tests/app/test_worker_killed.py
