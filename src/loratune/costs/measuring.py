@@ -101,19 +101,10 @@ def _largest(engine: PackEngine, trials: Sequence[Trial], steps: int) -> int:
 
 
 def forward_rate(
-    engine: PackEngine,
-    trials: Sequence[Trial],
-    *,
-    seconds: float,
-    kept: InitialAdapters | None = None,
-    tokens: int = 0,
+    engine: PackEngine, trials: Sequence[Trial], *, seconds: float, kept: InitialAdapters | None = None
 ) -> float:
-    """Tokens per second of evaluating the initial adapters of `trials` without gradients, all together.
-
-    `tokens`: about how many are read at once; at least those of 32 rows.
-    """
-    enough = int(tokens / len(trials) / float(engine.validation.lengths.mean()))
-    rows = engine.validation.take(range(min(len(engine.validation), max(_FEWEST_READ, enough))))
+    """Tokens per second of evaluating the initial adapters of `trials` without gradients, all together."""
+    rows = engine.validation.take(range(min(len(engine.validation), 32)))
     evaluated = int(rows.lengths.sum()) * len(trials)
     with engine.attached():
         adapters = _alike(engine, trials, {} if kept is None else kept)
@@ -122,8 +113,8 @@ def forward_rate(
             engine.read(adapters, rows)
             return evaluated
 
-        read, each, _ = _repeat(evaluate, seconds, _fewest(engine))
-    return read / each
+        tokens, each, _ = _repeat(evaluate, seconds, _fewest(engine))
+    return tokens / each
 
 
 def _fewest(engine: PackEngine) -> int:
@@ -164,10 +155,6 @@ _RUNGS: dict[Device, tuple[int, ...]] = {
     "cuda": (2048, 8192, 32768, 65536),
 }
 """Tokens of a step that are tried, and so of a micro-batch."""
-_FEWEST_READ = 32
-"""Rows that are evaluated at once, where the device does not read many of them as fast again."""
-_READ: dict[Device, int] = {"cpu": 0, "cuda": 2}
-"""Tokens that are evaluated at once, in those of a micro-batch: as many as an evaluation reads."""
 _FEWEST_RUNGS = 2
 _HOPE = 4.0
 """No pack on a CPU was ever faster than one trial's first step by more than this factor."""
@@ -231,9 +218,7 @@ def _measured(
     return Calibration(
         pack=steps[rung].rate,
         alone=alone.rate,
-        forward=forward_rate(
-            engine, initial, seconds=seconds, kept=kept, tokens=_READ[limits.execution.device] * rung
-        ),
+        forward=forward_rate(engine, initial, seconds=seconds, kept=kept),
         slots=slots,
         steps=tuple(points),
         micro_batch_tokens=max(min(rung, engine.micro_batch_tokens), limits.max_length),
@@ -359,13 +344,10 @@ def _again(
 
 
 def _filling(engine: PackEngine, recipe: HyperParameters, slots: int, tokens: int) -> list[Trial]:
-    """Trials whose step has about `tokens` tokens, with batches as near to the recipe's as that allows.
-
-    As a search fills a step: small ones have few trials, and a trial takes time of its own beside its tokens.
-    """
-    rows = tokens / float(engine.train.example_lengths.mean())
-    count = max(1, min(slots, round(rows / min(recipe.batch_size, engine.train.examples))))
-    batch = max(1, min(engine.train.examples, int(rows / count)))
+    """Trials whose step has about `tokens` tokens: one for each slot, if a row each is not too much."""
+    mean = float(engine.train.example_lengths.mean())
+    count = max(1, min(slots, int(tokens / mean)))
+    batch = max(1, min(engine.train.examples, int(tokens / mean / count)))
     filled = replace(recipe, batch_size=batch)
     return [Trial(hyper_parameters=filled, seed=seed) for seed in range(count)]
 
