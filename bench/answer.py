@@ -197,7 +197,7 @@ def measure(arguments: argparse.Namespace) -> None:
                 judge = judge or Judge(arguments.model, paths)
                 scores = judge(out / "adapter")
                 rows[f"{arguments.task}/{side}/{seed}"] = scores
-                rows[f"{arguments.task}/tokens"] = judge.table.supervised_counts.astype(np.float64)
+                rows[f"{arguments.task}/tokens/{seed}"] = judge.table.supervised_counts.astype(np.float64)
                 np.savez_compressed(arguments.rows, **rows)  # type: ignore[arg-type]
                 nll = scores[0].sum() / judge.table.supervised_counts.sum()
                 row = {
@@ -233,32 +233,40 @@ def compare(arguments: argparse.Namespace, draws: int = 2000) -> None:
         sys.exit(f"--rows must be a file that a measurement wrote, got {arguments.rows}; measure first.")
     with np.load(arguments.rows, allow_pickle=False) as stored:
         rows = dict(stored)
-    tokens = rows[f"{arguments.task}/tokens"]
     seeds: dict[str, set[str]] = {}
     for name in rows:
-        parts = name.split("/")
-        if parts[0] == arguments.task and len(parts) == 3:
-            seeds.setdefault(parts[1], set()).add(parts[2])
+        task, side, seed = name.split("/")
+        if task == arguments.task:
+            seeds.setdefault(side, set()).add(seed)
     random = np.random.default_rng(0)
-    for side in sorted(set(seeds) - {"default"}):
+    for side in sorted(set(seeds) - {"default", "tokens"}):
         common = sorted(seeds[side] & seeds.get("default", set()))
         if not common:
             continue
-        pairs = np.stack(
-            [rows[f"{arguments.task}/{side}/{s}"] - rows[f"{arguments.task}/default/{s}"] for s in common]
-        )
+        # each seed's own rows: which of them stand in its training rows too, and were taken out, differs
+        pairs = [rows[f"{arguments.task}/{side}/{s}"] - rows[f"{arguments.task}/default/{s}"] for s in common]
+        tokens = [rows[f"{arguments.task}/tokens/{s}"] for s in common]
         found = np.empty((draws, 2))
         for draw in range(draws):
             drawn = random.integers(0, len(common), len(common))
-            chosen = random.integers(0, len(tokens), len(tokens))
-            part = pairs[drawn][:, :, chosen].mean(0)
-            found[draw] = part[0].sum() / tokens[chosen].sum(), part[1].mean()
-        nll = pairs.mean(0)[0].sum() / tokens.sum()
+            chosen = [random.integers(0, len(tokens[i]), len(tokens[i])) for i in drawn]
+            found[draw] = _mean_of_seeds(
+                [(pairs[i][:, each], tokens[i][each]) for i, each in zip(drawn, chosen, strict=True)]
+            )
+        nll, match = _mean_of_seeds(list(zip(pairs, tokens, strict=True)))
         low, high = np.percentile(found, [2.5, 97.5], axis=0)
         print(
             f"{side} minus default, {len(common)} seeds: NLL {nll:+.4f} [{low[0]:+.4f}, {high[0]:+.4f}], "
-            f"exact match {pairs.mean(0)[1].mean():+.4f} [{low[1]:+.4f}, {high[1]:+.4f}]"
+            f"exact match {match:+.4f} [{low[1]:+.4f}, {high[1]:+.4f}]"
         )
+
+
+def _mean_of_seeds(
+    seeds: list[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]],
+) -> tuple[float, float]:
+    """NLL per token and share of exact matches, of ([2, rows], tokens of each row) for each seed."""
+    nll = [part[0].sum() / tokens.sum() for part, tokens in seeds]
+    return float(np.mean(nll)), float(np.mean([part[1].mean() for part, _ in seeds]))
 
 
 def main() -> None:
