@@ -135,9 +135,9 @@ def test_a_locked_ledger_is_waited_for_and_then_told(ledger: Path, monkeypatch: 
     holder = sqlite3.connect(ledger)
     holder.execute("BEGIN EXCLUSIVE")
     try:
-        with pytest.raises(LedgerError, match="locked"):
+        with pytest.raises(LedgerError, match=r"in use by another process .database is locked.; try again"):
             write_entry(ledger, "other", "/r", TASK)
-        with pytest.raises(LedgerError, match="locked"):
+        with pytest.raises(LedgerError, match=r"in use by another process .database is locked.; try again"):
             read_ledger(ledger)
     finally:
         holder.close()

@@ -171,6 +171,10 @@ def _errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, sqlite3.Error, ValueError, OverflowError) as error:
+        if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_BUSY:
+            raise LedgerError(
+                f"The ledger {path} is in use by another process ({error}); try again, or give --no-ledger."
+            ) from None
         raise LedgerError(
             f"The ledger {path} cannot be used ({error}); it is left as it is: delete it, name another by "
             f"${VARIABLE}, or give --no-ledger."
