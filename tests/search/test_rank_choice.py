@@ -6,6 +6,7 @@ from math import log2
 import numpy as np
 
 from devices import LAUNCH_BOUND
+from loratune.metrics import default_margin
 from loratune.search.effort import fit_effort
 from loratune.search.field import Field
 from loratune.search.procedure import Ledger
@@ -19,14 +20,21 @@ LEVEL = 0.5
 
 
 def chosen(
-    excess: Mapping[int, float], *, noise: float, seeds: int = 4, draw: int = 0, wide: bool = False
+    excess: Mapping[int, float],
+    *,
+    noise: float,
+    seeds: int = 4,
+    draw: int = 0,
+    wide: bool = False,
+    margin: float = MARGIN,
+    labels: int = 0,
 ) -> int:
     """Of ranks that lose so many margins at their best rate, each run at three rates with so many seeds; `noise` is
     the sd of a run in margins."""
     context = SearchContext(
-        data=DataFacts(rows=10_000, tokens=1_000_000, supervised_tokens=0),
+        data=DataFacts(rows=10_000, tokens=1_000_000, supervised_tokens=0, labels=labels),
         model=ModelFacts(largest_rank=max(excess)),
-        wishes=Wishes(budget=30.0, ranks=tuple(excess), margin=MARGIN),
+        wishes=Wishes(budget=30.0, ranks=tuple(excess), margin=margin),
     )
     if wide:
         context = LAUNCH_BOUND.told(context)
@@ -41,7 +49,7 @@ def chosen(
             for seed, own in enumerate(scatter):
                 setting = hyper_parameters(context, r=r, rate=factor * centre, batch=stage.batch)
                 asked = Trial(hyper_parameters=setting, seed=seed)
-                nll = LEVEL + MARGIN * (margins + worse + noise * own)
+                nll = LEVEL + margin * (margins + worse + noise * own)
                 results.append(TrialResult(asked=asked, trial=asked, nll=float(nll)))
     return choice(Field(context, stage.batch, results))
 
@@ -63,6 +71,16 @@ def test_where_every_rank_was_run_none_is_taken_for_a_loss_that_shows() -> None:
 
 def test_where_every_rank_was_run_two_thirds_of_the_margin_are_tolerated() -> None:
     assert chosen({1: 4.0, 4: 0.6, 16: 0.1, 64: 0.0}, noise=0.02, wide=True) == 4
+
+
+def test_the_luck_of_a_seed_widens_what_can_be_told_apart_and_not_what_may_be_lost() -> None:
+    """Of labels one seed changes more than the metric's own margin; a margin that the user gave is kept."""
+    luck = default_margin("nll", 77)
+    excess = {4: 0.55 * luck, 16: 0.3 * MARGIN, 64: 0.0}
+    assert 0.55 * luck > MARGIN
+    for margin, rank in ((luck, 16), (1.01 * luck, 4)):
+        in_margins = {r: loss / margin for r, loss in excess.items()}
+        assert chosen(in_margins, noise=0.02, wide=True, margin=margin, labels=77) == rank
 
 
 def test_a_rank_beaten_by_a_smaller_one_is_no_reference_for_others() -> None:

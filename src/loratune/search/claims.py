@@ -169,7 +169,11 @@ def _taken_claim(context: SearchContext, answer: RankAnswer) -> Evidence:
         )
         head += "" if answer.noise.known else ", if seeds scatter as they usually do"
     runs = runs_to_decide(context, answer)
-    more = f"; about {runs} more runs{_minutes(context, runs)} would decide" if runs else ""
+    more = (
+        f"; about {runs} more {'run' if runs == 1 else 'runs'}{_minutes(context, runs)} would decide"
+        if runs
+        else ""
+    )
     return Evidence(
         claim=f"{head}{more}.",
         value=value,
