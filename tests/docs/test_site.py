@@ -78,5 +78,5 @@ def test_the_whole_commands_are_what_was_measured() -> None:
             )
             for row in csv.DictReader(lines)
         }
-    assert len(told) == 2
+    assert len(told) == 8
     assert set(told) <= measured
