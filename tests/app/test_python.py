@@ -123,7 +123,7 @@ def test_a_notebook_is_told_from_other_shells(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_resume_in_python_reads_the_directory(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="name it by --storage"):
+    with pytest.raises(OutputError, match="name the database by --storage"):
         loratune.resume(_kept(tmp_path / "a", "nll"))
     with pytest.raises(InputError, match="names code"):
         loratune.resume(_kept(tmp_path / "b", "evil:score"))

@@ -83,6 +83,7 @@ def test_a_second_run_on_a_directory_is_refused(options: dict[str, Any]) -> None
         loratune.tune(**options)
     process.kill()
     process.wait()
+    (out / "study.db").unlink()
     first = loratune.tune(**options)
     (out / "result.json").unlink()
     process = hold(out)
