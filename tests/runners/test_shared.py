@@ -133,6 +133,20 @@ def test_what_is_let_go_of_waits_again(tmp_path: Path) -> None:
     assert place.workers() == []
 
 
+def test_what_a_worker_holds_it_does_not_take_again(tmp_path: Path) -> None:
+    """A driver that begins again offers it once more while it is at work; its first result is the trial's."""
+    (asked,) = trials(1)
+    place = offered(tmp_path / "queue", [asked])
+    place.beat_worker("one")
+    worker = Leases(place, "one")
+    assert worker.next() == asked
+    place.offer(7, Offer(trial=asked, memory=1.0, room=100.0, slots=8))
+    assert worker.next() is None
+    worker.ended(asked, result(asked))
+    worker.finish(result(asked), None)
+    assert place.done() == [(asked.key, "one")]
+
+
 def test_a_result_travels_whole(tmp_path: Path) -> None:
     (trial,) = trials(1)
     place = offered(tmp_path / "queue", [trial])

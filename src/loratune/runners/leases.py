@@ -301,7 +301,10 @@ class Leases:
         return self._slots
 
     def next(self) -> Trial | None:
-        """The first waiting trial that fits beside those held, where this worker has not more than its share."""
+        """The first waiting trial that fits beside those held, where this worker has not more than its share.
+
+        None of those held: a driver that begins again offers what is still at work here under a new name.
+        """
         if self.place.halted or self.place.closed:
             return None
         waiting = self.place.waiting()
@@ -309,7 +312,7 @@ class Leases:
         share = ceil((len(waiting) + len(self.place.running())) / live)
         for name in waiting if len(self.held) < max(1, share) else ():
             offer = self.place.look(name)
-            if offer is None or not self._fits(offer):
+            if offer is None or offer.trial.key in self.held or not self._fits(offer):
                 continue
             lease = self.place.take(name, self.worker)
             if lease is not None:
