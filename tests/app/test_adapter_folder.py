@@ -119,6 +119,8 @@ def test_another_base_model_is_refused(run: Path, tmp_path: Path, shell: Shell) 
 
 
 def test_the_merged_model_gives_the_adapters_logits(run: Path, place: Place, tmp_path: Path) -> None:
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged" / ".lock").touch()  # of a run that was killed as it began
     merge(run, tmp_path / "merged")
     base = AutoModelForCausalLM.from_pretrained(place.model, dtype=torch.float32)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)

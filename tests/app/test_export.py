@@ -96,7 +96,14 @@ def test_transformers_repeats_the_run(run: Path, place: Place, tmp_path: Path) -
     assert recorded["base_model_test"]["nll"] > ours + 1, "else agreeing shows nothing"
 
 
+def leave_a_lock(folder: Path) -> None:
+    """As a run does that is killed as it begins; the folder still counts as empty."""
+    folder.mkdir()
+    (folder / ".lock").touch()
+
+
 def test_peft_builds_the_runs_adapter_from_the_configuration(run: Path, place: Place, tmp_path: Path) -> None:
+    leave_a_lock(tmp_path / "there")
     export(run, to="peft", out=tmp_path / "there")
     config = LoraConfig.from_pretrained(tmp_path / "there")
     assert not config.inference_mode, "it is for training"

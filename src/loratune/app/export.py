@@ -67,10 +67,11 @@ def export(
     recipe = _recipe(run, target, model)
     target = serving(target, recipe)
     exported, rows = _planned(run, target, recipe, model)
-    with new_folder(folder) as fresh:
+    with new_folder(folder, replace=True) as fresh:  # what a killed run left in an empty folder
         for name, text in exported.files.items():
             (fresh / name).write_text(text, encoding="utf-8")
         losses = rows.write(fresh, exported.data) if rows is not None else ()
+        check_new(folder)  # writing the rows may have taken long
     return Export(
         folder=folder,
         files=tuple(
