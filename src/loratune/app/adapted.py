@@ -85,7 +85,7 @@ def merge(directory: str | Path, out: str | Path, *, model: str | None = None, d
     merged = tuned.merge_and_unload(safe_merge=True)
     for config in (merged.config, merged.config.get_text_config()):
         config.use_cache = True  # loading for training turned it off
-    with new_folder(folder, replace=True) as fresh, quiet():  # what a killed run left in an empty folder
+    with new_folder(folder, replace=True) as fresh, quiet():  # instead of what a killed run left there
         merged.save_pretrained(fresh)
         if base.tokenizer is not None:
             base.tokenizer.save_pretrained(fresh)

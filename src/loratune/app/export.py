@@ -67,7 +67,7 @@ def export(
     recipe = _recipe(run, target, model)
     target = serving(target, recipe)
     exported, rows = _planned(run, target, recipe, model)
-    with new_folder(folder, replace=True) as fresh:  # what a killed run left in an empty folder
+    with new_folder(folder, replace=True) as fresh:  # instead of what a killed run left there
         for name, text in exported.files.items():
             (fresh / name).write_text(text, encoding="utf-8")
         losses = rows.write(fresh, exported.data) if rows is not None else ()
